@@ -1,0 +1,41 @@
+"""PixArt-δ in plain PyTorch: model, sampling, control, checkpoints and a pipeline. Knows nothing of ComfyUI.
+
+Public names are loaded on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+_HOME = {
+    "PixArtConfig": "config",
+    "PIXART_256": "config",
+    "PIXART_512": "config",
+    "PIXART_1024_MS": "config",
+    "PixArt": "model",
+    "ControlNetTransformer": "controlnet",
+    "preferred_dtype": "functional",
+    "lcm_timesteps": "lcm",
+    "boundary_scalings": "lcm",
+    "sample_lcm": "lcm",
+    "CheckpointError": "checkpoint",
+    "load_pixart": "checkpoint",
+    "inspect_file": "checkpoint",
+    "save_pixart": "checkpoint",
+    "Pipeline": "pipeline",
+    "memory_plan": "memory",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,154 @@
+"""The modules a PixArt transformer is made of. Attribute names are the authors', so their files load strictly.
+
+Every module takes `dtype`, `device` and `operations`: the namespace its Linear and Conv2d come from. The default is
+torch.nn; ComfyUI passes its own, and thereby brings casting, paging and quantisation without this package knowing it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .functional import attention as sdpa_attention
+from .functional import modulate, timestep_embedding
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every block reads besides the tokens."""
+
+    time: Tensor
+    """(B, C): timestep plus micro-conditions, for the final layer."""
+    modulation: Tensor
+    """(B, 6, C): the shared adaLN-single values."""
+    caption: Tensor
+    """(B, L, C): projected text."""
+    mask: Tensor | None
+    """(B, 1, L) bool, True = real token; None when all are."""
+    attention: Any = sdpa_attention
+    """Callable (q, k, v, heads, mask=None) on (B, N, C) tensors."""
+
+    def repeat(self, times: int) -> Conditions:
+        """The same conditions for a batch repeated `times` times."""
+        def tile(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.repeat(times, *[1] * (x.ndim - 1))
+        return replace(self, time=tile(self.time), modulation=tile(self.modulation), caption=tile(self.caption),
+                       mask=tile(self.mask))
+
+
+class Mlp(nn.Module):
+    """Linear, tanh-approximated GELU, Linear."""
+
+    def __init__(self, in_features, hidden_features, out_features, dtype=None, device=None, operations=nn):
+        super().__init__()
+        self.fc1 = operations.Linear(in_features, hidden_features, dtype=dtype, device=device)
+        self.fc2 = operations.Linear(hidden_features, out_features, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class PatchEmbed(nn.Module):
+    """(B, in_channels, h, w) -> (B, h·w / patch², hidden)."""
+
+    def __init__(self, patch_size, in_channels, hidden_size, dtype=None, device=None, operations=nn):
+        super().__init__()
+        self.proj = operations.Conv2d(in_channels, hidden_size, patch_size, patch_size, dtype=dtype, device=device)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return self.proj(latent).flatten(2).transpose(1, 2)
+
+
+class ScalarEmbedder(nn.Module):
+    """Sinusoid and two-layer MLP for scalars: the timestep, and each micro-condition value."""
+
+    frequency_dim = 256
+
+    def __init__(self, hidden_size, dtype=None, device=None, operations=nn):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            operations.Linear(self.frequency_dim, hidden_size, dtype=dtype, device=device),
+            nn.SiLU(),
+            operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device),
+        )
+
+    def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """values (B,) or (B, K) -> (B, K·hidden)."""
+        embedded = self.mlp(timestep_embedding(values.reshape(-1), self.frequency_dim).to(dtype))
+        return embedded.reshape(values.shape[0], -1)
+
+
+class CaptionEmbedder(nn.Module):
+    """Projects text embeddings; holds the learned null caption (L, caption_channels) as a buffer, as the authors do."""
+
+    def __init__(self, caption_channels, hidden_size, length, dtype=None, device=None, operations=nn):
+        super().__init__()
+        self.y_proj = Mlp(caption_channels, hidden_size, hidden_size, dtype=dtype, device=device, operations=operations)
+        self.register_buffer("y_embedding", torch.zeros(length, caption_channels, dtype=dtype, device=device))
+
+    def forward(self, caption: Tensor) -> Tensor:
+        return self.y_proj(caption)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, dim, num_heads, dtype=None, device=None, operations=nn):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = operations.Linear(dim, dim * 3, dtype=dtype, device=device)
+        self.proj = operations.Linear(dim, dim, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor, attention=sdpa_attention) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj(attention(q, k, v, self.num_heads))
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, dim, num_heads, dtype=None, device=None, operations=nn):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_linear = operations.Linear(dim, dim, dtype=dtype, device=device)
+        self.kv_linear = operations.Linear(dim, dim * 2, dtype=dtype, device=device)
+        self.proj = operations.Linear(dim, dim, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor, caption: Tensor, mask: Tensor | None, attention=sdpa_attention) -> Tensor:
+        q = self.q_linear(x)
+        k, v = self.kv_linear(caption).chunk(2, dim=-1)
+        return self.proj(attention(q, k, v, self.num_heads, mask=mask))
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and MLP under adaLN-single (PixArt-α, Sec. 2.3)."""
+
+    def __init__(self, dim, num_heads, mlp_ratio=4.0, dtype=None, device=None, operations=nn):
+        super().__init__()
+        kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        self.attn = SelfAttention(dim, num_heads, **kwargs)
+        self.cross_attn = CrossAttention(dim, num_heads, **kwargs)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dim, **kwargs)
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, dim, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
+        """x (B, N, C) -> (B, N, C)."""
+        table = self.scale_shift_table.to(dtype=x.dtype, device=x.device)[None] + cond.modulation
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)  # (B, 1, C) each
+        x = torch.addcmul(x, gate_msa, self.attn(modulate(x, shift_msa, scale_msa), cond.attention))
+        x = x + self.cross_attn(x, cond.caption, cond.mask, cond.attention)
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(x, shift_mlp, scale_mlp)))
+
+
+class FinalLayer(nn.Module):
+    """adaLN and a Linear to patch² · out_channels values a token."""
+
+    def __init__(self, dim, out_features, dtype=None, device=None, operations=nn):
+        super().__init__()
+        self.linear = operations.Linear(dim, out_features, dtype=dtype, device=device)
+        self.scale_shift_table = nn.Parameter(torch.zeros(2, dim, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        table = self.scale_shift_table.to(dtype=x.dtype, device=x.device)[None] + time[:, None]
+        shift, scale = table.chunk(2, dim=1)
+        return self.linear(modulate(x, shift, scale))

@@ -1,0 +1,119 @@
+"""Latent consistency models on PixArt's schedule: timesteps, boundary condition, sampler and the DDIM solver step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .schedule import NUM_TIMESTEPS, add_noise, predict_x0, signal_and_noise
+
+MAX_STEPS = 8
+DDIM_STEPS = 50
+"""Timesteps the student was distilled on: 19, 39, …, 999 (skipping interval k = 20, paper App. B.1)."""
+GRIDS = ("diffusers", "official")
+
+ModelFn = Callable[[Tensor, Tensor], Tensor]
+
+
+def ddim_timesteps() -> list[int]:
+    """The 50 distillation timesteps 19, 39, …, 999."""
+    skip = NUM_TIMESTEPS // DDIM_STEPS
+    return list(range(skip - 1, NUM_TIMESTEPS, skip))
+
+
+def lcm_timesteps(steps: int, grid: str = "diffusers") -> list[int]:
+    """Timesteps of a `steps`-step LCM run, first to last.
+
+    Args:
+        steps: 1 … 8.
+        grid: "diffusers" (LCMScheduler; 999, 759, 499, 259 for 4 steps) or "official" (the authors' older
+            skipping rule; 999, 759, 519, 279).
+
+    Raises:
+        ValueError: on another number of steps or an unknown grid.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
+        raise ValueError(f"LCM sampling takes 1 to {MAX_STEPS} steps, got {steps!r}")
+    origin = ddim_timesteps()[::-1]
+    if grid == "diffusers":
+        return [origin[index * DDIM_STEPS // steps] for index in range(steps)]
+    if grid == "official":
+        return origin[:: DDIM_STEPS // steps][:steps]
+    raise ValueError(f"unknown timestep grid {grid!r}: choose one of {', '.join(GRIDS)}")
+
+
+def boundary_scalings(timestep, sigma_data: float = 0.5, timestep_scaling: float = 10.0):
+    """(c_skip, c_out) of the consistency function f = c_skip · z_t + c_out · ẑ_0 (paper A.1; LCM, Sec. 4.1).
+
+    c_skip → 1 and c_out → 0 as t → 0. `timestep` may be a number or a tensor; the result is of its kind (float32).
+    """
+    scaled = timestep.double() if isinstance(timestep, Tensor) else float(timestep)
+    scaled = scaled * timestep_scaling
+    c_skip = sigma_data**2 / (scaled**2 + sigma_data**2)
+    c_out = scaled / (scaled**2 + sigma_data**2) ** 0.5
+    return (c_skip.float(), c_out.float()) if isinstance(timestep, Tensor) else (c_skip, c_out)
+
+
+def consistency(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
+    """f_θ(z_t, t) from a noise prediction: noisy, epsilon (B, C, h, w); timestep (B,)."""
+    shape = (-1, *[1] * (noisy.ndim - 1))
+    c_skip, c_out = (c.view(shape) for c in boundary_scalings(timestep))
+    return c_skip * noisy + c_out * predict_x0(noisy, epsilon, timestep, table)
+
+
+def ddim_step(x0: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
+    """Deterministic DDIM: the point at `timestep` (B,) of the ODE through a prediction (solver Ψ of Algorithm 1)."""
+    signal, sigma = signal_and_noise(timestep, x0, table)
+    return signal * x0 + sigma * epsilon
+
+
+@torch.no_grad()
+def sample_lcm(
+    model_fn: ModelFn,
+    noise: Tensor,
+    timesteps: Sequence[int],
+    noises: Sequence[Tensor] | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Multistep consistency sampling.
+
+    Args:
+        model_fn: (latent (B, C, h, w), timestep (B,)) -> epsilon (B, C, h, w).
+        noise: (B, C, h, w), the starting latent at timesteps[0].
+        timesteps: descending, from `lcm_timesteps`.
+        noises: noises[k] is used after step k; None = drawn from `generator`.
+        generator: for the noises; drawn on its own device, then moved.
+        callback: called as callback(step, denoised) after every step; raising from it stops the run.
+
+    Returns:
+        The last denoised latent (B, C, h, w), float32.
+
+    Raises:
+        ValueError: on no timesteps, too few noises, or a model that returns a non-finite value.
+    """
+    if not len(timesteps):
+        raise ValueError("sample_lcm needs at least one timestep")
+    if noises is not None and len(noises) < len(timesteps) - 1:
+        raise ValueError(f"{len(timesteps)} steps need {len(timesteps) - 1} noises, got {len(noises)}")
+    latent = noise.float()
+    for step, timestep in enumerate(timesteps):
+        t = torch.full((latent.shape[0],), timestep, device=latent.device, dtype=torch.long)
+        epsilon = model_fn(latent, t).float()
+        denoised = consistency(latent, epsilon, t)
+        if callback is not None:
+            callback(step, denoised)
+        if step + 1 < len(timesteps):
+            fresh = noises[step].to(latent) if noises is not None else _draw(latent, generator)
+            latent = add_noise(denoised, fresh, torch.full_like(t, timesteps[step + 1]))
+    if not torch.isfinite(denoised).all():
+        raise ValueError("the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
+                         "(try bfloat16 or float32)")
+    return denoised
+
+
+def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else like.device
+    return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like.device)

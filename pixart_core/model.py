@@ -1,0 +1,177 @@
+"""The PixArt transformer: one class for the 256, 512 and micro-conditioned 1024-MS models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import PixArtConfig
+from .functional import attention as sdpa_attention
+from .functional import position_embedding
+from .layers import Block, CaptionEmbedder, Conditions, FinalLayer, PatchEmbed, ScalarEmbedder
+
+BlockHook = Callable[[int, Callable[[Tensor], Tensor], Tensor], Tensor]
+
+
+class PixArt(nn.Module):
+    """Diffusion transformer of PixArt-α/δ. Parameters carry the authors' names.
+
+    Args:
+        config: the shape; see `PixArtConfig`.
+        dtype, device: of the parameters.
+        operations: namespace that Linear and Conv2d are taken from (torch.nn, or ComfyUI's).
+    """
+
+    def __init__(self, config: PixArtConfig, dtype=None, device=None, operations=nn):
+        super().__init__()
+        self.config = config
+        kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        dim = config.hidden_size
+        self._weights_set_dtype = operations is nn
+        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, dim, **kwargs)
+        self.t_embedder = ScalarEmbedder(dim, **kwargs)
+        self.t_block = nn.Sequential(nn.SiLU(), operations.Linear(dim, 6 * dim, dtype=dtype, device=device))
+        self.y_embedder = CaptionEmbedder(config.caption_channels, dim, config.model_max_length, **kwargs)
+        if config.micro_condition:
+            self.csize_embedder = ScalarEmbedder(dim // 3, **kwargs)
+            self.ar_embedder = ScalarEmbedder(dim // 3, **kwargs)
+        # Kept only so that the authors' files load strictly: forward computes the grid of the size it is given.
+        self.register_buffer("pos_embed", torch.zeros(1, config.base_size**2, dim, dtype=dtype, device=device))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.num_heads, config.mlp_ratio, **kwargs) for _ in range(config.depth))
+        self.final_layer = FinalLayer(dim, config.patch_size**2 * config.out_channels, **kwargs)
+
+    def forward(
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        caption: Tensor,
+        caption_mask: Tensor | None = None,
+        image_size: Tensor | None = None,
+        aspect_ratio: Tensor | None = None,
+        control: Sequence[Tensor] | None = None,
+        *,
+        attention=None,
+        block_hook: BlockHook | None = None,
+    ) -> Tensor:
+        """Predict noise (and variance) of a noisy latent.
+
+        Args:
+            latent: (B, in_channels, h, w), scaled by 0.18215; any h and w (odd sizes are padded and cropped back).
+            timestep: (B,), 0 … 999.
+            caption: (B, L, caption_channels) text embeddings, any L.
+            caption_mask: (B, L), 1 = real token; None = all are.
+            image_size: (B, 2) height, width in px; None = eight times the latent's.
+            aspect_ratio: (B, 1) height / width; None = the latent's. Both are read by micro-conditioned models only.
+            control: residuals (B, tokens, hidden); control[i] is added to the output of block i.
+            attention: callable (q, k, v, heads, mask=None) on (B, N, C); None = scaled_dot_product_attention.
+            block_hook: called as block_hook(i, run, x) in place of run(x) for every block.
+
+        Returns:
+            (B, out_channels, h, w) in the latent's dtype: epsilon, then the variance half.
+
+        Raises:
+            ValueError: on a latent or caption of another width, or more residuals than blocks.
+        """
+        self._check(latent, caption, control)
+        cond = self.embed_conditions(latent, timestep, caption, caption_mask, image_size, aspect_ratio, attention)
+        x = self.embed_latent(latent)  # (B, N, C)
+        for index, block in enumerate(self.blocks):
+            if block_hook is None:
+                x = block(x, cond)
+            else:
+                x = block_hook(index, lambda tokens, block=block: block(tokens, cond), x)
+            if control is not None and index < len(control):
+                x = x + control[index].to(x)
+        x = self.final_layer(x, cond.time)  # (B, N, p·p·out)
+        return self._unpatchify(x, *latent.shape[-2:]).to(latent.dtype)
+
+    def compute_dtype(self, latent: Tensor) -> torch.dtype:
+        """Weights decide with torch.nn; with a host's operations, which cast weights to their input, the input does."""
+        return self.x_embedder.proj.weight.dtype if self._weights_set_dtype else latent.dtype
+
+    def embed_latent(self, latent: Tensor) -> Tensor:
+        """(B, in_channels, h, w) -> tokens (B, ⌈h/p⌉·⌈w/p⌉, hidden) with positions."""
+        size, dtype = self.config.patch_size, self.compute_dtype(latent)
+        latent = latent.to(dtype)
+        height, width = latent.shape[-2:]
+        if height % size or width % size:
+            latent = F.pad(latent, (0, -width % size, 0, -height % size), mode="replicate")
+        rows, columns = latent.shape[-2] // size, latent.shape[-1] // size
+        position = position_embedding(rows, columns, self.config.hidden_size, self.config.base_size,
+                                      self.config.interpolation_scale, latent.device)
+        return self.x_embedder(latent) + position.to(dtype)
+
+    def embed_conditions(self, latent, timestep, caption, caption_mask=None, image_size=None, aspect_ratio=None,
+                         attention=None) -> Conditions:
+        """Timestep, micro-conditions and caption as the blocks read them; arguments as in `forward`."""
+        dtype = self.compute_dtype(latent)
+        time = self.t_embedder(timestep, dtype)
+        if self.config.micro_condition:
+            height, width = latent.shape[-2:]
+            if image_size is None:
+                image_size = latent.new_tensor([[height * 8, width * 8]], dtype=torch.float32)
+            if aspect_ratio is None:
+                aspect_ratio = latent.new_tensor([[height / width]], dtype=torch.float32)
+            micro = [self.csize_embedder(image_size, dtype), self.ar_embedder(aspect_ratio, dtype)]
+            time = time + torch.cat([m.expand(time.shape[0], -1) for m in micro], dim=-1)
+        modulation = self.t_block(time).reshape(time.shape[0], 6, -1)
+        mask = None if caption_mask is None else caption_mask.bool()[:, None]
+        return Conditions(time, modulation, self.y_embedder(caption.to(dtype)), mask, attention or sdpa_attention)
+
+    def null_caption(self, batch: int, length: int | None = None) -> Tensor:
+        """The learned unconditional caption, (batch, length or model_max_length, caption_channels).
+
+        Raises:
+            ValueError: if the checkpoint came without one (diffusers' layout drops it).
+        """
+        embedding = self.y_embedder.y_embedding
+        if embedding is None:
+            raise ValueError("this checkpoint has no learned null caption (y_embedding): diffusers' layout drops it. "
+                             "Encode an empty prompt with T5 instead, or load the authors' .pth file")
+        return embedding[:length].expand(batch, -1, -1)
+
+    def _unpatchify(self, x: Tensor, height: int, width: int) -> Tensor:
+        size, channels = self.config.patch_size, self.config.out_channels
+        rows, columns = -(-height // size), -(-width // size)
+        x = x.reshape(-1, rows, columns, size, size, channels).permute(0, 5, 1, 3, 2, 4)  # (B, out, rows, p, columns, p)
+        return x.reshape(-1, channels, rows * size, columns * size)[..., :height, :width]
+
+    def _check(self, latent: Tensor, caption: Tensor, control: Sequence[Tensor] | None) -> None:
+        if latent.ndim != 4 or latent.shape[1] != self.config.in_channels:
+            raise ValueError(f"this PixArt model takes latents with {self.config.in_channels} channels (B, C, h, w), "
+                             f"got shape {tuple(latent.shape)}: use the autoencoder of Stable Diffusion 1.x (f8, 4 channels)")
+        if caption.shape[-1] != self.config.caption_channels:
+            raise ValueError(f"captions are {caption.shape[-1]} wide, this PixArt model takes {self.config.caption_channels}: "
+                             "use the text encoder that it was trained with (T5 v1.1 XXL for the released models)")
+        if control is not None and len(control) > len(self.blocks):
+            raise ValueError(f"{len(control)} control residuals for a model of {len(self.blocks)} blocks")
+
+    @torch.no_grad()
+    def initialize_weights(self) -> PixArt:
+        """The authors' initialisation for training from scratch: adaLN-zero style, so that the first output is 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        embedders = [self.t_embedder]
+        if self.config.micro_condition:
+            embedders += [self.csize_embedder, self.ar_embedder]
+        for linear in [e.mlp[i] for e in embedders for i in (0, 2)] + [self.t_block[1], self.y_embedder.y_proj.fc1,
+                                                                       self.y_embedder.y_proj.fc2]:
+            nn.init.normal_(linear.weight, std=0.02)
+        for block in self.blocks:
+            nn.init.zeros_(block.cross_attn.proj.weight)
+        for table in [self.final_layer.scale_shift_table, *(b.scale_shift_table for b in self.blocks)]:
+            nn.init.normal_(table, std=1 / math.sqrt(self.config.hidden_size))
+        nn.init.zeros_(self.final_layer.linear.weight)
+        nn.init.normal_(self.y_embedder.y_embedding, std=1 / math.sqrt(self.config.caption_channels))
+        side, config = self.config.base_size, self.config
+        self.pos_embed.copy_(position_embedding(side, side, config.hidden_size, side, config.interpolation_scale))
+        return self

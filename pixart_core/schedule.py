@@ -1,0 +1,46 @@
+"""The diffusion process PixArt was trained with: 1000 steps, β linear from 1e-4 to 0.02 (paper App. B.1, Fig. 3)."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+NUM_TIMESTEPS = 1000
+BETA_START = 1e-4
+BETA_END = 2e-2
+
+
+@functools.lru_cache(maxsize=2)
+def alphas_cumprod(scaled_linear: bool = False) -> Tensor:
+    """ᾱ_t for every timestep, (1000,) float64 on the CPU.
+
+    `scaled_linear` is the schedule of the original LCM (0.00085 → 0.012), for the paper's Fig. 3 ablation only.
+    """
+    if scaled_linear:
+        betas = torch.linspace(0.00085**0.5, 0.012**0.5, NUM_TIMESTEPS, dtype=torch.float64) ** 2
+    else:
+        betas = torch.linspace(BETA_START, BETA_END, NUM_TIMESTEPS, dtype=torch.float64)
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def signal_and_noise(timestep: Tensor, like: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """√ᾱ_t and √(1 − ᾱ_t) for timestep (B,), float32, shaped to broadcast over `like` (B, …)."""
+    table = alphas_cumprod() if table is None else table
+    alpha = table.to(timestep.device)[timestep.long()] if timestep.device.type != "mps" else (
+        table[timestep.long().cpu()].float().to(timestep.device))  # MPS has no float64
+    shape = (-1, *[1] * (like.ndim - 1))
+    return alpha.sqrt().float().view(shape), (1 - alpha).sqrt().float().view(shape)
+
+
+def add_noise(latent: Tensor, noise: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
+    """z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε. latent, noise (B, C, h, w); timestep (B,)."""
+    signal, sigma = signal_and_noise(timestep, latent, table)
+    return signal * latent + sigma * noise
+
+
+def predict_x0(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
+    """The inverse of `add_noise`: ẑ_0 from z_t and a noise prediction."""
+    signal, sigma = signal_and_noise(timestep, noisy, table)
+    return (noisy - sigma * epsilon) / signal
