@@ -1,0 +1,65 @@
+"""Shared by all tests: the root folder as package `pixart_delta`, a ComfyUI server per supported version, markers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.comfy_server import ComfyServer, comfyui_trees
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# No test may reach for a model hub: what is not on this machine must fail at once, not after a time-out.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def _register_root() -> None:
+    """Make `import pixart_delta` give the root folder as a package, the way ComfyUI loads it (under any name)."""
+    if not (ROOT / "__init__.py").exists() or "pixart_delta" in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(
+        "pixart_delta", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pixart_delta"] = module
+    spec.loader.exec_module(module)
+
+
+_register_root()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "comfyui_path" in metafunc.fixturenames:
+        trees = comfyui_trees()
+        metafunc.parametrize("comfyui_path", list(trees.values()), ids=list(trees), indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "comfyui_path" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.host)
+        if item.get_closest_marker("gpu"):
+            import torch
+
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def comfyui_path(request) -> Path:
+    """The folder of a ComfyUI; a test that uses it runs once for every version there is."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def comfy_server(comfyui_path, tmp_path_factory):
+    """A running ComfyUI with this extension, shared by all tests of one ComfyUI version.
+
+    Put model files under `comfy_server.base / "models"`; leave the queue empty.
+    """
+    with ComfyServer(comfyui_path, tmp_path_factory.mktemp(f"comfyui_{comfyui_path.name}_")) as server:
+        yield server
