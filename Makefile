@@ -1,0 +1,34 @@
+# Everything needs Python 3.10 to 3.13 and nothing else; `make PYTHON=python3.12 demo` chooses one.
+PYTHON ?= python3
+VENV_PYTHON = .venv/bin/python
+
+.PHONY: demo run test bench setup lint clean distclean
+
+## demo   set up, then make a picture with the bundled workflow in a real ComfyUI
+demo: setup
+	$(VENV_PYTHON) -m tools.demo
+
+## run    ComfyUI with this extension; stays up and prints its address
+run: setup
+	$(VENV_PYTHON) -m tools.demo --stay
+
+## test   ruff and all tests
+test: setup lint
+	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+## bench  speed, memory and installation, measured
+bench: setup
+	$(VENV_PYTHON) -m tools.bench
+
+lint: setup
+	$(VENV_PYTHON) -m ruff check .
+
+setup:
+	@$(PYTHON) tools/setup.py
+
+## clean  remove the links and the output; distclean: also the cached environment they lead to
+clean:
+	@$(PYTHON) tools/setup.py --clean
+
+distclean:
+	@$(PYTHON) tools/setup.py --clean --cache
