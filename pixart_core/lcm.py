@@ -23,24 +23,30 @@ def ddim_timesteps() -> list[int]:
     return list(range(skip - 1, NUM_TIMESTEPS, skip))
 
 
-def lcm_timesteps(steps: int, grid: str = "diffusers") -> list[int]:
+def lcm_timesteps(steps: int, grid: str = "diffusers", strength: float = 1.0) -> list[int]:
     """Timesteps of a `steps`-step LCM run, first to last.
 
     Args:
         steps: 1 … 8.
         grid: "diffusers" (LCMScheduler; 999, 759, 499, 259 for 4 steps) or "official" (the authors' older
             skipping rule; 999, 759, 519, 279).
+        strength: part of the schedule that is run, counted from its end: below 1 a given picture keeps its layout
+            (image to image, as LCMScheduler's strength).
 
     Raises:
-        ValueError: on another number of steps or an unknown grid.
+        ValueError: on another number of steps, an unknown grid, or a strength that leaves too few timesteps.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise ValueError(f"LCM sampling takes 1 to {MAX_STEPS} steps, got {steps!r}")
-    origin = ddim_timesteps()[::-1]
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    origin = ddim_timesteps()[: int(DDIM_STEPS * strength)][::-1]
+    if steps > len(origin):
+        raise ValueError(f"strength {strength} leaves {len(origin)} timesteps, too few for {steps} steps")
     if grid == "diffusers":
-        return [origin[index * DDIM_STEPS // steps] for index in range(steps)]
+        return [origin[index * len(origin) // steps] for index in range(steps)]
     if grid == "official":
-        return origin[:: DDIM_STEPS // steps][:steps]
+        return origin[:: len(origin) // steps][:steps]
     raise ValueError(f"unknown timestep grid {grid!r}: choose one of {', '.join(GRIDS)}")
 
 

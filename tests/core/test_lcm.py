@@ -61,6 +61,22 @@ def test_unknown_grid():
         pc.lcm_timesteps(4, "karras")
 
 
+@pytest.mark.parametrize("strength", [0.1, 0.5, 0.75, 0.99])
+def test_strength_equals_diffusers(strength):
+    from diffusers import LCMScheduler
+
+    scheduler = LCMScheduler(beta_start=1e-4, beta_end=2e-2, beta_schedule="linear", original_inference_steps=50)
+    scheduler.set_timesteps(4, strength=strength)
+    assert pc.lcm_timesteps(4, strength=strength) == scheduler.timesteps.tolist()
+
+
+def test_strength_is_checked():
+    with pytest.raises(ValueError, match="leaves 2 timesteps, too few for 4"):
+        pc.lcm_timesteps(4, strength=0.05)
+    with pytest.raises(ValueError, match="above 0"):
+        pc.lcm_timesteps(4, strength=0)
+
+
 def epsilon_of(latent, timestep):
     """A smooth stand-in for a network, different at every timestep and place."""
     return torch.tanh(latent * (1 + timestep.view(-1, 1, 1, 1) / 1000)) * 0.9
