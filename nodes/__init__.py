@@ -1,0 +1,36 @@
+"""The ComfyUI side: which nodes there are, and where they look for models."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import files
+from .conditioning import PixArtDeltaResolution, PixArtDeltaTextEncode
+from .convert import PixArtDeltaSaveCheckpoint
+from .loaders import (
+    PixArtDeltaLoraLoader,
+    PixArtDeltaModelLoader,
+    PixArtDeltaTextEncoderLoader,
+    PixArtDeltaVAELoader,
+)
+from .sampling import PixArtDeltaLCMSampler, PixArtDeltaLCMSampling
+
+NODES: list[type[io.ComfyNode]] = [
+    PixArtDeltaModelLoader,
+    PixArtDeltaTextEncoderLoader,
+    PixArtDeltaVAELoader,
+    PixArtDeltaLoraLoader,
+    PixArtDeltaTextEncode,
+    PixArtDeltaResolution,
+    PixArtDeltaLCMSampler,
+    PixArtDeltaLCMSampling,
+    PixArtDeltaSaveCheckpoint,
+]
+
+
+class PixArtDeltaExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        files.register_folder()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

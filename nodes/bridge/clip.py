@@ -1,0 +1,146 @@
+"""CLIP: T5 in ComfyUI's own classes, at the width of the weights, with PixArt's prompt rules, plain or in 8 bits."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from pathlib import Path
+
+import comfy.quant_ops as quant_ops
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models_base
+import comfy.text_encoders.pixart_t5
+import comfy.utils
+import folder_paths
+import torch
+import transformers
+from torch import Tensor
+
+from ...pixart_core.checkpoint import CheckpointError
+from ...pixart_core.text import MAX_LENGTH, find_text_encoder, normalize_prompt, weight_files
+from .ui import say
+
+
+class T5Tokenizer(comfy.sd1_clip.SDTokenizer):
+    """ComfyUI's tokenizer wrapper with PixArt's prompt rules: lower case, at most 120 tokens, no padding.
+
+    Without padding no attention mask is needed: cross-attention sees the prompt's own tokens only.
+    """
+
+    def __init__(self, folder: str, width: int, embedding_directory=None, tokenizer_data=None):
+        super().__init__(folder, pad_with_end=False, embedding_directory=embedding_directory, embedding_size=width,
+                         embedding_key="t5xxl", tokenizer_class=transformers.T5TokenizerFast, has_start_token=False,
+                         pad_to_max_length=False, max_length=10**8, min_length=1, tokenizer_data=tokenizer_data or {})
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> list[list[tuple]]:
+        tokens = super().tokenize_with_weights(normalize_prompt(text), return_word_ids, **kwargs)[0]
+        if len(tokens) > MAX_LENGTH:
+            cut = self.tokenizer.decode([token[0] for token in tokens[MAX_LENGTH - 1:-1] if isinstance(token[0], int)])
+            say(f"the prompt has {len(tokens)} tokens and PixArt reads {MAX_LENGTH}; this was cut off: {cut!r}",
+                logging.WARNING)
+            tokens = tokens[: MAX_LENGTH - 1] + tokens[-1:]
+        return [tokens]
+
+
+def load_clip(path: str, quantization: str = "none", disable_dynamic: bool = False):
+    """A CLIP that holds a T5 encoder of any width, from a file or a transformers folder.
+
+    Args:
+        path: a single file (ComfyUI's t5xxl_….safetensors), a text_encoder folder or a pipeline folder. A T5 that
+            does not use the vocabulary of T5 v1.1 needs its tokenizer beside it.
+        quantization: "none", or "8-bit": weights are quantised one by one while they are read.
+
+    Raises:
+        CheckpointError: when it is not a T5 encoder, is damaged or has no tokenizer.
+    """
+    state = _read_t5(path)
+    shape = _t5_shape(state, path)
+    options = {"t5xxl_model_config": shape}
+    parameters = comfy.utils.calculate_parameters(state)
+    dtype = state["encoder.final_layer_norm.weight"].dtype
+    options["dtype"] = torch.bfloat16 if dtype == torch.float32 and parameters > 10**9 else dtype
+    stored_quantized = any(key.endswith(".comfy_quant") for key in state)
+    if quantization == "8-bit" and not stored_quantized:
+        state = _quantize(state)
+    if quantization == "8-bit" or stored_quantized:
+        options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
+    target = comfy.supported_models_base.ClipTarget(
+        functools.partial(comfy.sd1_clip.SD1Tokenizer, clip_name="t5xxl",
+                          tokenizer=functools.partial(T5Tokenizer, _tokenizer_folder(path, shape), shape["d_model"])),
+        comfy.text_encoders.pixart_t5.PixArtT5XXL)
+    clip = comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), parameters=parameters,
+                         state_dict=[state], model_options=options, disable_dynamic=disable_dynamic)
+    clip.patcher.cached_patcher_init = (_load_clip_patcher, (path, quantization))
+    return clip
+
+
+def _load_clip_patcher(path: str, quantization: str, disable_dynamic: bool = False):
+    return load_clip(path, quantization, disable_dynamic).patcher
+
+
+def eight_bit_format() -> str:
+    """The 8-bit format of this ComfyUI: int8 since 0.27, fp8 before."""
+    return "int8_tensorwise" if "int8_tensorwise" in quant_ops.QUANT_ALGOS else "float8_e4m3fn"
+
+
+def _quantize(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every Linear weight of a T5 encoder in 8 bits, marked as ComfyUI's quantised checkpoints are."""
+    kind = eight_bit_format()
+    layout = quant_ops.get_layout_class(quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"])
+    mark = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
+    quantized = {}
+    for key, weight in state.items():
+        layer = key.removesuffix(".weight")
+        if weight.ndim != 2 or not weight.is_floating_point() or "relative_attention" in key or key == "shared.weight":
+            quantized[key] = weight
+            continue
+        quantized[key], params = layout.quantize(weight.float(), scale="recalculate")
+        quantized[f"{layer}.weight_scale"], quantized[f"{layer}.comfy_quant"] = params.scale, mark
+    return quantized
+
+
+def _read_t5(path: str) -> dict[str, Tensor]:
+    files = [Path(path)] if Path(path).is_file() else weight_files(find_text_encoder(path)[0])
+    state = {}
+    for file in files:
+        state.update(comfy.utils.load_torch_file(str(file), safe_load=True))
+    state, _ = comfy.utils.convert_old_quants(state, "")
+    if "shared.weight" not in state and "encoder.embed_tokens.weight" in state:
+        state["shared.weight"] = state["encoder.embed_tokens.weight"]
+    return {key: state[key] for key in state
+            if key == "shared.weight" or key.startswith("encoder.") and key != "encoder.embed_tokens.weight"}
+
+
+def _t5_shape(state: dict[str, Tensor], path: str) -> dict:
+    """ComfyUI's T5 configuration, read off the weights. Raises CheckpointError when they are not a whole T5 encoder."""
+    attention, feed = "encoder.block.{}.layer.0.SelfAttention.", "encoder.block.{}.layer.1.DenseReluDense."
+    layers = 0
+    while attention.format(layers) + "q.weight" in state:
+        layers += 1
+    gated = feed.format(0) + "wi_0.weight" in state
+    names = ["shared.weight", "encoder.final_layer_norm.weight", attention.format(0) + "relative_attention_bias.weight"]
+    for layer in range(max(layers, 1)):
+        names += [attention.format(layer) + f"{name}.weight" for name in "qkvo"]
+        names += [feed.format(layer) + f"{name}.weight" for name in (("wi_0", "wi_1", "wo") if gated else ("wi", "wo"))]
+        names += [f"encoder.block.{layer}.layer.{part}.layer_norm.weight" for part in (0, 1)]
+    missing = [name for name in names if name not in state]
+    if missing:
+        raise CheckpointError(f"{path} is not a whole T5 encoder: it lacks {missing[0]}. PixArt takes "
+                              "T5 v1.1 XXL (t5xxl_fp16.safetensors, or the text_encoder folder)")
+    (vocabulary, width), heads = state["shared.weight"].shape, state[names[2]].shape[1]
+    inner, hidden = (state[name].shape[axis] for name, axis in ((attention.format(0) + "q.weight", 0),
+                                                                (feed.format(0) + "wo.weight", 1)))
+    return {"d_model": width, "d_kv": inner // heads, "d_ff": hidden, "vocab_size": vocabulary, "num_layers": layers,
+            "num_heads": heads, "is_gated_act": gated, "dense_act_fn": "gelu_pytorch_tanh" if gated else "relu",
+            "model_type": "t5"}
+
+
+def _tokenizer_folder(path: str, shape: dict) -> str:
+    if Path(path).is_dir():
+        return str(find_text_encoder(path)[1])
+    if shape["vocab_size"] == 32128:  # T5's own vocabulary, which ComfyUI carries
+        return str(Path(comfy.text_encoders.pixart_t5.__file__).parent / "t5_tokenizer")
+    raise CheckpointError(f"{path} is a T5 encoder with a vocabulary of {shape['vocab_size']}: its file has no "
+                          "tokenizer, choose the folder that has tokenizer/ beside it")

@@ -1,0 +1,201 @@
+"""MODEL: `pixart_core.PixArt` as one of ComfyUI's own models."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import comfy.conds
+import comfy.ldm.modules.attention as host_attention
+import comfy.model_base
+import comfy.model_management as memory
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy.cli_args import args
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from torch import Tensor, nn
+
+from ...pixart_core.checkpoint import CheckpointError, inspect_file, read_pixart
+from ...pixart_core.config import PixArtConfig
+from ...pixart_core.functional import preferred_dtype
+from ...pixart_core.lora import load_lora
+from ...pixart_core.model import PixArt
+
+DISTILLED = "pixart_delta_distilled"
+"""Attachment of our MODELs: whether the file holds an LCM model (None: unknown)."""
+
+
+class PixArtUNet(PixArt):
+    """`pixart_core.PixArt` with the forward that ComfyUI calls: its attention, wrappers, patches and control."""
+
+    def __init__(self, config: PixArtConfig, dtype=None, device=None, operations=nn, **_unet_config):
+        super().__init__(config, dtype=dtype, device=device, operations=operations)
+        self.dtype = dtype
+
+    def forward(self, x, timesteps, context, control=None, transformer_options=None, **conds) -> Tensor:
+        """x (B, 4, h, w), timesteps (B,), context (B, L, C) -> epsilon (B, 4, h, w)."""
+        options = transformer_options or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
+        executor = WrapperExecutor.new_class_executor(self._predict, self, wrappers)
+        return executor.execute(x, timesteps, context, control, options, **conds)
+
+    def _predict(self, x, timesteps, context, control, options, c_size=None, c_ar=None, c_mask=None, **_) -> Tensor:
+        ratio = None if c_ar is None else x.new_tensor([[c_ar]], dtype=torch.float32)
+        if ratio is None and c_size is not None:
+            ratio = (c_size[:, :1] / c_size[:, 1:]).float()
+        out = super().forward(
+            x, timesteps, context, c_mask, c_size, ratio, control=_residuals(control, x),
+            attention=functools.partial(attention_for(x.device), transformer_options=options),
+            block_hook=_block_hook(options))
+        return out[:, : self.config.in_channels]
+
+
+def _residuals(control: dict | None, x: Tensor) -> list[Tensor] | None:
+    """ComfyUI's control output as the list `PixArt.forward` takes: residual i is added after block i."""
+    if not control:
+        return None
+    return [x.new_zeros(()) if residual is None else residual for residual in control.get("input", ())]
+
+
+def _block_hook(options: dict) -> Callable:
+    """Run a block, or the replacement that a node registered for it (`patches_replace`, as in ComfyUI's DiTs)."""
+    replacements = options.get("patches_replace", {}).get("dit", {})
+
+    def hook(index: int, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        options["block_index"] = index
+        replace = replacements.get(("double_block", index))
+        if replace is None:
+            return run(x)
+        return replace({"img": x, "transformer_options": options},
+                       {"original_block": lambda values: {"img": run(values["img"])}})["img"]
+
+    return hook
+
+
+def attention_for(device: torch.device) -> Callable:
+    """ComfyUI's attention; on a CPU scaled_dot_product_attention, unless the user asked for another.
+
+    ComfyUI's default there is sub-quadratic attention, which saves memory that a CPU has and is slower.
+    """
+    if device.type == "cpu" and not (args.use_split_cross_attention or args.use_quad_cross_attention):
+        return host_attention.attention_pytorch
+    return host_attention.optimized_attention
+
+
+class PixArtDelta(comfy.model_base.PixArt):
+    """ComfyUI's PixArt around our transformer. Being a PixArt gives it ComfyUI's LoRA key map."""
+
+    def __init__(self, model_config, device=None):
+        comfy.model_base.BaseModel.__init__(self, model_config, device=device, unet_model=PixArtUNet)
+
+    def extra_conds(self, **kwargs) -> dict:
+        conds = super().extra_conds(**kwargs)
+        for name in ("c_size", "c_ar"):
+            conds.pop(name, None)
+        if self.diffusion_model.config.micro_condition:
+            # Integers and constants: ComfyUI would round floats to the model's dtype.
+            size = torch.tensor([[kwargs["height"], kwargs["width"]]], dtype=torch.long)
+            conds["c_size"] = comfy.conds.CONDRegular(size)
+            if "aspect_ratio" in kwargs:
+                conds["c_ar"] = comfy.conds.CONDConstant(float(kwargs["aspect_ratio"]))
+        if kwargs.get("caption_mask") is not None:
+            conds["c_mask"] = comfy.conds.CONDRegular(kwargs["caption_mask"].long())
+        return conds
+
+
+class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
+    """Not registered with ComfyUI: its own detection would take the 256 and 512 px models for PixArt-Σ."""
+
+    def __init__(self, config: PixArtConfig):
+        super().__init__({"image_model": "pixart_alpha", "depth": config.depth, "hidden_size": config.hidden_size,
+                          "in_channels": config.in_channels, "config": config})
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return PixArtDelta(self, device=device).eval()
+
+
+def load_model(path: str, dtype: str = "default", disable_dynamic: bool = False):
+    """A MODEL from any PixArt-α/δ file or diffusers folder.
+
+    Args:
+        path: see `pixart_core.read_pixart`.
+        dtype: "default" or the name of a torch dtype.
+        disable_dynamic: ComfyUI passes True when it needs a copy without its dynamic memory management.
+
+    Raises:
+        pixart_core.CheckpointError: when the file is something else or damaged; says what it is.
+    """
+    config, state = read_pixart(path)
+    model_config = PixArtDeltaConfig(config)
+    device = memory.get_torch_device()
+    supported = model_config.supported_inference_dtypes
+    weights, compute = _pick_dtypes(dtype, device, state, supported)
+    model_config.set_inference_dtype(weights, compute)
+    model = model_config.get_model(state)
+    if "y_embedder.y_embedding" not in state:
+        model.diffusion_model.y_embedder.y_embedding = None  # diffusers' layout has no null caption
+    # Looked up now, not imported: ComfyUI replaces it at start-up when dynamic memory management is on.
+    patcher_class = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = patcher_class(model, load_device=device, offload_device=memory.unet_offload_device())
+    model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
+    patcher.cached_patcher_init = (load_model, (path, dtype))
+    patcher.set_attachments(DISTILLED, is_distilled(path))
+    return patcher
+
+
+def _pick_dtypes(dtype: str, device, state: dict, supported: list[torch.dtype]) -> tuple:
+    """(dtype of the weights, dtype they are cast to for computing or None), as ComfyUI picks them.
+
+    One exception: where ComfyUI computes in float32 because the device is a CPU, and the user did not ask for that,
+    a CPU that multiplies bfloat16 natively does so (2.5 instead of 9.4 s a step at 512 px).
+    """
+    if dtype != "default":
+        weights = getattr(torch, dtype)
+        native = weights == preferred_dtype(device)
+        return weights, None if native else memory.unet_manual_cast(weights, device, supported)
+    weights = memory.unet_dtype(device=device, model_params=comfy.utils.calculate_parameters(state),
+                                supported_dtypes=supported, weight_dtype=comfy.utils.weight_dtype(state))
+    if memory.is_device_cpu(device) and weights == torch.float32 and not (args.fp32_unet or args.force_fp32):
+        return preferred_dtype(device), None
+    return weights, memory.unet_manual_cast(weights, device, supported)
+
+
+def is_distilled(path: str) -> bool | None:
+    """Whether a file holds an LCM model; None when nothing says so. Used for warnings only."""
+    info = inspect_file(path)
+    if "distilled" in info.metadata:
+        return bool(info.metadata["distilled"])
+    scheduler = Path(path).parent / "scheduler" / "scheduler_config.json"
+    if scheduler.is_file():
+        return json.loads(scheduler.read_text(encoding="utf-8")).get("_class_name") == "LCMScheduler"
+    name = Path(path).name.lower()
+    return True if "lcm" in name else False if name.startswith("pixart-xl-2") else None
+
+
+def diffusion_model(model) -> PixArtUNet:
+    """The transformer in a MODEL. Raises ValueError when it was not loaded by us."""
+    unet = model.model.diffusion_model
+    if not isinstance(unet, PixArtUNet):
+        raise ValueError(f"this MODEL holds a {type(unet).__name__}: load it with PixArt-δ Model Loader")
+    return unet
+
+
+def null_caption(model, length: int) -> Tensor:
+    """The model's learned unconditional caption, (1, length, caption_channels), as the authors use it."""
+    return diffusion_model(model).null_caption(1, length).float().cpu()
+
+
+def apply_lora(model, path: str, strength: float):
+    """MODEL with a LoRA in any known layout, at its own alpha. Raises CheckpointError on one of another model."""
+    lora = load_lora(path)
+    missing = {delta.key for delta in lora.deltas} - set(diffusion_model(model).state_dict())
+    if missing:
+        raise CheckpointError(f"{path} does not fit this PixArt model: it changes {min(missing)}, which it lacks")
+    patched, _ = comfy.sd.load_lora_for_models(model, None, lora.to_state_dict(), strength, 0)
+    return patched

@@ -1,0 +1,129 @@
+"""LCM sampling: our sampler on ComfyUI's guider, ComfyUI's samplers on our model, and warnings for both."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+
+import comfy.model_base
+import comfy.model_management as memory
+import comfy.samplers
+import comfy.utils
+import latent_preview
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...pixart_core.lcm import MAX_STEPS, lcm_timesteps, sample_lcm
+from .model import DISTILLED, diffusion_model
+from .ui import say
+
+
+def add_lcm_sampling(model):
+    """MODEL that ComfyUI's own samplers treat as an LCM: boundary scaling, and timesteps 19, 39, …, 999.
+
+    With sampler "lcm", scheduler "simple" and cfg 1 these give diffusers' LCMScheduler exactly.
+    """
+    from comfy_extras.nodes_model_advanced import LCM, ModelSamplingDiscreteDistilled
+
+    class ModelSamplingLCM(ModelSamplingDiscreteDistilled, LCM):
+        pass
+
+    patched = model.clone()
+    patched.add_object_patch("model_sampling", ModelSamplingLCM(model.model.model_config))
+    return patched
+
+
+def run_lcm(model, positive, latent: dict, seed: int, steps: int, grid: str, denoise: float = 1.0) -> dict:
+    """Sample with `pixart_core.sample_lcm` on ComfyUI's model: the same picture as `pixart_core.Pipeline`'s.
+
+    One CPU generator draws the starting noise, then the noise of every step but the last, for the whole batch.
+
+    Raises:
+        ValueError: on a latent that is not 4 channels, steps outside 1 … 8, or a model that returns NaN.
+    """
+    unet = diffusion_model(model)
+    samples = latent["samples"]
+    if samples.ndim != 4 or samples.shape[1] != unet.config.in_channels:
+        raise ValueError(f"the latent has shape {tuple(samples.shape)}; PixArt-α/δ takes {unet.config.in_channels} "
+                         "channels (B, 4, height/8, width/8): use PixArt-δ Resolution or Empty Latent Image, or "
+                         "encode with the autoencoder of Stable Diffusion 1.x")
+    timesteps = lcm_timesteps(steps, grid, denoise)
+    model = model.clone()
+    sampling = comfy.model_base.model_sampling(model.model.model_config, comfy.model_base.ModelType.EPS)
+    model.add_object_patch("model_sampling", sampling)
+    sigmas = torch.cat([sampling.sigmas[timesteps], torch.zeros(1)])
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise = torch.randn(samples.shape, generator=generator, dtype=torch.float32)
+    sampler = comfy.samplers.KSAMPLER(_sample_lcm, {"timesteps": timesteps, "generator": generator})
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": positive})
+    callback = latent_preview.prepare_callback(model, steps)
+    out = guider.sample(noise, samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback,
+                        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
+    return {**latent, "samples": out.to(memory.intermediate_device())}
+
+
+def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list[int], generator) -> Tensor:
+    """`sample_lcm` as a k-diffusion sampler: x = z·√(1 + σ²) and denoised = x − σ·ε."""
+    sigma_of = dict(zip(timesteps, sigmas.tolist(), strict=False))
+
+    def epsilon(latent: Tensor, t: Tensor) -> Tensor:
+        sigma = sigma_of[int(t[0])]
+        noisy = latent * math.sqrt(1 + sigma**2)
+        return (noisy - model(noisy, noisy.new_full((len(noisy),), sigma), **extra_args)) / sigma
+
+    def report(step: int, denoised: Tensor) -> None:
+        callback({"x": denoised, "i": step, "sigma": sigmas[step], "sigma_hat": sigmas[step], "denoised": denoised})
+
+    start = x / math.sqrt(1 + float(sigmas[0]) ** 2)
+    return sample_lcm(epsilon, start, timesteps, generator=generator, callback=report)
+
+
+def watch_sampling(model):
+    """Make every sampling run of a MODEL warn about settings that cannot give a good picture; returns the MODEL."""
+    model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "pixart_delta", _check_sampling)
+    return model
+
+
+def _check_sampling(executor, guider, sigmas, *rest, **kwargs):
+    for warning in _warnings(guider.model_patcher, guider.cfg, sigmas, executor.class_obj.sampler_function):
+        say("Warning: " + warning, logging.WARNING)
+    return executor(guider, sigmas, *rest, **kwargs)
+
+
+def _warnings(model, cfg: float, sigmas: Tensor, sampler: Callable) -> list[str]:
+    sampling = model.get_model_object("model_sampling")
+    distilled = None if model.patches else model.get_attachment(DISTILLED)  # a LoRA may make an LCM of a base model
+    base_hint = "a base model takes 14 or more steps with KSampler: dpmpp_2m, normal, cfg 4.5"
+    not_lcm = [f"this is not a distilled (LCM) model; {base_hint}"] if distilled is False else []
+    if sampler is _sample_lcm:
+        return not_lcm
+    if not hasattr(sampling, "skip_steps"):  # no LCM sampling on this MODEL
+        if distilled:
+            return ["this is a distilled (LCM) model: put PixArt-δ LCM Sampling before KSampler, or use PixArt-δ LCM "
+                    "Sampler"]
+        few = len(sigmas) - 1 <= MAX_STEPS
+        return [f"{len(sigmas) - 1} steps are too few without PixArt-δ LCM Sampling; {base_hint}"] if few else []
+    warnings = not_lcm
+    if not math.isclose(cfg, 1.0):
+        warnings.append(f"cfg is {cfg:g}, but a distilled model has its guidance built in: set cfg to 1 (0 would use "
+                        "the negative prompt alone)")
+    if sampler.__name__ != "sample_lcm":
+        warnings.append(f"the sampler is {sampler.__name__.removeprefix('sample_')!r}: an LCM model takes 'lcm'")
+    if not _on_lcm_grid(sigmas, sampling.sigmas):
+        warnings.append("these are not the timesteps that the model was distilled on: set the scheduler to 'simple'")
+    return warnings
+
+
+def _on_lcm_grid(sigmas: Tensor, grid: Tensor) -> bool:
+    """Whether sigmas are a stretch of an even walk down the distillation timesteps, as scheduler "simple" gives."""
+    sigmas, grid = sigmas[sigmas > 0].double().cpu(), grid.double().cpu().flip(0)
+    difference, places = (sigmas[:, None] / grid - 1).abs().min(dim=1)
+    if difference.max() > 1e-3:
+        return False
+    places, count, total = places.tolist(), len(places), len(grid)
+    walks = [[i * total // n for i in range(n)] for n in range(count, total + 1)]
+    walks += [[i * (total // n) for i in range(n)] for n in range(count, MAX_STEPS + 1)]  # the authors' grid
+    return any(places == walk[start:start + count] for walk in walks for start in range(len(walk) - count + 1))

@@ -1,0 +1,86 @@
+"""Which model files the loaders offer, and where they are.
+
+A name in a loader's list is one of: a file in one of ComfyUI's model folders; a folder there in diffusers' layout,
+shown with a closing slash; a bundled model, shown as "bundled/…".
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+FOLDER = "pixart_delta"
+"""ComfyUI model folder for whole downloads: models/pixart_delta/PixArt-LCM-XL-2-1024-MS/{transformer,vae,…}."""
+
+_BUNDLE = Path(__file__).parent.parent / "models"
+_SEARCHED = {
+    "model": ("diffusion_models", FOLDER, "checkpoints"),
+    "text_encoder": ("text_encoders", FOLDER),
+    "vae": ("vae", FOLDER),
+    "lora": ("loras", FOLDER),
+}
+_PART = {"model": "transformer", "text_encoder": "text_encoder", "vae": "vae", "lora": ""}
+"""Sub-folder of a diffusers pipeline folder that each kind lives in."""
+_BUNDLED = {
+    "model": {
+        "bundled/nano (student)": "nano/transformer",
+        "bundled/nano (base)": "nano/base/pixart_nano_base.safetensors",
+    },
+    "text_encoder": {"bundled/nano": "nano/text_encoder"},
+    "vae": {"bundled/nano": "nano/vae"},
+    "lora": {"bundled/nano (LCM-LoRA)": "nano/lcm_lora"},
+}
+_DEPTH = 3
+
+
+def register_folder() -> None:
+    """Tell ComfyUI about models/pixart_delta (extra_model_paths.yaml may add more places for it)."""
+    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
+    paths, _ = folder_paths.folder_names_and_paths[FOLDER]
+    folder_paths.folder_names_and_paths[FOLDER] = (paths, folder_paths.supported_pt_extensions)
+
+
+def names(kind: str) -> list[str]:
+    """What a loader of `kind` ("model", "text_encoder", "vae", "lora") offers, bundled models last."""
+    return sorted(_found(kind)) + [name for name, path in _BUNDLED[kind].items() if (_BUNDLE / path).exists()]
+
+
+def locate(kind: str, name: str) -> str:
+    """Path of an entry of `names`. Raises FileNotFoundError naming the folders that were searched."""
+    if name in _BUNDLED[kind] and (_BUNDLE / _BUNDLED[kind][name]).exists():
+        return str(_BUNDLE / _BUNDLED[kind][name])
+    path = _found(kind).get(name)
+    if path is None:
+        searched = [root for folder in _SEARCHED[kind] for root in folder_paths.get_folder_paths(folder)]
+        raise FileNotFoundError(f"{name!r} is not in {', '.join(searched)}: choose a file from the list "
+                                "(press R to refresh it), or put the download there")
+    return path
+
+
+def _found(kind: str) -> dict[str, str]:
+    """Name -> path of every candidate in ComfyUI's model folders."""
+    found: dict[str, str] = {}
+    for folder in _SEARCHED[kind]:
+        for root in folder_paths.get_folder_paths(folder):
+            for path in _folders(Path(root), _PART[kind], _DEPTH):
+                found.setdefault(path.relative_to(root).as_posix() + "/", str(path))
+        if folder == FOLDER and kind != "lora":
+            continue  # its files are parts of the folders found above
+        for name in folder_paths.get_filename_list(folder):
+            found.setdefault(name, folder_paths.get_full_path_or_raise(folder, name))
+    return found
+
+
+def _folders(root: Path, part: str, depth: int) -> list[Path]:
+    """Folders below `root` that hold one part of a model (a config.json beside weights), parts of that name only."""
+    if not part or depth == 0 or not root.is_dir():
+        return []
+    found = []
+    for path in sorted(p for p in root.iterdir() if p.is_dir()):
+        if path.name == part and (path / "config.json").is_file():
+            found.append(path)
+        else:
+            found += _folders(path, part, depth - 1)
+    return found
