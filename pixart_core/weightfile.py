@@ -1,0 +1,345 @@
+"""Named tensors on disk, whatever the container: safetensors, sharded safetensors, PyTorch pickles, diffusers folders.
+
+Nothing is copied on reading: tensors are views of the mapped file, and only header bytes are touched until one is used.
+Nothing is executed on reading: pickles are opened with weights_only. Nothing is half written: saving is atomic.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .convert import summary
+
+CHUNK_BYTES = 64 * 2**20
+"""How much of a file is mapped at a time while tensors are cast, fused or moved."""
+
+# File names that a folder may hold its weights under, best first.
+_FOLDER_FILES = (
+    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
+    "adapter_model.safetensors", "pytorch_lora_weights.safetensors",
+    "model.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin", "adapter_model.bin", "pytorch_model.bin",
+)
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}
+
+
+class CheckpointError(ValueError):
+    """A file of weights cannot be used; the message names the file, what is wrong and the way out."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    shape: tuple[int, ...]
+    dtype: torch.dtype | str
+    """A string for types that torch cannot read."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """Which tensors a checkpoint holds; `read` maps them."""
+
+    path: Path
+    """The file or folder that was asked for."""
+    tensors: dict[str, TensorInfo]
+    sources: dict[str, Path]
+    """Tensor name -> the file that holds it."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Of safetensors files."""
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """JSON files found beside the weights: config.json, adapter_config.json, model_index.json."""
+    pickle_entry: str | None = None
+    """Which entry of a PyTorch file the tensors are under; None for a bare state dict and for safetensors."""
+
+    def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Tensors by name (default: all), memory-mapped. The mapping goes when the last of them does."""
+        wanted: dict[Path, list[str]] = {}
+        for name in self.tensors if names is None else names:
+            wanted.setdefault(self.sources[name], []).append(name)
+        out: dict[str, Tensor] = {}
+        for source, group in wanted.items():
+            if _is_safetensors(source):
+                with safe_open(source, framework="pt", device="cpu") as file:
+                    out.update((name, file.get_tensor(name)) for name in group)
+            else:
+                state = _pickled_state(source, self.pickle_entry)[0]
+                out.update((name, state[name]) for name in group)
+        return out
+
+    def assemble(self, plan: Mapping[str, tuple[str, ...]], dtype: torch.dtype | None = None,
+                 device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """Make target tensors, each from the rows of one or more stored ones, without ever holding two copies.
+
+        What can be used as stored stays mapped. What has to be cast, fused or moved is made in chunks of short-lived
+        mappings, so that the pages read on the way are given back at once.
+
+        Args:
+            plan: target name -> stored names.
+            dtype: to cast to; None = as stored.
+            device: to move to; None = stays on the CPU.
+
+        Raises:
+            CheckpointError: naming weights that are NaN or infinite.
+        """
+        def as_stored(names: tuple[str, ...]) -> bool:
+            on_cpu = device is None or torch.device(device).type == "cpu"
+            return on_cpu and len(names) == 1 and dtype in (None, self.tensors[names[0]].dtype)
+
+        mapped = self.read(names[0] for names in plan.values() if as_stored(names))
+        out = {target: mapped[names[0]] for target, names in plan.items() if as_stored(names)}
+        for chunk in _chunks({t: names for t, names in plan.items() if t not in out}, self.tensors):
+            stored = self.read(name for target in chunk for name in plan[target])
+            for target in chunk:
+                parts = [stored[name] for name in plan[target]]
+                made = torch.cat(parts) if len(parts) > 1 else parts[0]
+                out[target] = made.to(device=device, dtype=dtype or made.dtype, copy=len(parts) == 1)
+        bad = [target for target in plan if not _is_finite(out[target])]
+        if bad:
+            raise CheckpointError(f"{self.path} holds NaN or infinite weights ({summary(bad)}), as a diverged training "
+                                  "or a cast to float16 leaves them: use another copy or an earlier checkpoint")
+        return {target: out[target] for target in plan}
+
+
+def _chunks(plan: Mapping[str, tuple[str, ...]], tensors: Mapping[str, TensorInfo]) -> Iterable[list[str]]:
+    chunk: list[str] = []
+    size = 0
+    for target, names in plan.items():
+        chunk.append(target)
+        size += sum(4 * torch.Size(tensors[name].shape).numel() for name in names)
+        if size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """One pass, no temporary: NaN and infinities survive minimum and maximum."""
+    if tensor.dtype.itemsize == 1:  # float8: no aminmax, and too small to be worth a faster way
+        tensor = tensor.float()
+    return tensor.numel() == 0 or all(bool(x.isfinite()) for x in tensor.aminmax())
+
+
+def open_weights(path: str | os.PathLike) -> WeightFile:
+    """List the tensors of a file, a sharded file (index, shard or folder), or a diffusers or PEFT folder.
+
+    Raises:
+        CheckpointError: if there is nothing, or it is damaged, carries code, or is no file of weights.
+    """
+    path = Path(path)
+    file = _find_file(path)
+    shards = _shards(file)
+    tensors: dict[str, TensorInfo] = {}
+    sources: dict[str, Path] = {}
+    metadata: dict[str, str] = {}
+    entry = None
+    for shard in shards:
+        if _is_safetensors(shard):
+            found, meta = _safetensors_header(shard)
+            metadata.update(meta)
+        else:
+            state, entry = _pickled_state(shard)
+            found = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+        tensors.update(found)
+        sources.update(dict.fromkeys(found, shard))
+    return WeightFile(path, tensors, sources, metadata, _configs(path, file), entry)
+
+
+def _find_file(path: Path) -> Path:
+    if path.is_file():
+        index = re.sub(r"-\d{5}-of-\d{5}(?=\.safetensors$)", "", path.name) + ".index.json"
+        is_shard = index != path.name + ".index.json" and (path.parent / index).is_file()
+        return path.parent / index if is_shard else path
+    if not path.is_dir():
+        raise CheckpointError(f"{path} does not exist: check the path, or download the file and put it there")
+    if (path / "model_index.json").is_file() and (path / "transformer").is_dir():
+        return _find_file(path / "transformer")
+    for name in _FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise CheckpointError(f"the folder {path} holds no weights: expected one of {', '.join(_FOLDER_FILES[:3])}, … or a "
+                          "pipeline folder with model_index.json and transformer/")
+
+
+def _shards(file: Path) -> list[Path]:
+    if not file.name.endswith(".index.json"):
+        return [file]
+    try:
+        names = sorted(set(json.loads(file.read_text("utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{file} is no index of sharded safetensors: {error}") from error
+    missing = [name for name in names if not (file.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{file} lists {len(names)} files, of which these are missing: {summary(missing)}")
+    return [file.parent / name for name in names]
+
+
+def _configs(path: Path, file: Path) -> dict[str, dict[str, Any]]:
+    """The JSON files that belong to `file`: those of its folder, if its name is one that libraries give to their only
+    file there, or a folder was asked for; and the index of the pipeline that the folder is part of."""
+    out = {}
+    if path.is_dir() or file.name in _FOLDER_FILES:
+        for folder, name in ((file.parent, "config.json"), (file.parent, "adapter_config.json"),
+                             (file.parent.parent, "model_index.json")):
+            if (folder / name).is_file():
+                try:
+                    out[name] = json.loads((folder / name).read_text("utf-8"))
+                except ValueError as error:
+                    raise CheckpointError(f"{folder / name} is not valid JSON: {error}") from error
+    return out
+
+
+def _is_safetensors(file: Path) -> bool:
+    """By content: 8 bytes of header length, then JSON. Refuses what is no file of weights at all."""
+    with open(file, "rb") as stream:
+        head = stream.read(512)
+    if not head:
+        raise CheckpointError(f"{file} is empty: download or copy it again")
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html")):
+        raise CheckpointError(f"{file} is a web page, not weights: the download link asked for a login or has moved")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{file} is a Git LFS pointer, not weights: run `git lfs pull`, or download the file")
+    if head.startswith(b"GGUF"):
+        raise CheckpointError(f"{file} is a GGUF file: load it with ComfyUI-GGUF's nodes, or take safetensors")
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**31
+
+
+def _safetensors_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            tensors = {}
+            for name in opened.keys():
+                view = opened.get_slice(name)
+                dtype = view.get_dtype()
+                tensors[name] = TensorInfo(tuple(view.get_shape()), _SAFETENSORS_DTYPES.get(dtype, dtype))
+            return tensors, opened.metadata() or {}
+    except SafetensorError as error:
+        raise _damaged(file, f" [{error}]") from error
+
+
+def _damaged(file: Path, detail: str = "") -> CheckpointError:
+    size = file.stat().st_size
+    return CheckpointError(f"{file} ({size:,} bytes) is cut short or damaged: download or copy it again{detail}")
+
+
+def _pickled_state(file: Path, entry: str | None = None) -> tuple[dict[str, Tensor], str | None]:
+    """The state dict in a PyTorch file and the entry it was found under: `state_dict`, `state_dict_ema`, or bare.
+
+    Authors' training files hold optimizer state as well; mapped, it costs nothing.
+    """
+    with open(file, "rb") as stream:
+        is_zip = stream.read(4) == b"PK\x03\x04"
+    if is_zip and not zipfile.is_zipfile(file):
+        raise _damaged(file)
+    try:
+        # Files older than PyTorch 1.6 are no zip archives and cannot be mapped.
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        raise _pickle_error(file, error) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is no file of weights, or is damaged: expected safetensors or a PyTorch .pth "
+                              f"[{str(error).splitlines()[0] if str(error) else type(error).__name__}]") from error
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not named weights")
+    for key in (entry,) if entry else ("state_dict", "state_dict_ema"):
+        if isinstance(loaded.get(key), Mapping):
+            return _only_tensors(file, loaded[key]), key
+    return _only_tensors(file, loaded), None
+
+
+def _only_tensors(file: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
+    other = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if other or not state:
+        raise CheckpointError(f"{file} holds no state dict: expected named tensors, bare or under state_dict or "
+                              f"state_dict_ema, found {summary(other) or 'nothing'}")
+    return dict(state)
+
+
+def _pickle_error(file: Path, error: pickle.UnpicklingError) -> CheckpointError:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if found:
+        return CheckpointError(f"{file} carries code or objects other than weights ({found[1]}); it was not executed. "
+                               "Take the safetensors version, or have whoever made the file save its state_dict only")
+    return CheckpointError(f"{file} is no file of weights, or is damaged: expected safetensors or a PyTorch .pth")
+
+
+def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike,
+                 metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a safetensors file so that `path` is, at any moment, the old file, the new one, or absent.
+
+    Raises:
+        CheckpointError: on a full disk, a missing folder or a file that cannot be replaced; nothing is left behind.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"weights are saved as safetensors, got the name {path}: let it end in .safetensors")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"the folder {path.parent} does not exist: create it, or choose another")
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise CheckpointError(f"saving {path} takes {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(_standalone(state), temporary, {"format": "pt", **(metadata or {})})
+        _publish(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def save_json(values: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON file as atomically as `save_weights`."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
+        _publish(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"could not write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """safetensors takes contiguous CPU tensors that share no memory: only views (parts of fused ones) are copied."""
+    out = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu()
+        is_view = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+        out[name] = tensor.clone(memory_format=torch.contiguous_format) if is_view else tensor.contiguous()
+    return out
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(temporary, 0o666 & ~mask)  # safetensors makes files that only their owner may read
+    with open(temporary, "rb+") as stream:
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+    if hasattr(os, "O_DIRECTORY"):  # the rename itself has to reach the disk, too; Windows has no way to ask
+        folder = os.open(path.parent, os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
