@@ -1,0 +1,197 @@
+"""How much memory a picture takes, stage by stage, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .config import PixArtConfig
+from .functional import preferred_dtype
+
+GB = 1e9
+_NF4_BYTES = 0.5 + 4 / 64  # a float32 scale for every 64 weights
+_INT8_BYTES = 1.0  # and a float32 scale for every row, counted apart
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """Size of a T5 encoder; the default is T5 v1.1 XXL."""
+
+    width: int = 4096
+    layers: int = 24
+    inner: int = 4096
+    """Heads times head size."""
+    heads: int = 64
+    ff: int = 10240
+    vocabulary: int = 32128
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> TextShape:
+        """From the config.json of a T5 encoder."""
+        return cls(config["d_model"], config["num_layers"], config["num_heads"] * config["d_kv"], config["num_heads"],
+                   config["d_ff"], config["vocab_size"])
+
+    @property
+    def linears(self) -> int:
+        """Weights of the layers that are quantised: attention, and the two inner ones of the gated MLP."""
+        return self.layers * self.width * (4 * self.inner + 2 * self.ff)
+
+    @property
+    def others(self) -> int:
+        """Weights that are never quantised: embedding, norms, position bias, and `wo`."""
+        norms = (2 * self.layers + 1) * self.width
+        return self.vocabulary * self.width + norms + 32 * self.heads + self.layers * self.ff * self.width
+
+    def weight_bytes(self, dtype: torch.dtype, quantization: str = "none") -> float:
+        """Bytes of the weights in memory; see `text.TextEncoder` for the quantizations."""
+        rows = self.layers * (4 * self.inner + 2 * self.ff)
+        linears = {"none": self.linears * dtype.itemsize, "int8": self.linears * _INT8_BYTES + 4 * rows,
+                   "int4": self.linears * _NF4_BYTES}
+        if quantization not in linears:
+            raise ValueError(f"unknown quantization {quantization!r}: choose one of {', '.join(linears)}")
+        return linears[quantization] + self.others * dtype.itemsize
+
+    def activation_bytes(self, batch: int, length: int, dtype: torch.dtype) -> float:
+        """Bytes that one forward needs at its widest point: inside the MLP, or the float32 attention scores."""
+        mlp = batch * length * (2 * self.width + 3 * self.ff) * dtype.itemsize
+        return mlp + 2 * 4 * batch * self.heads * length * length
+
+
+@dataclass(frozen=True)
+class VaeShape:
+    """Size of an f8 autoencoder; the default is Stable Diffusion 1.x's AutoencoderKL."""
+
+    parameters: int = 83_653_863
+    channels: int = 256
+    """Of the widest tensors at full resolution; three of them live at once while decoding."""
+
+    @classmethod
+    def from_module(cls, vae) -> VaeShape:
+        """From a loaded AutoencoderKL or AutoencoderTiny."""
+        tiny = not hasattr(vae.config, "down_block_types")
+        channels = vae.config.decoder_block_out_channels[0] if tiny else vae.config.block_out_channels[1]
+        return cls(sum(p.numel() for p in vae.parameters()), channels)
+
+    def activation_bytes(self, batch: int, height: int, width: int, dtype: torch.dtype) -> float:
+        """Bytes that decoding needs at its widest point."""
+        return 3 * self.channels * batch * height * width * dtype.itemsize
+
+
+T5_XXL = TextShape()
+AUTOENCODER_KL = VaeShape()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is in memory during one stage, in GB (1e9 bytes)."""
+
+    name: str
+    text: float
+    transformer: float
+    vae: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.text + self.transformer + self.vae + self.activations
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The three stages of a picture. `str(plan)` is a table."""
+
+    stages: tuple[Stage, ...]
+    title: str
+
+    @property
+    def peak(self) -> float:
+        """GB of the widest stage."""
+        return max(stage.total for stage in self.stages)
+
+    def __getitem__(self, name: str) -> Stage:
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def __str__(self) -> str:
+        lines = [self.title, f"{'stage':8}{'text':>8}{'transf.':>9}{'vae':>7}{'activ.':>8}{'total':>8}"]
+        lines += [f"{s.name:8}{s.text:8.2f}{s.transformer:9.2f}{s.vae:7.2f}{s.activations:8.2f}{s.total:8.2f}"
+                  for s in self.stages]
+        return "\n".join([*lines, f"peak {self.peak:.2f} GB"])
+
+
+def transformer_parameters(config: PixArtConfig) -> int:
+    """Weights of a PixArt transformer, without the position table that is never read."""
+    c, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
+    attention = 3 * c * c + 3 * c + c * c + c
+    cross = c * c + c + 2 * c * c + 2 * c + c * c + c
+    block = attention + cross + 2 * c * hidden + hidden + c + 6 * c
+    scalar = (256 * c + c) + (c * c + c)
+    micro = 2 * ((256 * c // 3 + c // 3) + (c // 3) ** 2 + c // 3) if config.micro_condition else 0
+    caption = config.caption_channels * c + c + c * c + c + config.model_max_length * config.caption_channels
+    patch, out = config.patch_size**2, config.patch_size**2 * config.out_channels
+    return (config.depth * block + scalar + micro + caption + (6 * c * c + 6 * c) + patch * config.in_channels * c + c
+            + out * c + out + 2 * c)
+
+
+def memory_plan(
+    config: PixArtConfig,
+    text: TextShape | None = None,
+    vae: VaeShape | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    batch: int = 1,
+    dtype: torch.dtype | None = None,
+    quantization: str = "none",
+    *,
+    vae_dtype: torch.dtype | None = None,
+    guidance: bool = False,
+    keep: bool = False,
+) -> MemoryPlan:
+    """Estimate what is in memory while a prompt is encoded, a latent sampled and a picture decoded.
+
+    Args:
+        config: of the transformer.
+        text, vae: shapes; None = T5-XXL and Stable Diffusion's autoencoder if the transformer takes captions as wide as
+            T5-XXL's, and nothing for them otherwise.
+        height, width: of the pictures in px; None = the model's own size.
+        batch: pictures at once.
+        dtype: of the weights that are not quantised; None = `preferred_dtype()`.
+        quantization: of the text encoder: "none", "int8" or "int4".
+        vae_dtype: None = dtype.
+        guidance: whether classifier-free guidance doubles the batch.
+        keep: whether every model stays in memory; False = the text encoder leaves once the prompt is encoded, and
+            transformer and autoencoder are there only while they work.
+
+    Returns:
+        A MemoryPlan with the stages encode, sample and decode. Left out: what the driver itself takes (about 0.5 GB
+        with CUDA), and the libraries' work space.
+    """
+    dtype = dtype or preferred_dtype()
+    vae_dtype = vae_dtype or dtype
+    released = config.caption_channels == T5_XXL.width
+    text, vae = text or (T5_XXL if released else None), vae or (AUTOENCODER_KL if released else None)
+    height, width = height or config.input_size * 8, width or config.input_size * 8
+    tokens = math.ceil(height / 8 / config.patch_size) * math.ceil(width / 8 / config.patch_size)
+    rows = batch * (2 if guidance else 1)
+    weights = {
+        "encode": text.weight_bytes(dtype, quantization) if text else 0.0,
+        "sample": transformer_parameters(config) * dtype.itemsize,
+        "decode": vae.parameters * vae_dtype.itemsize if vae else 0.0,
+    }
+    activations = {
+        "encode": text.activation_bytes(rows, config.model_max_length, dtype) if text else 0.0,
+        # Residual, modulated copy, and the MLP's hidden layer before and after its GELU.
+        "sample": rows * tokens * config.hidden_size * (2 + 2 * config.mlp_ratio) * dtype.itemsize,
+        "decode": vae.activation_bytes(batch, height, width, vae_dtype) if vae else 0.0,
+    }
+    stages = []
+    for stage in weights:
+        resident = [weights[other] / GB if keep or other == stage else 0.0 for other in weights]
+        stages.append(Stage(stage, *resident, activations[stage] / GB))
+    leaves = "all models stay" if keep else "each model leaves after its stage"
+    title = (f"memory in GB for {batch} x {width}x{height} px, {str(dtype).removeprefix('torch.')}, "
+             f"text encoder {quantization if quantization != 'none' else 'not quantised'}, {leaves}")
+    return MemoryPlan(tuple(stages), title)

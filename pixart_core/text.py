@@ -1,0 +1,360 @@
+"""Prompts to T5 embeddings: the authors' preprocessing, 8- and 4-bit loading, leaving memory, a cache on disk."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .convert import summary
+from .functional import preferred_dtype
+from .weightfile import CheckpointError, open_weights, save_weights
+
+logger = logging.getLogger(__name__)
+
+MAX_LENGTH = 120
+"""Tokens a PixArt-α caption is cut to (paper Sec. 3.1 of PixArt-α)."""
+QUANTIZATIONS = ("none", "int8", "int4")
+_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+_MICRO_BATCH = 8
+"""Prompts encoded at once: bounds the activations, however many prompts come in."""
+
+
+def normalize_prompt(text: str, clean_caption: bool = False) -> str:
+    """A prompt as PixArt was trained to read it: lower case, no outer spaces.
+
+    Args:
+        text: the prompt; empty is fine.
+        clean_caption: also remove addresses, markup, hashtags, file names and the like, twice, as the authors do.
+
+    Raises:
+        TypeError: if text is not a string.
+        ImportError: if clean_caption is set and beautifulsoup4 or ftfy is missing.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a prompt is a string, got {type(text).__name__}")
+    if not clean_caption:
+        return text.lower().strip()
+    missing = [name for module, name in (("bs4", "beautifulsoup4"), ("ftfy", "ftfy"))
+               if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ImportError(f"clean_caption needs {' and '.join(missing)}: pip install {' '.join(missing)}, "
+                          "or turn clean_caption off")
+    from diffusers import PixArtAlphaPipeline
+
+    clean = functools.partial(PixArtAlphaPipeline._clean_caption, PixArtAlphaPipeline)  # reads class attributes only
+    return clean(clean(text))
+
+
+class TextEncoder:
+    """A T5 encoder with its tokenizer. Weights are read at the first prompt that the cache does not hold.
+
+    Args:
+        folder: of config.json and weights.
+        tokenizer_folder: of tokenizer.json or spiece.model.
+        dtype: of the weights that are not quantised; None = bfloat16 or float32, whatever the device is fast in.
+            Never float16 by itself: T5's activations overflow it.
+        device: where it runs.
+        quantization: "none", "int8" (LLM.int8) or "int4" (NF4), both by bitsandbytes.
+        cache: an `EmbeddingCache`, or a folder for one.
+    """
+
+    def __init__(self, folder, tokenizer_folder, dtype=None, device=None, quantization="none", cache=None):
+        self.folder, self.tokenizer_folder = Path(folder), Path(tokenizer_folder)
+        self.device = torch.device("cpu" if device is None else device)
+        self.quantization = quantization or "none"
+        self.dtype = _default_dtype(self.device) if dtype is None else dtype
+        self.cache = cache if cache is None or isinstance(cache, EmbeddingCache) else EmbeddingCache(cache)
+        self.config = _read_t5_config(self.folder)
+        self._model = None
+        if self.quantization not in QUANTIZATIONS:
+            raise ValueError(f"unknown quantization {quantization!r}: choose one of {', '.join(QUANTIZATIONS)}")
+        if self.quantization != "none":
+            _require_bitsandbytes(self.device)
+        weight_files(self.folder)
+
+    @classmethod
+    def from_pretrained(cls, path, dtype=None, device=None, quantization="none", cache=None) -> TextEncoder:
+        """Open a pipeline folder (text_encoder/ and tokenizer/) or a text-encoder folder.
+
+        Raises:
+            FileNotFoundError: on a missing folder, weights or tokenizer.
+            ValueError: on a folder that is not a T5 encoder, damaged weights, or an unknown quantization.
+            ImportError: if quantization is asked for and bitsandbytes is missing.
+        """
+        folder, tokenizer_folder = find_text_encoder(path)
+        return cls(folder, tokenizer_folder, dtype, device, quantization, cache)
+
+    @property
+    def width(self) -> int:
+        """Channels of an embedding."""
+        return self.config["d_model"]
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the weights are in memory."""
+        return self._model is not None
+
+    @functools.cached_property
+    def tokenizer(self):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Names these weights, this tokenizer and this precision; equal identities give equal embeddings."""
+        parts = {"config": self.config, "dtype": str(self.dtype), "quantization": self.quantization}
+        for file in weight_files(self.folder) + [self.tokenizer_folder / name for name in _TOKENIZER_FILES]:
+            if file.is_file():
+                parts[file.name] = _fingerprint(file)
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def load(self) -> Any:
+        """Bring the weights into memory and return transformers' T5EncoderModel."""
+        if self._model is None:
+            logger.info("loading the text encoder %s (%s, %s)", self.folder, self.dtype, self.quantization)
+            self._model = _load_t5(self.folder, self.dtype, self.device, self.quantization)
+        return self._model
+
+    def unload(self) -> None:
+        """Let the weights leave memory; the next prompt that is not cached loads them again."""
+        self._model = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def tokenize(self, texts: Sequence[str], max_length: int = MAX_LENGTH) -> list[list[int]]:
+        """Token ids of normalised texts, each ending in </s>; logs what `max_length` cuts off."""
+        rows = self.tokenizer(list(texts), add_special_tokens=True).input_ids
+        for index, ids in enumerate(rows):
+            if len(ids) > max_length:
+                cut = self.tokenizer.decode(ids[max_length - 1:-1])
+                logger.warning("the prompt has %d tokens and PixArt reads %d; this was cut off: %r", len(ids),
+                               max_length, cut)
+                rows[index] = ids[:max_length - 1] + ids[-1:]
+        return rows
+
+    @torch.no_grad()
+    def encode(self, prompts: str | Sequence[str], max_length: int = MAX_LENGTH, clean_caption: bool = False):
+        """Embed prompts, each exactly as it would be alone.
+
+        Args:
+            prompts: one or more; empty strings are fine.
+            max_length: tokens, </s> included; longer prompts are cut, with a warning that names the rest.
+            clean_caption: see `normalize_prompt`.
+
+        Returns:
+            caption (B, max_length, width) in `dtype` on `device`, zero where the mask is, and
+            caption_mask (B, max_length) int64, 1 = real token.
+
+        Raises:
+            ValueError: on no prompts, or an encoder that returns NaN or infinite values.
+        """
+        texts = [normalize_prompt(text, clean_caption) for text in ([prompts] if isinstance(prompts, str) else prompts)]
+        if not texts:
+            raise ValueError("encode needs at least one prompt")
+        embeddings = {text: self._cached(text, max_length) for text in texts}
+        missing = [text for text, embedding in embeddings.items() if embedding is None]
+        for start in range(0, len(missing), _MICRO_BATCH):
+            batch = missing[start:start + _MICRO_BATCH]
+            for text, embedding in zip(batch, self._run(batch, max_length), strict=True):
+                embeddings[text] = embedding
+                if self.cache is not None:
+                    self.cache.put(self._key(text, max_length), embedding)
+        caption = torch.zeros(len(texts), max_length, self.width, dtype=self.dtype, device=self.device)
+        mask = torch.zeros(len(texts), max_length, dtype=torch.int64, device=self.device)
+        for index, text in enumerate(texts):
+            embedding = embeddings[text]
+            caption[index, :len(embedding)] = embedding
+            mask[index, :len(embedding)] = 1
+        return caption, mask
+
+    def _run(self, texts: list[str], max_length: int) -> list[Tensor]:
+        """One pass of the encoder: a (tokens, width) tensor a text. Padded to the longest text only, under a mask."""
+        rows = self.tokenize(texts, max_length)
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [self.config["pad_token_id"]] * (longest - len(row)) for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+        hidden = self.load()(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+        result = [hidden[index, :len(row)].to(self.dtype) for index, row in enumerate(rows)]
+        if not all(torch.isfinite(embedding).all() for embedding in result):
+            raise ValueError(f"the text encoder {self.folder} returned NaN or infinite values: its weights are "
+                             f"damaged, or overflow {self.dtype} (use bfloat16 or float32)")
+        return result
+
+    def _key(self, text: str, max_length: int) -> str:
+        return hashlib.sha256(json.dumps([text, self.identity, max_length]).encode()).hexdigest()
+
+    def _cached(self, text: str, max_length: int) -> Tensor | None:
+        return None if self.cache is None else self.cache.get(self._key(text, max_length))
+
+
+class EmbeddingCache:
+    """A folder with a safetensors file per embedding. Several processes may share it: entries appear whole."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, key: str) -> Path:
+        """Where the embedding of `key` is or would be."""
+        return self.folder / f"{key}.safetensors"
+
+    def get(self, key: str) -> Tensor | None:
+        """The embedding (tokens, width), or None; a damaged entry is reported and removed."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(self.path(key))["caption"]
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, KeyError) as error:
+            logger.warning("removing the damaged cache entry %s: %s", self.path(key), error)
+            self.path(key).unlink(missing_ok=True)
+            return None
+
+    def put(self, key: str, embedding: Tensor) -> None:
+        """Store an embedding (tokens, width)."""
+        save_weights({"caption": embedding.clone()}, self.path(key))
+
+    def clear(self) -> int:
+        """Remove every entry; returns how many there were."""
+        entries = list(self.folder.glob("*.safetensors"))
+        for entry in entries:
+            entry.unlink(missing_ok=True)
+        return len(entries)
+
+
+def find_text_encoder(path) -> tuple[Path, Path]:
+    """(encoder folder, tokenizer folder) of a pipeline folder or of a text-encoder folder.
+
+    The tokenizer may lie in the encoder's folder, or in tokenizer/ inside or beside it.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise ValueError(f"{path} is a file: give the folder that holds text_encoder/ and tokenizer/. Single-file T5 "
+                         "checkpoints have no tokenizer; ComfyUI's own CLIPLoader (type pixart) reads those")
+    if not path.is_dir():
+        raise FileNotFoundError(f"text encoder folder {path} does not exist")
+    folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+    places = (folder, folder / "tokenizer", folder.parent / "tokenizer")
+    for place in places:
+        if any((place / name).is_file() for name in _TOKENIZER_FILES):
+            return folder, place
+    raise FileNotFoundError(f"no tokenizer for the text encoder {folder}: put {' or '.join(_TOKENIZER_FILES)} into one "
+                            f"of {', '.join(map(str, places))}")
+
+
+def _default_dtype(device: torch.device) -> torch.dtype:
+    dtype = preferred_dtype(device)
+    return torch.bfloat16 if dtype == torch.float16 else dtype  # T5 overflows float16
+
+
+def _read_t5_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} has no config.json: a text encoder is a transformers folder of a T5 encoder")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("model_type") != "t5":
+        kind = config.get("model_type") or config.get("_class_name") or "different"
+        raise ValueError(f"{folder} holds a {kind} model; PixArt reads T5 (v1.1 XXL for the released weights)")
+    for name in ("transformers_version", "_name_or_path"):  # say nothing about the weights
+        config.pop(name, None)
+    return {"pad_token_id": 0, **config}
+
+
+def weight_files(folder) -> list[Path]:
+    """The files that hold the weights of `folder`, in the order they are read.
+
+    Raises:
+        CheckpointError: if there are none, or one is damaged or missing.
+    """
+    return sorted(set(open_weights(folder).sources.values()))
+
+
+def _fingerprint(file: Path, samples: int = 16, block: int = 1 << 16) -> str:
+    """Size and a hash of the header and of blocks spread over the file: telling, and quick on 10 GB."""
+    size = file.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with file.open("rb") as stream:
+        if size <= samples * block:
+            digest.update(stream.read())
+        else:
+            for index in range(samples):
+                stream.seek(index * (size - block) // (samples - 1))
+                digest.update(stream.read(block))
+    return digest.hexdigest()
+
+
+def _require_bitsandbytes(device: torch.device) -> None:
+    missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f"8- and 4-bit text encoding needs {' and '.join(missing)}: pip install {' '.join(missing)}, "
+                          "or choose quantization \"none\"")
+    if device.type not in ("cpu", "cuda", "xpu"):
+        raise ValueError(f"bitsandbytes does not run on {device.type}: choose quantization \"none\", or the device cpu")
+
+
+def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str):
+    """T5EncoderModel in eval mode on `device`, read and quantised one tensor at a time.
+
+    transformers' own loading holds every shard mapped until the last tensor is quantised: 14 GB resident for T5-XXL in
+    8-bit, where one tensor at a time takes 6.
+    """
+    from transformers import T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config.from_dict(_read_t5_config(folder)))
+    if quantization != "none":
+        _replace_linears(model, dtype, quantization)
+    model.set_input_embeddings(model.shared)  # one matrix, whichever of its two names the files use
+    wanted = dict(model.named_parameters())
+    unexpected = []
+    file = open_weights(folder)
+    for stored in file.tensors:
+        name = "shared.weight" if stored == "encoder.embed_tokens.weight" else stored
+        if name.startswith(("decoder.", "lm_head.")):
+            continue  # a whole T5: PixArt reads its encoder
+        if name not in wanted or wanted[name].shape != file.tensors[stored].shape:
+            unexpected.append(name)
+            continue
+        module = model.get_submodule(name.rpartition(".")[0])
+        module.weight = _parameter(module.weight, file.read([stored])[stored], dtype, device)
+    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    for problem, names in (("missing", missing), ("unknown or of another shape", unexpected)):
+        if names:
+            raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {problem} are "
+                                  f"{summary(sorted(names))}")
+    return model.eval().requires_grad_(False)
+
+
+def _replace_linears(model, dtype: torch.dtype, quantization: str) -> None:
+    """Swap Linear layers for bitsandbytes' as transformers does: all but `wo`, whose outliers 8 bits cannot hold."""
+    from transformers import BitsAndBytesConfig
+    from transformers.integrations import replace_with_bnb_linear
+
+    settings = {"load_in_8bit": True} if quantization == "int8" else {
+        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    config = BitsAndBytesConfig(**settings)
+    # It would say for every layer of every prompt that LLM.int8 multiplies in float16, as its paper does.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    replace_with_bnb_linear(model, modules_to_not_convert=["wo"], quantization_config=config)
+    model.config.quantization_config = config
+
+
+def _parameter(old: torch.nn.Parameter, tensor: Tensor, dtype: torch.dtype, device: torch.device):
+    """A copy of `tensor` as a parameter of the kind of `old`; bitsandbytes' kinds quantise when they are moved."""
+    if type(old) is torch.nn.Parameter:
+        return torch.nn.Parameter(tensor.to(device, dtype, copy=True), requires_grad=False)
+    return type(old)(tensor, requires_grad=False, **old.__dict__).to(device)

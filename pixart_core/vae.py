@@ -1,0 +1,126 @@
+"""Pictures to latents and back: diffusers' AutoencoderKL (released weights) or AutoencoderTiny (the nano family)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .convert import summary
+from .functional import preferred_dtype
+from .weightfile import CheckpointError, open_weights
+
+FACTOR = 8
+"""Pixels a latent pixel stands for, each way."""
+LATENT_CHANNELS = 4
+_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+
+
+def default_dtype(device: torch.device | str | None = None) -> torch.dtype:
+    """float32 on a CPU, as ComfyUI has it there: bfloat16's 8 bits can show in a picture; else what is fast."""
+    device = torch.device("cpu" if device is None else device)
+    return torch.float32 if device.type == "cpu" else preferred_dtype(device)
+
+
+def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+    """Load an autoencoder folder (config.json and weights), or the vae/ of a pipeline folder.
+
+    Returns:
+        diffusers' AutoencoderKL or AutoencoderTiny, whichever config.json says, in eval mode.
+
+    Raises:
+        CheckpointError: on a missing or damaged folder, or a model that is not a 4-channel f8 autoencoder.
+    """
+    import diffusers
+
+    folder = _find_vae(Path(path))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = config.get("_class_name")
+    if kind not in _CLASSES:
+        raise CheckpointError(f"{folder} holds {kind or 'no diffusers model'}; PixArt-α's autoencoder is one of "
+                              f"{', '.join(_CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)")
+    open_weights(folder)  # names a missing or damaged file better than diffusers does
+    vae, info = getattr(diffusers, kind).from_pretrained(
+        folder, torch_dtype=dtype or default_dtype(device), local_files_only=True, output_loading_info=True)
+    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]) + sorted(map(str, info["mismatched_keys"]))
+    if wrong:
+        raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {summary(wrong)}")
+    _check_latents(vae, folder)
+    vae = vae.to("cpu" if device is None else device)
+    return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def decode(vae, latent: Tensor) -> Tensor:
+    """Latent (B, 4, h, w), scaled as the transformer sees it -> pictures (B, 8h, 8w, 3), float32 in 0 … 1.
+
+    Raises:
+        ValueError: on another number of channels, or an autoencoder that returns NaN or infinite values.
+    """
+    if latent.ndim != 4 or latent.shape[1] != vae.config.latent_channels:
+        raise ValueError(f"this autoencoder decodes latents (B, {vae.config.latent_channels}, h, w), "
+                         f"got shape {tuple(latent.shape)}")
+    scaled = latent.to(vae.device, torch.float32) / vae.config.scaling_factor
+    images = vae.decode(scaled.to(vae.dtype)).sample.float()
+    if not torch.isfinite(images).all():
+        raise ValueError("the autoencoder returned NaN or infinite values: its weights are damaged, or its dtype "
+                         f"{vae.dtype} overflows (use float32)")
+    return (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+def encode(vae, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Pictures (B, H, W, 3) in 0 … 1, H and W multiples of 8 -> latent (B, 4, H/8, W/8), scaled, float32.
+
+    Args:
+        generator: samples AutoencoderKL's posterior, as the authors' trainings do; None takes its mean.
+
+    Raises:
+        ValueError: on another shape.
+    """
+    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % FACTOR or images.shape[2] % FACTOR:
+        raise ValueError(f"pictures to encode are (B, H, W, 3) with H and W multiples of {FACTOR}, "
+                         f"got shape {tuple(images.shape)}")
+    pixels = (images.permute(0, 3, 1, 2) * 2 - 1).to(vae.device, vae.dtype)
+    encoded = vae.encode(pixels)
+    if hasattr(encoded, "latents"):  # AutoencoderTiny
+        latent = encoded.latents
+    else:
+        posterior = encoded.latent_dist
+        latent = posterior.mean if generator is None else posterior.sample(generator)
+    return latent.float() * vae.config.scaling_factor
+
+
+def to_pil(images: Tensor) -> list[Any]:
+    """Pictures (B, H, W, 3) in 0 … 1 -> a list of PIL images."""
+    from PIL import Image
+
+    return [Image.fromarray(image) for image in (images * 255).round().to(torch.uint8).cpu().numpy()]
+
+
+def _find_vae(path: Path) -> Path:
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file: give the folder with config.json and the weights. Single-file "
+                              "autoencoders load in ComfyUI's own VAELoader")
+    if not path.is_dir():
+        raise CheckpointError(f"autoencoder folder {path} does not exist")
+    folder = path / "vae" if (path / "vae").is_dir() else path
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json: an autoencoder is a diffusers folder")
+    return folder
+
+
+def _check_latents(vae, folder: Path) -> None:
+    kl = hasattr(vae.config, "down_block_types")
+    blocks = vae.config.block_out_channels if kl else vae.config.encoder_block_out_channels
+    factor = 2 ** (len(blocks) - 1)
+    if vae.config.latent_channels != LATENT_CHANNELS or factor != FACTOR:
+        raise CheckpointError(f"the autoencoder {folder} has {vae.config.latent_channels} latent channels and factor "
+                              f"{factor}; PixArt-α needs {LATENT_CHANNELS} channels and factor {FACTOR}, as Stable "
+                              "Diffusion 1.x's")
+    if not math.isfinite(vae.config.scaling_factor) or vae.config.scaling_factor <= 0:
+        raise CheckpointError(f"the autoencoder {folder} has scaling_factor {vae.config.scaling_factor} in config.json")
