@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,16 @@ def comfy_server(comfyui_path, tmp_path_factory):
     """
     with ComfyServer(comfyui_path, tmp_path_factory.mktemp(f"comfyui_{comfyui_path.name}_")) as server:
         yield server
+
+
+@pytest.fixture
+def newest_comfyui() -> Path:
+    """The folder of the newest ComfyUI there is."""
+    return next(iter(comfyui_trees().values()))
+
+
+@pytest.fixture
+def scratch():
+    """A temporary folder on the file system of this environment, so that its files can be hard-linked there."""
+    with tempfile.TemporaryDirectory(dir=Path(sys.prefix).resolve().parent, prefix="test-") as folder:
+        yield Path(folder)

