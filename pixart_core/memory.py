@@ -116,10 +116,13 @@ class MemoryPlan:
         return next(stage for stage in self.stages if stage.name == name)
 
     def __str__(self) -> str:
-        lines = [self.title, f"{'stage':8}{'text':>8}{'transf.':>9}{'vae':>7}{'activ.':>8}{'total':>8}"]
-        lines += [f"{s.name:8}{s.text:8.2f}{s.transformer:9.2f}{s.vae:7.2f}{s.activations:8.2f}{s.total:8.2f}"
-                  for s in self.stages]
-        return "\n".join([*lines, f"peak {self.peak:.2f} GB"])
+        unit, scale = ("GB", 1) if self.peak >= 0.1 else ("MB", 1000)
+        lines = [self.title, f"{unit:8}{'text':>8}{'transf.':>9}{'vae':>7}{'activ.':>8}{'total':>8}"]
+        for s in self.stages:
+            text, transformer, vae, rest, total = (
+                scale * x for x in (s.text, s.transformer, s.vae, s.activations, s.total))
+            lines.append(f"{s.name:8}{text:8.2f}{transformer:9.2f}{vae:7.2f}{rest:8.2f}{total:8.2f}")
+        return "\n".join([*lines, f"peak {scale * self.peak:.2f} {unit}"])
 
 
 def transformer_parameters(config: PixArtConfig) -> int:
@@ -192,6 +195,6 @@ def memory_plan(
         resident = [weights[other] / GB if keep or other == stage else 0.0 for other in weights]
         stages.append(Stage(stage, *resident, activations[stage] / GB))
     leaves = "all models stay" if keep else "each model leaves after its stage"
-    title = (f"memory in GB for {batch} x {width}x{height} px, {str(dtype).removeprefix('torch.')}, "
+    title = (f"memory for {batch} x {width}x{height} px, {str(dtype).removeprefix('torch.')}, "
              f"text encoder {quantization if quantization != 'none' else 'not quantised'}, {leaves}")
     return MemoryPlan(tuple(stages), title)

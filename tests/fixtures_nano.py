@@ -83,7 +83,8 @@ def make_nano_folder(path, seed: int = 0, hidden_size: int = 48, *, controlnet: 
     save_pixart(model, path / "base" / "pixart_nano_base.safetensors", layout="authors", dtype=dtype)
     if controlnet:
         (path / "controlnet").mkdir(exist_ok=True)
-        save_controlnet(random_controlnet(model, seed=seed), path / "controlnet" / "controlnet.safetensors")
+        control = random_controlnet(model, seed=seed)
+        save_controlnet(control, path / "controlnet" / "diffusion_pytorch_model.safetensors")
     make_text_encoder(path, seed, model.config.caption_channels)
     make_vae(path / "vae", seed, vae)
     scheduler = {"_class_name": "LCMScheduler", "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
@@ -141,3 +142,7 @@ def make_vae(path: Path, seed: int = 0, kind: str = "tiny") -> None:
             vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4,
                                   num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, scaling_factor=1.0)
         vae.eval().save_pretrained(path)
+    config = json.loads((path / "config.json").read_text())
+    if kind == "tiny":
+        del config["block_out_channels"]  # derived: diffusers writes it, and warns when it reads it
+    (path / "config.json").write_text(json.dumps(config, indent=2))

@@ -1,0 +1,303 @@
+"""Prompts to pictures without ComfyUI: encode, sample (LCM, or DPM-Solver++ with guidance), decode."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import load_controlnet, load_pixart
+from .functional import preferred_dtype
+from .lcm import ModelFn, lcm_timesteps, sample_lcm
+from .memory import MemoryPlan, TextShape, VaeShape, memory_plan
+from .model import PixArt
+from .resolution import nearest_bin, resize_and_crop
+from .schedule import BETA_END, BETA_START, NUM_TIMESTEPS
+from .text import TextEncoder
+from .vae import FACTOR, decode, encode, load_vae, to_pil
+from .weightfile import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+SAMPLERS = ("lcm", "dpm")
+_STEPS = {"lcm": 4, "dpm": 14}
+_GUIDANCE = {"lcm": 1.0, "dpm": 4.5}
+
+Callback = Callable[[int, Tensor], None]
+
+
+class Pipeline:
+    """A transformer, its text encoder and its autoencoder.
+
+    Args:
+        transformer: a `PixArt` on `device`.
+        text: a `TextEncoder` as wide as the transformer's captions.
+        vae: from `vae.load_vae`.
+        controlnet: a ControlNet-Transformer's file or folder, read when the first hint comes; None = no hints.
+        device: where everything runs.
+        low_memory: keep only the model on the device that is working; the text encoder leaves memory after a prompt.
+    """
+
+    def __init__(self, transformer: PixArt, text: TextEncoder, vae, controlnet=None, device=None, low_memory=False):
+        if text.width != transformer.config.caption_channels:
+            raise ValueError(f"the text encoder {text.folder} makes embeddings {text.width} wide, the transformer "
+                             f"takes {transformer.config.caption_channels}: use the encoder that it was trained with")
+        self.transformer, self.text, self.vae = transformer, text, vae
+        self.device = torch.device("cpu" if device is None else device)
+        self.low_memory = low_memory
+        self.seconds: dict[str, float] = {}
+        """Of the last call: encode, sample, decode."""
+        self._controlnet_path = controlnet
+
+    @classmethod
+    def from_pretrained(cls, folder, dtype=None, device=None, quantization=None, *, transformer=None, controlnet=None,
+                        cache=None, low_memory=False) -> Pipeline:
+        """Open a diffusers pipeline folder: transformer/, text_encoder/, tokenizer/, vae/ and maybe controlnet/.
+
+        Args:
+            dtype: of the transformer; None = what the device is fast in.
+            device: None = the accelerator if there is one, else the CPU.
+            quantization: of the text encoder: None or "none", "int8", "int4".
+            transformer, controlnet: other files or folders to take these from.
+            cache: folder, or `EmbeddingCache`, that keeps embeddings.
+            low_memory: see `Pipeline`.
+
+        Raises:
+            CheckpointError: naming the folder or file that is missing, damaged or of another kind.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CheckpointError(f"pipeline folder {folder} does not exist: give a folder with model_index.json")
+        device = torch.device(device) if device is not None else default_device()
+        text = TextEncoder.from_pretrained(folder, device=device, quantization=quantization, cache=cache)
+        start = "cpu" if low_memory else device
+        model = load_pixart(folder / "transformer" if transformer is None else transformer,
+                            dtype or preferred_dtype(device), start)
+        if controlnet is None and (folder / "controlnet").is_dir():
+            controlnet = folder / "controlnet"
+        pipeline = cls(model, text, load_vae(folder, device=device), controlnet, device, low_memory)
+        logger.info("%s", pipeline.memory_plan())
+        return pipeline
+
+    def memory_plan(self, width: int | None = None, height: int | None = None, batch: int = 1) -> MemoryPlan:
+        """What a picture needs in memory, stage by stage."""
+        return memory_plan(self.transformer.config, TextShape.from_config(self.text.config),
+                           VaeShape.from_module(self.vae), height, width, batch, self._dtype, self.text.quantization,
+                           vae_dtype=self.vae.dtype, keep=not self.low_memory)
+
+    def __call__(self, prompt: str | Sequence[str], steps: int | None = None, seed: int = 0, width: int | None = None,
+                 height: int | None = None, grid: str = "diffusers", negative_prompt: str = "",
+                 guidance: float | None = None, sampler: str = "lcm", hint=None, batch: int = 1,
+                 callback: Callback | None = None, use_bins: bool = False, clean_caption: bool = False) -> list[Any]:
+        """Make pictures.
+
+        Args:
+            prompt: one, or several for one picture each.
+            steps: 1 … 8 with "lcm" (None = 4), any number with "dpm" (None = 14).
+            seed: of the noise. One generator on the CPU draws the starting noise of the whole batch, then that of every
+                LCM step but the last; so the same seed gives the same picture everywhere.
+            width, height: in px, multiples of 8; None = the model's own size.
+            grid: LCM timesteps, see `lcm_timesteps`.
+            negative_prompt: what guidance leads away from; "" takes the learned null caption if the model has one.
+            guidance: None = off for "lcm" (it is distilled into the model), 4.5 for "dpm"; 0 and 1 are off.
+            sampler: "lcm" for PixArt-δ, "dpm" (DPM-Solver++) for PixArt-α.
+            hint: edge map for the ControlNet-Transformer: a PIL image, pictures (B, H, W, 3) in 0 … 1, or their scaled
+                latent (B, 4, h, w).
+            batch: pictures of every prompt.
+            callback: called as callback(step, denoised latent) after every step; raising from it stops the run.
+            use_bins: sample at the nearest size that the model was trained at, then resize and crop.
+            clean_caption: see `text.normalize_prompt`.
+
+        Returns:
+            len(prompts) · batch PIL images.
+
+        Raises:
+            ValueError: on a size, number of steps, sampler, prompt or hint that cannot be used, and on models that
+                return NaN.
+        """
+        asked = self._size(width, height)
+        size = nearest_bin(*asked, self.transformer.config.input_size * FACTOR) if use_bins else asked
+        latent = self.sample(prompt, steps, seed, size[1], size[0], grid, negative_prompt, guidance, sampler, hint,
+                             batch, callback, clean_caption)
+        with self._stage("decode"):
+            images = decode(self.vae, latent)
+            if use_bins:
+                images = resize_and_crop(images.permute(0, 3, 1, 2), *asked).permute(0, 2, 3, 1)
+            return to_pil(images)
+
+    @torch.no_grad()
+    def sample(self, prompt: str | Sequence[str], steps: int | None = None, seed: int = 0, width: int | None = None,
+               height: int | None = None, grid: str = "diffusers", negative_prompt: str = "",
+               guidance: float | None = None, sampler: str = "lcm", hint=None, batch: int = 1,
+               callback: Callback | None = None, clean_caption: bool = False) -> Tensor:
+        """As `__call__`, but returns the latent (B, 4, height / 8, width / 8), float32."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        height, width = self._size(width, height)
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        if not prompts or batch < 1:
+            raise ValueError(f"nothing to make: {len(prompts)} prompts, batch {batch}")
+        steps = _STEPS[sampler] if steps is None else steps
+        timesteps = lcm_timesteps(steps, grid) if sampler == "lcm" else _dpm_steps(steps)
+        guidance = _GUIDANCE[sampler] if guidance is None else guidance
+        if hint is not None and self._controlnet_path is None:
+            raise ValueError("a hint needs a ControlNet-Transformer: give from_pretrained a controlnet")
+        if sampler == "lcm" and guidance > 1:
+            logger.warning("guidance %g on LCM sampling: a distilled model has its guidance built in", guidance)
+        self.seconds = {}
+
+        with self._stage("encode"):
+            conditions = self._encode(prompts, negative_prompt, guidance > 1, batch, clean_caption)
+        if hint is not None:
+            with self._stage("hint"):
+                hint = self._hint_latent(hint, height, width, len(prompts) * batch)
+        with self._stage("sample"):
+            model_fn = self._model_fn(*conditions, hint, guidance)
+            generator = torch.Generator("cpu").manual_seed(seed)
+            shape = (len(prompts) * batch, self.transformer.config.in_channels, height // FACTOR, width // FACTOR)
+            noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.device)
+            if sampler == "lcm":
+                return sample_lcm(model_fn, noise, timesteps, generator=generator, callback=callback)
+            return sample_dpm(model_fn, noise, timesteps, callback)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return self.transformer.x_embedder.proj.weight.dtype
+
+    @functools.cached_property
+    def _controlnet(self):
+        return load_controlnet(self._controlnet_path, self._dtype, self.device, config=self.transformer.config)
+
+    def _size(self, width: int | None, height: int | None) -> tuple[int, int]:
+        side = self.transformer.config.input_size * FACTOR
+        height, width = side if height is None else height, side if width is None else width
+        for name, value in (("width", width), ("height", height)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < FACTOR or value % FACTOR:
+                nearest = max(FACTOR, int(value) // FACTOR * FACTOR)
+                raise ValueError(f"{name} must be a multiple of {FACTOR} px, got {value}: try {nearest} "
+                                 f"or {nearest + FACTOR}")
+        return height, width
+
+    def _encode(self, prompts: list[str], negative: str, guided: bool, batch: int, clean_caption: bool):
+        """Captions and masks for every picture; with guidance the unconditional half comes second."""
+        length = self.transformer.config.model_max_length
+        learned = guided and not negative.strip() and self.transformer.y_embedder.y_embedding is not None
+        texts = prompts + ([negative] if guided and not learned else [])
+        caption, mask = self.text.encode(texts, length, clean_caption)
+        count = len(prompts)
+        conditional, conditional_mask = (x[:count].repeat_interleave(batch, 0) for x in (caption, mask))
+        if not guided:
+            return conditional, conditional_mask
+        if learned:  # under the caption's own mask, as it was trained (caption dropout) and as the authors sample
+            null = self.transformer.null_caption(count * batch, length).to(caption)
+            return torch.cat([conditional, null]), conditional_mask.repeat(2, 1)
+        null, null_mask = caption[count:].expand(count * batch, -1, -1), mask[count:].expand(count * batch, -1)
+        return torch.cat([conditional, null]), torch.cat([conditional_mask, null_mask])
+
+    def _model_fn(self, caption: Tensor, mask: Tensor, hint: Tensor | None, guidance: float) -> ModelFn:
+        """(latent, timestep) -> epsilon, guided if there is an unconditional half."""
+        channels = self.transformer.config.in_channels
+
+        def epsilon(latent: Tensor, timestep: Tensor) -> Tensor:
+            halves = len(caption) // len(latent)
+            latent, timestep = latent.repeat(halves, 1, 1, 1), timestep.repeat(halves)
+            control = None if hint is None else self._controlnet(
+                self.transformer, latent, timestep, caption, hint.repeat(halves, 1, 1, 1), mask)
+            out = self.transformer(latent, timestep, caption, mask, control=control)[:, :channels].float()
+            if halves == 1:
+                return out
+            conditional, unconditional = out.chunk(2)
+            return unconditional + guidance * (conditional - unconditional)
+
+        return epsilon
+
+    def _hint_latent(self, hint, height: int, width: int, count: int) -> Tensor:
+        if not isinstance(hint, Tensor):
+            import numpy
+
+            hint = torch.from_numpy(numpy.array(hint.convert("RGB"))).float()[None] / 255
+        if hint.ndim == 4 and hint.shape[-1] == 3:
+            pictures = resize_and_crop(hint.float().permute(0, 3, 1, 2), height, width)
+            hint = encode(self.vae, pictures.permute(0, 2, 3, 1))
+        shape = (self.transformer.config.in_channels, height // FACTOR, width // FACTOR)
+        if tuple(hint.shape[1:]) != shape or len(hint) not in (1, count):
+            raise ValueError(f"a hint is a PIL image, 1 or {count} pictures (B, H, W, 3), or a latent (B, "
+                             f"{', '.join(map(str, shape))}); got shape {tuple(hint.shape)}")
+        return hint.to(self.device).expand(count, -1, -1, -1)
+
+    def _stage(self, name: str) -> _Stage:
+        return _Stage(self, name)
+
+
+class _Stage:
+    """Times a stage and, with low_memory, has only its models on the device."""
+
+    def __init__(self, pipeline: Pipeline, name: str):
+        self.pipeline, self.name = pipeline, name
+
+    def __enter__(self) -> None:
+        if self.pipeline.low_memory:
+            self._make_room()
+        self.start = time.perf_counter()
+
+    def __exit__(self, *_exception) -> None:
+        if self.pipeline.device.type == "cuda":
+            torch.cuda.synchronize(self.pipeline.device)
+        self.pipeline.seconds[self.name] = time.perf_counter() - self.start
+
+    def _make_room(self) -> None:
+        pipeline, name = self.pipeline, self.name
+        if name != "encode":
+            pipeline.text.unload()
+        pipeline.transformer.to(pipeline.device if name == "sample" else "cpu")
+        if "_controlnet" in vars(pipeline):
+            pipeline._controlnet.to(pipeline.device if name == "sample" else "cpu")
+        pipeline.vae.to(pipeline.device if name in ("decode", "hint") else "cpu")
+        if pipeline.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def sample_dpm(model_fn: ModelFn, noise: Tensor, steps: int, callback: Callback | None = None) -> Tensor:
+    """Second-order multistep DPM-Solver++ (diffusers') from `noise` (B, C, h, w) on PixArt's schedule.
+
+    Args:
+        model_fn: (latent (B, C, h, w), timestep (B,)) -> epsilon (B, C, h, w).
+        callback: called as callback(step, denoised) after every step; raising from it stops the run.
+
+    Raises:
+        ValueError: on a model that returns NaN or infinite values.
+    """
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(NUM_TIMESTEPS, BETA_START, BETA_END, "linear", solver_order=2,
+                                            algorithm_type="dpmsolver++", prediction_type="epsilon")
+    scheduler.set_timesteps(steps, noise.device)
+    latent = noise.float() * scheduler.init_noise_sigma
+    for step, timestep in enumerate(scheduler.timesteps):
+        epsilon = model_fn(latent, timestep.expand(len(latent)))
+        latent = scheduler.step(epsilon, timestep, latent, return_dict=False)[0]
+        if callback is not None:
+            callback(step, scheduler.model_outputs[-1])
+    if not torch.isfinite(latent).all():
+        raise ValueError("the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
+                         "(try bfloat16 or float32)")
+    return latent
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dpm_steps(steps: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= NUM_TIMESTEPS:
+        raise ValueError(f"DPM-Solver++ takes 1 to {NUM_TIMESTEPS} steps, got {steps!r}")
+    return steps
