@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from pathlib import Path
 
 import comfy.quant_ops as quant_ops
@@ -15,11 +16,11 @@ import comfy.text_encoders.pixart_t5
 import comfy.utils
 import folder_paths
 import torch
-import transformers
 from torch import Tensor
 
-from ...pixart_core.checkpoint import CheckpointError
-from ...pixart_core.text import MAX_LENGTH, find_text_encoder, normalize_prompt, weight_files
+from ...pixart_core.checkpoint import inspect_file
+from ...pixart_core.text import MAX_LENGTH, find_text_encoder, normalize_prompt
+from ...pixart_core.weightfile import CheckpointError, WeightFile, open_weights
 from .ui import say
 
 
@@ -30,8 +31,10 @@ class T5Tokenizer(comfy.sd1_clip.SDTokenizer):
     """
 
     def __init__(self, folder: str, width: int, embedding_directory=None, tokenizer_data=None):
+        from transformers import T5TokenizerFast
+
         super().__init__(folder, pad_with_end=False, embedding_directory=embedding_directory, embedding_size=width,
-                         embedding_key="t5xxl", tokenizer_class=transformers.T5TokenizerFast, has_start_token=False,
+                         embedding_key="t5xxl", tokenizer_class=T5TokenizerFast, has_start_token=False,
                          pad_to_max_length=False, max_length=10**8, min_length=1, tokenizer_data=tokenizer_data or {})
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> list[list[tuple]]:
@@ -55,16 +58,19 @@ def load_clip(path: str, quantization: str = "none", disable_dynamic: bool = Fal
     Raises:
         CheckpointError: when it is not a T5 encoder, is damaged or has no tokenizer.
     """
-    state = _read_t5(path)
+    source = find_text_encoder(path)[0] if Path(path).is_dir() else path
+    if (info := inspect_file(source)).kind != "t5":
+        raise CheckpointError(f"{path} is not a T5 text encoder but {info.describe()}")
+    weights = open_weights(source)
+    state = _encoder_state(weights)
     shape = _t5_shape(state, path)
-    options = {"t5xxl_model_config": shape}
     parameters = comfy.utils.calculate_parameters(state)
     dtype = state["encoder.final_layer_norm.weight"].dtype
-    options["dtype"] = torch.bfloat16 if dtype == torch.float32 and parameters > 10**9 else dtype
-    stored_quantized = any(key.endswith(".comfy_quant") for key in state)
-    if quantization == "8-bit" and not stored_quantized:
-        state = _quantize(state)
-    if quantization == "8-bit" or stored_quantized:
+    dtype = torch.bfloat16 if dtype == torch.float32 and parameters > 10**9 else dtype
+    options = {"t5xxl_model_config": shape, "dtype": dtype}
+    if quantization == "8-bit" and not _is_quantized(state):
+        state = _quantize(weights, state)
+    if _is_quantized(state):
         options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
     target = comfy.supported_models_base.ClipTarget(
         functools.partial(comfy.sd1_clip.SD1Tokenizer, clip_name="t5xxl",
@@ -85,31 +91,36 @@ def eight_bit_format() -> str:
     return "int8_tensorwise" if "int8_tensorwise" in quant_ops.QUANT_ALGOS else "float8_e4m3fn"
 
 
-def _quantize(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Every Linear weight of a T5 encoder in 8 bits, marked as ComfyUI's quantised checkpoints are."""
+def _is_quantized(state: dict[str, Tensor]) -> bool:
+    return any(key.endswith(".comfy_quant") for key in state)
+
+
+def _quantize(weights: WeightFile, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every Linear weight of a T5 encoder in 8 bits, marked as ComfyUI's quantised checkpoints are.
+
+    Each is mapped on its own and let go again, so that memory holds the 8-bit weights and one plain one.
+    """
     kind = eight_bit_format()
     layout = quant_ops.get_layout_class(quant_ops.QUANT_ALGOS[kind]["comfy_tensor_layout"])
     mark = torch.tensor(list(json.dumps({"format": kind}).encode()), dtype=torch.uint8)
-    quantized = {}
-    for key, weight in state.items():
+    linear = [key for key in state if re.search(r"\.(SelfAttention\.[qkvo]|DenseReluDense\.w\w+)\.weight$", key)]
+    quantized = {key: state.pop(key) for key in list(state) if key not in linear}
+    state.clear()
+    for key in linear:
         layer = key.removesuffix(".weight")
-        if weight.ndim != 2 or not weight.is_floating_point() or "relative_attention" in key or key == "shared.weight":
-            quantized[key] = weight
-            continue
-        quantized[key], params = layout.quantize(weight.float(), scale="recalculate")
+        quantized[key], params = layout.quantize(weights.read([key])[key].float(), scale="recalculate")
         quantized[f"{layer}.weight_scale"], quantized[f"{layer}.comfy_quant"] = params.scale, mark
+        if not params.scale.isfinite():
+            raise CheckpointError(f"{weights.path} holds NaN or infinite weights ({key}): use another copy")
     return quantized
 
 
-def _read_t5(path: str) -> dict[str, Tensor]:
-    files = [Path(path)] if Path(path).is_file() else weight_files(find_text_encoder(path)[0])
-    state = {}
-    for file in files:
-        state.update(comfy.utils.load_torch_file(str(file), safe_load=True))
-    state, _ = comfy.utils.convert_old_quants(state, "")
+def _encoder_state(weights: WeightFile) -> dict[str, Tensor]:
+    """The encoder's tensors, mapped; scaled fp8 files in ComfyUI's present form."""
+    state, _ = comfy.utils.convert_old_quants(weights.read(), "")
     if "shared.weight" not in state and "encoder.embed_tokens.weight" in state:
         state["shared.weight"] = state["encoder.embed_tokens.weight"]
-    return {key: state[key] for key in state
+    return {key: tensor for key, tensor in state.items()
             if key == "shared.weight" or key.startswith("encoder.") and key != "encoder.embed_tokens.weight"}
 
 

@@ -9,9 +9,12 @@ from .model import diffusion_model
 
 
 def model_plan(model) -> str:
-    """What a picture of the model's own size needs, stage by stage, at the dtype it was loaded in."""
-    unet = diffusion_model(model)
-    side = unet.config.input_size * 8
-    plan = memory_plan(unet.config, height=side, width=side, batch=1, dtype=model.model.get_dtype_inference())
-    total = memory.get_total_memory(model.load_device) / 1e9
-    return f"{plan}\n{model.load_device} has {total:.1f} GB"
+    """What a picture of the model's own size takes, stage by stage: text encoder in 8 bits, and its peak without."""
+    config = diffusion_model(model).config
+    values = {"dtype": model.model.get_dtype_inference(), "vae_dtype": memory.vae_dtype(memory.vae_device())}
+    eight, plain = (memory_plan(config, quantization=quantization, **values) for quantization in ("int8", "none"))
+    device = model.load_device
+    lines = [str(eight)]
+    if plain.peak > eight.peak:
+        lines.append(f"peak {plain.peak:.2f} GB with a text encoder that is not quantised")
+    return "\n".join([*lines, f"{device} has {memory.get_total_memory(device) / 1e9:.2f} GB"])

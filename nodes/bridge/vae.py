@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import comfy.model_management as memory
 import comfy.model_patcher
 import comfy.sd
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...pixart_core import vae as core_vae
-from ...pixart_core.checkpoint import CheckpointError, inspect_file
+from ...pixart_core.checkpoint import inspect_file
+from ...pixart_core.weightfile import CheckpointError, open_weights
 
 LATENT_SCALE = 0.18215
 """What ComfyUI multiplies a latent by before PixArt-α sees it (latent_formats.SD15)."""
@@ -32,19 +35,28 @@ class TinyAutoencoder(nn.Module):
 
 
 def load_vae(path: str):
-    """A VAE from a file or folder: AutoencoderTiny of any width, or what ComfyUI itself loads.
+    """A VAE from a file or folder: AutoencoderTiny of any width, or Stable Diffusion 1.x's as ComfyUI loads it.
 
     Raises:
-        CheckpointError: when it is not an autoencoder.
+        CheckpointError: when it is not an autoencoder with 4 latent channels, or damaged.
     """
-    info = inspect_file(path)
-    if info.kind != "vae":
+    weights = open_weights(path)
+    if (info := inspect_file(path)).kind != "vae":
         raise CheckpointError(f"{path} is not an autoencoder but {info.describe()}")
-    vae = core_vae.load_vae(path, dtype=torch.float32)
-    if type(vae).__name__ != "AutoencoderTiny":
-        return comfy.sd.VAE(sd=vae.state_dict())
-    # ComfyUI's constructor knows which attributes its version has; give it a tiny autoencoder of its own width first.
-    host = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict())
+    if weights.configs.get("config.json", {}).get("_class_name") == "AutoencoderTiny":
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        return _tiny(core_vae.load_vae(folder, dtype=torch.float32))
+    vae = comfy.sd.VAE(sd=weights.read(), metadata=weights.metadata)
+    vae.throw_exception_if_invalid()
+    if vae.latent_channels != core_vae.LATENT_CHANNELS:
+        raise CheckpointError(f"{path} is an autoencoder with {vae.latent_channels} latent channels; PixArt-α/δ takes "
+                              "Stable Diffusion 1.x's, with 4")
+    return vae
+
+
+def _tiny(vae: nn.Module):
+    # ComfyUI's constructor knows which attributes its version has: let it make its own tiny autoencoder, then swap it.
+    host = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=core_vae.LATENT_CHANNELS).state_dict())
     host.first_stage_model = TinyAutoencoder(vae).to(host.vae_dtype).eval()
     host.patcher = comfy.model_patcher.ModelPatcher(host.first_stage_model, load_device=host.device,
                                                     offload_device=memory.vae_offload_device())

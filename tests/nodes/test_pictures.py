@@ -1,0 +1,257 @@
+"""In a real ComfyUI: our nodes' pictures and `pc.Pipeline`'s, stock nodes on our MODEL, LoRAs, batches, interrupts."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import pixart_core as pc
+from pixart_core.checkpoint import save_pixart
+from pixart_core.lora import Delta, Lora, apply_lora, load_lora, save_lora
+from tests.fixtures_nano import make_nano_folder, nano_config, random_pixart
+from tests.nodes.graphs import PROMPT, difference, ksampler, node, pictures, text_to_image
+
+
+@pytest.fixture(scope="session")
+def family(comfy_server):
+    """A random nano family where a download would be: models/pixart_delta/nano."""
+    for folder in ("diffusion_models", "loras", "text_encoders", "vae"):
+        (comfy_server.base / "models" / folder).mkdir(exist_ok=True)
+    return make_nano_folder(comfy_server.base / "models" / "pixart_delta" / "nano")
+
+
+@pytest.fixture(scope="session")
+def run(comfy_server, family):
+    return lambda *args, **kwargs: pictures(comfy_server.prompt(text_to_image(*args, **kwargs)))
+
+
+@pytest.fixture(scope="session")
+def pipeline(family):
+    return pc.Pipeline.from_pretrained(family)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"steps": 1}, {"steps": 8, "seed": 11}, {"grid": "official"}, {"width": 160, "height": 96}, {"batch": 3},
+    {"width": 72, "height": 136}, {"prompt": ""}, {"prompt": "A RED Mountain (at dawn:1.5) " + "and a lake " * 200},
+], ids=str)
+def test_pictures_are_the_pipelines(run, pipeline, options):
+    ours = run(**options)
+    values = {"prompt": PROMPT, "steps": 4, "seed": 3, "width": 128, "height": 128} | options
+    theirs = pipeline(values.pop("prompt"), **values)
+    assert len(ours) == len(theirs) == options.get("batch", 1)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.shape == (values["height"], values["width"], 3) and one.std() > 5
+        assert difference(one, other) < 1
+
+
+def test_stock_ksampler_with_one_step_gives_our_samplers_picture(run):
+    """One step draws no further noise, so the two nodes have the same; `test_inside` compares several steps."""
+    assert difference(run(steps=1)[0], run(steps=1, changes=ksampler())[0]) < 0.05
+
+
+def test_stock_text_nodes_work(run):
+    """CLIPTextEncode on our CLIP, our sampler, sizes from the latent."""
+    changes = {"text": node("CLIPTextEncode", clip=["clip", 0], text=PROMPT.upper())}
+    assert difference(run()[0], run(changes=changes)[0]) < 0.05
+
+
+def test_image_to_image_keeps_more_at_lower_denoise(run):
+    start = node("EmptyImage", width=128, height=128, batch_size=1, color=0x3060C0)
+
+    def changed(denoise: float) -> float:
+        encoded = {"start": start, "encoded": node("VAEEncode", pixels=["start", 0], vae=["vae", 0])}
+        sample = node("PixArtDeltaLCMSampler", model=["model", 0], positive=["text", 0], latent_image=["encoded", 0],
+                      seed=3, steps=2, grid="diffusers", denoise=denoise)
+        through = run(changes=encoded | {"decode": node("VAEDecode", samples=["encoded", 0], vae=["vae", 0])})[0]
+        return difference(through, run(changes=encoded | {"sample": sample})[0])
+
+    assert changed(0.1) < changed(0.5) < changed(1.0)
+
+
+def test_8_bit_text_encoder_draws_nearly_the_same(run, comfy_server):
+    loader = node("PixArtDeltaTextEncoderLoader", text_encoder_name="nano/text_encoder/", quantization="8-bit")
+    changed = difference(run()[0], run(changes={"clip": loader})[0])
+    assert 0 < changed < 8
+    assert "GB in int8_tensorwise" in comfy_server.log or "GB in float8_e4m3fn" in comfy_server.log
+
+
+def test_single_files_and_other_layouts_draw_the_same(run, comfy_server, family):
+    """The authors' layout with a ComfyUI prefix, as a file in models/diffusion_models; T5 and VAE as files."""
+    models = comfy_server.base / "models"
+    save_pixart(pc.load_pixart(family / "transformer"), models / "diffusion_models" / "authors.safetensors")
+    changes = {"model": node("PixArtDeltaModelLoader", model_name="authors.safetensors", dtype="default")}
+    assert difference(run()[0], run(changes=changes)[0]) == 0
+
+
+def test_float32_is_close_to_the_default(run):
+    changes = {"model": node("PixArtDeltaModelLoader", model_name="nano/transformer/", dtype="float32")}
+    assert difference(run()[0], run(changes=changes)[0]) < 4
+
+
+def test_kl_autoencoder_loads_in_ours_and_in_the_stock_node(run, comfy_server, family):
+    make_nano_folder(comfy_server.base / "models" / "pixart_delta" / "kl", vae="kl")
+    loader = node("PixArtDeltaVAELoader", vae_name="kl/vae/")
+    theirs = pc.Pipeline.from_pretrained(comfy_server.base / "models" / "pixart_delta" / "kl")
+    assert difference(run(changes={"vae": loader})[0], theirs(PROMPT, steps=4, seed=3, width=128, height=128)[0]) < 1
+
+
+# --- LoRA ---
+
+
+@pytest.fixture(scope="session")
+def lora(comfy_server, family):
+    """A LoRA with alpha 4 at rank 2 on a fused matrix, a part of one, and a plain one."""
+    generator = torch.Generator().manual_seed(1)
+
+    def delta(key, rows, columns, part=0, parts=1):
+        return Delta(key, part, parts, torch.randn(rows, 2, generator=generator),
+                     torch.randn(2, columns, generator=generator), 4.0)
+
+    deltas = [delta("blocks.0.attn.qkv.weight", 48, 48, 1, 3),
+              delta("blocks.1.cross_attn.kv_linear.weight", 48, 48, 1, 2),
+              delta("blocks.0.mlp.fc1.weight", 192, 48)]
+    return save_lora(Lora("test", tuple(deltas)), comfy_server.base / "models" / "loras" / "test.safetensors")
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
+def test_lora_nodes_equal_merged_weights(run, comfy_server, family, lora, strength, tmp_path):
+    merged = pc.load_pixart(family / "transformer", dtype=torch.float32)
+    apply_lora(merged, load_lora(lora), strength)
+    name = f"merged_{strength}.safetensors"
+    save_pixart(merged, comfy_server.base / "models" / "diffusion_models" / name)
+    expected = run(changes={"model": node("PixArtDeltaModelLoader", model_name=name, dtype="float32")})[0]
+    plain = node("PixArtDeltaModelLoader", model_name="nano/transformer/", dtype="float32")
+    values = {"model": ["plain", 0], "lora_name": "test.safetensors"}
+    for loader in (node("PixArtDeltaLoraLoader", **values, strength=strength),
+                   node("LoraLoaderModelOnly", **values, strength_model=strength)):
+        assert difference(expected, run(changes={"plain": plain, "model": loader})[0]) < 0.05
+    without = difference(expected, run(changes={"model": plain})[0])
+    assert without > 1 if strength else without == 0, without
+
+
+# --- running ---
+
+
+def test_batch_of_three_is_three_different_pictures(run):
+    first, second, third = run(batch=3)
+    assert min(difference(first, second), difference(second, third), difference(first, third)) > 2
+
+
+def test_same_seed_same_picture_other_seed_another(run):
+    assert difference(run(seed=5)[0], run(seed=6)[0]) > 2
+    assert difference(run(seed=5)[0], run(seed=5)[0]) == 0
+
+
+def test_progress_and_previews_come_at_every_step(comfy_server, family):
+    result = comfy_server.prompt(text_to_image(steps=5, seed=41), extra_data={"preview_method": "latent2rgb"})
+    assert not result.errors
+    steps = [data["value"] for _, kind, data in result.events if kind == "progress" and data["node"] == "sample"]
+    assert steps == [1, 2, 3, 4, 5]
+    assert len([1 for _, kind, _ in result.events if kind == "preview"]) == 5
+
+
+def test_interrupt_stops_within_a_step_and_the_next_run_works(comfy_server, family, run):
+    """A model slow enough to be interrupted: 8 steps of a wider one at 768 px."""
+    slow = random_pixart(nano_config(hidden_size=384, depth=6))
+    save_pixart(slow, comfy_server.base / "models" / "diffusion_models" / "slow.safetensors")
+    times = []
+
+    def on_event(kind, data):
+        if kind == "progress" and data["node"] == "sample":
+            times.append(time.monotonic())
+            if data["value"] == 2:
+                comfy_server.interrupt()
+
+    model = {"model": node("PixArtDeltaModelLoader", model_name="slow.safetensors", dtype="float32")}
+    result = comfy_server.prompt(text_to_image(steps=8, width=768, height=768, changes=model), on_event)
+    assert result.interrupted and not result.images and not result.errors
+    assert len(times) <= 4, "the sampler went on after the interrupt"
+    assert len(run(seed=77)) == 1
+
+
+def test_prompts_while_another_is_running_are_queued(comfy_server, family):
+    graphs = [text_to_image(seed=seed) for seed in (101, 102)]
+    results = [None, None]
+
+    def submit(index):
+        results[index] = comfy_server.prompt(graphs[index])
+
+    threads = [threading.Thread(target=submit, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert difference(*(pictures(result)[0] for result in results)) > 2
+
+
+def test_saved_checkpoints_load_in_every_layout(comfy_server, family, run, lora):
+    """The MODEL with a LoRA, saved in both layouts, loaded again: the LoRA is merged in."""
+    changes = {
+        "plain": node("PixArtDeltaModelLoader", model_name="nano/transformer/", dtype="float32"),
+        "model": node("PixArtDeltaLoraLoader", model=["plain", 0], lora_name="test.safetensors", strength=1.0),
+    }
+    expected = run(changes=changes)[0]
+    for layout in ("authors", "diffusers"):
+        store = node("PixArtDeltaSaveCheckpoint", model=["model", 0], filename_prefix=f"out/{layout}", layout=layout,
+                     dtype="float32")
+        result = comfy_server.prompt(text_to_image(changes=changes | {"store": store}))
+        assert not result.errors, result.errors
+        path = result.outputs["store"]["text"][0].removeprefix("saved ")
+        model = pc.load_pixart(path)
+        assert not any("lora" in name for name in model.state_dict())
+        name = f"again_{layout}.safetensors"
+        save_pixart(model, comfy_server.base / "models" / "diffusion_models" / name)
+        again = run(changes={"model": node("PixArtDeltaModelLoader", model_name=name, dtype="float32")})[0]
+        assert difference(expected, again) < 0.1
+
+
+def test_the_loader_shows_a_memory_plan(comfy_server, family):
+    result = comfy_server.prompt(text_to_image(seed=300))
+    assert not result.errors
+    text = result.outputs["model"]["text"][0] if "model" in result.outputs else comfy_server.log
+    assert "GB" in text
+
+
+# --- warnings ---
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"cfg": 4.5}, "set cfg to 1"),
+    ({"cfg": 0.0}, "set cfg to 1"),
+    ({"sampler_name": "euler"}, "an LCM model takes 'lcm'"),
+    ({"scheduler": "karras"}, "set the scheduler to 'simple'"),
+    ({"scheduler": "normal"}, "set the scheduler to 'simple'"),
+    ({"scheduler": "beta"}, "set the scheduler to 'simple'"),
+    ({"model": "model"}, "put PixArt-δ LCM Sampling before KSampler"),
+], ids=lambda value: str(value)[:30])
+def test_settings_that_cannot_work_are_named(comfy_server, family, options, words):
+    shown = warnings_of(comfy_server, ksampler(steps=4, seed=hash(str(options)) % 10**6, **options))
+    assert any(words in text for text in shown), shown
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 2}, {"steps": 7}, {"denoise": 0.5}], ids=str)
+def test_settings_that_work_are_not(comfy_server, family, options):
+    assert warnings_of(comfy_server, ksampler(**{"steps": 4, "seed": hash(str(options)) % 10**6} | options)) == []
+
+
+def test_a_base_model_in_four_steps_is_named(comfy_server, family):
+    save_pixart(pc.load_pixart(family / "transformer"),
+                comfy_server.base / "models" / "diffusion_models" / "base.safetensors", metadata={"distilled": False})
+    base = {"model": node("PixArtDeltaModelLoader", model_name="base.safetensors", dtype="default")}
+    assert any("not a distilled" in text for text in warnings_of(comfy_server, base))
+    settings = {"cfg": 4.5, "sampler_name": "dpmpp_2m", "scheduler": "normal"}
+    few = warnings_of(comfy_server, base | ksampler("model", steps=4, **settings))
+    assert any("too few" in text for text in few)
+    assert warnings_of(comfy_server, base | ksampler("model", steps=14, **settings)) == []
+
+
+def warnings_of(comfy_server, changes: dict) -> list[str]:
+    """The warning lines that a run adds to ComfyUI's log."""
+    before = len(comfy_server.log)
+    result = comfy_server.prompt(text_to_image(seed=np.random.default_rng().integers(10**9).item(), changes=changes))
+    assert not result.errors, result.errors
+    return [line for line in comfy_server.log[before:].splitlines() if "Warning: " in line]
