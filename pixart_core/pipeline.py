@@ -61,7 +61,8 @@ class Pipeline:
         """Open a diffusers pipeline folder: transformer/, text_encoder/, tokenizer/, vae/ and maybe controlnet/.
 
         Args:
-            dtype: of the transformer; None = what the device is fast in.
+            dtype: of the weights; None = what the device is fast in (the autoencoder: float32 on a CPU). The text
+                encoder takes bfloat16 for float16, which T5 overflows.
             device: None = the accelerator if there is one, else the CPU.
             quantization: of the text encoder: None or "none", "int8", "int4".
             transformer, controlnet: other files or folders to take these from.
@@ -75,13 +76,14 @@ class Pipeline:
         if not folder.is_dir():
             raise CheckpointError(f"pipeline folder {folder} does not exist: give a folder with model_index.json")
         device = torch.device(device) if device is not None else default_device()
-        text = TextEncoder.from_pretrained(folder, device=device, quantization=quantization, cache=cache)
+        text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
+        text = TextEncoder.from_pretrained(folder, text_dtype, device, quantization, cache)
         start = "cpu" if low_memory else device
         model = load_pixart(folder / "transformer" if transformer is None else transformer,
                             dtype or preferred_dtype(device), start)
         if controlnet is None and (folder / "controlnet").is_dir():
             controlnet = folder / "controlnet"
-        pipeline = cls(model, text, load_vae(folder, device=device), controlnet, device, low_memory)
+        pipeline = cls(model, text, load_vae(folder, dtype, device), controlnet, device, low_memory)
         logger.info("%s", pipeline.memory_plan())
         return pipeline
 
@@ -126,10 +128,7 @@ class Pipeline:
         latent = self.sample(prompt, steps, seed, size[1], size[0], grid, negative_prompt, guidance, sampler, hint,
                              batch, callback, clean_caption)
         with self._stage("decode"):
-            images = decode(self.vae, latent)
-            if use_bins:
-                images = resize_and_crop(images.permute(0, 3, 1, 2), *asked).permute(0, 2, 3, 1)
-            return to_pil(images)
+            return to_pil(decode(self.vae, latent, asked))
 
     @torch.no_grad()
     def sample(self, prompt: str | Sequence[str], steps: int | None = None, seed: int = 0, width: int | None = None,

@@ -343,7 +343,7 @@ def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantizatio
         module = model.get_submodule(name.rpartition(".")[0])
         module.weight = _parameter(module.weight, file.read([stored])[stored], dtype, device)
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    for problem, names in (("missing", missing), ("unknown or of another shape", unexpected)):
+    for problem, names in (("unknown or of another shape", unexpected), ("missing", missing)):
         if names:
             raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {problem} are "
                                   f"{summary(sorted(names))}")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .convert import summary
 from .functional import preferred_dtype
+from .resolution import resize_and_crop
 from .weightfile import CheckpointError, open_weights
 
 FACTOR = 8
@@ -45,18 +46,21 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
                               f"{', '.join(_CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)")
     open_weights(folder)  # names a missing or damaged file better than diffusers does
     vae, info = getattr(diffusers, kind).from_pretrained(
-        folder, torch_dtype=dtype or default_dtype(device), local_files_only=True, output_loading_info=True)
+        folder, local_files_only=True, output_loading_info=True)
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]) + sorted(map(str, info["mismatched_keys"]))
     if wrong:
         raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {summary(wrong)}")
     _check_latents(vae, folder)
-    vae = vae.to("cpu" if device is None else device)
+    vae = vae.to("cpu" if device is None else device, dtype or default_dtype(device))
     return vae.eval().requires_grad_(False)
 
 
 @torch.no_grad()
-def decode(vae, latent: Tensor) -> Tensor:
+def decode(vae, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Latent (B, 4, h, w), scaled as the transformer sees it -> pictures (B, 8h, 8w, 3), float32 in 0 … 1.
+
+    Args:
+        size: (height, width) in px to resize and crop the pictures to, see `resolution.resize_and_crop`.
 
     Raises:
         ValueError: on another number of channels, or an autoencoder that returns NaN or infinite values.
@@ -69,6 +73,8 @@ def decode(vae, latent: Tensor) -> Tensor:
     if not torch.isfinite(images).all():
         raise ValueError("the autoencoder returned NaN or infinite values: its weights are damaged, or its dtype "
                          f"{vae.dtype} overflows (use float32)")
+    if size is not None:
+        images = resize_and_crop(images, *size)
     return (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
@@ -108,6 +114,8 @@ def _find_vae(path: Path) -> Path:
                               "autoencoders load in ComfyUI's own VAELoader")
     if not path.is_dir():
         raise CheckpointError(f"autoencoder folder {path} does not exist")
+    if (path / "model_index.json").is_file() and not (path / "vae").is_dir():
+        raise CheckpointError(f"the pipeline folder {path} has no vae/: download that part, too")
     folder = path / "vae" if (path / "vae").is_dir() else path
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: an autoencoder is a diffusers folder")
