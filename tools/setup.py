@@ -116,7 +116,9 @@ def diagnose(output: str) -> str:
     """What went wrong with pip, in words, from its output."""
     if "No space left on device" in output:
         return "The disk is full. Free some space, or put the cache elsewhere: PIXART_DELTA_CACHE=/big/disk make …"
-    if re.search("NewConnectionError|Temporary failure|Failed to establish|ConnectionError|timed out|SSLError", output):
+    # Without retries pip does not mention the failed connection: it just knows of no version at all.
+    unreachable = r"NewConnection|Temporary failure|Failed to establish|Connection\w*Error|timed out|SSLError|versions: none"
+    if re.search(unreachable, output):
         return "The package index cannot be reached. Check the network (and pip's settings), then run again."
     if "No matching distribution" in output:
         return f"A package has no version for Python {platform.python_version()} on {platform.machine()}."
@@ -185,8 +187,12 @@ def environment_folder(cache: Path, made_from: dict) -> Path:
 
 def is_complete(environment: Path) -> bool:
     """Whether the environment was finished, and its interpreter (a link to this machine's Python) still runs."""
-    python = environment / "bin" / "python"
-    return (environment / STAMP).exists() and subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
+    if not (environment / STAMP).exists():
+        return False
+    try:
+        return subprocess.run([environment / "bin" / "python", "-c", ""], capture_output=True).returncode == 0
+    except OSError:
+        return False
 
 
 def sweep(cache: Path) -> None:

@@ -73,14 +73,18 @@ def installed(python: Path) -> dict[str, str]:
     return {entry["name"]: entry["version"] for entry in json.loads(listing.stdout)}
 
 
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_) -> None:
+        pass
+
+
 @pytest.fixture
 def served_repository(tmp_path):
     """URL of this repository's last commit, served by git's plain-HTTP protocol on the loopback interface."""
     bare = tmp_path / "served" / "pixart-delta.git"
-    subprocess.run(["git", "clone", "-q", "--bare", str(ROOT), str(bare)], check=True)
+    subprocess.run(["git", "clone", "-q", "--bare", "--no-local", str(ROOT), str(bare)], check=True)
     subprocess.run(["git", "-C", str(bare), "update-server-info"], check=True)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(bare.parent))
-    handler.log_message = lambda *_: None
+    handler = functools.partial(QuietHandler, directory=str(bare.parent))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/{bare.name}"
