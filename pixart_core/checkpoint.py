@@ -121,7 +121,7 @@ def inspect_file(path: str | os.PathLike) -> FileInfo:
 
 
 def _inspect(file: WeightFile) -> FileInfo:
-    metadata = _metadata(file)
+    metadata = own_metadata(file)
     base, control = _sections(file)
     floating = [info.dtype for info in file.tensors.values()
                 if isinstance(info.dtype, torch.dtype) and info.dtype.is_floating_point]
@@ -214,7 +214,8 @@ def _control_section(file: WeightFile) -> _Section | None:
     return None
 
 
-def _metadata(file: WeightFile) -> dict[str, Any]:
+def own_metadata(file: WeightFile) -> dict[str, Any]:
+    """What a file of this project says of itself; {} for all others."""
     try:
         values = json.loads(file.metadata.get(METADATA_KEY, "{}"))
     except ValueError as error:
@@ -328,8 +329,8 @@ def _common_dtype(file: WeightFile, section: _Section) -> torch.dtype | None:
     found = {file.tensors[name].dtype for names in section.plan.values() for name in names}
     unknown = [dtype for dtype in found if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point]
     if unknown:
-        raise CheckpointError(f"{file.path} holds weights quantised to {unknown[0]}: load it with ComfyUI's own loader, "
-                              "or take a 16- or 32-bit version")
+        raise CheckpointError(f"{file.path} holds weights quantised to {unknown[0]}: load it with ComfyUI's own "
+                              "loader, or take a 16- or 32-bit version")
     widest = max(found, key=lambda dtype: dtype.itemsize)
     if widest.itemsize == 1:
         return torch.bfloat16
@@ -364,8 +365,8 @@ def save_pixart(model_or_state: PixArt | Mapping[str, Tensor], path: str | os.Pa
 
     Args:
         model_or_state: the model, or its state dict in the authors' names (then `config` is needed).
-        path: a .safetensors file (layout "authors"), or a folder (layout "diffusers"; made if missing), which then holds
-            config.json and diffusion_pytorch_model.safetensors as diffusers' from_pretrained wants them.
+        path: a .safetensors file (layout "authors"), or a folder (layout "diffusers"; made if missing), which then
+            holds config.json and diffusion_pytorch_model.safetensors as diffusers' from_pretrained wants them.
         layout: "authors" or "diffusers".
         config: the shape; None = the model's.
         dtype: to save in; None = as it is.
@@ -394,7 +395,8 @@ def save_pixart(model_or_state: PixArt | Mapping[str, Tensor], path: str | os.Pa
     return folder
 
 
-def _save_sharded(state: dict[str, Tensor], folder: Path, header: dict[str, str], max_shard_size: str | int | None) -> None:
+def _save_sharded(state: dict[str, Tensor], folder: Path, header: dict[str, str],
+                  max_shard_size: str | int | None) -> None:
     name = "diffusion_pytorch_model.safetensors"
     if max_shard_size is None:
         save_weights(state, folder / name, header)
@@ -440,8 +442,8 @@ def read_controlnet(path: str | os.PathLike, dtype: torch.dtype | None = None, d
     if config is None:
         raise _needs_config(file.path, "load_controlnet(path, config=…) the configuration of the base model")
     if control.copies >= config.depth:
-        raise CheckpointError(f"{path} is a ControlNet of {control.copies} blocks; a base model of depth {config.depth} "
-                              f"takes at most {config.depth - 1}")
+        raise CheckpointError(f"{path} is a ControlNet of {control.copies} blocks; a base model of depth "
+                              f"{config.depth} takes at most {config.depth - 1}")
     _require(file.path, control.shapes, config, control.copies)
     return config, control.copies, file.assemble(control.plan, dtype or _common_dtype(file, control), device)
 

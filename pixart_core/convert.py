@@ -16,7 +16,7 @@ from torch import Tensor
 from .config import PixArtConfig
 from .functional import position_embedding
 
-_TOP = {
+TOP_NAMES = {
     "pos_embed": ("pos_embed.pos_embed",),  # stored by early diffusers only; computed by later ones
     "x_embedder.proj": ("pos_embed.proj",),
     "t_embedder.mlp.0": ("adaln_single.emb.timestep_embedder.linear_1",),
@@ -33,7 +33,7 @@ _TOP = {
     "final_layer.linear": ("proj_out",),
     "final_layer.scale_shift_table": ("scale_shift_table",),
 }
-_BLOCK = {
+BLOCK_NAMES = {
     "scale_shift_table": ("scale_shift_table",),
     "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
     "attn.proj": ("attn1.to_out.0",),
@@ -47,10 +47,10 @@ _ZERO_LINEARS = {"before_proj": ("before_proj",), "after_proj": ("after_proj",)}
 
 # (authors' prefix, diffusers' prefix, table of what may follow); {} is the index of a block.
 _SECTIONS = (
-    ("blocks.{}.", "transformer_blocks.{}.", _BLOCK),
-    ("controlnet.{}.copied_block.", "controlnet_blocks.{}.transformer_block.", _BLOCK),
+    ("blocks.{}.", "transformer_blocks.{}.", BLOCK_NAMES),
+    ("controlnet.{}.copied_block.", "controlnet_blocks.{}.transformer_block.", BLOCK_NAMES),
     ("controlnet.{}.", "controlnet_blocks.{}.", _ZERO_LINEARS),
-    ("", "", _TOP),
+    ("", "", TOP_NAMES),
 )
 
 

@@ -1,0 +1,281 @@
+"""LoRA in every layout and with every source of alpha, against PEFT itself and against ComfyUI's key names."""
+
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import pixart_core as pc
+from pixart_core import convert
+from pixart_core.lora import apply_lora, load_lora, parse_lora, save_lora
+from pixart_core.weightfile import CheckpointError
+
+CONFIG = pc.PixArtConfig(input_size=8, hidden_size=48, depth=2, num_heads=4, caption_channels=16, model_max_length=8,
+                         interpolation_scale=1.0)
+RANK = 4
+# What train_pixart_lcm_lora.py adapts, convolution included ("proj" matches pos_embed.proj).
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "proj", "linear",
+           "linear_1", "linear_2"]
+
+IMAGE_SIZE, ASPECT_RATIO = torch.tensor([[48.0, 64.0]] * 2), torch.tensor([[0.75]] * 2)
+
+
+def random_model(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    model = pc.PixArt(CONFIG).eval().requires_grad_(False)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.normal_(std=0.1, generator=generator)
+    return model
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    return {"latent": torch.randn(2, 4, 6, 8, generator=generator), "timestep": torch.tensor([999, 259]),
+            "caption": torch.randn(2, 5, 16, generator=generator)}
+
+
+def changed(model, lora, strength=1.0):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    apply_lora(model, lora, strength)
+    return {name: tensor - before[name] for name, tensor in model.state_dict().items()}
+
+
+def pair(rows=48, columns=48):
+    """Up (rows, rank) and down (rank, columns)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows, RANK, generator=generator), torch.randn(RANK, columns, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def peft_case(tmp_path_factory):
+    """A PEFT LoRA on diffusers' transformer, saved by PEFT, and that transformer's output with it."""
+    from diffusers import PixArtTransformer2DModel
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = random_model()
+    theirs = PixArtTransformer2DModel.from_config(convert.config_to_diffusers(CONFIG)).eval()
+    theirs.load_state_dict(convert.authors_to_diffusers(
+        {k: v for k, v in model.state_dict().items() if k != "y_embedder.y_embedding"}))
+    adapted = get_peft_model(theirs, LoraConfig(r=RANK, target_modules=TARGETS))  # no alpha given, as the authors
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    folder = tmp_path_factory.mktemp("peft")
+    adapted.save_pretrained(folder)
+    batch = inputs()
+    with torch.no_grad():
+        out = adapted(batch["latent"], encoder_hidden_states=batch["caption"], timestep=batch["timestep"],
+                      added_cond_kwargs={"resolution": IMAGE_SIZE, "aspect_ratio": ASPECT_RATIO}).sample
+    return folder, out
+
+
+def run(model):
+    return model(**inputs(), image_size=IMAGE_SIZE, aspect_ratio=ASPECT_RATIO)
+
+
+def test_peft_folder_gives_pefts_own_output(peft_case):
+    folder, expected = peft_case
+    lora = load_lora(folder)
+    assert lora.rank == RANK and {delta.alpha for delta in lora.deltas} == {8.0}
+    assert "x_embedder.proj.weight" in {delta.key for delta in lora.deltas}
+    model = random_model()
+    without = run(model)
+    apply_lora(model, lora)
+    assert (run(model) - expected).norm() / expected.norm() < 1e-5
+    assert (without - expected).norm() / expected.norm() > 0.05, "the LoRA has to matter"
+
+
+def test_peft_file_without_its_json_is_taken_at_pefts_default(peft_case, tmp_path):
+    folder, _ = peft_case
+    alone = tmp_path / "renamed.safetensors"
+    alone.write_bytes((folder / "adapter_model.safetensors").read_bytes())
+    assert {delta.alpha for delta in load_lora(alone).deltas} == {8.0}
+
+
+def test_adapter_config_decides(peft_case, tmp_path):
+    folder, _ = peft_case
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (tmp_path / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
+
+    def alphas(**values):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | values))
+        return {delta.key: delta.alpha for delta in load_lora(tmp_path).deltas}
+
+    assert set(alphas(lora_alpha=32).values()) == {32.0}
+    assert set(alphas(lora_alpha=32, use_rslora=True).values()) == {64.0}  # scale 32 / sqrt(4)
+    patterned = alphas(lora_alpha=32, alpha_pattern={"attn2.to_q": 5})
+    assert patterned["blocks.1.cross_attn.q_linear.weight"] == 5.0
+    assert patterned["blocks.1.cross_attn.proj.weight"] == 32.0
+    # A file that is found in the folder is the same as the folder; an argument wins over everything.
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 16}))
+    assert {delta.alpha for delta in load_lora(tmp_path / "adapter_model.safetensors").deltas} == {16.0}
+    assert {delta.alpha for delta in load_lora(tmp_path, alpha=1).deltas} == {1.0}
+    with pytest.raises(CheckpointError, match="is a DoRA"):
+        alphas(use_dora=True)
+
+
+LAYOUTS = {
+    "peft": ("base_model.model.{d}.lora_A.weight", "base_model.model.{d}.lora_B.weight"),
+    "peft, named adapter": ("base_model.model.{d}.lora_A.default.weight", "base_model.model.{d}.lora_B.default.weight"),
+    "peft, reference script": ("unet.base_model.model.{d}.lora_A.weight", "unet.base_model.model.{d}.lora_B.weight"),
+    "diffusers": ("transformer.{d}.lora_A.weight", "transformer.{d}.lora_B.weight"),
+    "diffusers, bare": ("{d}.lora_A.weight", "{d}.lora_B.weight"),
+    "diffusers, older": ("transformer.{d}.lora.down.weight", "transformer.{d}.lora.up.weight"),
+    "diffusers, oldest": ("unet.{p}_lora.down.weight", "unet.{p}_lora.up.weight"),
+    "onetrainer": ("lora_transformer_{f}.lora_down.weight", "lora_transformer_{f}.lora_up.weight"),
+    "onetrainer, dotted": ("lora_transformer.{d}.lora_down.weight", "lora_transformer.{d}.lora_up.weight"),
+    "kohya": ("lora_unet_{f}.lora_down.weight", "lora_unet_{f}.lora_up.weight"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("module,key,part,parts", [
+    ("transformer_blocks.1.attn1.to_k", "blocks.1.attn.qkv.weight", 1, 3),
+    ("transformer_blocks.0.attn2.to_v", "blocks.0.cross_attn.kv_linear.weight", 1, 2),
+    ("transformer_blocks.0.attn2.to_q", "blocks.0.cross_attn.q_linear.weight", 0, 1),
+    ("transformer_blocks.0.attn1.to_out.0", "blocks.0.attn.proj.weight", 0, 1),
+])
+def test_every_layout_changes_the_same_rows(layout, module, key, part, parts):
+    down_name, up_name = (
+        name.format(d=module, f=module.replace(".", "_"), p=module.replace(".to_", ".processor.to_"))
+        for name in LAYOUTS[layout])
+    up, down = pair()
+    stem = re.sub(r"(\.|_)lora(_A|_B|_down|_up|\.down|\.up)(\.default)?\.weight$", "", down_name)
+    difference = changed(random_model(), parse_lora({down_name: down, up_name: up, f"{stem}.alpha": torch.tensor(2.0)}))
+    expected = torch.zeros(parts * 48, 48)
+    expected[part * 48:(part + 1) * 48] = up @ down * 2 / RANK
+    torch.testing.assert_close(difference.pop(key), expected, rtol=1e-4, atol=1e-5)
+    assert all(not tensor.any() for tensor in difference.values())
+
+
+@pytest.mark.parametrize("stem", ["lora_unet_blocks_1_attn_qkv", "diffusion_model.blocks.1.attn.qkv",
+                                  "blocks.1.attn.qkv"])
+def test_a_lora_of_the_fused_matrix(stem):
+    up, down = pair(rows=144)
+    lora = parse_lora({f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down})
+    assert lora.deltas[0].alpha == RANK and lora.deltas[0].rows is None
+    difference = changed(random_model(), lora)["blocks.1.attn.qkv.weight"]
+    torch.testing.assert_close(difference, up @ down, rtol=1e-4, atol=1e-4)
+    again = changed(random_model(), parse_lora(lora.to_state_dict()))["blocks.1.attn.qkv.weight"]
+    torch.testing.assert_close(again, difference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix,alpha", [("base_model.model.", 8.0), ("unet.base_model.model.", 8.0),
+                                          ("transformer.", RANK), ("lora_transformer.", RANK), ("", RANK)])
+def test_alpha_when_nothing_says_it(prefix, alpha):
+    up, down = pair()
+    stem = f"{prefix}transformer_blocks.0.attn1.to_k"
+    lora = parse_lora({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up})
+    assert lora.deltas[0].alpha == alpha
+
+
+def test_alpha_in_diffusers_metadata(tmp_path):
+    up, down = pair()
+    stem = "transformer.transformer_blocks.0.attn1.to_k"
+    values = {"transformer.r": RANK, "transformer.lora_alpha": 12}
+    save_file({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, tmp_path / "a.safetensors",
+              {"lora_adapter_metadata": json.dumps(values)})
+    assert load_lora(tmp_path / "a.safetensors").deltas[0].alpha == 12.0
+
+
+def test_strengths(peft_case):
+    lora = load_lora(peft_case[0])
+    model = random_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    apply_lora(model, lora, 0.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    half, whole = changed(random_model(), lora, 0.5), changed(random_model(), lora, 1.0)
+    for name in half:
+        torch.testing.assert_close(2 * half[name], whole[name], rtol=1e-4, atol=1e-5)
+    apply_lora(model, lora, 0.7)
+    apply_lora(model, lora, -0.7)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-5)
+
+
+def test_half_precision_weights_are_changed_in_float32(peft_case):
+    lora = load_lora(peft_case[0])
+    model = random_model().bfloat16()
+    key = "blocks.0.mlp.fc1.weight"
+    before = model.state_dict()[key].clone()
+    apply_lora(model, lora)
+    delta = next(delta for delta in lora.deltas if delta.key == key)
+    assert torch.equal(model.state_dict()[key], (before.float() + delta.matrix()).bfloat16())
+
+
+def test_saved_lora_keeps_its_alpha_and_loads_as_the_same(peft_case, tmp_path):
+    lora = load_lora(peft_case[0])
+    path = save_lora(lora, tmp_path / "lcm.safetensors", {"distilled": True})
+    again = load_lora(path)
+    assert again.metadata["distilled"] is True and again.metadata["rank"] == RANK
+    assert pc.inspect_file(path).kind == "lora"
+    one, two = changed(random_model(), lora), changed(random_model(), again)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_state_dict_has_the_names_comfyuis_key_map_takes(peft_case):
+    state = load_lora(peft_case[0]).to_state_dict()
+    theirs = set(convert.authors_to_diffusers(random_model().state_dict()))
+    stems = {name.rsplit(".lora_", 1)[0].removesuffix(".alpha") for name in state}
+    assert all(stem.startswith("transformer.") for stem in stems)
+    assert {stem.removeprefix("transformer.") + ".weight" for stem in stems} <= theirs
+    assert all(f"{stem}.alpha" in state for stem in stems)
+
+
+def stem_state(stem, **more):
+    up, down = pair()
+    return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up} | more
+
+
+@pytest.mark.parametrize("state,message", [
+    (stem_state("unet.down_blocks.0.attentions.0.proj_in"), "is a LoRA for another model: PixArt has no unet"),
+    (stem_state("lora_te_encoder_block_0"), "is a LoRA for another model: PixArt has no lora_te"),
+    (stem_state("lora_unet_input_blocks_1_1_proj_in"), "is a LoRA for another model"),
+    ({"blocks.0.attn.qkv.hada_w1_a": torch.zeros(1)}, "is a LoHa, not a plain LoRA"),
+    ({"blocks.0.attn.qkv.lokr_w1": torch.zeros(1)}, "is a LoKr, not a plain LoRA"),
+    ({"blocks.0.attn.qkv.weight": torch.zeros(1)}, "is not a LoRA: it holds blocks.0.attn.qkv.weight"),
+    (stem_state("proj_out", **{"proj_out.dora_scale": torch.zeros(1)}), "is a DoRA"),
+    (stem_state("proj_out", **{"proj_out.weight": torch.zeros(1)}), "holds more than a plain LoRA: proj_out.weight"),
+    ({"transformer.proj_out.lora_A.weight": torch.zeros(2, 3)}, "is damaged: transformer.proj_out has no up matrix"),
+    ({"proj_out.lora_A.weight": torch.zeros(2, 3), "proj_out.lora_B.weight": torch.zeros(3, 4)},
+     "is damaged: proj_out has rank 2 and 4"),
+])
+def test_what_is_no_lora_for_pixart_is_named(state, message):
+    with pytest.raises(CheckpointError, match=f"^x {message}"):
+        parse_lora(state, name="x")
+
+
+def test_lora_of_another_width_changes_nothing():
+    up, down = pair(rows=64, columns=64)
+    good = stem_state("transformer.transformer_blocks.0.attn1.to_q")
+    bad = {"transformer.transformer_blocks.0.attn1.to_k.lora_A.weight": down,
+           "transformer.transformer_blocks.0.attn1.to_k.lora_B.weight": up}
+    model = random_model()
+    before = model.blocks[0].attn.qkv.weight.clone()
+    message = r"does not fit .* blocks.0.attn.qkv.weight is \[144, 48\], the LoRA is made for \[192, 64\]"
+    with pytest.raises(CheckpointError, match=message):
+        apply_lora(model, parse_lora(good | bad))
+    deep = parse_lora(stem_state("transformer.transformer_blocks.9.attn1.to_q"))
+    with pytest.raises(CheckpointError, match="blocks.9.attn.qkv.weight is missing"):
+        apply_lora(model, deep)
+    assert torch.equal(model.blocks[0].attn.qkv.weight, before)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_in_a_lora_file(tmp_path, value):
+    up, down = pair()
+    up[3, 1] = value
+    save_file({"proj_out.lora_A.weight": down, "proj_out.lora_B.weight": up}, tmp_path / "nan.safetensors")
+    with pytest.raises(CheckpointError, match="NaN or infinite weights .proj_out.lora_B.weight"):
+        load_lora(tmp_path / "nan.safetensors")
+
+
+def test_model_given_to_the_lora_loader(tmp_path):
+    path = pc.save_pixart(random_model(), tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is not a LoRA but a PixArt transformer"):
+        load_lora(path)
+
