@@ -117,8 +117,8 @@ def diagnose(output: str) -> str:
     if "No space left on device" in output:
         return "The disk is full. Free some space, or put the cache elsewhere: PIXART_DELTA_CACHE=/big/disk make …"
     # Without retries pip does not mention the failed connection: it just knows of no version at all.
-    unreachable = r"NewConnection|Temporary failure|Failed to establish|Connection\w*Error|timed out|SSLError|versions: none"
-    if re.search(unreachable, output):
+    unreachable = r"NewConnection|Connection\w*Error|Temporary failure|Failed to establish|timed out|SSLError"
+    if re.search(unreachable + "|versions: none", output):
         return "The package index cannot be reached. Check the network (and pip's settings), then run again."
     if "No matching distribution" in output:
         return f"A package has no version for Python {platform.python_version()} on {platform.machine()}."
