@@ -246,23 +246,33 @@ def _pickled_state(file: Path, entry: str | None = None) -> tuple[dict[str, Tens
     Authors' training files hold optimizer state as well; mapped, it costs nothing.
     """
     with open(file, "rb") as stream:
-        is_zip = stream.read(4) == b"PK\x03\x04"
+        head = stream.read(4)
+    is_zip = head == b"PK\x03\x04"
     if is_zip and not zipfile.is_zipfile(file):
         raise _damaged(file)
+    if not is_zip and head[:1] != b"\x80":  # which every pickle since 2003 begins with
+        raise _damaged(file, ", if it is one of weights at all: expected safetensors or a PyTorch .pth")
     try:
-        # Files older than PyTorch 1.6 are no zip archives and cannot be mapped.
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
+        loaded = _load_pickle(file, is_zip)
     except pickle.UnpicklingError as error:
         raise _pickle_error(file, error) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is no file of weights, or is damaged: expected safetensors or a PyTorch .pth "
-                              f"[{str(error).splitlines()[0] if str(error) else type(error).__name__}]") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise _damaged(file, f" [{(str(error) or type(error).__name__).splitlines()[0]}]") from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not named weights")
     for key in (entry,) if entry else ("state_dict", "state_dict_ema"):
         if isinstance(loaded.get(key), Mapping):
             return _only_tensors(file, loaded[key]), key
     return _only_tensors(file, loaded), None
+
+
+def _load_pickle(file: Path, is_zip: bool) -> Any:
+    # Files older than PyTorch 1.6 are no zip archives and cannot be mapped. Nor can a pickle that is called .safetensors:
+    # torch.load goes by the name of a path, and mapping needs a path.
+    if is_zip and file.suffix != ".safetensors":
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    with open(file, "rb") as stream:
+        return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def _only_tensors(file: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
@@ -278,7 +288,7 @@ def _pickle_error(file: Path, error: pickle.UnpicklingError) -> CheckpointError:
     if found:
         return CheckpointError(f"{file} carries code or objects other than weights ({found[1]}); it was not executed. "
                                "Take the safetensors version, or have whoever made the file save its state_dict only")
-    return CheckpointError(f"{file} is no file of weights, or is damaged: expected safetensors or a PyTorch .pth")
+    return _damaged(file, ", if it is one of weights at all: expected safetensors or a PyTorch .pth")
 
 
 def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike,

@@ -1,0 +1,649 @@
+"""Checkpoints: every layout loads strictly as the same model; every other file is named; saving is atomic."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import pixart_core as pc
+from pixart_core import checkpoint, convert, weightfile
+from pixart_core.checkpoint import (
+    CheckpointError,
+    load_controlnet,
+    merge_controlnet,
+    read_controlnet,
+    read_pixart,
+    save_controlnet,
+    split_controlnet,
+)
+
+ROOT = Path(__file__).parents[2]
+CONFIG = pc.PixArtConfig(input_size=8, hidden_size=48, depth=3, num_heads=4, caption_channels=16, model_max_length=8,
+                         interpolation_scale=1.0)
+OFFICIAL = json.loads((ROOT / "tests" / "goldens" / "official_checkpoint_keys.json").read_text())
+
+
+def randomized(module, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in [*module.parameters(), *module.buffers()]:
+            tensor.normal_(std=0.1, generator=generator)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = randomized(pc.PixArt(CONFIG))
+    model.pos_embed.copy_(convert.position_buffer(CONFIG))
+    return model
+
+
+@pytest.fixture(scope="module")
+def control():
+    return randomized(pc.ControlNetTransformer(CONFIG, 2), seed=1)
+
+
+def assert_same(module, expected, without=()):
+    found, state = module.state_dict(), expected.state_dict()
+    assert found.keys() == state.keys() - set(without)
+    for name, tensor in found.items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def contents(path):
+    """Metadata and tensors of a safetensors file, byte by byte (the order of its metadata differs from run to run)."""
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name).numpy().tobytes() for name in file.keys()}
+
+
+def metadata(config=CONFIG):
+    return {"pixart_delta": json.dumps({"kind": "pixart", "config": config.to_dict()})}
+
+
+# Layouts ---------------------------------------------------------------------------------------------------------
+
+PICKLES = {
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}},
+    "state_dict_ema": lambda state: {"state_dict_ema": state, "epoch": 3},
+    "bare": lambda state: state,
+    "distributed": lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+}
+
+
+@pytest.mark.parametrize("wrap", PICKLES.values(), ids=PICKLES)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_authors_pth(model, tmp_path, wrap, zipped):
+    path = tmp_path / "model.pth"
+    torch.save(wrap(model.state_dict()), path, _use_new_zipfile_serialization=zipped)
+    assert_same(pc.load_pixart(path, config=CONFIG), model)
+
+
+def test_state_dict_is_preferred_to_its_average(model, tmp_path):
+    other = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict_ema": other, "state_dict": model.state_dict()}, tmp_path / "both.pth")
+    assert_same(pc.load_pixart(tmp_path / "both.pth", config=CONFIG), model)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "model.", "transformer."])
+def test_prefixed_safetensors(model, tmp_path, prefix):
+    path = tmp_path / "model.safetensors"
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    if "diffusion_model." in prefix:  # ComfyUI's Save Checkpoint puts everything into one file
+        state |= {"first_stage_model.decoder.conv_in.weight": torch.zeros(1),
+                  "text_encoders.t5xxl.transformer.shared.weight": torch.zeros(1)}
+    save_file(state, path, metadata())
+    assert pc.inspect_file(path).layout == ("comfyui" if "diffusion_model." in prefix else "authors")
+    assert_same(pc.load_pixart(path), model)
+
+
+@pytest.mark.parametrize("max_shard_size", [None, 100_000])
+def test_diffusers_folder_file_and_shards(model, tmp_path, max_shard_size):
+    folder = pc.save_pixart(model, tmp_path / "transformer", layout="diffusers", max_shard_size=max_shard_size)
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert (len(files) > 2) == (max_shard_size is not None)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    assert index.exists() == (max_shard_size is not None)
+    for path in [folder, folder / files[0], folder / files[-1], *([index] if index.exists() else [])]:
+        info = pc.inspect_file(path)
+        assert (info.kind, info.layout, info.config) == ("pixart", "diffusers", CONFIG)
+        assert_same(pc.load_pixart(path), model)
+
+
+def test_pipeline_folder(model, tmp_path):
+    pc.save_pixart(model, tmp_path / "transformer", layout="diffusers")
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
+    assert_same(pc.load_pixart(tmp_path), model)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_diffusers_itself_saves(tmp_path, sharded):
+    """No metadata of ours, no null caption: config.json says the rest."""
+    from diffusers import PixArtTransformer2DModel
+
+    theirs = PixArtTransformer2DModel.from_config(convert.config_to_diffusers(CONFIG))
+    theirs.save_pretrained(tmp_path, max_shard_size="100KB" if sharded else "10GB")
+    config, state = read_pixart(tmp_path)
+    assert config == pc.PixArtConfig(**CONFIG.to_dict() | {"model_max_length": 120})
+    back = convert.authors_to_diffusers(state)
+    assert back.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in theirs.state_dict().items())
+    loaded = pc.load_pixart(tmp_path)
+    assert loaded.y_embedder.y_embedding is None
+    torch.testing.assert_close(loaded.pos_embed, convert.position_buffer(CONFIG))
+
+
+@pytest.mark.parametrize("max_shard_size", [None, 100_000])
+def test_diffusers_loads_what_we_save(model, tmp_path, max_shard_size):
+    from diffusers import PixArtTransformer2DModel
+
+    folder = pc.save_pixart(model, tmp_path / "t", layout="diffusers", max_shard_size=max_shard_size)
+    theirs, report = PixArtTransformer2DModel.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    assert report["unexpected_keys"] == ["caption_projection.y_embedding"]
+    expected = convert.authors_to_diffusers(model.state_dict())
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in theirs.state_dict().items())
+
+
+def test_converted_there_and_back_is_the_same_file(model, tmp_path):
+    first = pc.save_pixart(model, tmp_path / "a.safetensors")
+    folder = pc.save_pixart(pc.load_pixart(first), tmp_path / "folder", layout="diffusers")
+    last = pc.save_pixart(pc.load_pixart(folder), tmp_path / "b.safetensors")
+    assert contents(first) == contents(last)
+
+
+def test_files_of_early_diffusers_keep_their_buffers(model, tmp_path):
+    state = convert.authors_to_diffusers(model.state_dict()) | {"pos_embed.pos_embed": model.pos_embed}
+    save_file({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "model.safetensors", metadata())
+    assert_same(pc.load_pixart(tmp_path / "model.safetensors"), model)
+
+
+# Precision, device, memory ---------------------------------------------------------------------------------------
+
+def test_dtype_is_the_files_unless_asked(model, tmp_path):
+    path = pc.save_pixart(model, tmp_path / "half.safetensors", dtype=torch.float16, metadata={"distilled": True})
+    info = pc.inspect_file(path)
+    assert info.dtype == torch.float16 and info.metadata["distilled"] is True
+    assert {tensor.dtype for tensor in pc.load_pixart(path).state_dict().values()} == {torch.float16}
+    loaded = pc.load_pixart(path, dtype=torch.bfloat16).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded[name], tensor.half().bfloat16())
+
+
+def test_mixed_precision_files_become_the_widest_and_float8_bfloat16(model, tmp_path):
+    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    state["final_layer.linear.weight"] = state["final_layer.linear.weight"].float()
+    save_file(state, tmp_path / "mixed.safetensors", metadata())
+    assert {t.dtype for t in pc.load_pixart(tmp_path / "mixed.safetensors").state_dict().values()} == {torch.float32}
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()}, tmp_path / "f8.safetensors",
+              metadata())
+    assert {t.dtype for t in pc.load_pixart(tmp_path / "f8.safetensors").state_dict().values()} == {torch.bfloat16}
+
+
+def mapped_files():
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("needs Linux's /proc")
+    return maps.read_text()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pth"])
+def test_weights_stay_in_the_mapped_file_and_casts_let_go_of_it(model, tmp_path, name):
+    path = tmp_path / name
+    if name.endswith("pth"):
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path, metadata())
+    loaded = pc.load_pixart(path, config=CONFIG)
+    assert str(path) in mapped_files()
+    with torch.no_grad():  # the mapping is private: training in place never reaches the file
+        loaded.blocks[0].mlp.fc1.weight.zero_()
+    del loaded
+    assert str(path) not in mapped_files()
+    cast = pc.load_pixart(path, dtype=torch.bfloat16, config=CONFIG)
+    assert str(path) not in mapped_files() and cast.pos_embed.dtype == torch.bfloat16
+    assert_same(pc.load_pixart(path, config=CONFIG), model)
+
+
+def test_cast_in_many_chunks(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(weightfile, "CHUNK_BYTES", 20_000)
+    folder = pc.save_pixart(model, tmp_path / "t", layout="diffusers", max_shard_size=100_000)
+    loaded = pc.load_pixart(folder, dtype=torch.float64)
+    assert all(torch.equal(tensor, model.state_dict()[name].double()) for name, tensor in loaded.state_dict().items())
+
+
+def test_loaded_models_can_be_trained(model, tmp_path):
+    loaded = pc.load_pixart(pc.save_pixart(model, tmp_path / "model.safetensors"))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    loaded(torch.randn(1, 4, 8, 8), torch.tensor([9]), torch.randn(1, 3, 16)).sum().backward()
+    assert loaded.blocks[0].attn.qkv.weight.grad is not None
+
+
+RELEASED = pytest.mark.parametrize("name,config", [
+    ("PixArt-XL-2-1024-MS", pc.PIXART_1024_MS), ("PixArt-XL-2-512x512", pc.PIXART_512)])
+
+
+# Released shapes -------------------------------------------------------------------------------------------------
+
+def sparse_file(path, shapes, dtype="F32", size=4):
+    """A safetensors file of zeros that takes no room on disk: only its header is written."""
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        end = offset + torch.Size(shape).numel() * size
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + offset)
+    return path
+
+
+@RELEASED
+def test_every_key_and_shape_of_the_released_models(tmp_path, name, config):
+    shapes = {key: tuple(shape) for key, shape in OFFICIAL[name].items()}
+    on_meta = {key: tuple(tensor.shape) for key, tensor in pc.PixArt(config, device="meta").state_dict().items()}
+    assert on_meta == shapes
+    info = pc.inspect_file(sparse_file(tmp_path / "authors.safetensors", shapes))
+    assert (info.kind, info.layout, info.config) == ("pixart", "authors", config)
+    theirs = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
+        {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}).items()}
+    (tmp_path / "folder").mkdir()
+    sparse_file(tmp_path / "folder" / "diffusion_pytorch_model.safetensors", theirs)
+    (tmp_path / "folder" / "config.json").write_text(json.dumps(convert.config_to_diffusers(config)))
+    assert pc.inspect_file(tmp_path / "folder").config == config
+
+
+@RELEASED
+def test_every_key_and_shape_of_the_released_controlnets(tmp_path, name, config):
+    shapes = {key: tuple(shape) for key, shape in OFFICIAL[f"{name}-ControlNet13"].items()}
+    on_meta = pc.ControlNetTransformer(config, 13, device="meta").state_dict()
+    assert {key: tuple(tensor.shape) for key, tensor in on_meta.items()} == shapes
+    joint = shapes | {f"base_model.{key}": tuple(shape) for key, shape in OFFICIAL[name].items()}
+    info = pc.inspect_file(sparse_file(tmp_path / "joint.safetensors", joint))
+    assert (info.kind, info.config, info.copy_blocks_num) == ("pixart+controlnet", config, 13)
+    info = pc.inspect_file(sparse_file(tmp_path / "control.safetensors", shapes))
+    assert (info.kind, info.copy_blocks_num, info.config.hidden_size) == ("controlnet", 13, 1152)
+
+
+def test_released_256_and_lcm(tmp_path):
+    shapes = dict(OFFICIAL["PixArt-XL-2-512x512"]) | {"pos_embed": [1, 256, 1152]}
+    assert pc.inspect_file(sparse_file(tmp_path / "256.safetensors", shapes)).config == pc.PIXART_256
+    # The LCM model exists in diffusers' layout only. As a lone file its micro-conditions tell what it is.
+    names = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
+        {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-1024-MS"].items()}).items()}
+    del names["caption_projection.y_embedding"]
+    assert pc.inspect_file(sparse_file(tmp_path / "lcm.safetensors", names)).config == pc.PIXART_1024_MS
+
+
+def test_a_whole_512_model_loads_from_its_shapes_alone(tmp_path):
+    path = sparse_file(tmp_path / "512.safetensors", OFFICIAL["PixArt-XL-2-512x512"], "BF16", 2)
+    loaded = pc.load_pixart(path)
+    assert loaded.config == pc.PIXART_512 and sum(p.numel() for p in loaded.parameters()) > 600e6
+
+
+def test_shapes_that_tell_nothing_need_a_configuration(model, tmp_path):
+    save_file(model.state_dict(), tmp_path / "own.safetensors")
+    assert pc.inspect_file(tmp_path / "own.safetensors").config is None
+    with pytest.raises(CheckpointError, match=r"does not say its number of attention heads .*config=PixArtConfig"):
+        pc.load_pixart(tmp_path / "own.safetensors")
+    assert_same(pc.load_pixart(tmp_path / "own.safetensors", config=CONFIG), model)
+    lone = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
+        {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-512x512"].items()}).items()}
+    with pytest.raises(CheckpointError, match="not those of exactly one released PixArt-α model"):  # 256 or 512?
+        pc.load_pixart(sparse_file(tmp_path / "lone.safetensors", lone))
+
+
+# Strictness ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("change,problem", [
+    (lambda s: s.pop("blocks.2.mlp.fc1.bias"), "it lacks blocks.2.mlp.fc1.bias"),
+    (lambda s: s.update({"blocks.0.extra": torch.zeros(1)}), "it has unknown blocks.0.extra"),
+    (lambda s: s.update({"blocks.0.mlp.fc1.bias": torch.zeros(3)}), r"blocks.0.mlp.fc1.bias is \[3\] instead of .192"),
+    (lambda s: s.update({"blocks.3.mlp.fc1.bias": torch.zeros(192)}), "it has unknown blocks.3.mlp.fc1.bias"),
+])
+def test_every_tensor_has_to_fit(model, tmp_path, change, problem):
+    state = dict(model.state_dict())
+    change(state)
+    save_file(state, tmp_path / "wrong.safetensors", metadata())
+    with pytest.raises(CheckpointError, match=rf"wrong.safetensors does not fit .* depth 3: {problem}"):
+        pc.load_pixart(tmp_path / "wrong.safetensors")
+
+
+def test_a_released_model_with_a_tensor_missing_says_which(tmp_path):
+    shapes = dict(OFFICIAL["PixArt-XL-2-1024-MS"])
+    del shapes["blocks.5.attn.qkv.weight"]
+    with pytest.raises(CheckpointError, match="hidden size 1152, depth 28: it lacks blocks.5.attn.qkv.weight"):
+        pc.load_pixart(sparse_file(tmp_path / "gap.safetensors", shapes))
+
+
+def test_prefixed_file_with_strangers(model, tmp_path):
+    state = {f"diffusion_model.{name}": tensor for name, tensor in model.state_dict().items()}
+    save_file(state | {"stranger": torch.zeros(1)}, tmp_path / "x.safetensors", metadata())
+    with pytest.raises(CheckpointError, match="tensors that do not belong to one: stranger"):
+        pc.load_pixart(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_weights(model, tmp_path, value, dtype):
+    state = {name: tensor.clone().to(dtype) for name, tensor in model.state_dict().items()}
+    state["blocks.1.mlp.fc2.weight"][5, 7] = value
+    save_file(state, tmp_path / "nan.safetensors", metadata())
+    with pytest.raises(CheckpointError, match=r"nan.safetensors holds NaN or infinite .*\(blocks.1.mlp.fc2.weight\)"):
+        pc.load_pixart(tmp_path / "nan.safetensors")
+
+
+def test_weights_too_large_for_float16(model, tmp_path):
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["t_block.1.bias"][0] = 1e6
+    path = tmp_path / "large.safetensors"
+    save_file(state, path, metadata())
+    pc.load_pixart(path)
+    with pytest.raises(CheckpointError, match=r"infinite weights \(t_block.1.bias\).* cast to float16"):
+        pc.load_pixart(path, dtype=torch.float16)
+
+
+# Other files -----------------------------------------------------------------------------------------------------
+
+ALIENS = {
+    "sd unet": (["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight"],
+                "sd", "a Stable Diffusion UNet or checkpoint.*Load Checkpoint"),
+    "sd unet of diffusers": (["conv_in.weight", "down_blocks.0.resnets.0.time_emb_proj.weight"], "sd",
+                             "a Stable Diffusion UNet"),
+    "flux": (["double_blocks.0.img_attn.qkv.weight"], "other transformer", "a diffusion transformer of another family"),
+    "sd3": (["joint_blocks.0.x_block.attn.qkv.weight", "x_embedder.proj.weight"], "other transformer",
+            "a diffusion transformer of another family"),
+    "vae": (["decoder.conv_in.weight", "encoder.conv_in.weight"], "vae", "an autoencoder .VAE.*Load VAE"),
+    "taesd": (["taesd_decoder.1.weight"], "vae", "an autoencoder .VAE."),
+    "t5": (["encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"], "t5",
+           "a T5 text encoder.*Text Encoder Loader"),
+    "clip": (["text_model.encoder.layers.0.mlp.fc1.weight"], "clip", "a CLIP text encoder"),
+    "lora": (["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight"], "lora", "a LoRA.*LoRA Loader"),
+    "sd controlnet": (["control_model.input_blocks.0.0.weight"], "sd-controlnet", "a ControlNet of another model"),
+    "hed": (["norm", "block1.convs.0.weight"], "hed", "a HED edge detector"),
+    "something": (["a", "b"], "unknown", "nothing that PixArt knows .it begins with a, b"),
+}
+
+
+@pytest.mark.parametrize("names,kind,message", ALIENS.values(), ids=ALIENS)
+def test_other_files_are_named_with_what_takes_them(tmp_path, names, kind, message):
+    path = tmp_path / "file.safetensors"
+    save_file({name: torch.zeros(1) for name in names}, path)
+    assert pc.inspect_file(path).kind == kind
+    with pytest.raises(CheckpointError, match=f"file.safetensors is not a PixArt-α/δ transformer but {message}"):
+        pc.load_pixart(path)
+    with pytest.raises(CheckpointError, match=f"file.safetensors is not a PixArt ControlNet but {message}"):
+        load_controlnet(path)
+
+
+def test_pixart_sigma_is_told_from_alpha(tmp_path):
+    shapes = dict(OFFICIAL["PixArt-XL-2-512x512"]) | {"y_embedder.y_embedding": [300, 4096]}
+    path = sparse_file(tmp_path / "sigma.safetensors", shapes)
+    assert pc.inspect_file(path).kind == "sigma"
+    with pytest.raises(CheckpointError, match="but a PixArt-Σ transformer .300 tokens.*Load Diffusion Model"):
+        pc.load_pixart(path)
+
+
+@pytest.mark.parametrize("sample_size,pipeline,kind", [
+    (128, None, "sigma"), (256, None, "sigma"), (64, "PixArtSigmaPipeline", "sigma"),
+    (64, "PixArtAlphaPipeline", "pixart")])
+def test_pixart_sigma_folders(tmp_path, sample_size, pipeline, kind):
+    config = pc.PixArtConfig(input_size=sample_size, interpolation_scale=2.0, micro_condition=False)
+    shapes = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
+        {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-512x512"].items()}).items()}
+    (tmp_path / "transformer").mkdir()
+    sparse_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", shapes)
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(convert.config_to_diffusers(config)))
+    if pipeline:
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    assert pc.inspect_file(tmp_path / "transformer").kind == kind
+
+
+def test_controlnet_given_to_the_model_loader(control, tmp_path):
+    path = save_controlnet(control, tmp_path / "control.safetensors")
+    with pytest.raises(CheckpointError, match="a PixArt ControlNet without its base model.*ControlNet Loader"):
+        pc.load_pixart(path)
+
+
+def test_model_given_to_the_controlnet_loader(model, tmp_path):
+    path = pc.save_pixart(model, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is not a PixArt ControlNet but a PixArt transformer.*Model Loader"):
+        load_controlnet(path)
+
+
+# Damaged files ---------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("keep", [4, 100, 0.5, 0.999])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_truncated_files(model, tmp_path, suffix, keep):
+    path = tmp_path / f"cut.{suffix}"
+    if suffix == "pth":
+        torch.save(model.state_dict(), path)
+    else:
+        save_file(model.state_dict(), path, metadata())
+    os.truncate(path, keep if keep > 1 else int(path.stat().st_size * keep))
+    with pytest.raises(CheckpointError, match=rf"cut.{suffix}.*damaged"):
+        pc.load_pixart(path, config=CONFIG)
+
+
+class Payload:
+    """Unpickling this would make a file."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickle_that_carries_code_is_refused_unexecuted(model, tmp_path, zipped):
+    target = tmp_path / "executed"
+    torch.save({"state_dict": model.state_dict(), "extra": Payload(str(target))}, tmp_path / "evil.pth",
+               _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"evil.pth carries code .*\((posix|nt).mkdir\); it was not executed"):
+        pc.load_pixart(tmp_path / "evil.pth", config=CONFIG)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("content,message", [
+    (b"", "is empty: download"),
+    (b"<!DOCTYPE html><html>", "is a web page, not weights"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
+    (b"GGUF\x03\x00\x00\x00", "is a GGUF file"),
+    (b"some text that is no model", "damaged: .* if it is one of weights at all"),
+    (b"\x00" * 200, "damaged: .* if it is one of weights at all"),
+    (b"PK\x03\x04" + b"\x00" * 100, "is cut short or damaged"),
+])
+def test_files_that_are_no_weights(tmp_path, content, message):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"model.safetensors.*{message}"):
+        pc.inspect_file(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("value,message", [
+    ([1, 2], "holds a list, not named weights"),
+    ({"epoch": 3}, "holds no state dict.* found epoch"),
+    ({}, "found nothing"),
+    ({"a": torch.zeros(1), "step": 5}, "found step"),
+])
+def test_pickles_without_a_state_dict(tmp_path, value, message):
+    torch.save(value, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=message):
+        pc.inspect_file(tmp_path / "x.pth")
+
+
+def test_missing_paths(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere.pth does not exist: check the path"):
+        pc.load_pixart(tmp_path / "nowhere.pth")
+    with pytest.raises(CheckpointError, match="holds no weights: expected one of diffusion_pytorch_model.safetensors"):
+        pc.load_pixart(tmp_path)
+
+
+def test_missing_shard_and_broken_index(model, tmp_path):
+    folder = pc.save_pixart(model, tmp_path / "t", layout="diffusers", max_shard_size=100_000)
+    next(folder.glob("*-00002-of-*")).unlink()
+    with pytest.raises(CheckpointError, match="of which these are missing: diffusion_pytorch_model-00002-of"):
+        pc.load_pixart(folder)
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is no index of sharded safetensors"):
+        pc.load_pixart(folder)
+
+
+def test_broken_descriptions(model, tmp_path):
+    folder = pc.save_pixart(model, tmp_path / "t", layout="diffusers")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="config.json is not valid JSON"):
+        pc.load_pixart(folder)
+    save_file(model.state_dict(), tmp_path / "a.safetensors", {"pixart_delta": "{"})
+    with pytest.raises(CheckpointError, match="its metadata key pixart_delta is not valid JSON"):
+        pc.load_pixart(tmp_path / "a.safetensors")
+    save_file(model.state_dict(), tmp_path / "b.safetensors", {"pixart_delta": '{"config": {"depht": 3}}'})
+    with pytest.raises(CheckpointError, match="b.safetensors: unknown PixArt configuration keys: depht"):
+        pc.load_pixart(tmp_path / "b.safetensors")
+
+
+# Saving ----------------------------------------------------------------------------------------------------------
+
+def test_saved_file_describes_itself_and_can_be_read_by_others(model, tmp_path):
+    path = pc.save_pixart(model, tmp_path / "model.safetensors", metadata={"trained": "12 steps"})
+    info = pc.inspect_file(path)
+    assert info.config == CONFIG and info.metadata["trained"] == "12 steps" and info.parameters > 0
+    assert load_file(path).keys() == model.state_dict().keys()
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_state_dicts_are_saved_with_their_configuration(model, tmp_path):
+    path = pc.save_pixart(model.state_dict(), tmp_path / "model.safetensors", config=CONFIG)
+    assert_same(pc.load_pixart(path), model)
+    with pytest.raises(CheckpointError, match="needs its configuration: give config="):
+        pc.save_pixart(model.state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match="does not fit .* it lacks t_block.1.bias"):
+        pc.save_pixart({k: v for k, v in model.state_dict().items() if k != "t_block.1.bias"},
+                       tmp_path / "other.safetensors", config=CONFIG)
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+@pytest.mark.parametrize("name,layout,message", [
+    ("model.pth", "authors", "let it end in .safetensors"), ("no/m.safetensors", "authors", "folder .* does not exist"),
+    ("m.safetensors", "diffusers", "diffusers layout is a folder"), ("m", "onnx", "unknown layout 'onnx'")])
+def test_bad_destinations(model, tmp_path, name, layout, message):
+    with pytest.raises(CheckpointError, match=message):
+        pc.save_pixart(model, tmp_path / name, layout=layout)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_disk_that_is_too_small_is_seen_before_writing(model, tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(weightfile.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(CheckpointError, match="takes 0.00 GB, but only 0.00 GB are free there"):
+        pc.save_pixart(model, tmp_path / "model.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a file size limit")
+def test_disk_that_fills_up_leaves_the_old_file(model, tmp_path):
+    """A real write error half-way, by the system's limit on file sizes, in a process of its own."""
+    path = pc.save_pixart(model, tmp_path / "model.safetensors")
+    before = path.read_bytes()
+    script = textwrap.dedent(f"""
+        import resource, pixart_core as pc
+        from pixart_core.checkpoint import CheckpointError
+        model = pc.load_pixart({str(path)!r})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+        try:
+            pc.save_pixart(model, {str(path)!r})
+        except CheckpointError as error:
+            print(error)
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert "could not write" in done.stdout and "File too large" in done.stdout, done.stdout + done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"] and path.read_bytes() == before
+
+
+def test_saving_over_the_file_that_is_mapped(model, tmp_path):
+    path = pc.save_pixart(model, tmp_path / "model.safetensors")
+    loaded = pc.load_pixart(path)
+    with torch.no_grad():
+        loaded.blocks[0].mlp.fc1.bias.add_(1)
+    pc.save_pixart(loaded, path)
+    assert_same(pc.load_pixart(path), loaded)
+
+
+# ControlNet ------------------------------------------------------------------------------------------------------
+
+def test_controlnet_layouts(model, control, tmp_path):
+    joint = tmp_path / "joint.pth"
+    state = {f"base_model.{k}": v for k, v in model.state_dict().items()} | dict(control.state_dict())
+    torch.save({"state_dict": state}, joint)
+    assert pc.inspect_file(joint).kind == "pixart+controlnet"
+    files = [joint, save_controlnet(control, tmp_path / "a.safetensors"),
+             save_controlnet(control, tmp_path / "b.safetensors", layout="diffusers"),
+             save_controlnet(control, tmp_path / "c.safetensors", base=model)]
+    for path in files:
+        loaded = load_controlnet(path, config=CONFIG)
+        assert_same(loaded, control)
+        assert not loaded.training
+    for path in files[1:]:
+        config, copies, _ = read_controlnet(path)
+        assert (config, copies) == (CONFIG, 2)
+    assert load_controlnet(files[1], dtype=torch.bfloat16).controlnet[0].after_proj.weight.dtype == torch.bfloat16
+    for path in (files[0], files[3]):
+        assert_same(pc.load_pixart(path, config=CONFIG), model)
+
+
+def test_controlnet_folder_of_diffusers_example(control, tmp_path):
+    state = convert.authors_to_diffusers(control.state_dict())
+    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()},
+              tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "PixArtControlNetAdapterModel", "num_layers": 2}))
+    assert_same(load_controlnet(tmp_path, config=CONFIG), control)
+    with pytest.raises(CheckpointError, match="does not say its number of attention heads"):
+        load_controlnet(tmp_path)
+
+
+def test_split_and_merge_are_inverse(model, control, tmp_path):
+    joint = save_controlnet(control, tmp_path / "joint.safetensors", base=model)
+    base, only = split_controlnet(joint, tmp_path / "base.safetensors", tmp_path / "control.safetensors")
+    assert pc.inspect_file(base).kind == "pixart" and pc.inspect_file(only).kind == "controlnet"
+    merged = merge_controlnet(base, only, tmp_path / "merged.safetensors")
+    assert contents(merged) == contents(joint)
+    with pytest.raises(CheckpointError, match="is not a base model and its ControlNet in one file but a PixArt"):
+        split_controlnet(base, tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+
+
+def test_controlnet_of_another_shape(control, tmp_path):
+    path = save_controlnet(control, tmp_path / "control.safetensors")
+    wide = pc.PixArtConfig(**CONFIG.to_dict() | {"hidden_size": 96})
+    with pytest.raises(CheckpointError, match="does not fit a PixArt ControlNet of 2 blocks of hidden size 96"):
+        load_controlnet(path, config=wide)
+    shallow = pc.PixArtConfig(**CONFIG.to_dict() | {"depth": 2})
+    with pytest.raises(CheckpointError, match="ControlNet of 2 blocks; a base model of depth 2 takes at most 1"):
+        load_controlnet(path, config=shallow)
+    base = pc.save_pixart(randomized(pc.PixArt(wide)), tmp_path / "wide.safetensors")
+    with pytest.raises(CheckpointError, match="hidden size 96"):
+        merge_controlnet(base, path, tmp_path / "joint.safetensors")
+    state = dict(control.state_dict())
+    state.pop("controlnet.1.after_proj.bias")
+    with pytest.raises(CheckpointError, match="it lacks controlnet.1.after_proj.bias"):
+        save_controlnet(state, tmp_path / "x.safetensors", config=CONFIG)
+
+
+def test_a_pickle_by_the_name_of_safetensors(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "model.safetensors")
+    assert_same(pc.load_pixart(tmp_path / "model.safetensors", config=CONFIG), model)
+
+
+def test_every_kind_has_a_description():
+    own = {"pixart", "pixart+controlnet", "controlnet", "sigma", "unknown"}
+    kinds = {kind for kind, _ in checkpoint._OTHER_KINDS} | own
+    assert kinds == set(checkpoint._DESCRIPTIONS)
