@@ -267,7 +267,7 @@ def _pickled_state(file: Path, entry: str | None = None) -> tuple[dict[str, Tens
 
 
 def _load_pickle(file: Path, is_zip: bool) -> Any:
-    # Files older than PyTorch 1.6 are no zip archives and cannot be mapped. Nor can a pickle that is called .safetensors:
+    # Files older than PyTorch 1.6 are no zip archives and cannot be mapped. Nor can a pickle called .safetensors:
     # torch.load goes by the name of a path, and mapping needs a path.
     if is_zip and file.suffix != ".safetensors":
         return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
