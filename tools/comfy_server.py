@@ -194,7 +194,7 @@ class ComfyServer:
         atexit.unregister(self.stop)
         if self.process is None:
             return
-        for sig, patience in ((signal.SIGINT, 10), (signal.SIGKILL, 10)):
+        for sig, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
             # The group outlives its leader while any child of it runs.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, sig)

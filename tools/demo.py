@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
 import sys
 import tempfile
@@ -30,6 +31,8 @@ def main() -> int:
     parser.add_argument("--stay", action="store_true", help="start ComfyUI, print its address and stay up")
     parser.add_argument("--port", type=int, default=8188, help="with --stay: the port, if it is free")
     arguments = parser.parse_args()
+    for sig in (signal.SIGINT, signal.SIGTERM):  # either ends ComfyUI too, also where a shell had SIGINT ignored
+        signal.signal(sig, signal.default_int_handler)
     try:
         if arguments.stay:
             stay(arguments.port)
@@ -105,7 +108,9 @@ def stay(port: int) -> None:
     """ComfyUI with the extension, its log on the terminal, until it ends or the user presses Ctrl-C."""
     version, folder = next(iter(comfyui_trees().items()))
     print(f"starting ComfyUI {version} …", flush=True)
-    with ComfyServer(folder, HOME, cpu=not has_accelerator(), port=port if is_free(port) else free_port()) as server:
+    port = port if is_free(port) else free_port()
+    previews = ("--preview-method", "auto")
+    with ComfyServer(folder, HOME, extra_args=previews, cpu=not has_accelerator(), port=port) as server:
         print(f"ComfyUI with PixArt-δ: {server.address}\nmodels go to {HOME / 'models'}; Ctrl-C stops it", flush=True)
         with server.log_path.open(encoding="utf-8", errors="replace") as log:
             log.seek(0, 2)
