@@ -365,7 +365,7 @@ def _replace_linears(model, dtype: torch.dtype, quantization: str) -> None:
 
 
 def _parameter(old: torch.nn.Parameter, tensor: Tensor, dtype: torch.dtype, device: torch.device):
-    """A copy of `tensor` as a parameter of the kind of `old`; bitsandbytes' kinds quantise when they are moved."""
+    """`tensor` as a parameter of the kind of `old`: mapped if it needs no cast; bitsandbytes' kinds quantise here."""
     if type(old) is torch.nn.Parameter:
-        return torch.nn.Parameter(tensor.to(device, dtype, copy=True), requires_grad=False)
+        return torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
     return type(old)(tensor, requires_grad=False, **old.__dict__).to(device)

@@ -4,7 +4,8 @@
 
 The encoder (24 layers, 4.76 B parameters, 9.5 GB of bf16 safetensors in 2 GB shards) is written shard by shard to a
 temporary folder. Each mode runs in its own process. Two peaks are printed: VmHWM counts file pages that happen to be
-mapped, which the kernel may drop at any time; RssAnon is memory that must exist.
+mapped, which the kernel may drop at any time; RssAnon is memory that must exist. Exits with 1 when 8 bits take more
+than 9 GB (VmHWM).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+LIMIT_GB = 9
 T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "vocab_size": 32128}
 PROMPT = "a small house under a red tree at the lake, mountains in the evening sun, a boat on the water, oil painting"
 
@@ -139,7 +141,9 @@ def measure(folder: Path, mode: str) -> dict[str, float]:
     return result
 
 
-def run(folder: Path, modes: list[str]) -> None:
+def run(folder: Path, modes: list[str]) -> bool:
+    """Measure and print every mode; whether 8 bits stay under LIMIT_GB."""
+    met = True
     for mode in modes:
         output = subprocess.run([sys.executable, __file__, "--measure", mode, "--folder", str(folder)],
                                 capture_output=True, text=True)
@@ -147,9 +151,11 @@ def run(folder: Path, modes: list[str]) -> None:
             raise SystemExit(f"{mode} failed:\n{output.stderr[-3000:]}")
         result = json.loads(output.stdout.strip().splitlines()[-1])
         print(f"{mode:5}", "  ".join(f"{key} {value:.2f}" for key, value in result.items()), flush=True)
+        met = met and (mode != "int8" or result["peak_VmHWM_GB"] < LIMIT_GB)
+    return met
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--modes", nargs="+", default=["int8", "int4", "none"], choices=["int8", "int4", "none"])
     parser.add_argument("--folder", type=Path, help="use this folder, made if it is not there, and keep it")
@@ -157,14 +163,14 @@ def main() -> None:
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(measure(args.folder, args.measure)))
-        return
+        return 0
     with tempfile.TemporaryDirectory(prefix="t5xxl_") as temporary:
         folder = args.folder or Path(temporary)
         if not (folder / "model.safetensors.index.json").exists():
             start = time.perf_counter()
             print(f"made {make_t5(folder) / 1e9:.2f} B parameters in {time.perf_counter() - start:.0f} s", flush=True)
-        run(folder, args.modes)
+        return 0 if run(folder, args.modes) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
