@@ -226,6 +226,16 @@ def _adapter_metadata(file: WeightFile) -> dict[str, Any]:
     return {key.split(".", 1)[-1]: value for key, value in values.items()}
 
 
+def require_fit(lora: Lora, weights: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError if a weight (authors' name) that the LoRA changes is missing or of another shape."""
+    for delta in lora.deltas:
+        expected = (delta.parts * delta.up.shape[0], delta.down.shape[1])
+        found = tuple(weights[delta.key].flatten(1).shape) if delta.key in weights else None
+        if found != expected:
+            raise CheckpointError(f"{lora.name} does not fit this PixArt model: {delta.key} is "
+                                  f"{list(found) if found else 'missing'}, the LoRA is made for {list(expected)}")
+
+
 @torch.no_grad()
 def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
     """Add `strength` times a LoRA to a model's weights, in place, in float32. The negative strength takes it off again.
@@ -234,12 +244,7 @@ def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
         CheckpointError: before anything is changed, if a weight is missing or of another shape.
     """
     weights = dict(model.named_parameters())
-    for delta in lora.deltas:
-        expected = (delta.parts * delta.up.shape[0], delta.down.shape[1])
-        found = tuple(weights[delta.key].flatten(1).shape) if delta.key in weights else None
-        if found != expected:
-            raise CheckpointError(f"{lora.name} does not fit this PixArt model: {delta.key} is "
-                                  f"{list(found) if found else 'missing'}, the LoRA is made for {list(expected)}")
+    require_fit(lora, weights)
     if strength == 0:
         return
     for delta in lora.deltas:

@@ -23,6 +23,9 @@ from ...pixart_core.text import MAX_LENGTH, find_text_encoder, normalize_prompt
 from ...pixart_core.weightfile import CheckpointError, WeightFile, open_weights
 from .ui import say
 
+_SCALES = {"int8_tensorwise": {"per_channel": True}, "float8_e4m3fn": {"scale": "recalculate"}}
+"""How finely a weight is scaled: int8 by rows, fp8 as a whole."""
+
 
 class T5Tokenizer(comfy.sd1_clip.SDTokenizer):
     """ComfyUI's tokenizer wrapper with PixArt's prompt rules: lower case, at most 120 tokens, no padding.
@@ -108,9 +111,9 @@ def _quantize(weights: WeightFile, state: dict[str, Tensor]) -> dict[str, Tensor
     state.clear()
     for key in linear:
         layer = key.removesuffix(".weight")
-        quantized[key], params = layout.quantize(weights.read([key])[key].float(), scale="recalculate")
+        quantized[key], params = layout.quantize(weights.read([key])[key].float(), **_SCALES[kind])
         quantized[f"{layer}.weight_scale"], quantized[f"{layer}.comfy_quant"] = params.scale, mark
-        if not params.scale.isfinite():
+        if not params.scale.isfinite().all():
             raise CheckpointError(f"{weights.path} holds NaN or infinite weights ({key}): use another copy")
     return quantized
 

@@ -21,10 +21,10 @@ from comfy.cli_args import args
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor, nn
 
-from ...pixart_core.checkpoint import CheckpointError, inspect_file, read_pixart
+from ...pixart_core.checkpoint import inspect_file, read_pixart
 from ...pixart_core.config import PixArtConfig
 from ...pixart_core.functional import preferred_dtype
-from ...pixart_core.lora import load_lora
+from ...pixart_core.lora import load_lora, require_fit
 from ...pixart_core.model import PixArt
 
 DISTILLED = "pixart_delta_distilled"
@@ -194,8 +194,6 @@ def null_caption(model, length: int) -> Tensor:
 def apply_lora(model, path: str, strength: float):
     """MODEL with a LoRA in any known layout, at its own alpha. Raises CheckpointError on one of another model."""
     lora = load_lora(path)
-    missing = {delta.key for delta in lora.deltas} - set(diffusion_model(model).state_dict())
-    if missing:
-        raise CheckpointError(f"{path} does not fit this PixArt model: it changes {min(missing)}, which it lacks")
+    require_fit(lora, diffusion_model(model).state_dict())
     patched, _ = comfy.sd.load_lora_for_models(model, None, lora.to_state_dict(), strength, 0)
     return patched

@@ -96,7 +96,7 @@ def _check_sampling(executor, guider, sigmas, *rest, **kwargs):
 def _warnings(model, cfg: float, sigmas: Tensor, sampler: Callable) -> list[str]:
     sampling = model.get_model_object("model_sampling")
     distilled = None if model.patches else model.get_attachment(DISTILLED)  # a LoRA may make an LCM of a base model
-    base_hint = "a base model takes 14 or more steps with KSampler: dpmpp_2m, normal, cfg 4.5"
+    base_hint = "a base model takes 14 or more steps with KSampler: dpmpp_2m, sgm_uniform, cfg 4.5"
     not_lcm = [f"this is not a distilled (LCM) model; {base_hint}"] if distilled is False else []
     if sampler is _sample_lcm:
         return not_lcm

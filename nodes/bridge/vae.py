@@ -18,6 +18,9 @@ from ...pixart_core.weightfile import CheckpointError, open_weights
 LATENT_SCALE = 0.18215
 """What ComfyUI multiplies a latent by before PixArt-α sees it (latent_formats.SD15)."""
 
+KL_CHANNELS = 128
+"""Of the first convolution of Stable Diffusion's AutoencoderKL, which ComfyUI's class is laid out for."""
+
 
 class TinyAutoencoder(nn.Module):
     """diffusers' AutoencoderTiny of any width as ComfyUI calls an autoencoder: pixels in −1 … 1, raw latents."""
@@ -46,6 +49,10 @@ def load_vae(path: str):
     if weights.configs.get("config.json", {}).get("_class_name") == "AutoencoderTiny":
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         return _tiny(core_vae.load_vae(folder, dtype=torch.float32))
+    first = weights.tensors.get("encoder.conv_in.weight")
+    if first is not None and first.shape[0] != KL_CHANNELS:
+        raise CheckpointError(f"{path} is an autoencoder with {first.shape[0]} channels; PixArt-α/δ takes Stable "
+                              f"Diffusion 1.x's, with {KL_CHANNELS}")
     vae = comfy.sd.VAE(sd=weights.read(), metadata=weights.metadata)
     vae.throw_exception_if_invalid()
     if vae.latent_channels != core_vae.LATENT_CHANNELS:

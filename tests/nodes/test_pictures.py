@@ -12,6 +12,7 @@ import torch
 import pixart_core as pc
 from pixart_core.checkpoint import save_pixart
 from pixart_core.lora import Delta, Lora, apply_lora, load_lora, save_lora
+from pixart_core.vae import load_vae
 from tests.fixtures_nano import make_nano_folder, nano_config, random_pixart
 from tests.nodes.graphs import PROMPT, difference, ksampler, node, pictures, text_to_image
 
@@ -59,6 +60,30 @@ def test_stock_text_nodes_work(run):
     assert difference(run()[0], run(changes=changes)[0]) < 0.05
 
 
+@pytest.mark.parametrize("guidance", [4.5, 1.0])
+def test_base_model_with_ksampler_is_the_pipelines_dpm_solver(run, pipeline, guidance):
+    """14 steps of dpmpp_2m on sgm_uniform are diffusers' DPM-Solver++; ours rounds the timesteps, ComfyUI does not."""
+    settings = ksampler("model", steps=14, cfg=guidance, sampler_name="dpmpp_2m", scheduler="sgm_uniform")
+    theirs = pipeline(PROMPT, sampler="dpm", steps=14, guidance=guidance, seed=3, width=128, height=128)[0]
+    assert difference(run(changes=settings)[0], theirs) < 1
+
+
+def test_learned_null_caption_is_the_authors_unconditional(run, comfy_server, family):
+    """The authors' file holds it: as the pipeline, under the prompt's own length."""
+    name = "nano_base.safetensors"
+    (comfy_server.base / "models" / "diffusion_models" / name).write_bytes(
+        (family / "base" / "pixart_nano_base.safetensors").read_bytes())
+    settings = ksampler("model", steps=14, cfg=4.5, sampler_name="dpmpp_2m", scheduler="sgm_uniform")
+    changes = settings | {"model": node("PixArtDeltaModelLoader", model_name=name, dtype="float32")}
+    text = text_to_image()["text"]
+    text["inputs"] |= {"unconditional": "learned null caption", "model": ["model", 0]}
+    base = family / "base" / "pixart_nano_base.safetensors"
+    theirs = pc.Pipeline.from_pretrained(family, transformer=base, dtype=torch.float32)
+    expected = theirs(PROMPT, sampler="dpm", steps=14, guidance=4.5, seed=3, width=128, height=128)[0]
+    learned, encoded = (difference(run(changes=c)[0], expected) for c in (changes | {"text": text}, changes))
+    assert learned < 1 and learned < encoded / 3, (learned, encoded)
+
+
 def test_image_to_image_keeps_more_at_lower_denoise(run):
     start = node("EmptyImage", width=128, height=128, batch_size=1, color=0x3060C0)
 
@@ -92,11 +117,21 @@ def test_float32_is_close_to_the_default(run):
     assert difference(run()[0], run(changes=changes)[0]) < 4
 
 
-def test_kl_autoencoder_loads_in_ours_and_in_the_stock_node(run, comfy_server, family):
-    make_nano_folder(comfy_server.base / "models" / "pixart_delta" / "kl", vae="kl")
-    loader = node("PixArtDeltaVAELoader", vae_name="kl/vae/")
-    theirs = pc.Pipeline.from_pretrained(comfy_server.base / "models" / "pixart_delta" / "kl")
-    assert difference(run(changes={"vae": loader})[0], theirs(PROMPT, steps=4, seed=3, width=128, height=128)[0]) < 1
+def test_stable_diffusions_autoencoder_loads_in_ours_and_in_the_stock_node(run, comfy_server, family, tmp_path):
+    """Its true shape with random weights, as a folder and as a file."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    names = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **names)
+    vae.half().save_pretrained(comfy_server.base / "models" / "vae" / "sd" / "vae")
+    theirs = pc.Pipeline.from_pretrained(family)
+    theirs.vae = load_vae(comfy_server.base / "models" / "vae" / "sd" / "vae")
+    expected = theirs(PROMPT, steps=1, seed=3, width=64, height=64)[0]
+    for loader in (node("PixArtDeltaVAELoader", vae_name="sd/vae/"),
+                   node("PixArtDeltaVAELoader", vae_name="sd/vae/diffusion_pytorch_model.safetensors"),
+                   node("VAELoader", vae_name="sd/vae/diffusion_pytorch_model.safetensors")):
+        assert difference(run(steps=1, width=64, height=64, changes={"vae": loader})[0], expected) < 1
 
 
 # --- LoRA ---
@@ -243,7 +278,7 @@ def test_a_base_model_in_four_steps_is_named(comfy_server, family):
                 comfy_server.base / "models" / "diffusion_models" / "base.safetensors", metadata={"distilled": False})
     base = {"model": node("PixArtDeltaModelLoader", model_name="base.safetensors", dtype="default")}
     assert any("not a distilled" in text for text in warnings_of(comfy_server, base))
-    settings = {"cfg": 4.5, "sampler_name": "dpmpp_2m", "scheduler": "normal"}
+    settings = {"cfg": 4.5, "sampler_name": "dpmpp_2m", "scheduler": "sgm_uniform"}
     few = warnings_of(comfy_server, base | ksampler("model", steps=4, **settings))
     assert any("too few" in text for text in few)
     assert warnings_of(comfy_server, base | ksampler("model", steps=14, **settings)) == []

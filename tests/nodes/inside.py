@@ -1,0 +1,262 @@
+"""Checks that run in ComfyUI's own interpreter: `python inside.py COMFYUI FAMILY CHECK…`. Started by test_inside.py.
+
+Prints a JSON object: check -> "" or its traceback. A separate process, because ComfyUI's top-level modules (`nodes`,
+`server`) must be the first of their names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import json
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = "a red mountain at dawn"
+
+
+def start(comfyui: str):
+    """Prepare ComfyUI for the CPU and load the extension as ComfyUI does; returns its bridge modules by name."""
+    sys.path[0] = comfyui
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    from comfy.cli_args import args
+
+    args.cpu = True
+    import utils.extra_config  # noqa: F401  before `nodes` puts comfy/, with a utils.py of its own, on the path
+
+    import nodes
+
+    assert asyncio.run(nodes.load_custom_node(str(ROOT)))
+    name = next(name for name in sys.modules if name.endswith(".bridge.model"))
+    package = name.removesuffix(".nodes.bridge.model")
+    return lambda part: importlib.import_module(f"{package}.{part}")
+
+
+def close(one: torch.Tensor, other: torch.Tensor, limit: float = 1e-5) -> None:
+    error = ((one.float() - other.float()).norm() / other.float().norm()).item()
+    assert error < limit, f"relative error {error:.2e}, allowed {limit:.0e}"
+
+
+class Setup:
+    """The parts that checks share: a MODEL in float32, its conditioning, a latent."""
+
+    def __init__(self, part, family: str):
+        self.part, self.family = part, Path(family)
+        self.core = part("pixart_core")
+        self.load = part("nodes.bridge.model").load_model
+        self.sampling = part("nodes.bridge.sampling")
+        self.model = self.load(str(self.family / "transformer"), "float32")
+        clip = part("nodes.bridge.clip").load_clip(str(self.family / "text_encoder"))
+        conditioning = part("nodes.bridge.conditioning")
+        self.positive, self.negative = conditioning.encode_prompts(clip, PROMPT, "a lake", 0, 0, False)
+        self.latent = conditioning.empty_latent(128, 96, 2)
+
+    def sample(self, model, sampler_name="lcm", steps=4, cfg=1.0, scheduler="simple", noise_sampler=None, positive=None,
+               seed=3):
+        """The stock sampling function, with our noises if given."""
+        import comfy.sample
+        import comfy.samplers
+
+        noise = comfy.sample.prepare_noise(self.latent["samples"], seed)
+        sampling = model.get_model_object("model_sampling")
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
+        options = {"noise_sampler": noise_sampler} if noise_sampler else {}
+        sampler = comfy.samplers.ksampler(sampler_name, options)
+        return comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, positive or self.positive, self.negative,
+                                          self.latent["samples"], disable_pbar=True, seed=seed)
+
+
+def check_stock_ksampler_gives_our_samplers_latent(s: Setup) -> None:
+    """Same noises: ours draws them one after another from one generator."""
+    for steps in (1, 2, 3, 4, 5, 8):
+        ours = s.sampling.run_lcm(s.model, s.positive, s.latent, 3, steps, "diffusers")["samples"]
+        generator = torch.Generator().manual_seed(3)
+        torch.randn(s.latent["samples"].shape, generator=generator)
+        noises = lambda *_: torch.randn(s.latent["samples"].shape, generator=generator)  # noqa: B023, E731
+        theirs = s.sample(s.sampling.add_lcm_sampling(s.model), steps=steps, noise_sampler=noises)
+        close(ours, theirs, 1e-4)
+
+
+def check_our_sampler_ignores_lcm_sampling_on_the_model(s: Setup) -> None:
+    patched = s.sampling.add_lcm_sampling(s.model)
+    one, other = (s.sampling.run_lcm(m, s.positive, s.latent, 3, 4, "official")["samples"] for m in (s.model, patched))
+    assert torch.equal(one, other)
+    assert not hasattr(s.model.get_model_object("model_sampling"), "skip_steps")
+
+
+def check_inpainting_keeps_what_is_outside_the_mask(s: Setup) -> None:
+    picture = torch.randn(2, 4, 12, 16)
+    mask = torch.zeros(2, 1, 96, 128)
+    mask[..., :64] = 1
+    latent = {"samples": picture, "noise_mask": mask}
+    out = s.sampling.run_lcm(s.model, s.positive, latent, 3, 4, "diffusers")["samples"]
+    close(out[..., 9:], picture[..., 9:], 1e-3)
+    assert (out[..., :7] - picture[..., :7]).abs().mean() > 0.1
+
+
+def native(path: Path):
+    """The file in ComfyUI's own loader."""
+    import comfy.sd
+
+    return comfy.sd.load_diffusion_model(str(path))
+
+
+def check_native_pixart_agrees_where_it_is_right(s: Setup) -> None:
+    """The 1024-MS layout (ComfyUI's class has its widths built in), with guidance. From a file that holds pos_embed its
+    position grid is right between about 700 and 1500 px only, hence the size."""
+    path = save_random(s, replace(s.core.PIXART_1024_MS, depth=1), "ms.safetensors")
+    s.latent = s.part("nodes.bridge.conditioning").empty_latent(896, 704, 1)
+    s.positive, s.negative = ([[torch.randn(1, length, 4096), {}]] for length in (7, 3))
+    ours, theirs = s.load(str(path), "float32"), native(path)
+    assert type(ours.model.latent_format) is type(theirs.model.latent_format)
+    close(s.sample(ours, "dpmpp_2m", 3, 3.0, "normal"), s.sample(theirs, "dpmpp_2m", 3, 3.0, "normal"), 1e-4)
+
+
+def check_512_layout_is_sigma_to_native_and_alpha_to_us(s: Setup) -> None:
+    path = save_random(s, replace(s.core.PIXART_512, depth=1), "512.safetensors")
+    assert type(native(path).model.latent_format).__name__ == "SDXL", "fixed in ComfyUI: say so in the README"
+    ours = s.load(str(path), "float32")
+    assert type(ours.model.latent_format).__name__ == "SD15"
+    reference = s.core.load_pixart(path, dtype=torch.float32)
+    latent, caption = torch.randn(1, 4, 64, 48), torch.randn(1, 7, 4096)
+    close(ours.model.diffusion_model(latent, torch.tensor([500.0]), caption),
+          reference(latent, torch.tensor([500]), caption)[:, :4])
+
+
+def check_256_px_divides_by_zero_in_native_and_works_in_ours(s: Setup) -> None:
+    path = save_random(s, replace(s.core.PIXART_256, depth=1), "256.safetensors")
+    s.latent = s.part("nodes.bridge.conditioning").empty_latent(256, 256, 1)
+    s.positive = s.negative = [[torch.randn(1, 7, 4096), {}]]
+    assert s.sample(s.load(str(path), "float32"), "euler", 2, 3.0, "normal").isfinite().all()
+    try:
+        s.sample(native(path), "euler", 2, 3.0, "normal")
+    except ZeroDivisionError:
+        return
+    raise AssertionError("fixed in ComfyUI: say so in the README")
+
+
+def save_random(s: Setup, config, name: str) -> Path:
+    sys.path.append(str(ROOT))  # after ComfyUI's folder: only for the fixtures' `tests` and `pixart_core`
+    spec = importlib.util.spec_from_file_location("fixtures_nano", ROOT / "tests" / "fixtures_nano.py")
+    fixtures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fixtures)
+    path = s.family.parent / name
+    s.part("pixart_core.checkpoint").save_pixart(fixtures.random_pixart(config).state_dict(), path, config=config)
+    return path
+
+
+def check_wrappers_patches_overrides_and_control_are_honoured(s: Setup) -> None:
+    import comfy.patcher_extension as extension
+
+    model, seen = s.model.clone(), []
+    base = s.sample(s.sampling.add_lcm_sampling(model), steps=1)
+
+    def wrapper(executor, *args, **kwargs):
+        seen.append("wrapper")
+        return executor(*args, **kwargs)
+
+    def replace(values, extra):
+        seen.append("block")
+        return extra["original_block"](values)
+
+    def override(function, *args, **kwargs):
+        seen.append("attention")
+        return function(*args, **kwargs)
+
+    model.add_wrapper_with_key(extension.WrappersMP.DIFFUSION_MODEL, "test", wrapper)
+    model.set_model_patch_replace(replace, "dit", "double_block", 1)
+    model.model_options["transformer_options"]["optimized_attention_override"] = override
+    close(s.sample(s.sampling.add_lcm_sampling(model), steps=1), base)
+    assert seen.count("wrapper") == 1 and seen.count("block") == 1
+    assert seen.count("attention") == 2 * s.model.model.diffusion_model.config.depth
+    unet, x, t = s.model.model.diffusion_model, torch.randn(1, 4, 12, 16), torch.tensor([500.0])
+    caption = s.positive[0][0].float()
+    with torch.no_grad():
+        plain = unet(x, t, caption)
+        tokens = torch.randn(1, 48, unet.config.hidden_size)
+        steered = unet(x, t, caption, control={"input": [None, tokens], "middle": [], "output": []})
+        reference = s.core.load_pixart(s.family / "transformer", dtype=torch.float32)
+        expected = reference(x, t, caption, control=[torch.zeros_like(tokens), tokens])[:, :4]
+    close(steered, expected)
+    assert (steered - plain).norm() / plain.norm() > 1e-3
+
+
+def check_caption_masks_and_mixed_lengths(s: Setup) -> None:
+    """A padded caption under its mask equals the bare one; micro-conditions come through unrounded."""
+    caption, extra = s.positive[0]
+    padded = torch.cat([caption, torch.randn(1, 9, caption.shape[-1])], dim=1)
+    mask = torch.cat([torch.ones(1, caption.shape[1]), torch.zeros(1, 9)], dim=1)
+    model = s.sampling.add_lcm_sampling(s.model)
+    masked = s.sample(model, steps=2, positive=[[padded, {**extra, "caption_mask": mask}]])
+    close(masked, s.sample(model, steps=2), 1e-4)
+    conds = s.model.model.extra_conds(cross_attn=caption, width=2056, height=1000, noise=torch.zeros(1, 4, 8, 8),
+                                      device="cpu")
+    assert conds["c_size"].cond.tolist() == [[1000, 2056]] and not conds["c_size"].cond.is_floating_point()
+
+
+def check_clones_deep_copies_and_hooks(s: Setup) -> None:
+    clone = s.model.clone()
+    clone.add_patches({"diffusion_model.blocks.0.mlp.fc1.weight": ("diff", (torch.ones(192, 48),))})
+    before = s.sample(s.sampling.add_lcm_sampling(s.model), steps=1)
+    changed = s.sample(s.sampling.add_lcm_sampling(clone), steps=1)
+    assert (before - changed).norm() > 1e-3
+    close(s.sample(s.sampling.add_lcm_sampling(s.model), steps=1), before, 1e-6)
+    loader, arguments = s.model.cached_patcher_init[:2]
+    again = loader(*arguments, disable_dynamic=True)
+    close(s.sample(s.sampling.add_lcm_sampling(again), steps=1), before, 1e-6)
+
+
+def check_default_dtype_is_the_fast_one(s: Setup) -> None:
+    import comfy.model_management as memory
+
+    preferred = s.core.preferred_dtype("cpu")
+    model = s.load(str(s.family / "transformer"))
+    assert model.model.get_dtype_inference() == preferred
+    assert {p.dtype for p in model.model.diffusion_model.parameters()} == {preferred}
+    from comfy.cli_args import args
+
+    args.fp32_unet = True
+    assert s.load(str(s.family / "transformer")).model.get_dtype_inference() == torch.float32
+    args.fp32_unet = False
+    assert memory.unet_dtype(device=torch.device("cpu"), weight_dtype=torch.float16) == torch.float32
+
+
+def check_text_encoder_equals_transformers(s: Setup) -> None:
+    """Plain and 8-bit, by our node's path and by the stock one; long prompts are cut at 120 tokens."""
+    encoder = s.part("pixart_core.text").TextEncoder.from_pretrained(s.family, dtype=torch.float32)
+    clips = {q: s.part("nodes.bridge.clip").load_clip(str(s.family / "text_encoder"), q) for q in ("none", "8-bit")}
+    encode = s.part("nodes.bridge.conditioning").encode_prompts
+    for text in (PROMPT, "", "A (RED:1.3) Mountain", "and a lake " * 100):
+        caption, mask = encoder.encode([text])
+        expected = caption[:, : int(mask.sum())]
+        for quantization, limit in (("none", 1e-4), ("8-bit", 0.1)):
+            found = encode(clips[quantization], text, "", 0, 0, False)[0][0][0]
+            assert found.shape == expected.shape and found.shape[1] <= 120
+            close(found, expected, limit)
+    stock = clips["none"].encode_from_tokens_scheduled(clips["none"].tokenize(PROMPT.upper()))[0][0]
+    close(stock, encoder.encode([PROMPT])[0][:, : stock.shape[1]], 1e-4)
+    linear = clips["8-bit"].cond_stage_model.t5xxl.transformer.encoder.block[0].layer[0].SelfAttention.q
+    assert type(linear.weight).__name__ == "QuantizedTensor" or type(linear.weight.data).__name__ == "QuantizedTensor"
+
+
+def run(check: str, part, family: str) -> str:
+    try:
+        with torch.inference_mode():
+            globals()[check](Setup(part, family))
+    except Exception:
+        return traceback.format_exc()[-3000:]
+    return ""
+
+
+if __name__ == "__main__":
+    comfyui, family, *checks = sys.argv[1:]
+    part = start(comfyui)
+    print(json.dumps({check: run(check, part, family) for check in checks}))  # noqa: T201
