@@ -1,4 +1,4 @@
-"""Train the nano family's f8 autoencoder: diffusers' AutoencoderTiny, narrow, on crops of scenes and of their edge maps."""
+"""Train the nano family's f8 autoencoder, a narrow AutoencoderTiny, on crops of scenes and of their edge maps."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
@@ -36,7 +35,7 @@ def crops(rng: random.Random, batch: int, side: int) -> Tensor:
         if rng.random() < EDGE_SHARE:
             picture = edge_map(picture)
         top, left = rng.randrange(size[0] - side + 1), rng.randrange(size[1] - side + 1)
-        out[row] = np.asarray(picture)[top:top + side, left:left + side]
+        out[row] = np.asarray(picture)[top : top + side, left : left + side]
     return torch.from_numpy(out / 127.5 - 1).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
@@ -48,7 +47,7 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 def moment_penalty(latent: Tensor) -> Tensor:
-    """Keeps every latent channel near zero mean and unit variance, so that the diffusion schedule fits without a scale."""
+    """Keeps every latent channel near zero mean and unit variance: the diffusion schedule then fits without a scale."""
     mean, std = latent.mean((0, 2, 3)), latent.std((0, 2, 3))
     return mean.square().mean() + (std - 1).square().mean()
 
@@ -58,8 +57,13 @@ def build(channels: int):
     from diffusers import AutoencoderTiny
 
     widths = (channels,) * 4
-    return AutoencoderTiny(encoder_block_out_channels=widths, decoder_block_out_channels=widths,
-                           num_encoder_blocks=(0, 1, 2, 3), num_decoder_blocks=(3, 3, 2, 1), scaling_factor=1.0)
+    return AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=(0, 1, 2, 3),
+        num_decoder_blocks=(3, 3, 2, 1),
+        scaling_factor=1.0,
+    )
 
 
 def psnr(vae, pictures: Tensor) -> float:
@@ -69,7 +73,9 @@ def psnr(vae, pictures: Tensor) -> float:
     return float((10 * torch.log10(4 / (output - pictures).square().mean((1, 2, 3)))).mean())
 
 
-def train(output: Path, steps: int, batch: int, side: int, learning_rate: float, channels: int, noise: float, seed: int):
+def train(
+    output: Path, steps: int, batch: int, side: int, learning_rate: float, channels: int, noise: float, seed: int
+):
     """Train and save in diffusers' layout; prints a line every 100 steps."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
@@ -89,13 +95,17 @@ def train(output: Path, steps: int, batch: int, side: int, learning_rate: float,
         optimizer.step()
         schedule.step()
         if step % 100 == 0 or step == steps:
-            print(f"step {step} loss {loss.item():.4f} PSNR {psnr(vae, held_out):.2f} dB "
-                  f"latent std {latent.std().item():.2f} max {latent.abs().max().item():.1f}", flush=True)
+            print(
+                f"step {step} loss {loss.item():.4f} PSNR {psnr(vae, held_out):.2f} dB "
+                f"latent std {latent.std().item():.2f} max {latent.abs().max().item():.1f}",
+                flush=True,
+            )
     vae.half().save_pretrained(output)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: list[str]) -> None:
+    """Command line of `train.py nano autoencoder`."""
+    parser = argparse.ArgumentParser(prog="train.py nano autoencoder", description=__doc__)
     parser.add_argument("output", type=Path)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=16)
@@ -104,8 +114,4 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--noise", type=float, default=0.08)
     parser.add_argument("--seed", type=int, default=0)
-    train(**vars(parser.parse_args()))
-
-
-if __name__ == "__main__":
-    main()
+    train(**vars(parser.parse_args(arguments)))

@@ -1,4 +1,4 @@
-"""Procedural landscapes with captions: the world that the nano family is trained on, with its attributes as ground truth."""
+"""Procedural landscapes with captions: the world of the nano family, with its attributes as ground truth."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ TIMES = ("day", "dawn", "sunset", "night")
 SIDES = ("left", "right")
 MOUNTAINS = ("green", "blue", "red", "grey", "white")
 GROUNDS = ("lake", "meadow", "desert", "snow")
-THINGS = {"lake": ("none", "boat"), "meadow": ("none", "house", "trees"), "desert": ("none", "house", "trees"),
-          "snow": ("none", "house", "trees")}
+THINGS = {
+    "lake": ("none", "boat"),
+    "meadow": ("none", "house", "trees"),
+    "desert": ("none", "house", "trees"),
+    "snow": ("none", "house", "trees"),
+}
 
 SKY = {  # top, bottom, sun or moon, tint of everything on the ground
     "day": ((70, 140, 225), (205, 230, 250), (255, 226, 70), (1.0, 1.0, 1.0)),
@@ -23,8 +27,13 @@ SKY = {  # top, bottom, sun or moon, tint of everything on the ground
     "sunset": ((112, 44, 112), (255, 146, 60), (255, 80, 40), (0.90, 0.74, 0.68)),
     "night": ((6, 8, 30), (30, 36, 84), (242, 242, 224), (0.52, 0.54, 0.70)),
 }
-MOUNTAIN_COLOUR = {"green": (62, 122, 62), "blue": (58, 88, 165), "red": (172, 68, 48), "grey": (128, 126, 130),
-                   "white": (232, 238, 246)}
+MOUNTAIN_COLOUR = {
+    "green": (62, 122, 62),
+    "blue": (58, 88, 165),
+    "red": (172, 68, 48),
+    "grey": (128, 126, 130),
+    "white": (232, 238, 246),
+}
 GROUND_COLOUR = {"lake": (46, 108, 190), "meadow": (96, 164, 62), "desert": (216, 178, 108), "snow": (234, 240, 248)}
 WALL, ROOF, WINDOW = (196, 48, 44), (84, 44, 40), (255, 222, 120)
 LEAVES, TRUNK = (18, 84, 46), (92, 60, 36)
@@ -43,8 +52,11 @@ class Scene:
 
 
 ATTRIBUTES = tuple(field.name for field in fields(Scene))
-ALL_SCENES = tuple(Scene(*values, ground, thing) for *values, ground in itertools.product(TIMES, SIDES, MOUNTAINS, GROUNDS)
-                   for thing in THINGS[ground])
+ALL_SCENES = tuple(
+    Scene(*values, ground, thing)
+    for *values, ground in itertools.product(TIMES, SIDES, MOUNTAINS, GROUNDS)
+    for thing in THINGS[ground]
+)
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -86,14 +98,26 @@ _THING_WORDS = {
     "trees": ("trees", "a few fir trees", "three trees"),
     "boat": ("a boat", "a sailing boat", "a small sailboat"),
 }
-_SIDE_WORDS = ("the {light} on the {side}", "the {light} at the {side}", "with the {light} to the {side}",
-               "{light} on the {side} side")
-_WITH_THING = ("{thing} on {ground} below {mountains} {time}, {sun}", "{time}, {thing} on {ground}, {mountains} behind, {sun}",
-               "a painting of {thing} on {ground} in front of {mountains} {time}, {sun}",
-               "{mountains} {time} with {thing} on {ground}, {sun}", "{thing}, {ground}, {mountains}, {time}, {sun}")
-_WITHOUT_THING = ("{ground} below {mountains} {time}, {sun}", "{time}, {ground} and {mountains}, {sun}",
-                  "a painting of {ground} in front of {mountains} {time}, {sun}",
-                  "{mountains} {time} over {ground}, {sun}", "{ground}, {mountains}, {time}, {sun}")
+_SIDE_WORDS = (
+    "the {light} on the {side}",
+    "the {light} at the {side}",
+    "with the {light} to the {side}",
+    "{light} on the {side} side",
+)
+_WITH_THING = (
+    "{thing} on {ground} below {mountains} {time}, {sun}",
+    "{time}, {thing} on {ground}, {mountains} behind, {sun}",
+    "a painting of {thing} on {ground} in front of {mountains} {time}, {sun}",
+    "{mountains} {time} with {thing} on {ground}, {sun}",
+    "{thing}, {ground}, {mountains}, {time}, {sun}",
+)
+_WITHOUT_THING = (
+    "{ground} below {mountains} {time}, {sun}",
+    "{time}, {ground} and {mountains}, {sun}",
+    "a painting of {ground} in front of {mountains} {time}, {sun}",
+    "{mountains} {time} over {ground}, {sun}",
+    "{ground}, {mountains}, {time}, {sun}",
+)
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
@@ -101,9 +125,12 @@ def caption(scene: Scene, rng: random.Random) -> str:
     templates = _WITHOUT_THING if scene.thing == "none" else _WITH_THING
     sun = rng.choice(_SIDE_WORDS).format(light="moon" if scene.time == "night" else "sun", side=scene.side)
     return rng.choice(templates).format(
-        time=rng.choice(_TIME_WORDS[scene.time]), mountains=rng.choice(_MOUNTAIN_WORDS[scene.mountains]),
-        ground=rng.choice(_GROUND_WORDS[scene.ground]), sun=sun,
-        thing="" if scene.thing == "none" else rng.choice(_THING_WORDS[scene.thing]))
+        time=rng.choice(_TIME_WORDS[scene.time]),
+        mountains=rng.choice(_MOUNTAIN_WORDS[scene.mountains]),
+        ground=rng.choice(_GROUND_WORDS[scene.ground]),
+        sun=sun,
+        thing="" if scene.thing == "none" else rng.choice(_THING_WORDS[scene.thing]),
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- drawing
@@ -159,8 +186,10 @@ def _clouds(pen, rng, width, height, unit):
     for _ in range(rng.randint(0, 2)):
         x, y, r = rng.uniform(0.1, 0.9) * width, rng.uniform(0.06, 0.14) * height, unit * 0.05
         for dx, scale in ((-1.5, 0.7), (0, 1.0), (1.4, 0.75)):
-            pen.ellipse((x + dx * r - r * scale * 1.3, y - r * scale * 0.8, x + dx * r + r * scale * 1.3, y + r * scale * 0.8),
-                        fill=(238, 244, 250))
+            pen.ellipse(
+                (x + dx * r - r * scale * 1.3, y - r * scale * 0.8, x + dx * r + r * scale * 1.3, y + r * scale * 0.8),
+                fill=(238, 244, 250),
+            )
 
 
 def _sun(pen, scene, rng, height, width, unit):
@@ -180,9 +209,15 @@ def _mountains(pen, scene, rng, width, horizon, height):
             waist = peak_x + half * rng.uniform(-0.12, 0.12)
             colour = MOUNTAIN_COLOUR[scene.mountains]
             left, right = (shade, shade * 0.8) if lit_left else (shade * 0.8, shade)
-            pen.polygon([(peak_x - half, horizon), (peak_x, peak_y), (waist, horizon)], fill=tinted(colour, scene.time, left))
-            pen.polygon([(waist, horizon), (peak_x, peak_y), (peak_x + half, horizon)], fill=tinted(colour, scene.time, right))
-    pen.rectangle((0, horizon - height * 0.012, width, horizon), fill=tinted(MOUNTAIN_COLOUR[scene.mountains], scene.time, 0.9))
+            pen.polygon(
+                [(peak_x - half, horizon), (peak_x, peak_y), (waist, horizon)], fill=tinted(colour, scene.time, left)
+            )
+            pen.polygon(
+                [(waist, horizon), (peak_x, peak_y), (peak_x + half, horizon)], fill=tinted(colour, scene.time, right)
+            )
+    pen.rectangle(
+        (0, horizon - height * 0.012, width, horizon), fill=tinted(MOUNTAIN_COLOUR[scene.mountains], scene.time, 0.9)
+    )
 
 
 def _ground(pen, scene, rng, width, height, horizon, unit):
@@ -191,7 +226,11 @@ def _ground(pen, scene, rng, width, height, horizon, unit):
     depth = height - horizon
     if scene.ground == "lake":
         for _ in range(6):
-            x, y, length = rng.uniform(0, width), horizon + depth * rng.uniform(0.1, 0.95), unit * rng.uniform(0.08, 0.2)
+            x, y, length = (
+                rng.uniform(0, width),
+                horizon + depth * rng.uniform(0.1, 0.95),
+                unit * rng.uniform(0.08, 0.2),
+            )
             pen.line((x, y, x + length, y), fill=tinted((150, 190, 235), scene.time), width=max(1, round(unit * 0.008)))
         return
     for level, factor in ((0.35, 0.95), (0.7, 0.90)):  # soft waves of the land
@@ -212,8 +251,10 @@ def _house(pen, scene, rng, width, height, horizon, unit):
     x, y = _place(rng, width, height, horizon, unit, 0.15)
     half, tall = unit * rng.uniform(0.10, 0.125), unit * rng.uniform(0.14, 0.17)
     pen.rectangle((x - half, y - tall, x + half, y), fill=tinted(WALL, scene.time))
-    pen.polygon([(x - half * 1.3, y - tall), (x, y - tall - unit * 0.12), (x + half * 1.3, y - tall)],
-                fill=tinted(ROOF, scene.time))
+    pen.polygon(
+        [(x - half * 1.3, y - tall), (x, y - tall - unit * 0.12), (x + half * 1.3, y - tall)],
+        fill=tinted(ROOF, scene.time),
+    )
     pen.rectangle((x - half * 0.65, y - tall * 0.75, x - half * 0.1, y - tall * 0.3), fill=WINDOW)
     pen.rectangle((x + half * 0.25, y - tall * 0.65, x + half * 0.7, y), fill=tinted(ROOF, scene.time))
 
@@ -225,18 +266,30 @@ def _trees(pen, scene, rng, width, height, horizon, unit):
         tall, half = unit * rng.uniform(0.22, 0.27), unit * rng.uniform(0.065, 0.08)
         pen.rectangle((cx - half * 0.22, foot - tall * 0.2, cx + half * 0.22, foot), fill=tinted(TRUNK, scene.time))
         for level in (0.12, 0.38):
-            pen.polygon([(cx - half * (1.1 - level), foot - tall * level), (cx, foot - tall * (0.68 + level * 0.84)),
-                         (cx + half * (1.1 - level), foot - tall * level)], fill=tinted(LEAVES, scene.time))
+            pen.polygon(
+                [
+                    (cx - half * (1.1 - level), foot - tall * level),
+                    (cx, foot - tall * (0.68 + level * 0.84)),
+                    (cx + half * (1.1 - level), foot - tall * level),
+                ],
+                fill=tinted(LEAVES, scene.time),
+            )
 
 
 def _boat(pen, scene, rng, width, height, horizon, unit):
     x, y = _place(rng, width, height, horizon, unit, 0.16)
     half, deep = unit * rng.uniform(0.12, 0.145), unit * 0.06
     mast = unit * rng.uniform(0.24, 0.28)
-    pen.polygon([(x - half, y), (x + half, y), (x + half * 0.65, y + deep), (x - half * 0.65, y + deep)],
-                fill=tinted(HULL, scene.time))
+    pen.polygon(
+        [(x - half, y), (x + half, y), (x + half * 0.65, y + deep), (x - half * 0.65, y + deep)],
+        fill=tinted(HULL, scene.time),
+    )
     pen.line((x, y, x, y - mast), fill=tinted(TRUNK, scene.time), width=max(1, round(unit * 0.012)))
-    pen.polygon([(x + unit * 0.012, y - unit * 0.02), (x + unit * 0.012, y - mast), (x + half * 0.95, y - unit * 0.02)],
-                fill=tinted(SAIL, scene.time, 1.1))
-    pen.polygon([(x - unit * 0.012, y - unit * 0.02), (x - unit * 0.012, y - mast * 0.85), (x - half * 0.7, y - unit * 0.02)],
-                fill=tinted(SAIL, scene.time, 0.95))
+    pen.polygon(
+        [(x + unit * 0.012, y - unit * 0.02), (x + unit * 0.012, y - mast), (x + half * 0.95, y - unit * 0.02)],
+        fill=tinted(SAIL, scene.time, 1.1),
+    )
+    pen.polygon(
+        [(x - unit * 0.012, y - unit * 0.02), (x - unit * 0.012, y - mast * 0.85), (x - half * 0.7, y - unit * 0.02)],
+        fill=tinted(SAIL, scene.time, 0.95),
+    )

@@ -1,0 +1,96 @@
+"""Distillation and noise-prediction objectives against the authors' numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pixart_delta.pixart_core.config import PixArtConfig
+from pixart_delta.pixart_core.model import PixArt
+from pixart_delta.training import denoise
+from pixart_delta.training.distill import distance, lcd_loss
+from safetensors import safe_open
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+
+
+def golden(name):
+    with safe_open(GOLDENS / f"{name}.safetensors", "pt") as file:
+        return json.loads(file.metadata()["golden"]), {key: file.get_tensor(key) for key in file.keys()}
+
+
+def part(tensors, prefix):
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def relative(a, b):
+    return ((a - b).norm() / b.norm()).item()
+
+
+def network(description, tensors, prefix):
+    model = PixArt(PixArtConfig.from_dict(description["config"]))
+    model.load_state_dict(part(tensors, prefix))
+    return model
+
+
+@pytest.fixture(scope="module")
+def lcd():
+    description, tensors = golden("lcd_ms")
+    student, teacher, ema = (network(description, tensors, f"{name}.") for name in ("student", "teacher", "ema"))
+    inputs = part(tensors, "in.")
+    result = lcd_loss(
+        student,
+        teacher,
+        ema,
+        inputs,
+        inputs["noise"],
+        inputs["index"],
+        description["omega"],
+        description["loss"],
+        description["huber_c"],
+    )
+    result.loss.backward()
+    return description, tensors, student, result
+
+
+@pytest.mark.parametrize("name", ["loss", "prediction", "target", "x_prev", "noisy", "start_timestep", "end_timestep"])
+def test_distillation_equals_the_authors(lcd, name):
+    _, tensors, _, result = lcd
+    assert relative(getattr(result, name).float(), tensors[f"out.{name}"].float()) < 1e-4
+
+
+def test_distillation_gradients_equal_the_authors(lcd):
+    description, tensors, student, _ = lcd
+    gradients = {name: p.grad.norm() for name, p in student.named_parameters() if p.grad is not None}
+    assert sorted(gradients) == sorted(description["grad_names"])
+    ours = torch.stack([gradients[name] for name in description["grad_names"]])
+    assert ((ours - tensors["out.grad_norms"]).abs() / tensors["out.grad_norms"]).max() < 1e-4
+
+
+def test_distance():
+    a, b = torch.randn(2, 3), torch.randn(2, 3)
+    assert distance(a, a) == 0 and distance(a, b, "l2") == (a - b).square().mean()
+    assert distance(a, b, huber_c=1e-6).item() == pytest.approx((a - b).abs().mean().item(), abs=1e-5)
+    with pytest.raises(ValueError, match="choose one of huber, l2"):
+        distance(a, b, "l1")
+
+
+def test_epsilon_loss_is_the_plain_error_and_the_cap_favours_noisy_timesteps():
+    _, tensors = golden("lcd_ms")
+    description, _ = golden("lcd_ms")
+    model, inputs = network(description, tensors, "teacher."), part(tensors, "in.")
+    out = {}
+    for timestep in (5, 900):
+        t = torch.full((2,), timestep)
+        plain, capped = (denoise.epsilon_loss(model, inputs, inputs["noise"], t, cap) for cap in (1.0, 20.0))
+        out[timestep] = (capped / plain).item()
+    assert out[5] == pytest.approx(1, rel=0.01) and out[900] == pytest.approx(20, rel=1e-4)
+
+
+def test_dropped_captions_are_the_null_caption_and_nothing_else_changes():
+    batch = {"caption": torch.randn(64, 5, 8), "latent": torch.randn(64, 4, 4, 4)}
+    null = torch.randn(120, 8)
+    dropped = denoise.drop_captions(batch, null, 0.25, torch.Generator().manual_seed(0))
+    is_null = (dropped["caption"] == null[:5]).all(-1).all(-1)
+    kept = (dropped["caption"] == batch["caption"]).all(-1).all(-1)
+    assert 6 < is_null.sum() < 28 and (is_null ^ kept).all() and dropped["latent"] is batch["latent"]

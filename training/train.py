@@ -1,0 +1,25 @@
+"""python training/train.py {finetune,lcd,status} …: registers this folder's parent as a package, so that relative
+imports work from any directory and no path is edited."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+NAME = "pixart_delta"
+
+
+def main() -> int:
+    root = Path(__file__).resolve().parents[1]
+    if NAME not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            NAME, root / "__init__.py", submodule_search_locations=[str(root)]
+        )
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[NAME] = module
+        spec.loader.exec_module(module)
+    return importlib.import_module(f"{NAME}.training.cli").main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
