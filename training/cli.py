@@ -9,7 +9,6 @@ import sys
 from .config import COMMANDS, ConfigError, describe, load_config
 from .run_dir import RunDir
 
-
 NANO_PARTS = ("autoencoder", "text_encoder", "features", "evaluate", "family")
 
 

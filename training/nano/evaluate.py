@@ -1,4 +1,4 @@
-"""Measure the nano family on captions it was not trained on: attributes read back from the pictures, and a contact sheet."""
+"""Measure the nano family on captions it was not trained on: attributes read back, and a contact sheet."""
 
 from __future__ import annotations
 

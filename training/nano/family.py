@@ -1,0 +1,67 @@
+"""Put the trained members of the nano family together as a pipeline folder in the layouts of the real weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from ...pixart_core.checkpoint import load_pixart, save_pixart
+from ...pixart_core.lcm import DDIM_STEPS
+from ...pixart_core.schedule import BETA_END, BETA_START, NUM_TIMESTEPS
+
+SCHEDULER = {
+    "_class_name": "LCMScheduler",
+    "beta_start": BETA_START,
+    "beta_end": BETA_END,
+    "beta_schedule": "linear",
+    "num_train_timesteps": NUM_TIMESTEPS,
+    "original_inference_steps": DDIM_STEPS,
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "timestep_scaling": 10.0,
+}
+MODEL_INDEX = {
+    "_class_name": "PixArtAlphaPipeline",
+    "scheduler": ["diffusers", "LCMScheduler"],
+    "text_encoder": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "T5Tokenizer"],
+    "transformer": ["diffusers", "PixArtTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderTiny"],
+}
+
+
+def assemble(parts: Path, teacher: Path, student: Path, output: Path) -> None:
+    """Write the family: the student as transformer/ in diffusers' layout, the teacher as base/ in the authors'.
+
+    Args:
+        parts: folder of text_encoder/, tokenizer/ and vae/.
+        teacher, student: exports of `finetune` and `lcd`.
+        output: the pipeline folder; parts that are there already are replaced.
+    """
+    for name in ("text_encoder", "tokenizer", "vae"):
+        if (parts / name).resolve() != (output / name).resolve():
+            shutil.copytree(parts / name, output / name, dirs_exist_ok=True)
+    for name, values in (("model_index.json", MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULER)):
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text(json.dumps(values, indent=2) + "\n")
+    (output / "base").mkdir(exist_ok=True)
+    family = {"family": "PixArt-δ nano"}
+    save_pixart(load_pixart(student), output / "transformer", "diffusers", dtype=torch.float16, metadata=family)
+    save_pixart(
+        load_pixart(teacher), output / "base/pixart_nano_base.safetensors", dtype=torch.float16, metadata=family
+    )
+
+
+def main(arguments: list[str]) -> None:
+    """Command line of `train.py nano family`."""
+    parser = argparse.ArgumentParser(prog="train.py nano family", description=__doc__)
+    parser.add_argument("parts", type=Path, help="folder of text_encoder/, tokenizer/ and vae/")
+    parser.add_argument("teacher", type=Path, help="export of finetune")
+    parser.add_argument("student", type=Path, help="export of lcd")
+    parser.add_argument("output", type=Path, help="pipeline folder to write")
+    assemble(**vars(parser.parse_args(arguments)))
