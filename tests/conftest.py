@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,11 @@ def _register_root() -> None:
 
 
 _register_root()
+
+
+def pytest_configure() -> None:
+    # A terminated test run cleans up like an interrupted one: its ComfyUI servers end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
