@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from pixart_delta.pixart_core.config import PixArtConfig
+from pixart_delta.pixart_core.controlnet import ControlNetTransformer
 from pixart_delta.pixart_core.model import PixArt
+from pixart_delta.pixart_core.schedule import add_noise
 from pixart_delta.training import denoise
+from pixart_delta.training.control import controlnet_loss, variational_bound
 from pixart_delta.training.distill import distance, lcd_loss
 from safetensors import safe_open
 
@@ -94,3 +97,40 @@ def test_dropped_captions_are_the_null_caption_and_nothing_else_changes():
     is_null = (dropped["caption"] == null[:5]).all(-1).all(-1)
     kept = (dropped["caption"] == batch["caption"]).all(-1).all(-1)
     assert 6 < is_null.sum() < 28 and (is_null ^ kept).all() and dropped["latent"] is batch["latent"]
+
+
+@pytest.fixture(scope="module")
+def control():
+    description, tensors = golden("controlnet_loss_ms")
+    base = network(description, tensors, "model.base_model.").requires_grad_(False)
+    net = ControlNetTransformer(base.config, description["copy_blocks_num"])
+    net.load_state_dict({f"controlnet.{name}": value for name, value in part(tensors, "model.controlnet.").items()})
+    inputs = part(tensors, "in.")
+    inputs["hint"] = inputs.pop("condition")
+    result = controlnet_loss(base, net, inputs, inputs["noise"], inputs["timestep"])
+    result.loss.backward()
+    return description, tensors, net, result
+
+
+@pytest.mark.parametrize("name", ["loss", "mse", "vb"])
+def test_control_loss_equals_the_authors(control, name):
+    _, tensors, _, result = control
+    assert relative(getattr(result, name), tensors[f"out.{name}"]) < 1e-4
+
+
+def test_control_gradients_equal_the_authors(control):
+    description, tensors, net, _ = control
+    gradients = {name: p.grad.norm() for name, p in net.named_parameters() if p.grad is not None}
+    assert sorted(gradients) == sorted(description["grad_names"])
+    ours = torch.stack([gradients[name] for name in description["grad_names"]])
+    assert ((ours - tensors["out.grad_norms"]).abs() / tensors["out.grad_norms"]).max() < 1e-4
+
+
+def test_variational_bound_is_zero_for_the_true_posterior_and_finite_at_step_0():
+    latent, noise = torch.randn(3, 4, 6, 6).clamp(-0.9, 0.9), torch.randn(3, 4, 6, 6)
+    timestep = torch.tensor([0, 400, 999])
+    noisy = add_noise(latent, noise, timestep)
+    bound = variational_bound(latent, noisy, noise, torch.full_like(latent, -1.0), timestep)
+    assert bound[1:].abs().max() < 1e-5 and torch.isfinite(bound).all() and bound[0] > 0
+    wrong = variational_bound(latent, noisy, noise * 0.5, torch.full_like(latent, -1.0), timestep)
+    assert (wrong[1:] > bound[1:]).all()

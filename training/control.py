@@ -1,0 +1,93 @@
+"""The ControlNet-Transformer objective (paper Sec. 3.3): noise error plus the bound of the learned variance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..pixart_core.controlnet import ControlNetTransformer
+from ..pixart_core.model import PixArt
+from ..pixart_core.schedule import add_noise, alphas_cumprod, predict_x0
+
+
+@dataclass(frozen=True)
+class ControlNetResult:
+    """The loss of a batch of B."""
+
+    loss: Tensor
+    """Scalar: mean of mse + vb."""
+    mse: Tensor
+    """(B,): squared error of the predicted noise."""
+    vb: Tensor
+    """(B,): variational bound, bits per dimension; trains the variance only."""
+
+
+def controlnet_loss(
+    base: PixArt, controlnet: ControlNetTransformer, batch: Mapping[str, Tensor], noise: Tensor, timestep: Tensor
+) -> ControlNetResult:
+    """One training step of a control on its frozen base.
+
+    Args:
+        base: frozen; with learn_sigma its variance half enters the bound.
+        controlnet: the gradient flows into it alone.
+        batch: as in `distill.lcd_loss`, and hint (B, C, h, w): the scaled latent of the edge map.
+        noise: (B, C, h, w).
+        timestep: (B,), 0 … 999.
+    """
+    latent = batch["latent"]
+    noisy = add_noise(latent, noise, timestep)
+    conditions = [batch.get(name) for name in ("caption_mask", "image_size", "aspect_ratio")]
+    control = controlnet(base, noisy, timestep, batch["caption"], batch["hint"], *conditions)
+    out = base(noisy, timestep, batch["caption"], *conditions, control=control).float()
+    epsilon, variance = out.split(latent.shape[1], dim=1) if base.config.learn_sigma else (out, None)
+    mse = (epsilon - noise).square().mean((1, 2, 3))
+    vb = torch.zeros_like(mse)
+    if variance is not None:
+        vb = variational_bound(latent, noisy, epsilon.detach(), variance, timestep)
+    return ControlNetResult((mse + vb).mean(), mse, vb)
+
+
+def variational_bound(latent: Tensor, noisy: Tensor, epsilon: Tensor, variance: Tensor, timestep: Tensor) -> Tensor:
+    """KL of q(z_{t-1} | z_t, z_0) and the model's step, at t = 0 the decoder's likelihood (IDDPM, eq. 4–6, 15).
+
+    latent, noisy, epsilon, variance (B, C, h, w), variance in −1 … 1 between the posterior's and β_t; timestep (B,).
+    Returns (B,), bits per dimension.
+    """
+    beta, posterior, from_x0, from_noisy = (value[:, None, None, None] for value in _posterior(timestep))
+    log_variance = torch.lerp(posterior.log(), beta.log(), (variance + 1) / 2)
+    true_mean = from_x0 * latent + from_noisy * noisy
+    mean = from_x0 * predict_x0(noisy, epsilon, timestep) + from_noisy * noisy
+    true_log = posterior.log()
+    ratio = (true_log - log_variance).exp() + (true_mean - mean).square() * (-log_variance).exp()
+    kl = 0.5 * (-1 + log_variance - true_log + ratio)
+    likelihood = _discretised_likelihood(latent, mean, 0.5 * log_variance)
+    terms = torch.where((timestep == 0)[:, None, None, None], -likelihood, kl)
+    return terms.mean((1, 2, 3)) / math.log(2)
+
+
+def _posterior(timestep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """β_t, the posterior's variance (for t = 0, where it is 0, that of t = 1), and z_0's and z_t's weights in its mean."""
+    table = alphas_cumprod().to(timestep.device)
+    before = torch.cat([table.new_ones(1), table[:-1]])
+    beta = 1 - table / before
+    variance = beta * (1 - before) / (1 - table)
+    variance[0] = variance[1]
+    from_x0 = beta * before.sqrt() / (1 - table)
+    from_noisy = (1 - before) * (1 - beta).sqrt() / (1 - table)
+    return tuple(value[timestep].float() for value in (beta, variance, from_x0, from_noisy))
+
+
+def _discretised_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log-likelihood of x, seen as one of 256 levels in −1 … 1, under a Gaussian; elementwise."""
+    centred, inverse = x - mean, (-log_scale).exp()
+
+    def below(value: Tensor) -> Tensor:  # the tanh approximation of the normal distribution that IDDPM trained with
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (value + 0.044715 * value**3)))
+
+    upper, lower = below(inverse * (centred + 1 / 255)), below(inverse * (centred - 1 / 255))
+    inside = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return inside.clamp(min=1e-12).log()
