@@ -70,7 +70,7 @@ def variational_bound(latent: Tensor, noisy: Tensor, epsilon: Tensor, variance: 
 
 
 def _posterior(timestep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """β_t, the posterior's variance (for t = 0, where it is 0, that of t = 1), and z_0's and z_t's weights in its mean."""
+    """β_t, the posterior's variance (for t = 0, where it is 0, that of t = 1), and the weights of z_0 and z_t."""
     table = alphas_cumprod().to(timestep.device)
     before = torch.cat([table.new_ones(1), table[:-1]])
     beta = 1 - table / before
