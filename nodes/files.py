@@ -59,6 +59,13 @@ def locate(kind: str, name: str) -> str:
     return path
 
 
+def stamp(kind: str, name: str) -> str:
+    """Changes when the file or folder behind a name does, so that ComfyUI loads it again."""
+    path = Path(locate(kind, name))
+    parts = sorted(path.iterdir()) if path.is_dir() else [path]
+    return " ".join(f"{part.name}:{part.stat().st_mtime_ns}" for part in parts)
+
+
 def _found(kind: str) -> dict[str, str]:
     """Name -> path of every candidate in ComfyUI's model folders."""
     found: dict[str, str] = {}

@@ -38,6 +38,10 @@ class PixArtDeltaModelLoader(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, model_name: str, dtype: str) -> str:
+        return files.stamp("model", model_name)
+
+    @classmethod
     def execute(cls, model_name: str, dtype: str) -> io.NodeOutput:
         model = watch_sampling(load_model(files.locate("model", model_name), dtype))
         plan = model_plan(model)
@@ -66,6 +70,10 @@ class PixArtDeltaTextEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, text_encoder_name: str, quantization: str) -> str:
+        return files.stamp("text_encoder", text_encoder_name)
+
+    @classmethod
     def execute(cls, text_encoder_name: str, quantization: str) -> io.NodeOutput:
         clip = load_clip(files.locate("text_encoder", text_encoder_name), quantization)
         size = clip.patcher.model_size() / 1e9
@@ -89,6 +97,10 @@ class PixArtDeltaVAELoader(io.ComfyNode):
             ],
             outputs=[io.Vae.Output(tooltip="The autoencoder, for VAE Decode and VAE Encode.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, vae_name: str) -> str:
+        return files.stamp("vae", vae_name)
 
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:
@@ -115,6 +127,10 @@ class PixArtDeltaLoraLoader(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="The MODEL with the LoRA.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str, **_others) -> str:
+        return files.stamp("lora", lora_name)
 
     @classmethod
     def execute(cls, model, lora_name: str, strength: float) -> io.NodeOutput:

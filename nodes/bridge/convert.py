@@ -12,7 +12,7 @@ from ...pixart_core.checkpoint import save_pixart
 from .model import diffusion_model
 from .ui import say
 
-_PREFIX = "diffusion_model."
+_PREFIX = "model.diffusion_model."
 
 
 def save_model(model, filename_prefix: str, layout: str, dtype: str) -> str:
@@ -23,9 +23,9 @@ def save_model(model, filename_prefix: str, layout: str, dtype: str) -> str:
     unet = diffusion_model(model)
     folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, folder_paths.get_output_directory())
     path = os.path.join(folder, f"{name}_{counter:05}_" + (".safetensors" if layout == "authors" else ""))
-    memory.load_models_gpu([model], force_patch_weights=True)
-    state = {key.removeprefix(_PREFIX): value for key, value in model.model_state_dict(_PREFIX).items()}
-    state = {key: value.to("cpu") for key, value in state.items()}
+    memory.load_models_gpu([model])
+    # As ComfyUI's own save nodes: a weight that is not patched yet is, at the moment it is moved.
+    state = {key.removeprefix(_PREFIX): value.to("cpu") for key, value in model.state_dict_for_saving().items()}
     save_pixart(state, path, layout=layout, config=unet.config, dtype=getattr(torch, dtype))
     say(f"saved {path}")
     return path
