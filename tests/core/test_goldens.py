@@ -1,34 +1,10 @@
 """Forward passes and sampling against numbers from the authors' own code (tests/goldens/README.md)."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors import safe_open
 
 import pixart_core as pc
-
-GOLDENS = Path(__file__).parent.parent / "goldens"
-
-
-def golden(name):
-    with safe_open(GOLDENS / f"{name}.safetensors", "pt") as file:
-        return json.loads(file.metadata()["golden"]), {key: file.get_tensor(key) for key in file.keys()}
-
-
-def part(tensors, prefix):
-    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
-
-
-def base_model(description, weights):
-    model = pc.PixArt(pc.PixArtConfig.from_dict(description["config"]))
-    model.load_state_dict(weights)
-    return model.eval()
+from tests.golden import golden, load_model, part, relative
 
 
 def conditions(inputs):
@@ -40,7 +16,7 @@ def conditions(inputs):
 def test_transformer(name):
     description, tensors = golden(name)
     inputs, outputs = part(tensors, "in."), part(tensors, "out.")
-    model = base_model(description, part(tensors, "model."))
+    model = load_model(description, tensors, "model.")
     out = model(inputs["latent"], inputs["timestep"], *conditions(inputs))
     assert relative(out, outputs["model"]) < 1e-5
 
@@ -48,7 +24,7 @@ def test_transformer(name):
 def test_lcm_sampler():
     description, tensors = golden("lcm_sampler_ms")
     inputs, outputs = part(tensors, "in."), part(tensors, "out.")
-    model, denoised = base_model(description, part(tensors, "model.")), []
+    model, denoised = load_model(description, tensors, "model."), []
     timesteps = pc.lcm_timesteps(description["steps"], "official")
     assert timesteps == outputs["timesteps"].tolist()
     pc.sample_lcm(
@@ -66,7 +42,7 @@ def test_lcm_sampler():
 def test_controlnet():
     description, tensors = golden("controlnet_ms")
     inputs, outputs = part(tensors, "in."), part(tensors, "out.")
-    base = base_model(description, part(tensors, "model.base_model."))
+    base = load_model(description, tensors, "model.base_model.")
     net = pc.ControlNetTransformer(base.config, description["copy_blocks_num"]).eval()
     net.load_state_dict({"controlnet." + key: value for key, value in part(tensors, "model.controlnet.").items()})
     arguments = inputs["latent"], inputs["timestep"], *conditions(inputs)

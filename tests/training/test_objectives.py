@@ -1,45 +1,20 @@
 """Distillation and noise-prediction objectives against the authors' numbers."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from pixart_delta.pixart_core.config import PixArtConfig
 from pixart_delta.pixart_core.controlnet import ControlNetTransformer
-from pixart_delta.pixart_core.model import PixArt
 from pixart_delta.pixart_core.schedule import add_noise
 from pixart_delta.training import denoise
 from pixart_delta.training.control import controlnet_loss, variational_bound
 from pixart_delta.training.distill import distance, lcd_loss
-from safetensors import safe_open
 
-GOLDENS = Path(__file__).parent.parent / "goldens"
-
-
-def golden(name):
-    with safe_open(GOLDENS / f"{name}.safetensors", "pt") as file:
-        return json.loads(file.metadata()["golden"]), {key: file.get_tensor(key) for key in file.keys()}
-
-
-def part(tensors, prefix):
-    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def relative(a, b):
-    return ((a - b).norm() / b.norm()).item()
-
-
-def network(description, tensors, prefix):
-    model = PixArt(PixArtConfig.from_dict(description["config"]))
-    model.load_state_dict(part(tensors, prefix))
-    return model
+from tests.golden import golden, load_model, part, relative
 
 
 @pytest.fixture(scope="module")
 def lcd():
     description, tensors = golden("lcd_ms")
-    student, teacher, ema = (network(description, tensors, f"{name}.") for name in ("student", "teacher", "ema"))
+    student, teacher, ema = (load_model(description, tensors, f"{name}.") for name in ("student", "teacher", "ema"))
     inputs = part(tensors, "in.")
     result = lcd_loss(
         student,
@@ -81,7 +56,7 @@ def test_distance():
 def test_epsilon_loss_is_the_plain_error_and_the_cap_favours_noisy_timesteps():
     _, tensors = golden("lcd_ms")
     description, _ = golden("lcd_ms")
-    model, inputs = network(description, tensors, "teacher."), part(tensors, "in.")
+    model, inputs = load_model(description, tensors, "teacher."), part(tensors, "in.")
     out = {}
     for timestep in (5, 900):
         t = torch.full((2,), timestep)
@@ -102,7 +77,7 @@ def test_dropped_captions_are_the_null_caption_and_nothing_else_changes():
 @pytest.fixture(scope="module")
 def control():
     description, tensors = golden("controlnet_loss_ms")
-    base = network(description, tensors, "model.base_model.").requires_grad_(False)
+    base = load_model(description, tensors, "model.base_model.").requires_grad_(False)
     net = ControlNetTransformer(base.config, description["copy_blocks_num"])
     net.load_state_dict({f"controlnet.{name}": value for name, value in part(tensors, "model.controlnet.").items()})
     inputs = part(tensors, "in.")
