@@ -24,8 +24,8 @@ from torch import Tensor
 
 from .convert import summary
 
-CHUNK_BYTES = 64 * 2**20
-"""How much of a file is mapped at a time while tensors are cast, fused or moved."""
+CHUNK_BYTES = 256 * 2**20
+"""How much of a file is resident at a time while tensors are checked, cast, fused or moved."""
 
 # File names that a folder may hold its weights under, best first.
 _FOLDER_FILES = (
@@ -87,8 +87,8 @@ class WeightFile:
                  device: torch.device | str | None = None) -> dict[str, Tensor]:
         """Make target tensors, each from the rows of one or more stored ones, without ever holding two copies.
 
-        What can be used as stored stays mapped. What has to be cast, fused or moved is made in chunks of short-lived
-        mappings, so that the pages read on the way are given back at once.
+        What can be used as stored stays mapped. What has to be cast, fused or moved is made, and everything is checked,
+        in chunks of short-lived mappings, so that the pages read on the way are given back at once.
 
         Args:
             plan: target name -> stored names.
@@ -103,18 +103,24 @@ class WeightFile:
             return on_cpu and len(names) == 1 and dtype in (None, self.tensors[names[0]].dtype)
 
         mapped = self.read(names[0] for names in plan.values() if as_stored(names))
-        out = {target: mapped[names[0]] for target, names in plan.items() if as_stored(names)}
-        for chunk in _chunks({t: names for t, names in plan.items() if t not in out}, self.tensors):
+        out: dict[str, Tensor] = {}
+        bad = []
+        for chunk in _chunks(plan, self.tensors):
             stored = self.read(name for target in chunk for name in plan[target])
             for target in chunk:
                 parts = [stored[name] for name in plan[target]]
-                made = torch.cat(parts) if len(parts) > 1 else parts[0]
-                out[target] = made.to(device=device, dtype=dtype or made.dtype, copy=len(parts) == 1)
-        bad = [target for target in plan if not _is_finite(out[target])]
+                if as_stored(plan[target]):  # checked in the passing mapping, so that the lasting one stays untouched
+                    out[target], checked = mapped[plan[target][0]], parts[0]
+                else:
+                    made = torch.cat(parts) if len(parts) > 1 else parts[0]
+                    out[target] = checked = made.to(device=device, dtype=dtype or made.dtype, copy=len(parts) == 1)
+                if not _is_finite(checked):
+                    bad.append(target)
+            del stored, parts, checked
         if bad:
             raise CheckpointError(f"{self.path} holds NaN or infinite weights ({summary(bad)}), as a diverged training "
                                   "or a cast to float16 leaves them: use another copy or an earlier checkpoint")
-        return {target: out[target] for target in plan}
+        return out
 
 
 def _chunks(plan: Mapping[str, tuple[str, ...]], tensors: Mapping[str, TensorInfo]) -> Iterable[list[str]]:
