@@ -22,6 +22,10 @@ _HOME = {
     "load_pixart": "checkpoint",
     "inspect_file": "checkpoint",
     "save_pixart": "checkpoint",
+    "load_controlnet": "checkpoint",
+    "save_controlnet": "checkpoint",
+    "load_lora": "lora",
+    "apply_lora": "lora",
     "Pipeline": "pipeline",
     "memory_plan": "memory",
 }
