@@ -20,7 +20,6 @@ _HOME = {
     "sample_lcm": "lcm",
     "CheckpointError": "checkpoint",
     "load_pixart": "checkpoint",
-    "load_controlnet": "checkpoint",
     "inspect_file": "checkpoint",
     "save_pixart": "checkpoint",
     "load_controlnet": "checkpoint",
