@@ -20,8 +20,11 @@ _SEARCHED = {
     "text_encoder": ("text_encoders", FOLDER),
     "vae": ("vae", FOLDER),
     "lora": ("loras", FOLDER),
+    "controlnet": ("controlnet", FOLDER),
+    "hed": (FOLDER,),
 }
-_PART = {"model": "transformer", "text_encoder": "text_encoder", "vae": "vae", "lora": ""}
+_PART = {"model": "transformer", "text_encoder": "text_encoder", "vae": "vae", "lora": "", "controlnet": "controlnet",
+         "hed": ""}
 """Sub-folder of a diffusers pipeline folder that each kind lives in."""
 _BUNDLED = {
     "model": {
@@ -31,8 +34,14 @@ _BUNDLED = {
     "text_encoder": {"bundled/nano": "nano/text_encoder"},
     "vae": {"bundled/nano": "nano/vae"},
     "lora": {"bundled/nano (LCM-LoRA)": "nano/lcm_lora"},
+    "controlnet": {"bundled/nano (HED ControlNet)": "nano/controlnet"},
+    "hed": {"bundled/nano (HED)": "nano/hed/hed.safetensors"},
 }
+HED_WEIGHTS = "ControlNetHED.pth"
+"""Of the released network; always in the list, so that a workflow which names it says what to download."""
+_DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
 _DEPTH = 3
+_MARKS = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
 def register_folder() -> None:
@@ -43,8 +52,9 @@ def register_folder() -> None:
 
 
 def names(kind: str) -> list[str]:
-    """What a loader of `kind` ("model", "text_encoder", "vae", "lora") offers, bundled models last."""
-    return sorted(_found(kind)) + [name for name, path in _BUNDLED[kind].items() if (_BUNDLE / path).exists()]
+    """What a loader of `kind` (a key of `_SEARCHED`) offers, bundled models last."""
+    found = set(_found(kind)) | ({HED_WEIGHTS} if kind == "hed" else set())
+    return sorted(found) + [name for name, path in _BUNDLED[kind].items() if (_BUNDLE / path).exists()]
 
 
 def locate(kind: str, name: str) -> str:
@@ -54,8 +64,8 @@ def locate(kind: str, name: str) -> str:
     path = _found(kind).get(name)
     if path is None:
         searched = [root for folder in _SEARCHED[kind] for root in folder_paths.get_folder_paths(folder)]
-        raise FileNotFoundError(f"{name!r} is not in {', '.join(searched)}: choose a file from the list "
-                                "(press R to refresh it), or put the download there")
+        help_ = _DOWNLOADS.get(name, "choose a file from the list (press R to refresh it), or put the download there")
+        raise FileNotFoundError(f"{name!r} is not in {', '.join(searched)}: {help_}")
     return path
 
 
@@ -73,20 +83,22 @@ def _found(kind: str) -> dict[str, str]:
         for root in folder_paths.get_folder_paths(folder):
             for path in _folders(Path(root), _PART[kind], _DEPTH):
                 found.setdefault(path.relative_to(root).as_posix() + "/", str(path))
-        if folder == FOLDER and kind != "lora":
+        if folder == FOLDER and kind not in ("lora", "hed"):
             continue  # its files are parts of the folders found above
         for name in folder_paths.get_filename_list(folder):
+            if kind == "hed" and "hed" not in Path(name).name.lower():
+                continue
             found.setdefault(name, folder_paths.get_full_path_or_raise(folder, name))
     return found
 
 
 def _folders(root: Path, part: str, depth: int) -> list[Path]:
-    """Folders below `root` that hold one part of a model (a config.json beside weights), parts of that name only."""
+    """Folders below `root` that hold one part of a model (config.json or weights), parts of that name only."""
     if not part or depth == 0 or not root.is_dir():
         return []
     found = []
     for path in sorted(p for p in root.iterdir() if p.is_dir()):
-        if path.name == part and (path / "config.json").is_file():
+        if path.name == part and any((path / name).is_file() for name in _MARKS):
             found.append(path)
         else:
             found += _folders(path, part, depth - 1)

@@ -77,7 +77,7 @@ _DESCRIPTIONS = {
     "t5": ("a T5 text encoder", "the node “PixArt-δ Text Encoder Loader”"),
     "clip": ("a CLIP text encoder, which PixArt does not use", "ComfyUI's own node “Load CLIP”"),
     "vae": ("an autoencoder (VAE)", "ComfyUI's own node “Load VAE” or “PixArt-δ VAE Loader”"),
-    "hed": ("a HED edge detector", "the node “PixArt-δ HED”"),
+    "hed": ("a HED edge detector", "the node “PixArt-δ HED Preprocessor”"),
     "unknown": ("nothing that PixArt knows", ""),
 }
 

@@ -99,13 +99,13 @@ def detect(model: HED, images: Tensor, safe: bool = False, scribble: bool = Fals
     One picture at a time passes through the network, so that a batch takes the memory of one.
 
     Args:
-        images: (B, H, W, C) in 0 … 1: RGB; grey (C = 1) is repeated, RGBA is put on white.
+        images: (B, H, W, C) in 0 … 1 on the network's device: RGB; grey (C = 1) is repeated, RGBA is put on white.
         safe: round to 0, ½ and 1, as `controlnet_aux` does on request.
         scribble: thin to lines and thicken these to 1, everything else 0, likewise.
         resolution: shorter side in px to detect at (the sides become multiples of 64); 0 = the picture's own.
 
     Returns:
-        (B, H, W, 1) float32 in 0 … 1 on the pictures' device.
+        (B, H, W, 1) float32 in 0 … 1.
 
     Raises:
         ValueError: on another shape or type, sides under 16 px, a range beyond 0 … 1, NaN, or a network that makes NaN.
@@ -118,7 +118,7 @@ def detect(model: HED, images: Tensor, safe: bool = False, scribble: bool = Fals
         edges = ((edges * 3).floor() / 2).clamp(max=1)
     if scribble:
         edges = torch.cat([_scribble(edge[None]) for edge in edges])
-    return edges.permute(0, 2, 3, 1).to(images.device)
+    return edges.permute(0, 2, 3, 1)
 
 
 def _rgb(images: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def _soft_edges(model: HED, picture: Tensor, resolution: int) -> Tensor:
         scale = resolution / min(size)
         inner = [max(round(side * scale / 64), 1) * 64 for side in size]
         picture = F.interpolate(picture, inner, mode="bicubic", antialias=True).clamp(0, 1)
-    sides = model((picture * 255).to(model.norm))
+    sides = model((picture * 255).to(model.norm.dtype))
     shape = picture.shape[-2:]
     mean = sum(F.interpolate(side.float(), shape, mode="bilinear") for side in sides) / len(sides)
     edges = mean.sigmoid()

@@ -46,20 +46,27 @@ class PixArtUNet(PixArt):
         return executor.execute(x, timesteps, context, control, options, **conds)
 
     def _predict(self, x, timesteps, context, control, options, c_size=None, c_ar=None, c_mask=None, **_) -> Tensor:
-        ratio = None if c_ar is None else x.new_tensor([[c_ar]], dtype=torch.float32)
-        if ratio is None and c_size is not None:
-            ratio = (c_size[:, :1] / c_size[:, 1:]).float()
         out = super().forward(
-            x, timesteps, context, c_mask, c_size, ratio, control=_residuals(control, x),
+            x, timesteps, context, c_mask, c_size, aspect_ratio(x, c_size, c_ar), control=_residuals(control, x),
             attention=functools.partial(attention_for(x.device), transformer_options=options),
             block_hook=_block_hook(options))
         return out[:, : self.config.in_channels]
+
+
+def aspect_ratio(x: Tensor, c_size: Tensor | None, c_ar: float | None) -> Tensor | None:
+    """Height / width, (1 or B, 1), as the conditioning says it: itself, or by the picture's size; None = neither."""
+    if c_ar is not None:
+        return x.new_tensor([[c_ar]], dtype=torch.float32)
+    return None if c_size is None else (c_size[:, :1] / c_size[:, 1:]).float()
 
 
 def _residuals(control: dict | None, x: Tensor) -> list[Tensor] | None:
     """ComfyUI's control output as the list `PixArt.forward` takes: residual i is added after block i."""
     if not control:
         return None
+    if control.get("middle") or control.get("output"):
+        raise ValueError("the CONTROL_NET on this PixArt model is one of another model family: load a PixArt "
+                         "ControlNet with PixArt-δ ControlNet Loader")
     return [x.new_zeros(()) if residual is None else residual for residual in control.get("input", ())]
 
 
@@ -135,7 +142,7 @@ def load_model(path: str, dtype: str = "default", disable_dynamic: bool = False)
     model_config = PixArtDeltaConfig(config)
     device = memory.get_torch_device()
     supported = model_config.supported_inference_dtypes
-    weights, compute = _pick_dtypes(dtype, device, state, supported)
+    weights, compute = pick_dtypes(dtype, device, state, supported)
     model_config.set_inference_dtype(weights, compute)
     model = model_config.get_model(state)
     if "y_embedder.y_embedding" not in state:
@@ -149,7 +156,7 @@ def load_model(path: str, dtype: str = "default", disable_dynamic: bool = False)
     return patcher
 
 
-def _pick_dtypes(dtype: str, device, state: dict, supported: list[torch.dtype]) -> tuple:
+def pick_dtypes(dtype: str, device, state: dict, supported: list[torch.dtype]) -> tuple:
     """(dtype of the weights, dtype they are cast to for computing or None), as ComfyUI picks them.
 
     One exception: where ComfyUI computes in float32 because the device is a CPU, and the user did not ask for that,
