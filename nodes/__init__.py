@@ -6,6 +6,13 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import files
 from .conditioning import PixArtDeltaResolution, PixArtDeltaTextEncode
+from .control import (
+    PixArtDeltaApplyControlNet,
+    PixArtDeltaControlNetLoader,
+    PixArtDeltaHEDPreprocessor,
+    PixArtDeltaMergeControlNet,
+    PixArtDeltaSplitControlNet,
+)
 from .convert import PixArtDeltaSaveCheckpoint
 from .loaders import (
     PixArtDeltaLoraLoader,
@@ -25,6 +32,11 @@ NODES: list[type[io.ComfyNode]] = [
     PixArtDeltaLCMSampler,
     PixArtDeltaLCMSampling,
     PixArtDeltaSaveCheckpoint,
+    PixArtDeltaControlNetLoader,
+    PixArtDeltaApplyControlNet,
+    PixArtDeltaHEDPreprocessor,
+    PixArtDeltaSplitControlNet,
+    PixArtDeltaMergeControlNet,
 ]
 
 

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 IDS = {
     "PixArtDeltaModelLoader", "PixArtDeltaTextEncoderLoader", "PixArtDeltaVAELoader", "PixArtDeltaLoraLoader",
     "PixArtDeltaTextEncode", "PixArtDeltaResolution", "PixArtDeltaLCMSampler", "PixArtDeltaLCMSampling",
-    "PixArtDeltaSaveCheckpoint",
+    "PixArtDeltaSaveCheckpoint", "PixArtDeltaControlNetLoader", "PixArtDeltaApplyControlNet",
+    "PixArtDeltaHEDPreprocessor", "PixArtDeltaSplitControlNet", "PixArtDeltaMergeControlNet",
 }
 """Saved workflows name nodes by these: removing or renaming one breaks them."""
 

@@ -1,0 +1,206 @@
+"""Control in a real ComfyUI: our nodes, stock nodes and `pc.Pipeline` make the same pictures; HED, files, errors."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import pixart_core as pc
+from pixart_core.checkpoint import inspect_file, merge_controlnet
+from pixart_core.hed import HED, detect
+from tests.fixtures_nano import make_nano_folder
+from tests.nodes.graphs import PROMPT, difference, ksampler, node, pictures, text_to_image
+
+SCRIPT = Path(__file__).with_name("inside_control.py")
+CHECKS = [part.name for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
+          if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")]
+
+
+@pytest.fixture(scope="session")
+def outcomes(comfyui_path, tmp_path_factory) -> dict[str, str]:
+    """Check of inside_control.py -> "" or what went wrong; one interpreter runs them all."""
+    family = make_nano_folder(tmp_path_factory.mktemp("inside_control") / "nano", depth=4)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run([sys.executable, str(SCRIPT), str(comfyui_path), str(family), *CHECKS], timeout=590,
+                            capture_output=True, text=True, cwd=comfyui_path, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_inside(outcomes, check):
+    assert outcomes[check] == "", outcomes[check]
+
+
+@pytest.fixture(scope="session")
+def family(comfy_server):
+    """A family with a ControlNet, the joint file of both, hints, and HED weights where a download would be."""
+    models = comfy_server.base / "models"
+    family = make_nano_folder(models / "pixart_delta" / "controlled", controlnet=True, depth=3)
+    (models / "controlnet").mkdir(exist_ok=True)
+    merge_controlnet(family / "transformer", family / "controlnet", models / "controlnet" / "joint.safetensors")
+    shutil.copy(family / "vae" / "diffusion_pytorch_model.safetensors", models / "controlnet" / "a_vae.safetensors")
+    torch.manual_seed(0)
+    save_file(HED((4, 8, 8, 8, 8)).state_dict(), models / "pixart_delta" / "hed_tiny.safetensors")
+    for name, (width, height) in {"hint": (128, 128), "wide_hint": (160, 96)}.items():
+        blobs = np.random.default_rng(1).integers(0, 2, (height // 8, width // 8)).astype(np.uint8) * 255
+        Image.fromarray(blobs).resize((width, height)).convert("RGB").save(comfy_server.base / "input" / f"{name}.png")
+    return family
+
+
+@pytest.fixture(scope="session")
+def pipeline(family):
+    return pc.Pipeline.from_pretrained(family)
+
+
+def with_control(apply: str = "ours", picture: str = "hint", sampler: dict | None = None, **settings) -> dict:
+    """Changes for `text_to_image` that put one control between text and sampler."""
+    values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0} | settings
+    links = {"positive": ["text", 0], "negative": ["text", 1], "control_net": ["control", 0], "image": ["hint", 0],
+             "vae": ["vae", 0]}
+    applied = node("PixArtDeltaApplyControlNet", **links, **{"resize": "crop"} | values) if apply == "ours" else node(
+        "ControlNetApplyAdvanced", **links, **values)
+    sampling = sampler or {"sample": text_to_image()["sample"]}
+    inputs = sampling["sample"]["inputs"]
+    inputs["positive"] = ["apply", 0]
+    if "negative" in inputs:
+        inputs["negative"] = ["apply", 1]
+    return sampling | {"control": node("PixArtDeltaControlNetLoader", control_net_name="controlled/controlnet/",
+                                       dtype="default"),
+                       "hint": node("LoadImage", image=f"{picture}.png"), "apply": applied}
+
+
+@pytest.fixture(scope="session")
+def run(comfy_server, family):
+    return lambda changes=None, **options: pictures(comfy_server.prompt(
+        text_to_image("controlled", changes=changes, **options)))
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": 3}, {"width": 160, "height": 96}], ids=str)
+def test_lcm_pictures_are_the_pipelines(run, pipeline, comfy_server, options):
+    picture = "wide_hint" if "width" in options else "hint"
+    hint = Image.open(comfy_server.base / "input" / f"{picture}.png")
+    theirs = pipeline(PROMPT, hint=hint, **{"steps": 4, "seed": 3, "width": 128, "height": 128} | options)
+    ours = run(with_control(picture=picture), **options)
+    assert len(ours) == len(theirs) == options.get("batch", 1)
+    for one, other in zip(ours, theirs, strict=True):
+        assert difference(one, other) < 1
+    assert difference(ours[0], run(**options)[0]) > 1, "control must show"
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.5])
+@pytest.mark.parametrize("options", [{}, {"batch": 3}, {"width": 160, "height": 96}], ids=str)
+def test_base_pictures_are_the_pipelines_and_stock_apply_gives_the_same(run, pipeline, comfy_server, guidance, options):
+    picture = "wide_hint" if "width" in options else "hint"
+    hint = Image.open(comfy_server.base / "input" / f"{picture}.png")
+    theirs = pipeline(PROMPT, hint=hint, sampler="dpm", guidance=guidance,
+                      **{"steps": 14, "seed": 3, "width": 128, "height": 128} | options)
+    settings = {"steps": 14, "cfg": guidance, "sampler_name": "dpmpp_2m", "scheduler": "sgm_uniform"}
+    ours, stock = (run(with_control(apply, picture, ksampler("model", **settings)), **options)
+                   for apply in ("ours", "stock"))
+    for one, other, third in zip(ours, theirs, stock, strict=True):
+        assert difference(one, other) < 1
+        assert difference(one, third) == 0
+
+
+def test_strength_0_is_no_control(run):
+    assert difference(run(with_control(strength=0.0))[0], run()[0]) == 0
+
+
+def test_chained_controls_and_percentages_equal_the_stock_nodes(run):
+    made = []
+    for apply in ("ours", "stock"):
+        changes = with_control(apply, strength=0.6, end_percent=0.7)
+        second = with_control(apply, strength=0.8, start_percent=0.3)["apply"]
+        second["inputs"] |= {"positive": ["apply", 0], "negative": ["apply", 1]}
+        changes["second"] = second
+        changes["sample"]["inputs"]["positive"] = ["second", 0]
+        made.append(run(changes)[0])
+    assert difference(*made) == 0
+    assert difference(made[0], run(with_control(strength=0.6, end_percent=0.7))[0]) > 0.01
+
+
+def test_joint_file_gives_both(run):
+    changes = with_control()
+    expected = run(changes)[0]
+    joint = node("PixArtDeltaControlNetLoader", control_net_name="joint.safetensors", dtype="default")
+    sample = changes["sample"]
+    sample["inputs"]["model"] = ["control", 1]
+    assert difference(run(changes | {"control": joint})[0], expected) == 0
+
+
+def test_hed_node_gives_the_cores_map_and_what_the_model_sees(run, comfy_server):
+    changes = {
+        "hint": node("LoadImage", image="wide_hint.png"),
+        "hed": node("PixArtDeltaHEDPreprocessor", image=["hint", 0], hed_name="hed_tiny.safetensors", safe=False,
+                    scribble=False, resolution=0, dtype="float32", vae=["vae", 0]),
+        "save": node("SaveImage", images=["hed", 0], filename_prefix="test"),
+    }
+    found = run(changes)[0]
+    torch.manual_seed(0)
+    image = np.asarray(Image.open(comfy_server.base / "input" / "wide_hint.png"), dtype=np.float32) / 255
+    expected = detect(HED((4, 8, 8, 8, 8)), torch.from_numpy(image)[None])[0].expand(-1, -1, 3) * 255
+    assert found.shape == (96, 160, 3) and np.abs(found - expected.numpy()).max() <= 1
+    changes["save"]["inputs"]["images"] = ["hed", 1]
+    assert run(changes)[0].shape == (96, 160, 3)
+
+
+def test_split_and_merge(comfy_server, family):
+    graph = {"split": node("PixArtDeltaSplitControlNet", control_net_name="joint.safetensors",
+                           filename_prefix="apart/nano", dtype="as stored"),
+             "merge": node("PixArtDeltaMergeControlNet", model_name="controlled/transformer/",
+                           control_net_name="controlled/controlnet/", filename_prefix="apart/both", dtype="float16")}
+    result = comfy_server.prompt(graph)
+    assert not result.errors, result.errors
+    made = {path.name: inspect_file(path) for path in (comfy_server.base / "output" / "apart").iterdir()}
+    assert {name: info.kind for name, info in made.items()} == {
+        "nano_00001_base.safetensors": "pixart", "nano_00001_controlnet.safetensors": "controlnet",
+        "both_00001_joint.safetensors": "pixart+controlnet"}
+    assert made["both_00001_joint.safetensors"].dtype == torch.float16
+
+
+def error_of(comfy_server, changes: dict) -> str:
+    """The only error of a graph; the server must go on working."""
+    result = comfy_server.prompt(text_to_image("controlled", changes=changes))
+    assert len(result.errors) == 1 and not result.images, result.errors
+    assert len(pictures(comfy_server.prompt(text_to_image("controlled", changes=with_control())))) == 1
+    return result.errors[0]
+
+
+def test_bad_inputs(comfy_server, family):
+    loader = {"control": node("PixArtDeltaControlNetLoader", control_net_name="a_vae.safetensors", dtype="default")}
+    assert "not a PixArt ControlNet but an autoencoder" in error_of(comfy_server, with_control() | loader)
+    assert "swap them" in error_of(comfy_server, with_control(start_percent=0.9, end_percent=0.1))
+    without = with_control("stock")
+    del without["apply"]["inputs"]["vae"]
+    assert "connect the vae input" in error_of(comfy_server, without)
+
+
+def test_a_control_only_file_has_no_model(comfy_server, family):
+    """ComfyUI shows what blocked a node as an error of it, but does not keep it in the history."""
+    changes = with_control()
+    changes["sample"]["inputs"]["model"] = ["control", 1]
+    result = comfy_server.prompt(text_to_image("controlled", changes=changes))
+    messages = [data["exception_message"] for _, kind, data in result.events if kind == "execution_error"]
+    assert not result.images and len(messages) == 1
+    assert "holds a ControlNet alone: take the MODEL from PixArt-δ Model Loader" in messages[0]
+
+
+def test_missing_hed_weights_say_what_to_download(comfy_server, family):
+    changes = with_control() | {"hed": node(
+        "PixArtDeltaHEDPreprocessor", image=["hint", 0], hed_name="ControlNetHED.pth", safe=False, scribble=False,
+        resolution=0, dtype="float32")}
+    changes["apply"]["inputs"]["image"] = ["hed", 0]
+    error = error_of(comfy_server, changes)
+    assert "lllyasviel/Annotators" in error and "models/pixart_delta" in error and "(node hed)" in error
