@@ -43,7 +43,7 @@ class PixArtConfig:
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.hidden_size % 4:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4, which the sin-cos position grid needs")
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4, which the position grid needs")
         if self.micro_condition and self.hidden_size % 3:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 3, which the micro-conditions need")
         if self.input_size % self.patch_size:

@@ -37,7 +37,7 @@ class ControlNetTransformer(nn.Module):
     def __init__(self, config: PixArtConfig, copy_blocks_num: int = 13, dtype=None, device=None, operations=nn):
         super().__init__()
         if not 1 <= copy_blocks_num < config.depth:
-            raise ValueError(f"copy_blocks_num must be between 1 and depth - 1 = {config.depth - 1}, got {copy_blocks_num}")
+            raise ValueError(f"copy_blocks_num must be 1 … depth - 1 = {config.depth - 1}, got {copy_blocks_num}")
         self.config = config
         self.controlnet = nn.ModuleList(
             ControlBlock(config, index == 0, dtype=dtype, device=device, operations=operations)

@@ -138,16 +138,18 @@ class PixArt(nn.Module):
     def _unpatchify(self, x: Tensor, height: int, width: int) -> Tensor:
         size, channels = self.config.patch_size, self.config.out_channels
         rows, columns = -(-height // size), -(-width // size)
-        x = x.reshape(-1, rows, columns, size, size, channels).permute(0, 5, 1, 3, 2, 4)  # (B, out, rows, p, columns, p)
+        x = x.reshape(-1, rows, columns, size, size, channels).permute(0, 5, 1, 3, 2, 4)  # (B, out, rows, p, cols, p)
         return x.reshape(-1, channels, rows * size, columns * size)[..., :height, :width]
 
     def _check(self, latent: Tensor, caption: Tensor, control: Sequence[Tensor] | None) -> None:
         if latent.ndim != 4 or latent.shape[1] != self.config.in_channels:
             raise ValueError(f"this PixArt model takes latents with {self.config.in_channels} channels (B, C, h, w), "
-                             f"got shape {tuple(latent.shape)}: use the autoencoder of Stable Diffusion 1.x (f8, 4 channels)")
+                             f"got shape {tuple(latent.shape)}: use the autoencoder of Stable Diffusion 1.x "
+                             "(f8, 4 channels)")
         if caption.shape[-1] != self.config.caption_channels:
-            raise ValueError(f"captions are {caption.shape[-1]} wide, this PixArt model takes {self.config.caption_channels}: "
-                             "use the text encoder that it was trained with (T5 v1.1 XXL for the released models)")
+            raise ValueError(f"captions are {caption.shape[-1]} wide, this PixArt model takes "
+                             f"{self.config.caption_channels}: use the text encoder that it was trained with "
+                             "(T5 v1.1 XXL for the released models)")
         if control is not None and len(control) > len(self.blocks):
             raise ValueError(f"{len(control)} control residuals for a model of {len(self.blocks)} blocks")
 

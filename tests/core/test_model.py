@@ -82,7 +82,7 @@ def test_zero_initialised_control_is_the_base_to_the_last_bit(model):
 
 @pytest.mark.parametrize("copies", [0, 3, 4])
 def test_number_of_copied_blocks_is_checked(copies):
-    with pytest.raises(ValueError, match="copy_blocks_num must be between 1 and depth - 1 = 2"):
+    with pytest.raises(ValueError, match="copy_blocks_num must be 1 … depth - 1 = 2"):
         pc.ControlNetTransformer(CONFIG, copies)
 
 
