@@ -88,7 +88,7 @@ def test_equals_controlnet_aux_up_to_its_8_bits(reference, safe):
                                    image_resolution=64, safe=safe, output_type="np")
     found = detect(ours, images, safe=safe)[0] * 255
     error = (found - torch.from_numpy(expected[..., :1].astype(np.float32))).abs()
-    assert (error > 1.0).float().mean() < (1e-3 if safe else 1e-9)
+    assert (error > 1.001).float().mean() < (1e-3 if safe else 1e-9)  # it cuts decimals off
     if safe:
         assert set(found.unique().tolist()) <= {0.0, 127.5, 255.0} and len(found.unique()) > 1
 
