@@ -36,6 +36,14 @@ def test_links_join_what_they_say(path):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_a_preview_picture_lies_beside_it(path):
+    from PIL import Image
+
+    with Image.open(path.with_suffix(".jpg")) as picture:
+        assert picture.format == "JPEG" and min(picture.size) >= 200
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
 def test_a_note_says_what_to_download_and_where_it_goes(path):
     notes = [node["widgets_values"][0] for node in load_workflow(path)["nodes"] if node["type"] == "MarkdownNote"]
     assert any("huggingface.co" in note and "models/" in note for note in notes)
