@@ -270,23 +270,20 @@ class ComfyServer:
                 return Result(None, errors=_refusal(json.loads(error.read())))
             result = Result(prompt_id)
             self._listen(ws, result, on_event, started, timeout)
+            self._finish(result)
+        except (websocket.WebSocketException, OSError) as error:  # it may die between any two messages
+            raise self._error(f"the connection to ComfyUI broke during the prompt ({error})") from error
         finally:
             ws.close()
-        self._finish(result)
         return result
 
     def _listen(self, ws, result: Result, on_event: OnEvent | None, started: float, timeout: float) -> None:
         """Collect a prompt's events until ComfyUI says that nothing of it is executing any more."""
-        import websocket
-
         current, since = None, started
         while True:
             if time.monotonic() > started + timeout:
                 raise self._error(f"the prompt did not finish within {timeout:.0f} s")
-            try:
-                message = ws.recv()
-            except (websocket.WebSocketException, OSError) as error:
-                raise self._error(f"the connection to ComfyUI broke during the prompt ({error})") from error
+            message = ws.recv()
             now = time.monotonic()
             kind, data = _event(message)
             if kind != "preview" and data.get("prompt_id", result.prompt_id) != result.prompt_id:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import random
 from pathlib import Path
 
@@ -101,6 +102,9 @@ def train(
                 flush=True,
             )
     vae.half().save_pretrained(output)
+    description = json.loads((output / "config.json").read_text())
+    description.pop("block_out_channels")  # diffusers writes it and then warns about it at every load
+    (output / "config.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
 def main(arguments: list[str]) -> None:
