@@ -1,15 +1,18 @@
-"""What a training run is told: one dataclass a command, read from JSON and `--set key=value`. Standard library only.
+"""What a command is told: one dataclass each, read from JSON and `--set key=value`. Standard library only.
 
-The text under `help` is the one description of a field: `--help` shows it.
+The text under `help` is the one description of a setting: `--help` and the nodes show it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -17,41 +20,23 @@ class ConfigError(ValueError):
 
 
 def setting(default: Any, help: str, **limits: Any) -> Any:
-    """A field with its description and limits (`low`, `high`, `choices`)."""
-    return field(default=default, metadata={"help": help, **limits})
+    """A field with its description and limits (`low`, `high`, `choices`); a callable default makes the value."""
+    how = "default_factory" if callable(default) else "default"
+    return field(**{how: default}, metadata={"help": help, **limits})
 
 
 @dataclass(kw_only=True)
-class TrainConfig:
-    """Settings that every training command has."""
+class Settings:
+    """What every command's settings can do: check themselves, and become plain values."""
 
-    run: str = setting("", "folder of this run; the same command with the same folder resumes")
-    data: str = setting("", "folder of prepared features (dataset.json and bucket_HxW.safetensors)")
-    base: str = setting("", "checkpoint to start from, in any layout that load_pixart reads")
-    steps: int = setting(10_000, "optimiser steps in all", low=1)
-    batch_size: int = setting(16, "pictures a step", low=1)
-    learning_rate: float = setting(2e-5, "peak learning rate", low=0.0)
-    schedule: str = setting("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
-    final_learning_rate: float = setting(0.0, "end of the cosine schedule, as a share of the peak", low=0.0, high=1.0)
-    warmup_steps: int = setting(100, "steps of linear warm-up", low=0)
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", low=0.0)
-    adam_beta2: float = setting(0.999, "AdamW's second beta", low=0.0, high=1.0)
-    adam_epsilon: float = setting(1e-10, "AdamW's epsilon", low=0.0)
-    clip_norm: float = setting(0.01, "largest gradient norm", low=0.0)
-    ema_decay: float = setting(0.95, "decay of the averaged weights", low=0.0, high=1.0)
-    precision: str = setting(
-        "bf16", "of the matrix products; weights and optimiser stay float32", choices=("fp32", "bf16")
-    )
-    compile: bool = setting(False, "torch.compile the networks")
-    seed: int = setting(43, "of the order, the noise and the timesteps", low=0)
-    log_every: int = setting(10, "steps between lines of metrics", low=1)
-    checkpoint_every: int = setting(500, "steps between checkpoints", low=1)
-    keep_checkpoints: int = setting(2, "checkpoints to keep", low=1)
+    required: ClassVar[tuple[str, ...]] = ("run",)
+    """Settings without which there is nothing to do."""
 
     def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
         for each in fields(self):
-            _check(each.name, getattr(self, each.name), each.metadata)
-        for name in ("run", "data"):
+            _check(each.name, getattr(self, each.name), hints[each.name], each.metadata)
+        for name in self.required:
             if not getattr(self, name):
                 raise ConfigError(f"{name} is not set: {type(self).__dataclass_fields__[name].metadata['help']}")
 
@@ -61,17 +46,106 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True)
-class FinetuneConfig(TrainConfig):
-    """`finetune`: noise-prediction training of a base model, from a checkpoint or from nothing."""
+class TrainConfig(Settings):
+    """Settings that every training command has."""
 
-    model: dict = field(
-        default_factory=dict, metadata={"help": "fields of PixArtConfig for a new model, instead of `base`"}
+    required: ClassVar[tuple[str, ...]] = ("run", "data", "base")
+
+    run: str = setting("", "folder of this run; the same command with the same folder resumes")
+    data: str = setting("", "folder or URL of prepared features (made by `prepare`)")
+    base: str = setting("", "checkpoint to start from, in any layout that load_pixart reads")
+    models: str = setting("", "pipeline folder (text_encoder/, tokenizer/, vae/) for samples; empty = no samples")
+    steps: int = setting(10_000, "optimiser steps in all", low=1)
+    batch_size: int = setting(16, "pictures of one process in one micro-batch", low=1)
+    accumulation: int = setting(1, "micro-batches whose gradients make one step", low=1)
+    learning_rate: float = setting(2e-5, "peak learning rate, used as it is: no rule scales it by the batch", low=0.0)
+    schedule: str = setting("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
+    final_learning_rate: float = setting(0.0, "end of the cosine schedule, as a share of the peak", low=0.0, high=1.0)
+    warmup_steps: int = setting(100, "steps of linear warm-up", low=0)
+    optimizer: str = setting(
+        "adamw", "adamw8bit keeps both moments in 8 bit (bitsandbytes)", choices=("adamw", "adamw8bit")
     )
-    learning_rate: float = setting(2e-5, "peak learning rate", low=0.0)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", low=0.0)
+    adam_beta2: float = setting(0.999, "AdamW's second beta", low=0.0, high=1.0)
+    adam_epsilon: float = setting(1e-10, "AdamW's epsilon", low=0.0)
+    clip_norm: float = setting(0.01, "largest gradient norm", low=0.0)
+    ema_decay: float = setting(0.95, "decay of the averaged weights", low=0.0, high=1.0)
+    precision: str = setting(
+        "bf16", "of the matrix products; trained weights and optimiser stay float32", choices=("fp32", "bf16", "fp16")
+    )
+    sharding: str = setting(
+        "none", "with several processes: fsdp shards weights and optimiser over them", choices=("none", "fsdp")
+    )
+    gradient_checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory, more time")
+    compile: bool = setting(False, "torch.compile the networks")
+    seed: int = setting(43, "of the order, the noise and the timesteps", low=0)
+    workers: int = setting(2, "processes that load data", low=0)
+    log_every: int = setting(10, "steps between lines of metrics", low=1)
+    checkpoint_every: int = setting(500, "steps between checkpoints", low=1)
+    keep_checkpoints: int = setting(2, "checkpoints to keep", low=1)
+    sample_every: int = setting(0, "steps between grids of samples; 0 = only when asked for", low=0)
+    sample_count: int = setting(4, "pictures of a grid of samples", low=1)
+    tensorboard: bool = setting(True, "also write TensorBoard events, if tensorboard is installed")
+
+
+@dataclass(kw_only=True)
+class DistillConfig(TrainConfig):
+    """What `lcd` and `lcm-lora` share (paper Algorithm 1; values of App. B.1 and the authors' code)."""
+
+    base: str = setting("", "the teacher, which the student starts from")
+    guidance: float = setting(4.5, "guidance scale ω that is distilled into the student", low=0.0)
+    loss: str = setting("huber", "distance of prediction and target", choices=("huber", "l2"))
+    huber_c: float = setting(0.001, "c of the pseudo-Huber distance", low=0.0)
+    beta_schedule: str = setting(
+        "linear",
+        "noise schedule; linear is PixArt's, scaled_linear the original LCM's, for the paper's ablation (Fig. 3)",
+        choices=("linear", "scaled_linear"),
+    )
+    caption_drop: float = setting(
+        0.0, "share of captions replaced by the learned null caption, for all networks alike", low=0.0, high=1.0
+    )
+
+
+@dataclass(kw_only=True)
+class LcdConfig(DistillConfig):
+    """`lcd`: Latent Consistency Distillation of the whole model (paper Algorithm 1)."""
+
+    w_embedding: bool = setting(
+        False,
+        "embed ω as LCM does: drawn from w_min … w_max for each picture; the export is made for ω = guidance",
+    )
+    w_min: float = setting(3.0, "smallest ω of w_embedding", low=0.0)
+    w_max: float = setting(15.0, "largest ω of w_embedding", low=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.w_embedding and not self.w_min <= self.guidance <= self.w_max:
+            raise ConfigError(
+                f"guidance is {self.guidance}: with w_embedding it must be between w_min {self.w_min} and "
+                f"w_max {self.w_max}"
+            )
+
+
+@dataclass(kw_only=True)
+class LcmLoraConfig(DistillConfig):
+    """`lcm-lora`: the same distillation into LoRA layers on the frozen base; the target is the current student."""
+
+    lora_rank: int = setting(32, "rank of the LoRA layers", low=1)
+    lora_alpha: float = setting(8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0)
+    ema_decay: float = setting(0.0, "not used: there is no averaged network, as in the authors' script", high=0.0)
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(TrainConfig):
+    """`finetune`: noise-prediction training of a base model or of a LoRA, from a checkpoint or from nothing."""
+
+    required: ClassVar[tuple[str, ...]] = ("run", "data")
+
+    model: dict = setting(dict, "fields of PixArtConfig for a new model, instead of `base`")
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0.0)
     clip_norm: float = setting(1.0, "largest gradient norm", low=0.0)
     ema_decay: float = setting(
-        0.9995, "decay of the averaged weights, reached as (1 + step) / (10 + step)", low=0.0, high=1.0
+        0.9995, "decay of the averaged weights, reached as (1 + step) / (10 + step); 0 = none", low=0.0, high=1.0
     )
     caption_drop: float = setting(0.1, "share of captions replaced by the learned null caption", low=0.0, high=1.0)
     snr_weight_cap: float = setting(
@@ -80,53 +154,114 @@ class FinetuneConfig(TrainConfig):
         "the noisy timesteps where composition is decided",
         low=1.0,
     )
+    lora_rank: int = setting(0, "train LoRA layers of this rank on the frozen base; 0 = train the whole model", low=0)
+    lora_alpha: float = setting(8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.model) == bool(self.base):
             raise ConfigError("give either base (a checkpoint) or model (the shape of a new one)")
+        if self.lora_rank and not self.base:
+            raise ConfigError("lora_rank needs base: LoRA layers are trained on a checkpoint")
 
 
 @dataclass(kw_only=True)
-class LcdConfig(TrainConfig):
-    """`lcd`: Latent Consistency Distillation (paper Algorithm 1; values of App. B.1 and the authors' code)."""
+class ControlNetConfig(TrainConfig):
+    """`controlnet`: a ControlNet on a frozen base (paper Sec. 3; values of App. B.2 and the authors' code)."""
 
-    guidance: float = setting(4.5, "guidance scale ω that is distilled into the student", low=0.0)
-    loss: str = setting("huber", "distance of prediction and target", choices=("huber", "l2"))
-    huber_c: float = setting(0.001, "c of the pseudo-Huber distance", low=0.0)
-    base: str = setting("", "the teacher, which the student starts from")
+    batch_size: int = setting(4, "pictures of one process in one micro-batch", low=1)
+    accumulation: int = setting(4, "micro-batches whose gradients make one step", low=1)
+    warmup_steps: int = setting(0, "steps of linear warm-up", low=0)
+    weight_decay: float = setting(3e-2, "AdamW's decoupled weight decay", low=0.0)
+    ema_decay: float = setting(0.0, "decay of the averaged weights; 0 = none", low=0.0, high=1.0)
+    copy_blocks: int = setting(13, "N: base blocks that are copied and trained, 1 … depth - 1", low=1)
+    wiring: str = setting(
+        "transformer",
+        "where the copies' outputs go: transformer = onto the same blocks, unet = onto the last blocks (paper Fig. 4)",
+        choices=("transformer", "unet"),
+    )
+    caption_drop: float = setting(
+        0.1, "share of captions replaced by the learned null caption, for base and control alike", low=0.0, high=1.0
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.base:
-            raise ConfigError("base is not set: the teacher, which the student starts from")
+
+@dataclass(kw_only=True)
+class SampleConfig(Settings):
+    """`sample`: pictures from a run's newest weights."""
+
+    required: ClassVar[tuple[str, ...]] = ("run", "models")
+
+    run: str = setting("", "folder of the run")
+    models: str = setting("", "pipeline folder with text_encoder/, tokenizer/ and vae/; empty = the run's own setting")
+    output: str = setting("", "picture to write; empty = samples/ of the run")
+    prompts: list = setting(list, "JSON list of prompts; empty = captions of the run's data")
+    count: int = setting(4, "pictures, when no prompts are given", low=1)
+    seed: int = setting(0, "of the noise", low=0)
 
 
-COMMANDS: dict[str, type[TrainConfig]] = {"finetune": FinetuneConfig, "lcd": LcdConfig}
+@dataclass(kw_only=True)
+class ExportConfig(Settings):
+    """`export`: a run's newest weights as a small file for use elsewhere."""
+
+    run: str = setting("", "folder of the run, or one of its checkpoints")
+    output: str = setting("", "file or folder to write; empty = exports/ of the run")
+    layout: str = setting(
+        "authors",
+        "authors = ComfyUI and the authors' code, diffusers, peft = folder with adapter_config.json (LoRA), "
+        "joint = the authors' file of base and control",
+        choices=("authors", "diffusers", "peft", "joint"),
+    )
+    dtype: str = setting("fp16", "of the weights in the file", choices=("fp16", "bf16", "fp32"))
+    average: bool = setting(True, "the averaged weights, where the run has them, not the last ones")
 
 
-def load_config(command: str, file: str | None, overrides: list[str]) -> TrainConfig:
-    """The configuration of a command from a JSON file and `key=value` settings, which win.
+COMMANDS: dict[str, type[Settings]] = {
+    "finetune": FinetuneConfig,
+    "lcd": LcdConfig,
+    "lcm-lora": LcmLoraConfig,
+    "controlnet": ControlNetConfig,
+    "sample": SampleConfig,
+    "export": ExportConfig,
+}
+TRAININGS = tuple(name for name, kind in COMMANDS.items() if issubclass(kind, TrainConfig))
+
+
+def load_config(command: str, file: str | None, overrides: Iterable[str]) -> Settings:
+    """The settings of a command from a JSON file and `key=value` texts, which win.
 
     Raises:
         ConfigError: naming the file or setting that is wrong.
     """
-    kind = COMMANDS[command]
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            values = json.loads(Path(file).read_text())
-        except (OSError, json.JSONDecodeError) as error:
+            values = json.loads(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read the configuration {file}: {error}") from error
-    hints = get_type_hints(kind)
+        if not isinstance(values, dict):
+            raise ConfigError(f"the configuration {file} is not a JSON object of settings")
+    hints = get_type_hints(COMMANDS[command])
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"--set takes key=value, got {override!r}")
         values[name] = _parse(name, text, hints.get(name))
-    unknown = sorted(set(values) - set(hints))
-    if unknown:
-        raise ConfigError(f"{command} has no setting {', '.join(unknown)}; it has {', '.join(sorted(hints))}")
+    return make_config(command, values)
+
+
+def make_config(command: str, values: dict[str, Any]) -> Settings:
+    """The settings of a command from plain values.
+
+    Raises:
+        ConfigError: naming the setting that is unknown, with the name that was probably meant, or wrong.
+    """
+    kind = COMMANDS[command]
+    known = [each.name for each in fields(kind)]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(known))}"
+            raise ConfigError(f"{command} has no setting {name}: {hint}")
     return kind(**values)
 
 
@@ -134,8 +269,9 @@ def describe(command: str) -> str:
     """Every setting of a command with its default and meaning, for `--help`."""
     lines = []
     for each in fields(COMMANDS[command]):
-        default = {} if each.default is dataclasses.MISSING else each.default
-        lines.append(f"  {each.name}={json.dumps(default)}\n      {each.metadata['help']}")
+        default = each.default_factory() if each.default is dataclasses.MISSING else each.default
+        choices = f" ({' | '.join(each.metadata['choices'])})" if "choices" in each.metadata else ""
+        lines.append(f"  {each.name}={json.dumps(default)}{choices}\n      {each.metadata['help']}")
     return "\n".join(lines)
 
 
@@ -143,16 +279,20 @@ def _parse(name: str, text: str, kind: Any) -> Any:
     if kind is str:
         return text
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return float(text) if kind is float else json.loads(text.lower() if kind is bool else text)
+    except ValueError as error:
         raise ConfigError(f"{name}={text}: not a {getattr(kind, '__name__', 'value')}") from error
 
 
-def _check(name: str, value: Any, limits: Any) -> None:
+def _check(name: str, value: Any, kind: type, limits: Any) -> None:
+    wanted = (int, float) if kind is float else kind
+    if not isinstance(value, wanted) or isinstance(value, bool) and kind is not bool:
+        noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, kind.__name__)
+        raise ConfigError(f"{name} is {value!r}: {noun} is wanted")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} is {value}: a finite number is wanted")
     if "choices" in limits and value not in limits["choices"]:
         raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(limits['choices'])}")
-    if ("low" in limits or "high" in limits) and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise ConfigError(f"{name} is {value!r}: a number is wanted")
     if "low" in limits and value < limits["low"] or "high" in limits and value > limits["high"]:
         raise ConfigError(
             f"{name} is {value}: it must be between {limits.get('low', '-∞')} and {limits.get('high', '∞')}"
