@@ -1,91 +1,226 @@
-"""Prepared features: latents and text embeddings by aspect bucket, in an order that depends on seed and step alone."""
+"""Batches of prepared features: each of one picture size, in an order that the seed and a number decide."""
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-KIND = "pixart_delta_features"
-_CAPTION_PADDING = 8
-"""Captions of a batch are cut to the longest, rounded up to this: few shapes, so few graphs to compile."""
+from .processes import die_with_parent
+from .remote import Place
+from .shards import KIND, VERSION, DataError, ShardInfo
 
+__all__ = ["DataError", "FeatureDataset"]
+logger = logging.getLogger(__name__)
 
-class DataError(ValueError):
-    """A dataset that is missing, damaged or of another kind."""
+CAPTION_PADDING = 8
+"""Captions of a batch are padded to the longest, rounded up to this: few shapes, so few graphs to compile."""
+SHUFFLE_WINDOW = 32_768
+"""Samples that are shuffled among each other. A dataset of no more is shuffled as a whole; of a larger one the shards
+are shuffled, and this many samples at a time, so that a cache of remote shards can be smaller than the dataset."""
+_PREFETCH = 4
 
 
 class FeatureDataset:
-    """A folder of dataset.json and one bucket_HxW.safetensors per picture size.
+    """A folder, or URL, of shards that `prepare` made: see `shards` for what is in them.
 
-    A bucket holds latent (N, C, h, w), caption (N, K, L, D) for K wordings of each picture, caption_mask (N, K, L),
-    image_size (N, 2) in px, and aspect_ratio (N, 1). Files are memory-mapped.
+    Raises:
+        DataError: if there is no dataset, or one of another kind.
     """
 
-    def __init__(self, folder: str | Path):
-        folder = Path(folder)
+    def __init__(self, location: str | Path, cache: str | Path | None = None):
+        self.place = Place(location, cache)
         try:
-            description = json.loads((folder / "dataset.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise DataError(f"{folder} is not a folder of prepared features: {error}") from error
-        if description.get("kind") != KIND:
-            raise DataError(f"{folder / 'dataset.json'} is of kind {description.get('kind')!r}, not {KIND!r}")
-        self.description = description
-        self.buckets = [_read_bucket(folder / name) for name in description["buckets"]]
+            self.description = json.loads(self.place.describe())
+        except json.JSONDecodeError as error:
+            raise DataError(f"{self.place}/dataset.json is damaged: run `prepare` again ({error})") from error
+        if self.description.get("kind") != KIND:
+            raise DataError(f"{self.place}/dataset.json is of kind {self.description.get('kind')!r}, not {KIND!r}")
+        if self.description.get("version") != VERSION:
+            raise DataError(f"{self.place} was prepared by another version of this trainer: run `prepare` again")
+        self.shards = [ShardInfo(**{**each, "bucket": tuple(each["bucket"])}) for each in self.description["shards"]]
+        self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
 
     def __len__(self) -> int:
-        return sum(len(bucket["latent"]) for bucket in self.buckets)
+        return int(self._starts[-1])
 
-    def batches(self, batch_size: int, seed: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Endless batches, each of one bucket, beginning at batch number `start` of the same sequence.
+    @property
+    def buckets(self) -> dict[tuple[int, int], int]:
+        """Pictures of each size (height, width in px)."""
+        counts: dict[tuple[int, int], int] = {}
+        for shard in self.shards:
+            counts[shard.bucket] = counts.get(shard.bucket, 0) + shard.count
+        return counts
+
+    def batches(
+        self,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        hint: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """Endless batches of one of `world` processes, beginning at batch number `start` of the same sequence.
+
+        The batches of all processes are planned as one of world · batch_size, of which this one takes every world-th
+        row: how many processes share the work changes nothing. No sample comes twice in an epoch.
+
+        Args:
+            batch_size: pictures of this process.
+            seed: of the order, the wordings and the latents.
+            workers: processes that read ahead; 0 reads here.
+            hint: whether hints are wanted.
+
+        Yields:
+            latent (b, 4, h, w), scaled, drawn from the autoencoder's posterior; caption (b, L, D); caption_mask (b, L);
+            image_size (b, 2) in px; aspect_ratio (b, 1); hint (b, 4, h, w) if wanted; all float32 but the mask;
+            keys: names of the pictures.
 
         Raises:
-            DataError: if no bucket fills a batch.
+            DataError: if no bucket fills a batch, hints are wanted and there are none, or a shard is damaged.
         """
-        if all(len(bucket["latent"]) < batch_size for bucket in self.buckets):
-            raise DataError(f"no bucket holds {batch_size} pictures: lower batch_size")
-        epoch, number = 0, 0
-        while True:
-            generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-            plan = self._plan(batch_size, generator)
-            if number + len(plan) <= start:
-                number += len(plan)
-            else:
-                for bucket, rows in plan:
-                    if number >= start:
-                        yield self._batch(bucket, rows, torch.Generator().manual_seed(seed * 7_919 + number))
-                    number += 1
-            epoch += 1
+        size = batch_size * world
+        small = [f"{height}x{width} ({count})" for (height, width), count in self.buckets.items() if count < size]
+        if len(small) == len(self.buckets):
+            raise DataError(
+                f"{self.place}: no bucket holds the {size} pictures of a batch: lower batch_size to at most "
+                f"{max(self.buckets.values(), default=0) // world}, or prepare more pictures"
+            )
+        if small and start == 0 and rank == 0:
+            logger.warning("never used, because a batch takes %d pictures of one size: %s", size, ", ".join(small))
+        if hint and not self.description.get("hints"):
+            raise DataError(f"{self.place} was prepared without hints: run `prepare` again with hints=hed or a folder")
+        loader = DataLoader(
+            _Reader(self, seed, hint),
+            batch_size=None,
+            sampler=self._numbered(size, seed, start, rank, world),
+            num_workers=workers,
+            prefetch_factor=_PREFETCH if workers else None,
+            worker_init_fn=die_with_parent,
+        )
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield {name: value.float() if name in _AS_FLOAT else value for name, value in batch.items()}
 
-    def _plan(self, batch_size: int, generator: torch.Generator) -> list[tuple[int, Tensor]]:
-        plan = []
-        for index, bucket in enumerate(self.buckets):
-            order = torch.randperm(len(bucket["latent"]), generator=generator)
-            plan += [(index, rows) for rows in order.split(batch_size) if len(rows) == batch_size]
-        return [plan[place] for place in torch.randperm(len(plan), generator=generator).tolist()]
+    def locate(self, sample: int) -> tuple[ShardInfo, int]:
+        """The shard that holds a sample, and its row there."""
+        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return self.shards[shard], int(sample - self._starts[shard])
 
-    def _batch(self, bucket: int, rows: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        tensors = self.buckets[bucket]
-        wording = torch.randint(tensors["caption"].shape[1], (len(rows),), generator=generator)
-        mask = tensors["caption_mask"][rows, wording]
-        length = min(-(-int(mask.sum(1).max()) // _CAPTION_PADDING) * _CAPTION_PADDING, mask.shape[1])
-        return {
-            "latent": tensors["latent"][rows].float(),
-            "caption": tensors["caption"][rows, wording, :length].float(),
-            "caption_mask": mask[:, :length],
-            "image_size": tensors["image_size"][rows].float(),
-            "aspect_ratio": tensors["aspect_ratio"][rows].float(),
+    def _numbered(self, size: int, seed: int, start: int, rank: int, world: int) -> Iterator[tuple[int, list]]:
+        """(number, (row of the whole batch, sample) …) of this process's batches, without end."""
+        per_epoch = sum(count // size for count in self.buckets.values())
+        for epoch in itertools.count(start // per_epoch):
+            plan = self._plan(size, seed, epoch)
+            for place in range(start % per_epoch if epoch == start // per_epoch else 0, per_epoch):
+                rows = plan[place]
+                yield epoch * per_epoch + place, [(row, int(rows[row])) for row in range(rank, size, world)]
+
+    def _plan(self, size: int, seed: int, epoch: int) -> Tensor:
+        """Sample numbers (batches, size) of an epoch."""
+        generator = _generator(seed, epoch)
+        queues = [
+            self._shuffled(bucket, generator)[: count // size * size].view(-1, size)
+            for bucket, count in self.buckets.items()
+        ]
+        turns = torch.repeat_interleave(torch.tensor([len(queue) for queue in queues]))
+        turns = turns[torch.randperm(len(turns), generator=generator)]
+        plan = torch.empty(len(turns), size, dtype=torch.int64)
+        for index, queue in enumerate(queues):
+            plan[turns == index] = queue
+        return plan
+
+    def _shuffled(self, bucket: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """The samples of a bucket: shards in random order, samples in random order within windows of shards."""
+        shards = [index for index, shard in enumerate(self.shards) if shard.bucket == bucket]
+        window = max(1, SHUFFLE_WINDOW * self.buckets[bucket] // len(self))
+        parts, waiting = [], []
+        for place in torch.randperm(len(shards), generator=generator).tolist():
+            waiting.append(torch.arange(self._starts[shards[place]], self._starts[shards[place] + 1]))
+            if sum(map(len, waiting)) >= window:
+                parts.append(_mix(waiting, generator))
+                waiting = []
+        return torch.cat([*parts, _mix(waiting, generator)] if waiting else parts)
+
+
+def _mix(samples: list[Tensor], generator: torch.Generator) -> Tensor:
+    together = torch.cat(samples)
+    return together[torch.randperm(len(together), generator=generator)]
+
+
+def _generator(*numbers: int) -> torch.Generator:
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)
+
+
+_AS_FLOAT = ("caption", "hint")
+"""Leave a reading process as they are stored, in half precision: they pass through scarce shared memory."""
+
+
+class _Reader(Dataset):
+    """Planned batches to tensors; runs in the reading processes. Returns a DataError instead of raising it, because a
+    DataLoader would drown its message in a traceback."""
+
+    def __init__(self, dataset: FeatureDataset, seed: int, hint: bool):
+        self.dataset, self.seed, self.hint = dataset, seed, hint
+
+    def __getitem__(self, planned: tuple[int, list[tuple[int, int]]]) -> dict[str, Any] | DataError:
+        number, rows = planned
+        try:
+            return _collate([self._sample(sample, _generator(self.seed, number, row)) for row, sample in rows])
+        except DataError as error:
+            return error
+
+    def _sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
+        info, row = self.dataset.locate(sample)
+        parts = ["moments.npy", "caption.npy", "json", *(["hint.npy"] if self.hint else [])]
+        stored = self.dataset.place.open(info).read(row, parts)
+        about, scale = stored["json"], self.dataset.description["scaling_factor"]
+        wording = int(torch.randint(len(about["tokens"]), (), generator=generator))
+        first = sum(about["tokens"][:wording])
+        out = {
+            "latent": _draw(stored["moments.npy"], scale, generator),
+            "caption": torch.from_numpy(stored["caption.npy"][first : first + about["tokens"][wording]]),
+            "image_size": torch.tensor([about["height"], about["width"]], dtype=torch.float32),
+            "aspect_ratio": torch.tensor([about["ratio"]], dtype=torch.float32),
+            "keys": about["source"],
         }
+        if self.hint:
+            out["hint"] = _draw(stored["hint.npy"], scale, generator)
+        return out
 
 
-def _read_bucket(file: Path) -> dict[str, Tensor]:
-    names = ("latent", "caption", "caption_mask", "image_size", "aspect_ratio")
-    try:
-        with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in names}
-    except Exception as error:  # safetensors raises its own, untyped errors for a missing, truncated or foreign file
-        raise DataError(f"{file} cannot be read as prepared features: {error}") from error
+def _draw(moments: np.ndarray, scale: float, generator: torch.Generator) -> Tensor:
+    """A latent from its posterior, scaled; from an autoencoder without deviations, the latent itself."""
+    moments = torch.from_numpy(moments).float()
+    if len(moments) == 4:
+        return moments * scale
+    mean, deviation = moments.chunk(2)
+    return (mean + deviation * torch.randn(mean.shape, generator=generator)) * scale
+
+
+def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    longest = max(len(sample["caption"]) for sample in samples)
+    longest = -(-longest // CAPTION_PADDING) * CAPTION_PADDING
+    caption = samples[0]["caption"].new_zeros(len(samples), longest, samples[0]["caption"].shape[1])
+    mask = torch.zeros(len(samples), longest, dtype=torch.uint8)
+    for row, sample in enumerate(samples):
+        caption[row, : len(sample["caption"])] = sample["caption"]
+        mask[row, : len(sample["caption"])] = 1
+    stacked = {
+        name: torch.stack([sample[name] for sample in samples])
+        for name in samples[0]
+        if name not in ("caption", "keys")
+    }
+    return {**stacked, "caption": caption, "caption_mask": mask, "keys": [sample["keys"] for sample in samples]}

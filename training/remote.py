@@ -1,0 +1,112 @@
+"""Where a dataset's files are: a folder, or a URL whose shards pass through a folder on this machine."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from .shards import DESCRIPTION, DataError, HashingFile, Shard, ShardInfo
+
+T = TypeVar("T")
+
+CACHE_GIGABYTES = 100
+"""What remote shards may take on this machine; the least recently used make way."""
+_ATTEMPTS = 3
+
+
+class Place:
+    """A folder, or a URL (http, https, s3, … whatever fsspec opens), that holds a dataset.
+
+    Args:
+        cache: where the shards of a URL are kept; default: the user's cache, or $PIXART_DELTA_CACHE.
+    """
+
+    def __init__(self, location: str | Path, cache: str | Path | None = None):
+        self.location = str(location).rstrip("/")
+        self.is_remote = "://" in self.location
+        base = cache or os.environ.get("PIXART_DELTA_CACHE") or Path.home() / ".cache" / "pixart-delta"
+        self.cache = Path(base) / "features" / hashlib.sha256(self.location.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return self.location
+
+    def describe(self) -> str:
+        """The text of dataset.json.
+
+        Raises:
+            DataError: if there is none.
+        """
+        if self.is_remote:
+            url = f"{self.location}/{DESCRIPTION}"
+            return _retry(url, lambda: _read(url)).decode()
+        try:
+            return Path(self.location, DESCRIPTION).read_text("utf-8")
+        except OSError as error:
+            raise DataError(f"{self} is not a folder of prepared features, which `prepare` makes: {error}") from error
+
+    def open(self, info: ShardInfo) -> Shard:
+        """A shard, brought here first if it is elsewhere. The last ones stay open."""
+        return _open(Path(self.location, info.name) if not self.is_remote else self._local(info), info)
+
+    def _local(self, info: ShardInfo) -> Path:
+        path = self.cache / f"{info.sha256[:16]}_{info.name}"
+        if path.exists():
+            os.utime(path)
+            return path
+        self.cache.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        url = f"{self.location}/{info.name}"
+        try:
+            if _retry(url, lambda: _download(url, temporary)) != info.sha256:
+                raise DataError(f"shard {url} is damaged or not the one that dataset.json lists: copy it there again")
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _clean(self.cache)
+        return path
+
+
+@functools.lru_cache(maxsize=64)
+def _open(path: Path, info: ShardInfo) -> Shard:
+    return Shard(path, info)
+
+
+def _clean(folder: Path) -> None:
+    from webdataset.cache import LRUCleanup
+
+    LRUCleanup(str(folder), CACHE_GIGABYTES * 10**9, keyfn=os.path.getmtime, interval=None).cleanup()
+
+
+def _read(url: str) -> bytes:
+    import fsspec
+
+    with fsspec.open(url, "rb") as file:
+        return file.read()
+
+
+def _download(url: str, path: Path) -> str:
+    """Copy a remote file to `path`; its sha256."""
+    import fsspec
+
+    with fsspec.open(url, "rb") as source, path.open("wb") as file:
+        target = HashingFile(file)
+        shutil.copyfileobj(source, target, 1 << 20)
+    return target.digest.hexdigest()
+
+
+def _retry(url: str, action: Callable[[], T]) -> T:
+    """What `action` returns, tried again because networks fail."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return action()
+        except Exception as error:  # each of fsspec's file systems has its own
+            if attempt == _ATTEMPTS or isinstance(error, (FileNotFoundError, ImportError)):
+                raise DataError(f"{url} cannot be read: {type(error).__name__} {error}".rstrip()) from error
+            time.sleep(2**attempt)
+    raise AssertionError
