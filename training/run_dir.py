@@ -1,76 +1,185 @@
-"""The run folder: what a run writes, and how others read it. Standard library only.
+"""The run folder: what a run writes, and how others read it and make requests. Standard library only.
 
-config.json      the settings, written before the first step
-status.json      state, step, steps, loss, seconds a step, message
+config.json      {"command", "config"}, written before the first step
+status.json      state (preparing, running, done, stopped, failed), pid, started, time, step, steps, loss, …
 metrics.jsonl    one JSON object a line
+samples/         step_00000500.png, one grid of pictures, and step_00000500.json
 checkpoints/     step_00000500.safetensors …
 exports/         small files for use elsewhere
-stop             a file of this name asks the run to save and end
+tensorboard/     event files
+log.txt          the lines that the console shows
+control/         empty files `stop`, `save`, `sample`: requests, which the run deletes when it takes them
+lock             held by the one process that trains here
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
+REQUESTS = ("stop", "save", "sample")
+_FOLDERS = ("checkpoints", "samples", "exports", "control")
+_SAME_RUN = ("base", "data", "model", "seed")
+"""Settings that may not change between two halves of a run; a command's tensors decide about the rest."""
+_LOCK_OFFSET = 1 << 20
+"""On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
+
+
+class RunDirError(ValueError):
+    """A folder that holds no run, another run, or a run that is under way."""
 
 
 class RunDir:
-    """One run's folder; made when missing."""
+    """One run's folder. Reading and requesting makes nothing; `create` does.
+
+    Args:
+        path: the folder, which need not exist.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        for name in ("checkpoints", "exports"):
+
+    def create(self) -> RunDir:
+        """Make the folder and its parts; those that exist stay as they are."""
+        for name in _FOLDERS:
             (self.path / name).mkdir(parents=True, exist_ok=True)
+        return self
+
+    @contextlib.contextmanager
+    def lock(self, patience: float = 1.0) -> Iterator[None]:
+        """Hold the folder for this process; freed when the block ends or the process does, however it ends.
+
+        Args:
+            patience: seconds to wait for another process, whose look at the lock (`is_running`) takes a moment.
+
+        Raises:
+            RunDirError: if another process trains here.
+        """
+        with open(self.path / "lock", "a+") as file:
+            deadline = time.monotonic() + patience
+            while not _try_lock(file):
+                if time.monotonic() > deadline:
+                    file.seek(0)
+                    raise RunDirError(
+                        f"{self.path} is in use by another training ({file.read() or 'starting'}): "
+                        "stop that one first, or choose another run folder"
+                    )
+                time.sleep(0.02)
+            if hasattr(os, "register_at_fork"):  # a forked data worker that outlives us must not keep the lock
+                os.register_at_fork(after_in_child=file.close)
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
+            yield
+            file.truncate(0)
+
+    def is_running(self) -> bool:
+        """Whether a live process trains here, whatever its last status says."""
+        try:
+            with open(self.path / "lock", "r+") as file:
+                return not _try_lock(file)
+        except FileNotFoundError:
+            return False
 
     def write_config(self, command: str, config: dict[str, Any]) -> None:
         """Keep the settings of a new run; a resumed one must be the same command on the same base and data.
 
         Raises:
-            ValueError: if the folder holds another run.
+            RunDirError: if the folder holds another run.
         """
         file = self.path / "config.json"
         if file.exists():
-            earlier = json.loads(file.read_text())
+            earlier = self.read_config()
             differing = [
-                name
-                for name in ("base", "data", "model", "seed", "batch_size")
+                f"{name} was {earlier['config'].get(name)!r} and is {config.get(name)!r}"
+                for name in _SAME_RUN
                 if earlier["config"].get(name) != config.get(name)
             ]
-            if earlier["command"] != command or differing:
-                what = ", ".join(differing) or f"command {earlier['command']}"
-                raise ValueError(f"{self.path} holds another run ({what} differs): choose a new folder, or delete it")
-        self._write(file, {"command": command, "config": config})
+            if earlier["command"] != command:
+                differing = [f"its command was {earlier['command']}, not {command}"]
+            if differing:
+                raise RunDirError(
+                    f"{self.path} holds another run ({'; '.join(differing)}): choose a new folder, or delete it"
+                )
+        _write(file, {"command": command, "config": config})
 
-    def write_status(self, state: str, **values: Any) -> None:
-        """state: running, stopped, done or failed."""
-        self._write(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **values})
-
-    def read_status(self) -> dict[str, Any]:
-        """The last status.
+    def read_config(self) -> dict[str, Any]:
+        """{"command", "config"} of the run.
 
         Raises:
-            FileNotFoundError: if the folder holds no run.
+            RunDirError: if the folder holds no run.
         """
-        file = self.path / "status.json"
-        if not file.exists():
-            raise FileNotFoundError(f"{self.path} holds no run: there is no status.json")
-        return json.loads(file.read_text())
+        return self._read("config.json")
+
+    def write_status(self, state: str, **values: Any) -> None:
+        """Replace the status. `values` are those of `training/monitor.py`: step, steps, loss, message, …"""
+        _write(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **values})
+
+    def read_status(self) -> dict[str, Any]:
+        """The last status. After a `kill -9` it still says "running": `is_running` knows better.
+
+        Raises:
+            RunDirError: if the folder holds no run.
+        """
+        return self._read("status.json")
 
     def log(self, **values: Any) -> None:
         """Add a line of metrics."""
-        with (self.path / "metrics.jsonl").open("a") as file:
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
-    def stop_requested(self) -> bool:
-        """Whether somebody asked the run to save and end."""
-        return (self.path / "stop").exists()
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics; a last one that is being written is left out."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def clear_stop(self) -> None:
-        """Forget an earlier request, at the start."""
-        (self.path / "stop").unlink(missing_ok=True)
+    def forget_metrics(self, after: int) -> None:
+        """Drop the lines of steps that a run resumed at step `after` takes again."""
+        kept = [line for line in self.metrics() if line["step"] <= after]
+        file = self.path / "metrics.jsonl"
+        if file.exists():
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+            temporary.replace(file)
+
+    def append_log(self, line: str) -> None:
+        """Add a line (or several) to log.txt."""
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def request(self, name: str) -> None:
+        """Ask the run to `stop` (save, export, end), to `save` or to `sample` now.
+
+        Raises:
+            ValueError: on another name.
+            RunDirError: if the folder holds no run.
+        """
+        if name not in REQUESTS:
+            raise ValueError(f"no request {name!r}: choose one of {', '.join(REQUESTS)}")
+        self.read_config()
+        (self.path / "control").mkdir(exist_ok=True)
+        (self.path / "control" / name).touch()
+
+    def requests(self) -> list[str]:
+        """What was asked for and not yet taken."""
+        return [name for name in REQUESTS if (self.path / "control" / name).exists()]
+
+    def take(self, name: str) -> None:
+        """Delete a request, because it is being done."""
+        (self.path / "control" / name).unlink(missing_ok=True)
 
     def checkpoint(self, step: int) -> Path:
         """File of the checkpoint after `step` steps."""
@@ -80,8 +189,51 @@ class RunDir:
         """All checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob("step_*.safetensors"))
 
-    @staticmethod
-    def _write(file: Path, values: dict[str, Any]) -> None:
-        temporary = file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(values, indent=1))
+    def sample(self, step: int) -> Path:
+        """File of the grid of pictures after `step` steps; its .json is beside it."""
+        return self.path / "samples" / f"step_{step:08d}.png"
+
+    def samples(self) -> list[Path]:
+        """All grids of pictures, oldest first."""
+        return sorted((self.path / "samples").glob("step_*.png"))
+
+    def remove_leftovers(self) -> None:
+        """Delete half-written files of a process that was killed; call it while holding the lock."""
+        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
+            for file in folder.glob("*.tmp"):
+                file.unlink()
+
+    def _read(self, name: str) -> dict[str, Any]:
+        file = self.path / name
+        try:
+            return json.loads(file.read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise RunDirError(f"{self.path} holds no run: there is no {name}") from error
+        except ValueError as error:
+            raise RunDirError(f"{file} is damaged ({error}): delete it") from error
+
+
+def _write(file: Path, values: dict[str, Any]) -> None:
+    """Replace a JSON file in one go; on a full disk overwrite it in place, where its blocks are."""
+    text = json.dumps(values, indent=1)
+    temporary = file.with_suffix(".tmp")
+    try:
+        temporary.write_text(text, "utf-8")
         temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        with open(file, "r+", encoding="utf-8") as opened:
+            opened.write(text)
+            opened.truncate()
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        if os.name == "nt":
+            file.seek(_LOCK_OFFSET)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
