@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pixart_core as pc
+from pixart_core import functional
 from pixart_core.layers import Conditions
 
 CONFIG = pc.PixArtConfig(input_size=16, hidden_size=48, depth=3, num_heads=4, caption_channels=16, model_max_length=8,
@@ -80,6 +81,34 @@ def test_zero_initialised_control_is_the_base_to_the_last_bit(model):
     assert torch.equal(model(**batch, control=residuals), model(**batch))
 
 
+def test_controlnet_unet_joins_the_mirrored_blocks():
+    """Depth 4: copy 1 joins the input of block 2, copy 0 that of block 3; all else is the ControlNet-Transformer's."""
+    config = pc.PixArtConfig(**CONFIG.to_dict() | {"depth": 4})
+    model = pc.PixArt(config).initialize_weights().eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    unet, plain = pc.ControlNetUNet(config).initialize_from(model), pc.ControlNetTransformer(config, 2)
+    batch, hint = inputs(), torch.randn(2, 4, 10, 14)
+    assert torch.equal(model(**batch, control=unet(model, hint=hint, **batch)), model(**batch))
+    for name, parameter in unet.named_parameters():
+        if "_proj." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    plain.load_state_dict(unet.state_dict())
+    first, second = plain(model, hint=hint, **batch)
+    control = unet(model, hint=hint, **batch)
+    assert control[0] is None and torch.equal(control[1], second) and torch.equal(control[2], first)
+    skips = {2: second, 3: first}
+    expected = model(**batch, block_hook=lambda i, run, x: run(x + skips[i] if i in skips else x))
+    torch.testing.assert_close(model(**batch, control=control), expected)
+    assert (expected - model(**batch)).abs().max() > 1e-3
+
+
+def test_controlnet_unet_takes_half_of_an_even_depth():
+    for depth, copies in ((3, None), (4, 1), (4, 3)):
+        with pytest.raises(ValueError, match=f"depth / 2 = {depth / 2:g}, got"):
+            pc.ControlNetUNet(pc.PixArtConfig(**CONFIG.to_dict() | {"depth": depth}), copies)
+
+
 @pytest.mark.parametrize("copies", [0, 3, 4])
 def test_number_of_copied_blocks_is_checked(copies):
     with pytest.raises(ValueError, match="copy_blocks_num must be 1 … depth - 1 = 2"):
@@ -134,3 +163,19 @@ def test_config_round_trip_and_unknown_key():
     assert pc.PixArtConfig.from_dict(CONFIG.to_dict()) == CONFIG
     with pytest.raises(ValueError, match="unknown PixArt configuration keys: widht"):
         pc.PixArtConfig.from_dict({"widht": 3})
+
+
+@pytest.mark.parametrize(("capabilities", "speed", "expected"), [
+    ({}, 9.0, torch.float32),
+    ({"avx512_bf16": True}, 0.6, torch.float32),
+    ({"avx512_bf16": True}, 2.0, torch.bfloat16),
+    ({"avx512_bf16": True, "amx_bf16": True}, 0.0, torch.bfloat16),
+])
+def test_a_cpu_computes_in_bfloat16_where_that_is_fast(monkeypatch, capabilities, speed, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(functional, "_bfloat16_speed", lambda: speed)
+    assert functional.preferred_dtype("cpu") == expected
+
+
+def test_the_speed_of_bfloat16_is_a_measured_ratio():
+    assert 0 < functional._bfloat16_speed() < 100
