@@ -3,9 +3,9 @@
     python tests/bench/bench_pipeline.py [--rounds 5] [--skip-comfyui] [--folder KEEP_HERE]
 
 1. One forward of the 611 M-parameter model at 512 px on the CPU: ours in the dtype that it chooses itself, diffusers in
-   that and in bfloat16 on the same weights, and ComfyUI's native nodes in their default (a process of its own). They take turns, so
-   that whatever else the machine does hits all of them; medians and the median of the turns' ratios are printed. On a
-   busy machine the ratios are of CPU seconds (run it with OMP_NUM_THREADS=1 then: waiting threads spin).
+   that and in bfloat16 on the same weights, and ComfyUI's native nodes in their default (a process of its own). They
+   take turns, so that whatever else the machine does hits all of them; medians and the median of the turns' ratios are
+   printed. On a busy machine the ratios are of CPU seconds (run it with OMP_NUM_THREADS=1 then: waiting threads spin).
 2. The memory plan of a 1024 px picture. With a CUDA device also its measurement: seconds and peak memory of every
    stage, 4 steps, 8-bit text encoder, and diffusers' pipeline on the same weights.
 
@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import gc
 import json
-import os
 import shutil
 import statistics
 import subprocess
