@@ -14,6 +14,7 @@ _HOME = {
     "PIXART_1024_MS": "config",
     "PixArt": "model",
     "ControlNetTransformer": "controlnet",
+    "ControlNetUNet": "controlnet",
     "preferred_dtype": "functional",
     "lcm_timesteps": "lcm",
     "boundary_scalings": "lcm",

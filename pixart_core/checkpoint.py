@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import PIXART_256, PIXART_512, PIXART_1024_MS, PixArtConfig
-from .controlnet import ControlNetTransformer
+from .controlnet import WIRINGS, ControlNetTransformer
 from .convert import (
     authors_to_diffusers,
     config_from_diffusers,
@@ -100,6 +100,8 @@ class FileInfo:
     """Numbers in the file."""
     copy_blocks_num: int = 0
     """Copied blocks of the ControlNet in it."""
+    wiring: str = ""
+    """How these are connected: "transformer", or "unet" (files of this project only)."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What a file of this project says of itself."""
     names: tuple[str, ...] = ()
@@ -136,10 +138,10 @@ def _inspect(file: WeightFile) -> FileInfo:
         is_sigma = METADATA_KEY not in file.metadata and _is_sigma(file, base)
         return replace(info, kind="sigma" if is_sigma else "pixart+controlnet" if control else "pixart",
                        layout=base.layout, config=None if is_sigma else config,
-                       copy_blocks_num=control.copies if control else 0)
+                       copy_blocks_num=control.copies if control else 0, wiring=_wiring(file, control))
     if control:
         return replace(info, kind="controlnet", layout=control.layout, config=_control_config(control, metadata),
-                       copy_blocks_num=control.copies)
+                       copy_blocks_num=control.copies, wiring=_wiring(file, control))
     return replace(info, kind=kind or "unknown")
 
 
@@ -260,6 +262,15 @@ def _control_config(control: _Section, metadata: Mapping[str, Any]) -> PixArtCon
         return PixArtConfig.from_dict(metadata["config"])
     hidden = control.shapes["controlnet.0.copied_block.scale_shift_table"][-1]
     return PIXART_1024_MS if hidden == _RELEASED_CONTROL else None
+
+
+def _wiring(file: WeightFile, control: _Section | None) -> str:
+    """Released files are ControlNet-Transformers; ours say what they are, as the names would not tell."""
+    wiring = own_metadata(file).get("wiring", ControlNetTransformer.wiring) if control else ""
+    if control and wiring not in WIRINGS:
+        raise CheckpointError(f"{file.path} holds a ControlNet of unknown wiring {wiring!r}; known are "
+                              f"{', '.join(WIRINGS)}: update PixArt-δ")
+    return wiring
 
 
 def _expected(config: PixArtConfig, copy_blocks_num: int = 0) -> dict[str, tuple[int, ...]]:
@@ -424,8 +435,8 @@ def _header(kind: str, config: PixArtConfig, metadata: Mapping[str, Any] | None,
 
 
 def read_controlnet(path: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None,
-                    config: PixArtConfig | None = None) -> tuple[PixArtConfig, int, dict[str, Tensor]]:
-    """The base's configuration, the number of copied blocks and the state dict of a ControlNet-Transformer.
+                    config: PixArtConfig | None = None) -> tuple[PixArtConfig, int, str, dict[str, Tensor]]:
+    """The base's configuration, copied blocks, wiring (a key of `controlnet.WIRINGS`) and state dict of a ControlNet.
 
     Takes the authors' joint file (base and control), a control-only file, and the layout of diffusers' example
     (`controlnet_blocks.{i}.…`). A released control-only file does not say whether its base is the 512 or the 1024 px
@@ -441,19 +452,29 @@ def read_controlnet(path: str | os.PathLike, dtype: torch.dtype | None = None, d
     config = config or info.config
     if config is None:
         raise _needs_config(file.path, "load_controlnet(path, config=…) the configuration of the base model")
-    if control.copies >= config.depth:
-        raise CheckpointError(f"{path} is a ControlNet of {control.copies} blocks; a base model of depth "
-                              f"{config.depth} takes at most {config.depth - 1}")
+    _require_copies(file.path, config, control.copies, info.wiring)
     _require(file.path, control.shapes, config, control.copies)
-    return config, control.copies, file.assemble(control.plan, dtype or _common_dtype(file, control), device)
+    state = file.assemble(control.plan, dtype or _common_dtype(file, control), device)
+    return config, control.copies, info.wiring, state
+
+
+def _require_copies(path: Path, config: PixArtConfig, copies: int, wiring: str) -> None:
+    try:
+        WIRINGS[wiring].check_copies(config, copies)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: a ControlNet of {copies} blocks does not fit a base model of depth "
+                              f"{config.depth}: {error}") from error
 
 
 def load_controlnet(path: str | os.PathLike, dtype: torch.dtype | None = None,
                     device: torch.device | str | None = None, operations=nn,
                     config: PixArtConfig | None = None) -> ControlNetTransformer:
-    """A ControlNet-Transformer from any layout of `read_controlnet`, strict, in eval mode, memory-mapped."""
-    config, copy_blocks_num, state = read_controlnet(path, dtype, device, config)
-    control = ControlNetTransformer(config, copy_blocks_num, device="meta", operations=operations)
+    """A ControlNet from any layout of `read_controlnet`, strict, in eval mode, memory-mapped.
+
+    Of class `ControlNetUNet` where the file says so.
+    """
+    config, copy_blocks_num, wiring, state = read_controlnet(path, dtype, device, config)
+    control = WIRINGS[wiring](config, copy_blocks_num, device="meta", operations=operations)
     control.load_state_dict(state, strict=True, assign=True)
     return control.eval()
 
@@ -461,10 +482,11 @@ def load_controlnet(path: str | os.PathLike, dtype: torch.dtype | None = None,
 def save_controlnet(model_or_state: ControlNetTransformer | Mapping[str, Tensor], path: str | os.PathLike,
                     layout: str = "authors", config: PixArtConfig | None = None, dtype: torch.dtype | None = None,
                     metadata: Mapping[str, Any] | None = None,
-                    base: PixArt | Mapping[str, Tensor] | None = None) -> Path:
-    """Save a ControlNet-Transformer as a safetensors file.
+                    base: PixArt | Mapping[str, Tensor] | None = None, wiring: str | None = None) -> Path:
+    """Save a ControlNet as a safetensors file.
 
     Args:
+        wiring: a key of `controlnet.WIRINGS`; None = the model's, "transformer" for a state dict.
         layout: "authors" (`controlnet.{i}.…`) or "diffusers" (the example's `controlnet_blocks.{i}.…`).
         base: with it the file becomes the authors' joint one: `base_model.…` and `controlnet.…`.
         Others: as in `save_pixart`.
@@ -474,6 +496,8 @@ def save_controlnet(model_or_state: ControlNetTransformer | Mapping[str, Tensor]
     """
     config, state = _model_state(model_or_state, config, path)
     copies = _count(state, "controlnet.")
+    wiring = wiring or getattr(model_or_state, "wiring", ControlNetTransformer.wiring)
+    _require_copies(Path(path), config, copies, wiring)
     _require(Path(path), {name: tuple(tensor.shape) for name, tensor in state.items()}, config, copies)
     kind = "controlnet"
     if layout == "diffusers":
@@ -488,7 +512,7 @@ def save_controlnet(model_or_state: ControlNetTransformer | Mapping[str, Tensor]
         state = {f"base_model.{name}": tensor for name, tensor in weights.items()} | state
         kind = "pixart+controlnet"
     state = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in state.items()}
-    return save_weights(state, path, _header(kind, config, metadata, copy_blocks_num=copies))
+    return save_weights(state, path, _header(kind, config, metadata, copy_blocks_num=copies, wiring=wiring))
 
 
 def split_controlnet(joint: str | os.PathLike, base_path: str | os.PathLike, control_path: str | os.PathLike,
@@ -502,9 +526,9 @@ def split_controlnet(joint: str | os.PathLike, base_path: str | os.PathLike, con
     if info.kind != "pixart+controlnet":
         raise CheckpointError(f"{joint} is not a base model and its ControlNet in one file but {info.describe()}")
     config, base = read_pixart(joint)
-    _, _, control = read_controlnet(joint)
+    _, _, wiring, control = read_controlnet(joint)
     return (save_pixart(base, base_path, config=config, dtype=dtype),
-            save_controlnet(control, control_path, config=config, dtype=dtype))
+            save_controlnet(control, control_path, config=config, dtype=dtype, wiring=wiring))
 
 
 def merge_controlnet(base_path: str | os.PathLike, control_path: str | os.PathLike, joint: str | os.PathLike,
@@ -515,5 +539,5 @@ def merge_controlnet(base_path: str | os.PathLike, control_path: str | os.PathLi
         CheckpointError: if they do not belong to the same shape of model.
     """
     config, base = read_pixart(base_path)
-    _, _, control = read_controlnet(control_path, config=config)
-    return save_controlnet(control, joint, config=config, dtype=dtype, base=base)
+    _, _, wiring, control = read_controlnet(control_path, config=config)
+    return save_controlnet(control, joint, config=config, dtype=dtype, base=base, wiring=wiring)

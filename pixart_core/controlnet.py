@@ -1,4 +1,4 @@
-"""ControlNet-Transformer (paper Sec. 3.1, Fig. 4 c): copies of the first N blocks steer the frozen base."""
+"""ControlNets of the paper (Sec. 3.1): copies of the base's first blocks steer it, frozen, through zero linears."""
 
 from __future__ import annotations
 
@@ -28,35 +28,51 @@ class ControlBlock(nn.Module):
 
 
 class ControlNetTransformer(nn.Module):
-    """Residuals for the first `copy_blocks_num` base blocks, from a hint latent.
+    """Residuals for the first `copy_blocks_num` base blocks, from a hint latent (Fig. 4 c).
 
     Parameters are named `controlnet.{i}.…` as in the authors' files. The hint is embedded by the base's own patch and
     position embedding, and only the first copy sees the base's tokens: all residuals are known before base block 1.
     """
 
+    wiring = "transformer"
+
     def __init__(self, config: PixArtConfig, copy_blocks_num: int = 13, dtype=None, device=None, operations=nn):
         super().__init__()
-        if not 1 <= copy_blocks_num < config.depth:
-            raise ValueError(f"copy_blocks_num must be 1 … depth - 1 = {config.depth - 1}, got {copy_blocks_num}")
+        self.check_copies(config, copy_blocks_num)
         self.config = config
         self.controlnet = nn.ModuleList(
             ControlBlock(config, index == 0, dtype=dtype, device=device, operations=operations)
             for index in range(copy_blocks_num))
 
     def forward(self, base: PixArt, latent, timestep, caption, hint, caption_mask=None, image_size=None,
-                aspect_ratio=None, *, attention=None) -> list[Tensor]:
+                aspect_ratio=None, *, attention=None, block_hook=None) -> list[Tensor | None]:
         """hint (B, in_channels, h, w): scaled latent of the edge map; the rest as in `PixArt.forward`.
 
-        Returns copy_blocks_num tensors (B, tokens, hidden); residual i belongs to the output of base block i.
+        `block_hook` is put around the copies; what it runs returns a pair of tensors.
+
+        Returns residuals (B, tokens, hidden): item i belongs to the output of base block i; None: nothing does.
         """
         cond = base.embed_conditions(latent, timestep, caption, caption_mask, image_size, aspect_ratio, attention)
         tokens = base.blocks[0](base.embed_latent(latent), cond)
         x = tokens + self.controlnet[0].before_proj(base.embed_latent(hint))
         residuals = []
-        for block in self.controlnet:
-            x, residual = block(x, cond)
+        for index, block in enumerate(self.controlnet):
+            if block_hook is None:
+                x, residual = block(x, cond)
+            else:
+                x, residual = block_hook(index, lambda tokens, block=block: block(tokens, cond), x)
             residuals.append(residual)
+        return self.connect(residuals)
+
+    def connect(self, residuals: list[Tensor]) -> list[Tensor | None]:
+        """What each copy says -> what each base block's output takes."""
         return residuals
+
+    @staticmethod
+    def check_copies(config: PixArtConfig, copy_blocks_num: int) -> None:
+        """Raise ValueError where a base of this shape cannot be steered by so many copies."""
+        if not 1 <= copy_blocks_num < config.depth:
+            raise ValueError(f"copy_blocks_num must be 1 … depth - 1 = {config.depth - 1}, got {copy_blocks_num}")
 
     @torch.no_grad()
     def initialize_from(self, base: PixArt) -> ControlNetTransformer:
@@ -67,3 +83,31 @@ class ControlNetTransformer(nn.Module):
                 nn.init.zeros_(linear.weight)
                 nn.init.zeros_(linear.bias)
         return self
+
+
+class ControlNetUNet(ControlNetTransformer):
+    """The paper's ablation (Fig. 4 b): copies of the first half of the blocks, skip connections to the second half.
+
+    As in a UNet the halves mirror each other: copy i joins the input of base block depth - 1 - i, which is the output
+    of the block before. All else, parameter names included, is the ControlNet-Transformer's, so that the two compare.
+    """
+
+    wiring = "unet"
+
+    def __init__(self, config: PixArtConfig, copy_blocks_num: int | None = None, dtype=None, device=None,
+                 operations=nn):
+        super().__init__(config, config.depth // 2 if copy_blocks_num is None else copy_blocks_num, dtype=dtype,
+                         device=device, operations=operations)
+
+    def connect(self, residuals: list[Tensor]) -> list[Tensor | None]:
+        return [None] * (self.config.depth - 1 - len(residuals)) + residuals[::-1]
+
+    @staticmethod
+    def check_copies(config: PixArtConfig, copy_blocks_num: int) -> None:
+        if 2 * copy_blocks_num != config.depth:
+            raise ValueError("ControlNet-UNet copies the first half of the base's blocks: copy_blocks_num must be "
+                             f"depth / 2 = {config.depth / 2:g}, got {copy_blocks_num}")
+
+
+WIRINGS = {kind.wiring: kind for kind in (ControlNetTransformer, ControlNetUNet)}
+"""The ControlNet class of each wiring that a file may name."""

@@ -53,7 +53,7 @@ class PixArt(nn.Module):
         caption_mask: Tensor | None = None,
         image_size: Tensor | None = None,
         aspect_ratio: Tensor | None = None,
-        control: Sequence[Tensor] | None = None,
+        control: Sequence[Tensor | None] | None = None,
         *,
         attention=None,
         block_hook: BlockHook | None = None,
@@ -67,7 +67,7 @@ class PixArt(nn.Module):
             caption_mask: (B, L), 1 = real token; None = all are.
             image_size: (B, 2) height, width in px; None = eight times the latent's.
             aspect_ratio: (B, 1) height / width; None = the latent's. Both are read by micro-conditioned models only.
-            control: residuals (B, tokens, hidden); control[i] is added to the output of block i.
+            control: residuals (B, tokens, hidden); control[i], unless None, is added to the output of block i.
             attention: callable (q, k, v, heads, mask=None) on (B, N, C); None = scaled_dot_product_attention.
             block_hook: called as block_hook(i, run, x) in place of run(x) for every block.
 
@@ -85,7 +85,7 @@ class PixArt(nn.Module):
                 x = block(x, cond)
             else:
                 x = block_hook(index, lambda tokens, block=block: block(tokens, cond), x)
-            if control is not None and index < len(control):
+            if control is not None and index < len(control) and control[index] is not None:
                 x = x + control[index].to(x)
         x = self.final_layer(x, cond.time)  # (B, N, p·p·out)
         return self._unpatchify(x, *latent.shape[-2:]).to(latent.dtype)
@@ -141,7 +141,7 @@ class PixArt(nn.Module):
         x = x.reshape(-1, rows, columns, size, size, channels).permute(0, 5, 1, 3, 2, 4)  # (B, out, rows, p, cols, p)
         return x.reshape(-1, channels, rows * size, columns * size)[..., :height, :width]
 
-    def _check(self, latent: Tensor, caption: Tensor, control: Sequence[Tensor] | None) -> None:
+    def _check(self, latent: Tensor, caption: Tensor, control: Sequence[Tensor | None] | None) -> None:
         if latent.ndim != 4 or latent.shape[1] != self.config.in_channels:
             raise ValueError(f"this PixArt model takes latents with {self.config.in_channels} channels (B, C, h, w), "
                              f"got shape {tuple(latent.shape)}: use the autoencoder of Stable Diffusion 1.x "

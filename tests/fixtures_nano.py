@@ -48,11 +48,12 @@ def random_pixart(config: PixArtConfig, seed: int = 0) -> PixArt:
     return model
 
 
-def random_controlnet(base: PixArt, copy_blocks_num: int = 1, seed: int = 0) -> ControlNetTransformer:
+def random_controlnet(base: PixArt, copy_blocks_num: int = 1, seed: int = 0,
+                      kind: type[ControlNetTransformer] = ControlNetTransformer) -> ControlNetTransformer:
     """Copies of the base's blocks between random, non-zero linears."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        control = ControlNetTransformer(base.config, copy_blocks_num).initialize_from(base).eval()
+        control = kind(base.config, copy_blocks_num).initialize_from(base).eval()
         with torch.no_grad():
             for name, parameter in control.named_parameters():
                 if "_proj." in name:

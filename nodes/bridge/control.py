@@ -14,8 +14,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import inspect_file, read_controlnet
-from ...pixart_core.config import PixArtConfig
-from ...pixart_core.controlnet import ControlNetTransformer
+from ...pixart_core.controlnet import WIRINGS, ControlNetTransformer
 from ...pixart_core.resolution import resize_and_crop
 from ...pixart_core.vae import FACTOR
 from .model import PixArtDeltaConfig, PixArtUNet, aspect_ratio, attention_for, load_model, pick_dtypes
@@ -24,12 +23,12 @@ from .sampling import watch_sampling
 RESIZE_MODES = ("crop", "stretch", "pad")
 
 
-class ControlUNet(ControlNetTransformer):
-    """`pixart_core.ControlNetTransformer` with the forward that ComfyUI's ControlNet calls."""
+class HostedControl(nn.Module):
+    """A ControlNet of any wiring with the forward that ComfyUI's ControlNet calls."""
 
-    def __init__(self, config: PixArtConfig, copy_blocks_num: int, dtype=None, device=None, operations=nn):
-        super().__init__(config, copy_blocks_num, dtype=dtype, device=device, operations=operations)
-        self.dtype = dtype
+    def __init__(self, net: ControlNetTransformer, dtype):
+        super().__init__()
+        self.net, self.dtype = net, dtype
 
     def forward(self, x, hint, timesteps, context, base, exact_timesteps, options, c_size=None, c_ar=None,
                 c_mask=None) -> dict:
@@ -40,14 +39,14 @@ class ControlUNet(ControlNetTransformer):
             base: weak reference to the `PixArtUNet` that is sampling.
         """
         attention = functools.partial(attention_for(x.device), transformer_options=options)
-        return {"input": super().forward(base(), x, exact_timesteps, context, hint, c_mask, c_size,
-                                         aspect_ratio(x, c_size, c_ar), attention=attention)}
+        return {"input": self.net(base(), x, exact_timesteps, context, hint, c_mask, c_size,
+                                  aspect_ratio(x, c_size, c_ar), attention=attention)}
 
 
 class PixArtControl(comfy.controlnet.ControlNet):
     """ComfyUI's ControlNet around ours. The base model, which embeds the hint, is the one that is sampling."""
 
-    def __init__(self, net: ControlUNet | None = None, load_device=None):
+    def __init__(self, net: HostedControl | None = None, load_device=None):
         super().__init__(net, compression_ratio=1, latent_format=comfy.latent_formats.SD15(), load_device=load_device,
                          extra_conds=["c_size", "c_ar", "c_mask"])
         self.resize = RESIZE_MODES[0]
@@ -60,7 +59,7 @@ class PixArtControl(comfy.controlnet.ControlNet):
         return other
 
     def pre_run(self, model, percent_to_timestep_function) -> None:
-        _require_fit(self.control_model, model.diffusion_model)
+        _require_fit(self.control_model.net, model.diffusion_model)
         super().pre_run(model, percent_to_timestep_function)
         self.manual_cast_dtype = model.get_dtype_inference()
         self.set_extra_arg("base", weakref.ref(model.diffusion_model))
@@ -81,7 +80,7 @@ class PixArtControl(comfy.controlnet.ControlNet):
 
     def _encode_hint(self, height: int, width: int) -> Tensor:
         """The hint picture as the latent (B, 4, height, width) that the base model embeds."""
-        channels = self.control_model.config.in_channels
+        channels = self.control_model.net.config.in_channels
         if self.vae is None:
             raise ValueError("PixArt's ControlNet reads its hint through the autoencoder: connect the vae input of the "
                              "node that applies it")
@@ -97,19 +96,21 @@ class PixArtControl(comfy.controlnet.ControlNet):
         return self.latent_format.process_in(latent)
 
 
-def _require_fit(net: ControlUNet, base) -> None:
+def _require_fit(net: ControlNetTransformer, base) -> None:
     """Raise ValueError when the model that is sampling is not the kind that this control steers."""
     if not isinstance(base, PixArtUNet):
         raise ValueError(f"a PixArt ControlNet steers models of PixArt-δ Model Loader only, and this MODEL holds a "
                          f"{type(base).__name__}: load the transformer with PixArt-δ Model Loader")
-    own, other, copies = net.config, base.config, len(net.controlnet)
+    own, other = net.config, base.config
     if (own.hidden_size, own.num_heads) != (other.hidden_size, other.num_heads):
         raise ValueError(f"this ControlNet is for a base model of hidden size {own.hidden_size} with {own.num_heads} "
                          f"heads, the MODEL has {other.hidden_size} with {other.num_heads}: load the ControlNet that "
                          "was trained on this model")
-    if copies >= other.depth:
-        raise ValueError(f"this ControlNet steers {copies} blocks, the MODEL has {other.depth} and takes at most "
-                         f"{other.depth - 1}: load the ControlNet that was trained on this model")
+    try:
+        net.check_copies(other, len(net.controlnet))
+    except ValueError as error:
+        raise ValueError(f"this ControlNet does not fit a MODEL of {other.depth} blocks ({error}): load the ControlNet "
+                         "that was trained on this model") from error
 
 
 def hint_rgb(hint: Tensor) -> Tensor:
@@ -148,11 +149,11 @@ def load_control(path: str, dtype: str = "default") -> PixArtControl:
     Raises:
         pixart_core.CheckpointError: when the file is something else or damaged; says what it is.
     """
-    config, copies, state = read_controlnet(path)
+    config, copies, wiring, state = read_controlnet(path)
     device = memory.get_torch_device()
     weights, _ = pick_dtypes(dtype, device, state, PixArtDeltaConfig.supported_inference_dtypes)
-    net = ControlUNet(config, copies, dtype=weights, operations=comfy.ops.manual_cast).eval()
-    control = PixArtControl(net, device)
+    net = WIRINGS[wiring](config, copies, dtype=weights, operations=comfy.ops.manual_cast).eval()
+    control = PixArtControl(HostedControl(net, weights), device)
     net.load_state_dict(state, strict=True, assign=control.control_model_wrapped.is_dynamic())
     return control
 

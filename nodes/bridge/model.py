@@ -47,7 +47,7 @@ class PixArtUNet(PixArt):
 
     def _predict(self, x, timesteps, context, control, options, c_size=None, c_ar=None, c_mask=None, **_) -> Tensor:
         out = super().forward(
-            x, timesteps, context, c_mask, c_size, aspect_ratio(x, c_size, c_ar), control=_residuals(control, x),
+            x, timesteps, context, c_mask, c_size, aspect_ratio(x, c_size, c_ar), control=_residuals(control),
             attention=functools.partial(attention_for(x.device), transformer_options=options),
             block_hook=_block_hook(options))
         return out[:, : self.config.in_channels]
@@ -60,14 +60,14 @@ def aspect_ratio(x: Tensor, c_size: Tensor | None, c_ar: float | None) -> Tensor
     return None if c_size is None else (c_size[:, :1] / c_size[:, 1:]).float()
 
 
-def _residuals(control: dict | None, x: Tensor) -> list[Tensor] | None:
+def _residuals(control: dict | None) -> list[Tensor | None] | None:
     """ComfyUI's control output as the list `PixArt.forward` takes: residual i is added after block i."""
     if not control:
         return None
     if control.get("middle") or control.get("output"):
         raise ValueError("the CONTROL_NET on this PixArt model is one of another model family: load a PixArt "
                          "ControlNet with PixArt-δ ControlNet Loader")
-    return [x.new_zeros(()) if residual is None else residual for residual in control.get("input", ())]
+    return control.get("input")
 
 
 def _block_hook(options: dict) -> Callable:

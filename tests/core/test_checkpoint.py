@@ -270,6 +270,7 @@ def test_every_key_and_shape_of_the_released_controlnets(tmp_path, name, config)
     assert (info.kind, info.config, info.copy_blocks_num) == ("pixart+controlnet", config, 13)
     info = pc.inspect_file(sparse_file(tmp_path / "control.safetensors", shapes))
     assert (info.kind, info.copy_blocks_num, info.config.hidden_size) == ("controlnet", 13, 1152)
+    assert info.wiring == "transformer"
 
 
 def test_released_256_and_lcm(tmp_path):
@@ -594,8 +595,8 @@ def test_controlnet_layouts(model, control, tmp_path):
         assert_same(loaded, control)
         assert not loaded.training
     for path in files[1:]:
-        config, copies, _ = read_controlnet(path)
-        assert (config, copies) == (CONFIG, 2)
+        config, copies, wiring, _ = read_controlnet(path)
+        assert (config, copies, wiring) == (CONFIG, 2, "transformer")
     assert load_controlnet(files[1], dtype=torch.bfloat16).controlnet[0].after_proj.weight.dtype == torch.bfloat16
     for path in (files[0], files[3]):
         assert_same(pc.load_pixart(path, config=CONFIG), model)
@@ -621,13 +622,35 @@ def test_split_and_merge_are_inverse(model, control, tmp_path):
         split_controlnet(base, tmp_path / "x.safetensors", tmp_path / "y.safetensors")
 
 
+def test_a_controlnet_unet_stays_one_in_every_layout(model, tmp_path):
+    config = pc.PixArtConfig(**CONFIG.to_dict() | {"depth": 4})
+    base, control = randomized(pc.PixArt(config)), randomized(pc.ControlNetUNet(config), seed=1)
+    joint = save_controlnet(control, tmp_path / "joint.safetensors", base=base)
+    parts = split_controlnet(joint, tmp_path / "base.safetensors", tmp_path / "control.safetensors")
+    files = [joint, save_controlnet(control, tmp_path / "theirs.safetensors", layout="diffusers"), parts[1],
+             merge_controlnet(*parts, tmp_path / "merged.safetensors")]
+    for path in files:
+        loaded = load_controlnet(path)
+        assert type(loaded) is pc.ControlNetUNet and pc.inspect_file(path).wiring == "unet"
+        assert_same(loaded, control)
+    with pytest.raises(CheckpointError, match="ControlNet of 2 blocks does not fit a base model of depth 3"):
+        load_controlnet(parts[1], config=CONFIG)
+    with pytest.raises(CheckpointError, match="first half of the base's blocks"):
+        save_controlnet(pc.ControlNetTransformer(config, 3).state_dict(), tmp_path / "x.safetensors", config=config,
+                        wiring="unet")
+    save_file(load_file(parts[1]), tmp_path / "new.safetensors", {"pixart_delta": json.dumps(
+        {"config": config.to_dict(), "wiring": "ring"})})
+    with pytest.raises(CheckpointError, match="unknown wiring 'ring'"):
+        load_controlnet(tmp_path / "new.safetensors")
+
+
 def test_controlnet_of_another_shape(control, tmp_path):
     path = save_controlnet(control, tmp_path / "control.safetensors")
     wide = pc.PixArtConfig(**CONFIG.to_dict() | {"hidden_size": 96})
     with pytest.raises(CheckpointError, match="does not fit a PixArt ControlNet of 2 blocks of hidden size 96"):
         load_controlnet(path, config=wide)
     shallow = pc.PixArtConfig(**CONFIG.to_dict() | {"depth": 2})
-    with pytest.raises(CheckpointError, match="ControlNet of 2 blocks; a base model of depth 2 takes at most 1"):
+    with pytest.raises(CheckpointError, match="2 blocks does not fit a base model of depth 2: .* depth - 1 = 1"):
         load_controlnet(path, config=shallow)
     base = pc.save_pixart(randomized(pc.PixArt(wide)), tmp_path / "wide.safetensors")
     with pytest.raises(CheckpointError, match="hidden size 96"):

@@ -40,14 +40,14 @@ class Setup(inside.Setup):
         self.hints = torch.rand(2, 96, 128, 3, generator=generator).round()
         self.latent = part("nodes.bridge.conditioning").empty_latent(128, 96, 2)
 
-    def save_control(self, copies: int, zero: bool = False, base=None) -> Path:
+    def save_control(self, copies: int, zero: bool = False, base=None, wiring: str = "transformer") -> Path:
         base = base or self.reference
         control = self.fixtures.random_controlnet(base, copies, seed=copies)
         if zero:
             control.initialize_from(base)
-        path = self.family.parent / f"control_{copies}_{base.config.hidden_size}_{base.config.depth}_{zero}.safetensors"
-        return self.checkpoint.save_controlnet(control.state_dict(), path, config=self.core.PixArtConfig(
-            **base.config.to_dict()))
+        name = f"control_{copies}_{base.config.hidden_size}_{base.config.depth}_{zero}_{wiring}.safetensors"
+        return self.checkpoint.save_controlnet(control.state_dict(), self.family.parent / name, wiring=wiring,
+                                               config=self.core.PixArtConfig(**base.config.to_dict()))
 
     def apply(self, control=None, hints=None, strength=1.0, start=0.0, end=1.0, resize="crop", conds=None, vae=None):
         conds = conds or (self.positive, self.negative)
@@ -74,10 +74,12 @@ def stock():
 
 def monolithic(s: Setup, x, timestep, caption, hint, strengths: dict[int, float]):
     """One forward as the authors write it, in pixart_core alone; strengths by number of copied blocks."""
-    controls = [[strength * residual for residual in s.core.load_controlnet(s.paths[copies], dtype=torch.float32)(
-        s.reference, x, timestep, caption, hint)] for copies, strength in strengths.items()]
+    controls = [[None if residual is None else strength * residual for residual in s.core.load_controlnet(
+        s.paths[copies], dtype=torch.float32)(s.reference, x, timestep, caption, hint)]
+        for copies, strength in strengths.items()]
     longest = max(map(len, controls))
-    merged = [sum(control[i] for control in controls if i < len(control)) for i in range(longest)]
+    merged = [sum((control[i] for control in controls if i < len(control) and control[i] is not None), torch.zeros(()))
+              for i in range(longest)]
     return s.reference(x, timestep, caption, control=merged)[:, :4]
 
 
@@ -119,6 +121,16 @@ def check_two_chained_controls(s: Setup) -> None:
     close(s.run(other_way, 4.5), expected, 1e-4)
     twice = s.apply(strength=0.5, conds=s.apply(strength=0.5))
     close(s.run(twice), s.run(s.apply()), 1e-4)
+
+
+def check_a_controlnet_unet_alone_and_chained(s: Setup) -> None:
+    """The paper's ablation: residuals for the second half of the blocks only."""
+    s.paths[2] = s.save_control(2, wiring="unet")
+    unet = s.bridge.load_control(str(s.paths[2]), "float32")
+    for cfg in (1.0, 4.5):
+        close(s.run(s.apply(unet, strength=0.8), cfg), reference_run(s, {2: 0.8}, cfg), 1e-4)
+    for conds in (s.apply(unet, conds=s.apply()), s.apply(conds=s.apply(unet))):
+        close(s.run(conds), reference_run(s, {2: 1.0, 3: 1.0}, 1.0), 1e-4)
 
 
 def check_start_and_end_percent(s: Setup) -> None:
@@ -263,7 +275,7 @@ def check_a_control_that_does_not_fit(s: Setup) -> None:
     wide = make.random_pixart(make.nano_config(hidden_size=96, depth=4))
     raises("hidden size 96", s.run, s.apply(s.bridge.load_control(str(s.save_control(2, base=wide)), "float32")))
     deep = make.random_pixart(make.nano_config(depth=8))
-    raises("steers 6 blocks, the MODEL has 4", s.run,
+    raises("does not fit a MODEL of 4 blocks", s.run,
            s.apply(s.bridge.load_control(str(s.save_control(6, base=deep)), "float32")))
     raises("not a PixArt ControlNet but a PixArt", s.bridge.load_control, str(s.family / "transformer"))
     raises("load one with PixArt-δ ControlNet Loader", s.apply, object())
