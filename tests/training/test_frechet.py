@@ -1,0 +1,27 @@
+"""The Fréchet distance: 0 for the same pictures, the closed form for Gaussians, larger the more differs."""
+
+import pytest
+import torch
+from pixart_delta.training.nano.frechet import features, frechet_distance
+
+
+def test_equals_the_closed_form_of_two_gaussians():
+    x = torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    shifted = x * scale + torch.tensor([1.0, 0.0, 2.0])
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    expected = 5 + float(((scale - 1) ** 2).sum())  # means differ by (1, 0, 2), deviations by scale - 1
+    assert frechet_distance(x, shifted) == pytest.approx(expected, rel=0.02)
+    assert frechet_distance(x, shifted) == pytest.approx(frechet_distance(shifted, x), rel=1e-6)
+
+
+def test_features_see_what_is_where_in_pictures_of_any_size():
+    wide, tall = torch.zeros(1, 4, 12, 20), torch.zeros(1, 4, 20, 12)
+    assert features(wide).shape == features(tall).shape == (1, 64)
+    wide[..., :10] = 1
+    assert features(wide).view(4, 4, 4)[:, :, 0].min() == 1 and features(wide).view(4, 4, 4)[:, :, 3].max() == 0
+
+
+def test_too_few_samples_are_refused():
+    with pytest.raises(ValueError, match="needs more samples"):
+        frechet_distance(torch.randn(10, 64), torch.randn(500, 64))
