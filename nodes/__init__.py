@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import files
+from . import files, routes
+from .bridge import jobs
 from .conditioning import PixArtDeltaResolution, PixArtDeltaTextEncode
 from .control import (
     PixArtDeltaApplyControlNet,
@@ -43,6 +44,8 @@ NODES: list[type[io.ComfyNode]] = [
 class PixArtDeltaExtension(ComfyExtension):
     async def on_load(self) -> None:
         files.register_folder()
+        routes.register()
+        jobs.watcher()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -1,0 +1,114 @@
+"""The queue of trainings inside ComfyUI: where it lies, which device it uses, and the thread that watches over it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as memory
+import folder_paths
+from server import PromptServer
+
+from ...training.jobs import ACTIONS, Job, Queue
+
+log = logging.getLogger(__name__)
+
+EVENT = "pixart_delta.jobs"
+"""Websocket event: {"jobs": [views that changed], "deleted": [ids]}; at most two a second."""
+_BUSY, _IDLE = 0.5, 2.0
+"""Seconds between two looks, with and without a process."""
+_NUMBERS = ("step", "steps", "loss", "learning_rate", "seconds_per_step", "seconds_left", "memory")
+
+
+@functools.cache
+def queue() -> Queue:
+    """This server's queue: output/pixart_delta/training."""
+    return Queue(Path(folder_paths.get_output_directory()) / "pixart_delta" / "training")
+
+
+def device() -> str:
+    """Name of the device that ComfyUI computes on, for a job."""
+    found = memory.get_torch_device()
+    if found.type in ("cuda", "xpu"):
+        return f"{found.type}:{found.index or 0}"
+    return "mps" if found.type == "mps" else "cpu"
+
+
+def free_memory() -> None:
+    """Take ComfyUI's own models off the device. In a node's thread."""
+    memory.unload_all_models()
+    memory.soft_empty_cache()
+
+
+def view(job: Job) -> dict[str, Any]:
+    """What the panel shows of a job; numbers that JSON cannot say are left out."""
+    status = queue().status(job)
+    numbers = {name: status[name] for name in _NUMBERS if _finite(status.get(name))}
+    unfinished = numbers.get("step", 0) < numbers.get("steps", 0)
+    return {
+        "id": job.id, "name": job.name, "command": job.command, "state": job.state, "reason": job.reason,
+        "device": job.device, "created": job.created, "attempt": job.attempt, "after": job.after, **numbers,
+        "export": Path(str(status.get("export") or "")).name,
+        "checkpoint": Path(str(status.get("checkpoint") or "")).name,
+        "actions": [name for name, states in ACTIONS.items()
+                    if job.state in states and (name != "resume" or job.state == "paused" or unfinished)],
+    }  # fmt: skip
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+class Watcher(threading.Thread):
+    """Ticks the queue and tells browsers what changed. One per server; ends with it."""
+
+    def __init__(self):
+        super().__init__(name="pixart_delta jobs", daemon=True)
+        self._wake = threading.Event()
+        self._told: dict[str, dict] = {}
+        self._complaint = ""
+
+    def wake(self) -> None:
+        """Look now: something was asked for."""
+        self._wake.set()
+
+    def run(self) -> None:
+        while True:
+            pause = _IDLE
+            try:
+                jobs = queue().tick()
+                pause = _BUSY if any(job.active or job.state == "queued" for job in jobs) else _IDLE
+                self._tell({job.id: view(job) for job in jobs})
+                self._complaint = ""
+            except Exception as error:  # a full disk now may be free in a minute: the jobs need their watcher
+                self._complain(error)
+            self._wake.wait(pause)
+            if self._wake.is_set():
+                self._wake.clear()
+                # Several requests at once make one event.
+                threading.Event().wait(0.25)
+
+    def _tell(self, views: dict[str, dict]) -> None:
+        changed = [each for job_id, each in views.items() if self._told.get(job_id) != each]
+        deleted = [job_id for job_id in self._told if job_id not in views]
+        self._told = views
+        if changed or deleted:
+            PromptServer.instance.send_sync(EVENT, {"jobs": changed, "deleted": deleted})
+
+    def _complain(self, error: Exception) -> None:
+        text = f"the training queue cannot work: {error}"
+        if text != self._complaint:
+            log.warning(text, exc_info=not isinstance(error, OSError))
+        self._complaint = text
+
+
+@functools.cache
+def watcher() -> Watcher:
+    """This server's watcher, started at the first call."""
+    thread = Watcher()
+    thread.start()
+    return thread

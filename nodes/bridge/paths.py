@@ -1,0 +1,73 @@
+"""Which folders a training that is asked for from a browser may read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ...training.config import COMMANDS
+from .. import files
+
+ROOTS_VARIABLE = "PIXART_DELTA_ROOTS"
+"""Environment variable with which who runs the server lists more folders, separated as in PATH."""
+BUNDLE = Path(__file__).resolve().parents[2] / "models"
+_TEXTS: set[str] = set()
+"""Settings that are free text. Every other text without fixed choices names a file or folder."""
+
+
+class PathError(ValueError):
+    """A path that may not be read, or is not there."""
+
+
+def allowed_roots() -> list[Path]:
+    """ComfyUI's input, output and models folders, the bundled models, and what the operator lists."""
+    listed = [part for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part]
+    models = [path for kind, (paths, _) in folder_paths.folder_names_and_paths.items() for path in paths
+              if kind != "custom_nodes"]
+    roots = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir, BUNDLE]
+    return list(dict.fromkeys(Path(os.path.realpath(root)) for root in [*roots, *models, *listed]))
+
+
+def inside_roots(text: str) -> str:
+    """The real path of a file or folder, given absolute or relative to ComfyUI's input or output folder.
+
+    Raises:
+        PathError: if it is not there, or, links followed, not inside an allowed folder.
+    """
+    if "\0" in text or "://" in text or text.startswith("pipe:"):
+        raise PathError(f"{text!r} is not a path: only folders of this machine can be read from here")
+    bases = [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
+    candidates = [os.path.realpath(os.path.join(base, text)) for base in bases]
+    allowed = [path for path in candidates if any(Path(path).is_relative_to(root) for root in allowed_roots())]
+    if not allowed:
+        raise PathError(
+            f"{text!r} is not in a folder that trainings may read: use ComfyUI's input, output or models folder, or "
+            f"list another in the environment variable {ROOTS_VARIABLE}"
+        )
+    found = next((path for path in allowed if os.path.exists(path)), None)
+    if found is None:
+        raise PathError(f"there is no {text!r} in ComfyUI's input or output folder")
+    return found
+
+
+def checked_settings(command: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they came from outside, with every path in them checked and made absolute.
+
+    Raises:
+        PathError: on a path that may not be read, and on `run`, which is not for others to choose.
+    """
+    if "run" in settings:
+        raise PathError("run is chosen here: give the job a name instead")
+    checked = dict(settings)
+    for each in fields(COMMANDS[command]):
+        value = settings.get(each.name)
+        text = isinstance(value, str) and value and "choices" not in each.metadata and each.name not in _TEXTS
+        if text and each.name == "base" and value in files.names("model"):
+            checked[each.name] = files.locate("model", value)
+        elif text:
+            checked[each.name] = inside_roots(value)
+    return checked

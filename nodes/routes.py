@@ -1,0 +1,234 @@
+"""HTTP under /pixart_delta/: trainings listed, looked into, started and asked to do things.
+
+    GET  jobs                       all jobs
+    GET  jobs/ID                    one, with its settings
+    GET  jobs/ID/metrics?since=N    columns for a chart, thinned
+    GET  jobs/ID/samples            grids of pictures there are
+    GET  jobs/ID/samples/NAME       one of them
+    GET  jobs/ID/log                end of what its process printed
+    POST jobs                       {"command", "settings", "name"}: queue one
+    POST jobs/ID/ACTION             start, stop, pause, resume, retry, move {"before"}, sample, save, kill, delete
+
+Answers are JSON; an error is {"error": message} with a fitting status. All work is done in threads of our own: the loop
+that serves ComfyUI never waits for a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import json
+import logging
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from server import PromptServer
+
+from ..training.config import TRAININGS, ConfigError
+from ..training.jobs import JobError, read_metrics
+from .bridge import jobs
+from .bridge.paths import PathError, checked_settings
+
+log = logging.getLogger(__name__)
+
+BODY_LIMIT = 64 * 1024
+_LOG_LIMIT = 64 * 1024
+_SAMPLES_LISTED = 500
+_SAMPLE = re.compile(r"step_\d{1,12}\.png")
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Escape sequences and characters that move the cursor or turn the writing direction."""
+_NO_SNIFFING = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+
+
+class Refused(Exception):
+    """A request that is not served, with its HTTP status."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+def register() -> None:
+    """Add the routes to ComfyUI's server; call it before the server starts."""
+    routes = PromptServer.instance.routes
+    for path, work in (
+        ("/jobs", _list), ("/jobs/{id}", _one), ("/jobs/{id}/metrics", _metrics), ("/jobs/{id}/samples", _samples),
+        ("/jobs/{id}/samples/{name}", _sample), ("/jobs/{id}/log", _log),
+    ):  # fmt: skip
+        routes.get("/pixart_delta" + path)(_handler(work))
+    for path, work in (("/jobs", _create), ("/jobs/{id}/{action}", _act)):
+        routes.post("/pixart_delta" + path)(_handler(work, changes=True))
+
+
+# --- what is answered; in a thread, from the parts of the path, the query and the body ---
+
+
+def _list(path: dict, query: dict, body: Any) -> Any:
+    return {"jobs": [jobs.view(job) for job in jobs.queue().jobs()]}
+
+
+def _one(path: dict, query: dict, body: Any) -> Any:
+    job = _job(path)
+    return {**jobs.view(job), "settings": job.settings}
+
+
+def _metrics(path: dict, query: dict, body: Any) -> Any:
+    job = _job(path)
+    return read_metrics(jobs.queue().run_dir(job).path / "metrics.jsonl", _whole(query, "since", -1, -1),
+                        _whole(query, "points", 1000, 2, 5000))
+
+
+def _samples(path: dict, query: dict, body: Any) -> Any:
+    listed = []
+    for file in jobs.queue().run_dir(_job(path)).samples()[-_SAMPLES_LISTED:]:
+        if _SAMPLE.fullmatch(file.name):
+            listed.append({"name": file.name, "step": int(file.stem[5:]), "prompts": _prompts(file)})
+    return {"samples": listed}
+
+
+def _sample(path: dict, query: dict, body: Any) -> web.Response:
+    folder = jobs.queue().run_dir(_job(path)).path / "samples"
+    file = folder / path["name"]
+    plain = _SAMPLE.fullmatch(path["name"]) and not folder.is_symlink() and not file.is_symlink() and file.is_file()
+    if not plain:
+        raise Refused(404, f"there is no sample {path['name']!r}")
+    return web.Response(body=file.read_bytes(), content_type="image/png", headers=_NO_SNIFFING)
+
+
+def _log(path: dict, query: dict, body: Any) -> Any:
+    job = _job(path)
+    try:
+        with jobs.queue().log_file(job).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _LOG_LIMIT))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return {"text": ""}
+    text = text if size <= _LOG_LIMIT else text.partition("\n")[2]
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    return {"text": _CONTROL.sub("", "\n".join(lines[-_whole(query, "lines", 200, 1, 2000):]))}
+
+
+def _create(path: dict, query: dict, body: Any) -> Any:
+    command, settings, name = body.get("command"), body.get("settings"), body.get("name", "")
+    if command not in TRAININGS:
+        raise Refused(400, f"no training {command!r}: {', '.join(TRAININGS)}")
+    if not isinstance(settings, dict) or not isinstance(name, str) or set(body) - {"command", "settings", "name"}:
+        raise Refused(400, "a job is {\"command\": text, \"settings\": object, \"name\": text}")
+    job = jobs.queue().create(command, checked_settings(command, settings), name, jobs.device())
+    jobs.watcher().wake()
+    return jobs.view(job)
+
+
+def _act(path: dict, query: dict, body: Any) -> Any:
+    before = body.get("before", "")
+    if not isinstance(before, str):
+        raise Refused(400, "before is the id of a job")
+    _job(path)
+    job = jobs.queue().act(path["id"], path["action"], before)
+    jobs.watcher().wake()
+    return jobs.view(job) if job else {"id": path["id"], "deleted": True}
+
+
+# --- around it ---
+
+
+def _handler(work: Callable[[dict, dict, Any], Any], changes: bool = False) -> Callable:
+    """An aiohttp handler that runs `work` in a thread and turns what it raises into an answer."""
+
+    @functools.wraps(work)
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            body = await _body(request) if changes else None
+            answer = asyncio.get_running_loop().run_in_executor(
+                _threads(), _answer, work, dict(request.match_info), dict(request.query), body
+            )
+            return await answer
+        except Refused as error:
+            return _error(error.status, str(error))
+
+    return handle
+
+
+def _answer(work: Callable, path: dict, query: dict, body: Any) -> web.Response:
+    try:
+        answer = work(path, query, body)
+    except Refused as error:
+        return _error(error.status, str(error))
+    except JobError as error:
+        return _error(404 if str(error).startswith("there is no job") else 409, str(error))
+    except (ConfigError, PathError) as error:
+        return _error(400, str(error))
+    except OSError as error:
+        return _error(507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 500, str(error))
+    except Exception as error:
+        log.exception("a request for a training failed")
+        return _error(500, f"{type(error).__name__}: {error}")
+    return answer if isinstance(answer, web.Response) else _json(answer)
+
+
+def _json(values: Any, status: int = 200) -> web.Response:
+    return web.Response(text=json.dumps(values, allow_nan=False), status=status, content_type="application/json",
+                        headers=_NO_SNIFFING)
+
+
+def _error(status: int, message: str) -> web.Response:
+    return _json({"error": message}, status)
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(4, "pixart_delta routes")
+
+
+async def _body(request: web.Request) -> dict:
+    """The JSON object of a request that changes something. Only our own page may send one."""
+    if not _same_origin(request):
+        raise Refused(403, "requests from other sites are not served")
+    if request.content_type != "application/json":
+        raise Refused(415, "send JSON (Content-Type: application/json)")
+    data = b""
+    async for part in request.content.iter_chunked(BODY_LIMIT):
+        data += part
+        if len(data) > BODY_LIMIT:
+            raise Refused(413, f"a request has at most {BODY_LIMIT} bytes")
+    try:
+        body = json.loads(data or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the request is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise Refused(400, "the request is not a JSON object")
+    return body
+
+
+def _same_origin(request: web.Request) -> bool:
+    """What the browser says about where a request comes from; programs, which say nothing, are not kept out."""
+    site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+    if site is not None:
+        return site in ("same-origin", "none")
+    return origin is None or urlsplit(origin).netloc.lower() == request.headers.get("Host", "").lower()
+
+
+def _job(path: dict):
+    return jobs.queue().job(path["id"])
+
+
+def _whole(query: dict, name: str, default: int, low: int, high: int = 2**53) -> int:
+    text = query.get(name, str(default))
+    if not re.fullmatch(r"-?\d{1,15}", text) or not low <= int(text) <= high:
+        raise Refused(400, f"{name} is {text!r}: a whole number from {low} to {high} is wanted")
+    return int(text)
+
+
+def _prompts(file: Path) -> list[str]:
+    try:
+        prompts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["prompts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [str(prompt)[:500] for prompt in prompts[:64]] if isinstance(prompts, list) else []

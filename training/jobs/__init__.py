@@ -1,0 +1,16 @@
+"""Trainings as background jobs: a queue on disk, one running job per device. Standard library only.
+
+A job is a run folder (training/run_dir.py) that also holds
+
+job.json        what was asked for, the state and its reason, which process runs it; replaced whole
+settings.json   what `training/train.py COMMAND --config` is given
+process.log     everything the process printed
+
+so that a server which starts later, or a second one beside it, finds every job as it is.
+"""
+
+from .job import ACTIVE, DEVICE, STATES, Job, JobError
+from .metrics import read_metrics
+from .queue import ACTIONS, Queue
+
+__all__ = ["ACTIONS", "ACTIVE", "DEVICE", "STATES", "Job", "JobError", "Queue", "read_metrics"]

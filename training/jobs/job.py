@@ -1,0 +1,97 @@
+"""One job, and the file that keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import secrets
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+STATES = ("queued", "preparing", "running", "paused", "stopping", "done", "failed")
+ACTIVE = ("preparing", "running", "stopping")
+"""States in which a process exists."""
+FILE = "job.json"
+IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+DEVICE = re.compile(r"cpu|mps|(cuda|xpu):\d{1,2}")
+
+
+class JobError(ValueError):
+    """A job that does not exist, or something it cannot do now; the message says what can be done."""
+
+
+@dataclass
+class Job:
+    """What job.json holds."""
+
+    id: str
+    command: str
+    """One of training.config.COMMANDS."""
+    settings: dict[str, Any]
+    device: str
+    """cpu, mps, cuda:N or xpu:N: one job at a time runs on each."""
+    name: str = ""
+    """What the person called it."""
+    state: str = "queued"
+    reason: str = ""
+    """Why it is in this state, for people."""
+    order: float = 0.0
+    """Place in the queue: the smallest goes first. A number of its own, since clocks go back."""
+    created: float = 0.0
+    """Unix time, to show."""
+    after: str = ""
+    """Job whose result this one reads: it starts when that one is done, and fails when that one fails."""
+    wanted: str = ""
+    """While stopping: the state to end in (paused or done)."""
+    pid: int | None = None
+    identity: str = ""
+    """The process's identity (`process.identity`): a process of that number with another one is not ours."""
+    attempt: int = 0
+    """How often its process was started."""
+    result: dict[str, Any] = field(default_factory=dict)
+    """The last status of the run, kept when the process has ended."""
+
+    @property
+    def active(self) -> bool:
+        return self.state in ACTIVE
+
+
+def new_id(command: str, name: str) -> str:
+    """A folder name nobody has: from the name as far as its letters are plain, and a random end."""
+    plain = unicodedata.normalize("NFKD", name or command).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:40].strip("-")
+    return f"{slug or command}-{secrets.token_hex(3)}"
+
+
+def read_job(folder: Path) -> Job:
+    """The job of a folder; one whose file is damaged comes out as failed, so that it can be seen and deleted."""
+    try:
+        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        job = Job(**values)
+        if job.id != folder.name or job.state not in STATES or not isinstance(job.settings, dict):
+            raise ValueError("it is not a job of this folder")
+        return job
+    except (OSError, ValueError, TypeError) as error:
+        if not (folder / FILE).exists():
+            raise JobError(f"there is no job {folder.name}: it was deleted") from None
+        reason = f"{FILE} cannot be read ({error}): delete the job"
+        return Job(folder.name, "", {}, "cpu", folder.name, "failed", reason)
+
+
+def write_job(folder: Path, job: Job) -> None:
+    """Replace job.json whole: a reader, or a full disk, never leaves half a file."""
+    replace_json(folder / FILE, dataclasses.asdict(job))
+
+
+def replace_json(file: Path, values: Any) -> None:
+    """Write a JSON file beside its place and move it there. Raises OSError, and then leaves the old one."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

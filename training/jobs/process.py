@@ -1,0 +1,121 @@
+"""Processes: start one that outlives us, know it again after a restart, end it.
+
+A process number alone is no proof, since numbers are used again; with its start time, counted by the kernel and not by
+a clock that people set, it is one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+WINDOWS = sys.platform == "win32"
+
+
+def spawn(arguments: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
+    """Start a process in a session of its own (Ctrl-C in the server's terminal does not reach it)."""
+    apart = (
+        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+        if WINDOWS
+        else {"start_new_session": True}
+    )
+    with log.open("ab") as out:
+        return subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(environment), cwd=log.parent, **apart
+        )
+
+
+def environment(device: str) -> dict[str, str]:
+    """Our variables, with those that leave a process the one device that its job is for."""
+    kind, _, number = device.partition(":")
+    values = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    values["PYTHONIOENCODING"] = "utf-8"
+    if kind == "cpu":
+        values["ACCELERATE_USE_CPU"] = "true"
+    elif kind == "cuda":
+        visible = [each for each in values.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+        # ComfyUI's cuda:1 is the second of the devices that it sees itself.
+        values["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if int(number) < len(visible) else number
+    elif kind == "xpu":
+        values["ZE_AFFINITY_MASK"] = number
+    return values
+
+
+def identity(pid: int) -> str | None:
+    """What no other process of this number has, or None when none runs (a zombie does not run)."""
+    if WINDOWS:
+        return _windows_identity(pid)
+    if Path("/proc/self/stat").exists():
+        try:
+            # The name, in brackets, may hold anything; state is the first field after it, start time the twentieth.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
+    answer = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True)
+    state, _, started = answer.stdout.strip().partition(" ")
+    return None if not started or state.startswith("Z") else started.strip()
+
+
+def runs(pid: int | None, known: str) -> bool:
+    """Whether the very process that was seen as `known` runs."""
+    return pid is not None and known != "" and identity(pid) == known
+
+
+def find(argument: str) -> int | None:
+    """The process that was started with this argument, if there is one and this system lists arguments."""
+    if Path("/proc/self/stat").exists():
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if folder.name.isdigit() and os.fsencode(argument) in (folder / "cmdline").read_bytes().split(b"\0"):
+                    return int(folder.name)
+    elif not WINDOWS:
+        for line in subprocess.run(["ps", "-axo", "pid=,command="], capture_output=True, text=True).stdout.splitlines():
+            pid, _, command = line.strip().partition(" ")
+            if argument in command and int(pid) != os.getpid():
+                return int(pid)
+    return None
+
+
+def lists_arguments() -> bool:
+    """Whether `find` can be believed when it finds nothing."""
+    return not WINDOWS
+
+
+def end(pid: int, force: bool = False) -> None:
+    """Ask a process of `spawn`, and what it started, to end; with force, end them unsaved."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if WINDOWS:
+            os.kill(pid, signal.SIGTERM)  # Windows has no gentle way; requests go by file
+        elif force:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, signal.SIGTERM)
+
+
+def _windows_identity(pid: int) -> str | None:
+    import ctypes
+    from ctypes import wintypes
+
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+    kernel.OpenProcess.restype = wintypes.HANDLE
+    handle = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION
+    if not handle:
+        return None
+    try:
+        created, ended, system, user = (wintypes.FILETIME() for _ in range(4))
+        code = wintypes.DWORD()
+        kernel.GetExitCodeProcess(wintypes.HANDLE(handle), ctypes.byref(code))
+        kernel.GetProcessTimes(
+            wintypes.HANDLE(handle), *(ctypes.byref(each) for each in (created, ended, system, user))
+        )
+        running = code.value == 259  # STILL_ACTIVE
+        return f"{created.dwHighDateTime}:{created.dwLowDateTime}" if running else None
+    finally:
+        kernel.CloseHandle(wintypes.HANDLE(handle))
