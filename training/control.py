@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..pixart_core.controlnet import ControlNetTransformer
-from ..pixart_core.model import PixArt
+from ..pixart_core.model import BlockHook, PixArt
 from ..pixart_core.schedule import add_noise, alphas_cumprod, predict_x0
 
 
@@ -27,7 +27,12 @@ class ControlNetResult:
 
 
 def controlnet_loss(
-    base: PixArt, controlnet: ControlNetTransformer, batch: Mapping[str, Tensor], noise: Tensor, timestep: Tensor
+    base: PixArt,
+    controlnet: ControlNetTransformer,
+    batch: Mapping[str, Tensor],
+    noise: Tensor,
+    timestep: Tensor,
+    block_hook: BlockHook | None = None,
 ) -> ControlNetResult:
     """One training step of a control on its frozen base.
 
@@ -37,12 +42,13 @@ def controlnet_loss(
         batch: as in `distill.lcd_loss`, and hint (B, C, h, w): the scaled latent of the edge map.
         noise: (B, C, h, w).
         timestep: (B,), 0 … 999.
+        block_hook: of both networks' blocks, through which the gradient flows; see `PixArt.forward`.
     """
     latent = batch["latent"]
     noisy = add_noise(latent, noise, timestep)
     conditions = [batch.get(name) for name in ("caption_mask", "image_size", "aspect_ratio")]
-    control = controlnet(base, noisy, timestep, batch["caption"], batch["hint"], *conditions)
-    out = base(noisy, timestep, batch["caption"], *conditions, control=control).float()
+    control = controlnet(base, noisy, timestep, batch["caption"], batch["hint"], *conditions, block_hook=block_hook)
+    out = base(noisy, timestep, batch["caption"], *conditions, control=control, block_hook=block_hook).float()
     epsilon, variance = out.split(latent.shape[1], dim=1) if base.config.learn_sigma else (out, None)
     mse = (epsilon - noise).square().mean((1, 2, 3))
     vb = torch.zeros_like(mse)

@@ -1,0 +1,105 @@
+"""Trained weights as small files for use elsewhere: in our loaders, ComfyUI, diffusers, PEFT and the authors' code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..pixart_core.checkpoint import METADATA_KEY, read_pixart, save_controlnet, save_pixart
+from ..pixart_core.controlnet import ControlNetTransformer
+from ..pixart_core.lora import Lora, save_lora
+from ..pixart_core.weightfile import save_json, save_weights
+from .config import ConfigError
+from .lora import read_lora
+
+LAYOUTS = {
+    "pixart": ("authors", "diffusers"),
+    "lora": ("authors", "peft"),
+    "controlnet": ("authors", "diffusers", "joint"),
+}
+"""What each kind of network can be written as; ComfyUI reads the first of each."""
+
+# The modules of diffusers' transformer that have LoRA layers, as the authors' script names them.
+_PEFT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_out", "ff.net.0.proj", "ff.net.2", "proj", "linear",
+                 "linear_1", "linear_2"]  # fmt: skip
+
+
+def kind_of(model: nn.Module) -> str:
+    """pixart, lora or controlnet."""
+    if isinstance(model, ControlNetTransformer):
+        return "controlnet"
+    return "lora" if read_lora(model) else "pixart"
+
+
+def default_name(model: nn.Module, layout: str = "authors") -> str:
+    """Of the file or folder that a layout is."""
+    kind = kind_of(model)
+    if layout == "authors":
+        return f"{kind}.safetensors"
+    is_folder = layout == "peft" or kind == "pixart"
+    return f"{kind}_{layout}" if is_folder else f"{kind}_{layout}.safetensors"
+
+
+def write_weights(
+    model: nn.Module, path: Path, layout: str, dtype: torch.dtype, description: Mapping[str, Any], base: str
+) -> Path:
+    """Write a trained network.
+
+    Args:
+        model: a PixArt, one with LoRA layers, or a ControlNet.
+        path: .safetensors file, or folder for the layouts peft and diffusers' transformer.
+        layout: one of `LAYOUTS`.
+        dtype: of the weights in the file.
+        description: what the file says of itself.
+        base: checkpoint that the joint layout takes the frozen base from.
+
+    Raises:
+        ConfigError: if the network has no such layout.
+        CheckpointError: if it cannot be written.
+    """
+    kind = kind_of(model)
+    if layout not in LAYOUTS[kind]:
+        raise ConfigError(f"layout is {layout!r}: a {kind} is written as {' or '.join(LAYOUTS[kind])}")
+    if kind == "pixart":
+        return save_pixart(model, path, layout, dtype=dtype, metadata=description)
+    if kind == "lora":
+        lora = _cast(read_lora(model), dtype)
+        return save_lora(lora, path, description) if layout == "authors" else save_peft(lora, path, description, model)
+    joint = read_pixart(base)[1] if layout == "joint" else None
+    layout = "authors" if joint else layout
+    return save_controlnet(model, path, layout, dtype=dtype, metadata=description, base=joint)
+
+
+def save_peft(lora: Lora, folder: Path, description: Mapping[str, Any], model: nn.Module) -> Path:
+    """Write a LoRA as the folder that `PeftModel.from_pretrained(diffusers' PixArt transformer, folder)` reads.
+
+    model: that the LoRA is of, for the shape of convolutions.
+    """
+    from peft import LoraConfig
+
+    state = {}
+    for name, tensor in lora.to_state_dict().items():
+        if not name.endswith(".alpha"):
+            state["base_model.model." + name.removeprefix("transformer.")] = tensor
+    config = model.config
+    down, up = (f"base_model.model.pos_embed.proj.lora_{side}.weight" for side in "AB")
+    state[down] = state[down].view(-1, config.in_channels, config.patch_size, config.patch_size)
+    state[up] = state[up][:, :, None, None]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(state, folder / "adapter_model.safetensors", {METADATA_KEY: json.dumps(description)})
+    alpha = lora.deltas[0].alpha
+    adapter = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=_PEFT_TARGETS, inference_mode=True)
+    values = {**adapter.to_dict(), "target_modules": _PEFT_TARGETS}  # as a list: PEFT's own is an unordered set
+    save_json(values, folder / "adapter_config.json")
+    return folder
+
+
+def _cast(lora: Lora, dtype: torch.dtype) -> Lora:
+    deltas = (dataclasses.replace(delta, up=delta.up.to(dtype), down=delta.down.to(dtype)) for delta in lora.deltas)
+    return dataclasses.replace(lora, deltas=tuple(deltas))

@@ -1,0 +1,73 @@
+"""LoRA layers on a frozen PixArt: put there, taken out of the way, and read back (LCM-LoRA; PEFT)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..pixart_core.lora import Delta, Lora
+from ..pixart_core.model import PixArt
+
+TARGETS = ["qkv", "proj", "q_linear", "kv_linear", "fc1", "fc2", "linear", "t_block.1", "mlp.0", "mlp.2"]
+"""Every Linear and the patch convolution, by the end of its name: what the authors' list of diffusers' names covers."""
+_ADAPTER = "default"
+
+
+def add_lora(model: PixArt, rank: int, alpha: float, seed: int = 0) -> PixArt:
+    """Freeze a model and put trainable float32 LoRA layers on it, in place. They begin as no change.
+
+    seed: of the down matrices.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), model, _ADAPTER)
+    for layer in _layers(model).values():
+        layer.cast_input_dtype_enabled = False  # autocast does it, without keeping a float32 copy of every input
+    return model
+
+
+def read_lora(model: nn.Module) -> Lora | None:
+    """The LoRA on a model; None if there is none."""
+    deltas = [
+        Delta(f"{name}.weight", 0, 1, layer.lora_B[_ADAPTER].weight.flatten(1).detach(),
+              layer.lora_A[_ADAPTER].weight.flatten(1).detach(), float(layer.lora_alpha[_ADAPTER]))
+        for name, layer in _layers(model).items()
+    ]  # fmt: skip
+    return Lora("training", tuple(deltas)) if deltas else None
+
+
+class WithoutLora:
+    """A model as it was before its LoRA layers, to call beside it: one set of weights serves as both networks."""
+
+    def __init__(self, model: PixArt):
+        self.model = model
+
+    def __call__(self, *args, **kwargs) -> Tensor:
+        with _disabled(self.model):
+            return self.model(*args, **kwargs)
+
+    def null_caption(self, batch: int, length: int | None = None) -> Tensor:
+        return self.model.null_caption(batch, length)
+
+
+@contextlib.contextmanager
+def _disabled(model: nn.Module) -> Iterator[None]:
+    layers = _layers(model).values()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _layers(model: nn.Module) -> dict[str, nn.Module]:
+    """PEFT's layers by the name of what they replace."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}

@@ -1,0 +1,118 @@
+"""The base of all tasks: networks, their loss for a batch, and what comes out."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...pixart_core.checkpoint import load_pixart
+from ...pixart_core.layers import Block
+from ...pixart_core.model import PixArt
+from ..config import ConfigError, TrainConfig
+from ..draws import Draws
+from ..export import default_name, write_weights
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Task(ABC):
+    """A trainable network, its average, the frozen ones beside it, and the loss of a batch.
+
+    Args:
+        config: of the command.
+        model: holds the trained parameters, which require a gradient, in float32.
+        average: whether an average of it is kept.
+    """
+
+    command: ClassVar[str]
+    needs_hint: ClassVar[bool] = False
+    sampler: ClassVar[str] = "lcm"
+    """What samples are made with: "lcm" in 4 steps, or "dpm" in 14 with guidance."""
+
+    def __init__(self, config: TrainConfig, model: nn.Module, average: bool):
+        self.config = config
+        self.model = model
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False) if average else None
+        self.frozen: list[nn.Module] = []
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
+        """Scalar loss of a batch.
+
+        Args:
+            model: `self.model`, or what accelerate made of it.
+            batch: see `data.FeatureDataset.batches`, on the device.
+            draws: gives every random number.
+        """
+
+    def ema_decay(self, step: int) -> float:
+        """Decay of the average after `step` steps."""
+        return self.config.ema_decay
+
+    def compile(self) -> None:
+        """Compile the blocks in place: all of a network share one graph, so this takes seconds and not minutes."""
+        for network in (self.model, *self.frozen, *([] if self.ema is None else [self.ema])):
+            for module in network.modules():
+                if isinstance(module, Block):
+                    module.compile()
+
+    def result(self, average: bool = True) -> nn.Module:
+        """What the training made: the averaged network, or the trained one where there is none or none is wanted."""
+        return self.ema if average and self.ema is not None else self.model
+
+    def predictor(self) -> Callable[..., Tensor]:
+        """`result` as a network to draw samples with: called as a PixArt, with `hint` where the task needs one."""
+        return self.result()
+
+    def export(self, folder: Path, step: int | None = None) -> Path:
+        """Write what a run leaves for use elsewhere."""
+        return self.write(folder / default_name(self.model), step=step)
+
+    def write(
+        self, path: Path, layout: str = "authors", dtype: torch.dtype = torch.float16, average: bool = True,
+        step: int | None = None,
+    ) -> Path:  # fmt: skip
+        """Write `result`; see `export.write_weights`. step: after which it was taken, for the description in the file.
+
+        Folders and files are described by their names alone, because the file leaves this machine.
+        """
+        config = self.config.to_dict()
+        config |= {name: Path(config[name]).name for name in ("run", "data", "base", "models")}
+        description: dict[str, Any] = {"training": {"command": self.command, "step": step, "config": config}}
+        return write_weights(self.result(average), path, layout, dtype, description, self.config.base)
+
+    def block_hook(self) -> Callable[..., Tensor] | None:
+        """For the forward of a network that a gradient flows through: gradient checkpointing, if it is asked for."""
+        if not self.config.gradient_checkpointing:
+            return None
+        return functools.partial(_recompute, DTYPES[self.config.precision])
+
+
+def _recompute(dtype: torch.dtype, _index: int, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A block of which only the input is kept. Between blocks the tokens are rounded to the precision of the products,
+    as they are in inference: at 1024 px this halves what 12 pictures take, from 6 GB to 3."""
+    return checkpoint(run, x.to(dtype), use_reentrant=False, preserve_rng_state=False)
+
+
+def load_base(config: TrainConfig, dtype: torch.dtype, reads_null_caption: bool) -> PixArt:
+    """The checkpoint that a training starts from.
+
+    Raises:
+        CheckpointError: if it is none of a PixArt transformer.
+        ConfigError: if it has no null caption and the training reads one.
+    """
+    model = load_pixart(config.base, dtype)
+    if reads_null_caption and model.y_embedder.y_embedding is None:
+        raise ConfigError(
+            f"base {config.base} has no learned null caption, which guidance and dropped captions need: diffusers' "
+            "layout leaves it out. Take the authors' .pth, or a file that this trainer exported"
+        )
+    return model
