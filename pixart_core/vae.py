@@ -88,11 +88,7 @@ def encode(vae, images: Tensor, generator: torch.Generator | None = None) -> Ten
     Raises:
         ValueError: on another shape.
     """
-    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % FACTOR or images.shape[2] % FACTOR:
-        raise ValueError(f"pictures to encode are (B, H, W, 3) with H and W multiples of {FACTOR}, "
-                         f"got shape {tuple(images.shape)}")
-    pixels = (images.permute(0, 3, 1, 2) * 2 - 1).to(vae.device, vae.dtype)
-    encoded = vae.encode(pixels)
+    encoded = _encode(vae, images)
     if hasattr(encoded, "latents"):  # AutoencoderTiny
         latent = encoded.latents
     else:
@@ -101,11 +97,28 @@ def encode(vae, images: Tensor, generator: torch.Generator | None = None) -> Ten
     return latent.float() * vae.config.scaling_factor
 
 
+@torch.no_grad()
+def moments(vae, images: Tensor) -> Tensor:
+    """Pictures as for `encode` -> mean and deviation of AutoencoderKL's posterior (B, 8, H/8, W/8), unscaled, float32;
+    from AutoencoderTiny, which has no posterior, the latent (B, 4, H/8, W/8)."""
+    encoded = _encode(vae, images)
+    if hasattr(encoded, "latents"):
+        return encoded.latents.float()
+    return torch.cat([encoded.latent_dist.mean, encoded.latent_dist.std], dim=1).float()
+
+
 def to_pil(images: Tensor) -> list[Any]:
     """Pictures (B, H, W, 3) in 0 … 1 -> a list of PIL images."""
     from PIL import Image
 
     return [Image.fromarray(image) for image in (images * 255).round().to(torch.uint8).cpu().numpy()]
+
+
+def _encode(vae, images: Tensor):
+    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % FACTOR or images.shape[2] % FACTOR:
+        raise ValueError(f"pictures to encode are (B, H, W, 3) with H and W multiples of {FACTOR}, "
+                         f"got shape {tuple(images.shape)}")
+    return vae.encode((images.permute(0, 3, 1, 2) * 2 - 1).to(vae.device, vae.dtype))
 
 
 def _find_vae(path: Path) -> Path:

@@ -9,7 +9,7 @@ import sys
 from .config import COMMANDS, ConfigError, describe, load_config
 from .run_dir import RunDir
 
-NANO_PARTS = ("autoencoder", "text_encoder", "features", "evaluate", "family")
+NANO_PARTS = ("autoencoder", "text_encoder", "scenes", "hed", "evaluate", "family")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over the file"
         )
+        if name == "prepare":
+            command.add_argument("--dry-run", action="store_true", help="only look at the pictures and report")
     status = commands.add_parser("status", help="print how far a run is")
     status.add_argument("run", help="the run folder")
     nano = commands.add_parser("nano", help="make the parts of the bundled nano family", add_help=False)
@@ -36,15 +38,21 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.command == "nano":
-            importlib.import_module(f".nano.{options.part}", __package__).main(options.arguments)
+            part = "scene_folder" if options.part == "scenes" else options.part
+            importlib.import_module(f".nano.{part}", __package__).main(options.arguments)
             return 0
         if options.command == "status":
             return _status(options.run)
         config = load_config(options.command, options.config, options.set)
+        if options.command == "prepare":
+            from .prepare.run import prepare
+
+            prepare(config, options.dry_run)
+            return 0
         from .loop import train  # torch and accelerate only when there is work for them
 
         train(options.command, config)
-    except (ConfigError, FileNotFoundError, ValueError, RuntimeError) as error:
+    except (ConfigError, OSError, ValueError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

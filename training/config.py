@@ -215,7 +215,53 @@ class ExportConfig(Settings):
     average: bool = setting(True, "the averaged weights, where the run has them, not the last ones")
 
 
+@dataclass(kw_only=True)
+class PrepareConfig(Settings):
+    """`prepare`: check pictures and captions, then cache what training reads: latents, text embeddings, hints."""
+
+    required: ClassVar[tuple[str, ...]] = ("input", "output")
+
+    input: str = setting(
+        "",
+        "folder of pictures with captions beside them (picture.txt or .caption; several lines are different wordings), "
+        "or a list: metadata.jsonl, metadata.csv or data_info.json, or a folder with one",
+    )
+    output: str = setting("", "folder for the dataset and its report; the same command with the same folder resumes")
+    models: str = setting("", "pipeline folder (text_encoder/, tokenizer/, vae/) that encodes")
+    resolution: int = setting(1024, "px of the square bucket; the others have about its area", low=16)
+    multi_aspect: bool = setting(True, "sort pictures into buckets by aspect ratio; false crops all to the square")
+    hints: str = setting(
+        "", "for ControlNet: hed, or a folder of pictures or HED features (.npz) named as the pictures; empty = none"
+    )
+    hed: str = setting("", "ControlNetHED.pth or a narrower one, for hints=hed")
+    pictures: str = setting("", "folder that a list's names are relative to; empty = where the list is")
+    caption_column: str = setting("", "of a list; empty = text, caption or prompt")
+    keep_duplicates: bool = setting(False, "keep pictures whose file is the same as another's")
+    latents: str = setting("", "folder of VAE features (.npy) that PixArt's authors' tools made; empty = encode")
+    embeddings: str = setting("", "folder of T5 features (.npz) that PixArt's authors' tools made; empty = encode")
+    max_tokens: int = setting(120, "tokens that a caption is cut to", low=1)
+    clean_caption: bool = setting(False, "remove addresses, markup and the like from captions, as the authors did")
+    quantization: str = setting("none", "of the text encoder (bitsandbytes)", choices=("none", "int8", "int4"))
+    precision: str = setting(
+        "auto", "of the networks; auto = float32, T5 on a GPU bfloat16", choices=("auto", "fp32", "bf16")
+    )
+    device: str = setting("auto", "where the networks run: auto, cpu, cuda, cuda:1, mps …")
+    batch_size: int = setting(8, "pictures encoded at once", low=1)
+    shard_size: int = setting(512, "largest number of pictures in a shard", low=1)
+    workers: int = setting(2, "processes that read pictures", low=0)
+    part: int = setting(0, "which part of the shards this process makes, 0 … parts - 1", low=0)
+    parts: int = setting(1, "processes or hosts that share the work; torchrun and accelerate launch multiply it", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.part >= self.parts:
+            raise ConfigError(f"part is {self.part}: with parts {self.parts} it must be below {self.parts}")
+        if self.hints == "hed" and not self.hed:
+            raise ConfigError("hints=hed needs hed: the file of the edge detector, ControlNetHED.pth")
+
+
 COMMANDS: dict[str, type[Settings]] = {
+    "prepare": PrepareConfig,
     "finetune": FinetuneConfig,
     "lcd": LcdConfig,
     "lcm-lora": LcmLoraConfig,

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from .processes import die_with_parent
+from .processes import in_order
 from .remote import Place
 from .shards import KIND, VERSION, DataError, ShardInfo
 
@@ -26,7 +25,6 @@ CAPTION_PADDING = 8
 SHUFFLE_WINDOW = 32_768
 """Samples that are shuffled among each other. A dataset of no more is shuffled as a whole; of a larger one the shards
 are shuffled, and this many samples at a time, so that a cache of remote shards can be smaller than the dataset."""
-_PREFETCH = 4
 
 
 class FeatureDataset:
@@ -100,17 +98,8 @@ class FeatureDataset:
             logger.warning("never used, because a batch takes %d pictures of one size: %s", size, ", ".join(small))
         if hint and not self.description.get("hints"):
             raise DataError(f"{self.place} was prepared without hints: run `prepare` again with hints=hed or a folder")
-        loader = DataLoader(
-            _Reader(self, seed, hint),
-            batch_size=None,
-            sampler=self._numbered(size, seed, start, rank, world),
-            num_workers=workers,
-            prefetch_factor=_PREFETCH if workers else None,
-            worker_init_fn=die_with_parent,
-        )
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
+        planned = self._numbered(size, seed, start, rank, world)
+        for batch in in_order(_Reader(self, seed, hint), planned, workers):
             yield {name: value.float() if name in _AS_FLOAT else value for name, value in batch.items()}
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
@@ -168,19 +157,15 @@ _AS_FLOAT = ("caption", "hint")
 """Leave a reading process as they are stored, in half precision: they pass through scarce shared memory."""
 
 
-class _Reader(Dataset):
-    """Planned batches to tensors; runs in the reading processes. Returns a DataError instead of raising it, because a
-    DataLoader would drown its message in a traceback."""
+class _Reader:
+    """Planned batches to tensors; runs in the reading processes."""
 
     def __init__(self, dataset: FeatureDataset, seed: int, hint: bool):
         self.dataset, self.seed, self.hint = dataset, seed, hint
 
-    def __getitem__(self, planned: tuple[int, list[tuple[int, int]]]) -> dict[str, Any] | DataError:
+    def __call__(self, planned: tuple[int, list[tuple[int, int]]]) -> dict[str, Any]:
         number, rows = planned
-        try:
-            return _collate([self._sample(sample, _generator(self.seed, number, row)) for row, sample in rows])
-        except DataError as error:
-            return error
+        return _collate([self._sample(sample, _generator(self.seed, number, row)) for row, sample in rows])
 
     def _sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
         info, row = self.dataset.locate(sample)

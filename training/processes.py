@@ -1,18 +1,71 @@
-"""Helper processes that do not outlive the one that started them."""
+"""Helper processes that read ahead, and do not outlive the one that started them."""
 
 from __future__ import annotations
 
 import ctypes
 import signal
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1
+_AHEAD = 4
+"""Results that each process has ready or under way."""
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """`function` of every item, in their order, computed ahead by `workers` processes, or here if there are none.
+
+    Args:
+        function: picklable where processes are spawned, not forked (Windows, macOS). What it raises is raised here.
+        items: without end, if you like.
+    """
+    loader = DataLoader(
+        _Calls(function),
+        batch_size=None,
+        sampler=items,
+        num_workers=workers,
+        prefetch_factor=_AHEAD if workers else None,
+        collate_fn=_unchanged,
+        worker_init_fn=die_with_parent,
+    )
+    for result in loader:
+        if isinstance(result, _Failure):
+            raise result.error
+        yield result
 
 
 def die_with_parent(_worker: int = 0) -> None:
-    """Have the kernel kill this process when its parent is gone, even by `kill -9`. A DataLoader's worker_init_fn.
+    """Have the kernel kill this process when its parent is gone, even by `kill -9`.
 
     Linux only; elsewhere a DataLoader's worker notices by itself within five seconds.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class _Failure:
+    """An error on its way home: raised in a worker, a DataLoader would drown its message in a traceback."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+
+class _Calls(Dataset):
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __getitem__(self, item):
+        try:
+            return self.function(item)
+        except Exception as error:
+            return _Failure(error)
+
+
+def _unchanged(result):
+    return result

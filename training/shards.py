@@ -91,6 +91,15 @@ def _decode(part: str, data: bytes) -> Any:
     return json.loads(data) if part == "json" else np.load(io.BytesIO(data), allow_pickle=False)
 
 
+def hash_file(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 class HashingFile:
     """A file that is hashed and counted as it is written."""
 

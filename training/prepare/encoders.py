@@ -1,0 +1,127 @@
+"""The frozen networks that turn inputs into samples: autoencoder, text encoder, edge detector."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...pixart_core.hed import detect, load_hed
+from ...pixart_core.pipeline import default_device
+from ...pixart_core.text import TextEncoder, weight_files
+from ...pixart_core.vae import load_vae, moments
+from ..config import ConfigError, PrepareConfig
+from ..shards import DataError, hash_file
+from .inputs import Inputs
+
+_OFFICIAL_SCALE = 0.18215
+"""Of the latents in the authors' caches: Stable Diffusion's autoencoder."""
+_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Encoders:
+    """Loads each network when it is first needed."""
+
+    def __init__(self, config: PrepareConfig):
+        self.config = config
+        if config.device != "auto":
+            self.device = torch.device(config.device)
+        else:
+            self.device = default_device()
+            if self.device.type == "cuda":
+                self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+    @functools.cached_property
+    def vae(self):
+        # float32 unless told otherwise, as the authors: what is cached once should not carry a network's rounding.
+        return load_vae(self._models(), _DTYPES[self.config.precision] or torch.float32, self.device)
+
+    @functools.cached_property
+    def text(self) -> TextEncoder:
+        dtype = _DTYPES[self.config.precision]
+        return TextEncoder.from_pretrained(self._models(), dtype, self.device, self.config.quantization)
+
+    @functools.cached_property
+    def hed(self):
+        return load_hed(self.config.hed, device=self.device)
+
+    @property
+    def needs_vae(self) -> bool:
+        """Whether anything is left for the autoencoder to do."""
+        return not self.config.latents or bool(self.config.hints)
+
+    def identity(self) -> dict[str, Any]:
+        """Names the networks and settings that decide what a sample holds."""
+        config = self.config
+        named: dict[str, Any] = {"max_tokens": config.max_tokens, "batch_size": config.batch_size}
+        if self.needs_vae:
+            folder = Path(self._models())
+            folder = folder / "vae" if (folder / "vae").is_dir() else folder
+            named["vae"] = [hash_file(file) for file in weight_files(folder)], config.precision
+        if not config.embeddings:
+            named["text"] = self.text.identity, config.clean_caption
+        if config.hints == "hed":
+            named["hed"] = hash_file(Path(config.hed))
+        return named
+
+    def shape(self) -> tuple[int, int]:
+        """Channels of the moments and of the embeddings that are stored; PixArt-α's where no network says it."""
+        has_vae, has_text = self.needs_vae and self.config.models, not self.config.embeddings and self.config.models
+        moments = 4 if has_vae and not hasattr(self.vae.config, "down_block_types") else 8
+        return moments, self.text.width if has_text else 4096
+
+    def scaling_factor(self) -> float:
+        """What latents are multiplied by before a transformer sees them."""
+        return self.vae.config.scaling_factor if self.needs_vae else _OFFICIAL_SCALE
+
+    def encode(self, batch: Sequence[Inputs]) -> list[dict[str, Any]]:
+        """The parts of samples (see `shards`) of pictures of one bucket. The same batch gives the same bits.
+
+        Raises:
+            DataError: naming the picture whose features are not finite in half precision.
+        """
+        samples = [{**inputs.cached} for inputs in batch]
+        pictures = None
+        if batch[0].picture is not None:
+            pictures = self._tensor([inputs.picture for inputs in batch])
+        if "moments.npy" not in samples[0]:
+            self._add(samples, "moments.npy", moments(self.vae, pictures))
+        if self.config.hints == "hed":
+            self._add(samples, "hint.npy", moments(self.vae, detect(self.hed, pictures).expand(-1, -1, -1, 3)))
+        elif batch[0].hint is not None:
+            self._add(samples, "hint.npy", moments(self.vae, self._tensor([inputs.hint for inputs in batch])))
+        if not self.config.embeddings:
+            self._add_captions(samples, batch)
+        for inputs, sample in zip(batch, samples, strict=True):
+            for part, array in sample.items():
+                if isinstance(array, np.ndarray) and not np.isfinite(array).all():
+                    raise DataError(f"{inputs.source.name}: its {part} is not finite in half precision")
+        return samples
+
+    def _add_captions(self, samples: list[dict[str, Any]], batch: Sequence[Inputs]) -> None:
+        wordings = [text for inputs in batch for text in inputs.captions]
+        embeddings, mask = self.text.encode(wordings, self.config.max_tokens, self.config.clean_caption)
+        embeddings, lengths = embeddings.half().cpu().numpy(), mask.sum(1).tolist()
+        rows = iter(zip(embeddings, lengths, strict=True))
+        for inputs, sample in zip(batch, samples, strict=True):
+            own = [embedding[:length] for embedding, length in itertools.islice(rows, len(inputs.captions))]
+            sample["caption.npy"], sample["tokens"] = np.concatenate(own), list(map(len, own))
+
+    def _tensor(self, pictures: list[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(pictures)).to(self.device).float() / 255
+
+    @staticmethod
+    def _add(samples: list[dict[str, Any]], part: str, values: torch.Tensor) -> None:
+        for sample, value in zip(samples, values.half().cpu().numpy(), strict=True):
+            sample[part] = value
+
+    def _models(self) -> str:
+        if not self.config.models:
+            raise ConfigError("models is not set: the pipeline folder with text_encoder/, tokenizer/ and vae/")
+        return self.config.models

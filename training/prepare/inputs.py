@@ -1,0 +1,137 @@
+"""What a sample is made from: the picture, its hint and captions, read and checked. Runs in the reading processes."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..config import PrepareConfig
+from .official import find_cached, read_embedding, read_moments
+from .pictures import MAX_RATIO, PictureError, fit, open_picture
+from .sources import CAPTION_SUFFIXES, SUFFIXES, Source
+
+_HINT_SUFFIXES = (".npz", ".npy", *sorted(SUFFIXES))
+
+
+class HintError(ValueError):
+    """No hint picture, or one that does not fit its picture."""
+
+
+@dataclass
+class Inputs:
+    """Everything about one picture that needs no network, for a bucket (height, width in px)."""
+
+    source: Source
+    size: tuple[int, int]
+    """Height, width of the original."""
+    captions: tuple[str, ...]
+    picture: np.ndarray | None = None
+    """uint8 (height, width, 3); None if its latent is in a cache, and no network wants to see it."""
+    hint: np.ndarray | None = None
+    """uint8 likewise, if hints are pictures."""
+    cached: dict[str, np.ndarray] = field(default_factory=dict)
+    """Parts of the sample that the authors' caches hold already, by name."""
+
+
+class InputReader:
+    """Reads `Inputs` as the settings say."""
+
+    def __init__(self, config: PrepareConfig):
+        self.config = config
+        self.hint_folder = config.hints if config.hints not in ("", "hed") else ""
+        self.needs_picture = not config.latents or config.hints == "hed"
+
+    def files(self, source: Source) -> list[Path]:
+        """Every file that a sample is made from; of those that are missing, where it should be."""
+        config, found = self.config, []
+        if self.needs_picture:
+            found.append(source.path)
+        if config.latents:
+            found.append(find_cached(config.latents, source.name, (".npy",)))
+        if config.embeddings:
+            found.append(find_cached(config.embeddings, source.name, (".npz",)))
+        elif source.listed is None:
+            found += [source.path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+        if self.hint_folder:
+            found.append(find_cached(self.hint_folder, source.name, _HINT_SUFFIXES))
+        return [file for file in found if file is not None]
+
+    def read(self, source: Source, bucket: tuple[int, int] | None = None) -> Inputs:
+        """Read one.
+
+        Args:
+            bucket: height, width to fit pictures to; None leaves them out, everything is only checked.
+
+        Raises:
+            PictureError, CaptionError, HintError: saying what is wrong.
+        """
+        cached = {}
+        picture = open_picture(source.path) if self.needs_picture else None
+        if self.config.latents:
+            cached["moments.npy"] = read_moments(_need(self.config.latents, source, (".npy",)))
+        size = (picture.height, picture.width) if picture else source.size or _pixels(cached["moments.npy"])
+        if self.config.embeddings:
+            cached["caption.npy"] = read_embedding(_need(self.config.embeddings, source, (".npz",)))
+        captions = source.listed or () if self.config.embeddings else source.captions()
+        inputs = Inputs(source, size, captions, cached=cached)
+        if bucket is not None and picture is not None:
+            inputs.picture = fit(picture, *bucket)
+        if self.hint_folder:
+            self._read_hint(inputs, bucket)
+        return inputs
+
+    def _read_hint(self, inputs: Inputs, bucket: tuple[int, int] | None) -> None:
+        file = find_cached(self.hint_folder, inputs.source.name, _HINT_SUFFIXES)
+        if file is None:
+            raise HintError(f"there is no hint of this name in {self.hint_folder}")
+        try:
+            if file.suffix in (".npz", ".npy"):
+                hint = inputs.cached["hint.npy"] = read_moments(file)
+                if bucket is not None and _pixels(hint) != bucket:
+                    raise HintError(f"its hint is prepared for {_text(_pixels(hint))} px, it for {_text(bucket)} px")
+                return
+            hint = open_picture(file)
+        except PictureError as error:
+            raise HintError(f"its hint: {error}") from error
+        if not _same_shape(hint, inputs.size):
+            size = _text((hint.height, hint.width))
+            raise HintError(f"its hint is {size} px, of another shape than its {_text(inputs.size)} px")
+        if bucket is not None:
+            inputs.hint = fit(hint, *bucket)
+
+
+def check_ratio(size: tuple[int, int]) -> None:
+    """Raises PictureError if a picture (height, width) is longer than any bucket."""
+    ratio = max(size) / min(size)
+    if ratio > MAX_RATIO:
+        raise PictureError(f"{_text(size)} px: a side is {ratio:.1f} times the other, more than {MAX_RATIO}")
+
+
+def digest(data: bytes) -> str:
+    """A name for content."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _need(folder: str, source: Source, suffixes: tuple[str, ...]) -> Path:
+    file = find_cached(folder, source.name, suffixes)
+    if file is None:
+        raise PictureError(f"there is no feature file ({', '.join(suffixes)}) of this name in {folder}")
+    return file
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _pixels(moments: np.ndarray) -> tuple[int, int]:
+    return moments.shape[1] * 8, moments.shape[2] * 8
+
+
+def _same_shape(hint: Image.Image, size: tuple[int, int]) -> bool:
+    """Whether a hint, enlarged to the picture, is at most a pixel of either off."""
+    height = hint.height * size[1] / hint.width
+    return abs(height - size[0]) <= max(1, size[1] / hint.width)

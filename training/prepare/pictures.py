@@ -1,0 +1,81 @@
+"""Pictures as the networks are shown them: upright, RGB, resized and cropped to their bucket as PixArt's authors do."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ...pixart_core.resolution import Bins, bins
+
+_STEP = 16
+"""Sides are multiples of this many px: a latent pixel is 8, a patch two of them."""
+MAX_RATIO = 4
+"""Pictures longer than this are left out, as the authors do."""
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used."""
+
+
+def buckets(resolution: int, multi_aspect: bool = True) -> Bins:
+    """Height / width -> (height, width) in px: the authors' 40 for training, scaled; or the square alone.
+
+    Of a resolution that divides their table unevenly (128), the sizes remain that come out as multiples of 16.
+    """
+    if not multi_aspect:
+        return {1.0: (resolution, resolution)}
+    scaled = {
+        ratio: (height * resolution / 1024, width * resolution / 1024)
+        for ratio, (height, width) in bins(1024, training=True).items()
+    }
+    return {
+        ratio: (int(height), int(width))
+        for ratio, (height, width) in scaled.items()
+        if height % _STEP == 0 and width % _STEP == 0
+    }
+
+
+def nearest_bucket(height: int, width: int, table: Bins) -> float:
+    """The key of `table` nearest to height / width; a tie goes to the smaller one."""
+    return min(table, key=lambda ratio: abs(ratio - height / width))
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture as RGB, the way up that its camera noted, on white where it is transparent.
+
+    Raises:
+        PictureError: saying what is wrong.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a large scan; the error is another class
+            with Image.open(path) as file:
+                picture = ImageOps.exif_transpose(file)
+                picture.load()
+    except FileNotFoundError as error:
+        raise PictureError("there is no such file") from error
+    except Exception as error:  # Pillow's plugins raise whatever their formats lead them to
+        raise PictureError(f"{type(error).__name__}: {error}".split(str(path))[0].rstrip(" '")) from error
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        raise PictureError(f"it has more than 8 bits a channel (mode {picture.mode}): save it as 8-bit RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def fit(picture: Image.Image, height: int, width: int) -> np.ndarray:
+    """Cover height x width, cut the overhang off both sides equally: uint8 (height, width, 3).
+
+    The arithmetic is that of the authors' InternalDataMS (torchvision's Resize, bicubic, and CenterCrop on PIL).
+    """
+    if height / picture.height > width / picture.width:
+        resized = height, max(int(picture.width * height / picture.height), width)
+    else:
+        resized = max(int(picture.height * width / picture.width), height), width
+    picture = picture.resize((resized[1], resized[0]), Image.Resampling.BICUBIC)
+    top, left = round((resized[0] - height) / 2), round((resized[1] - width) / 2)
+    return np.asarray(picture.crop((left, top, left + width, top + height)))

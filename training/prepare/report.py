@@ -1,0 +1,85 @@
+"""What was found among the pictures, for people (report.txt) and programs (report.json)."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...pixart_core.weightfile import save_json
+from .sources import Source
+from .survey import PROBLEMS, Finding
+
+_FEW = 16
+"""Pictures of a bucket that are few: a batch of the usual size takes more."""
+_NAMED = 20
+"""Pictures left out for one reason that report.txt names; report.json names all."""
+
+
+@dataclass
+class Report:
+    """The result of looking at all pictures."""
+
+    input: str
+    pictures: int
+    usable: int
+    left_out: dict[str, list[tuple[str, str]]]
+    """Problem -> name and why, of every picture left out."""
+    buckets: dict[str, int]
+    """"HEIGHTxWIDTH" in px -> pictures."""
+    enlarged: int
+    """Pictures smaller than their bucket."""
+    wordings: int
+    shards: int
+    bytes: int
+    """What the shards take, about."""
+    free: int
+    """Bytes on the disk of the output."""
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{self.pictures} pictures in {self.input}: {self.usable} can be used"]
+        for problem, entries in self.left_out.items():
+            lines.append(f"  left out, {PROBLEMS[problem]}: {len(entries)}")
+            lines += [f"    {name}: {why}" for name, why in entries[:_NAMED]]
+            if len(entries) > _NAMED:
+                lines.append(f"    … and {len(entries) - _NAMED} more, see report.json")
+        lines.append(f"{self.wordings} captions, {self.wordings / max(1, self.usable):.1f} a picture")
+        if self.enlarged:
+            lines.append(f"{self.enlarged} pictures are smaller than their bucket and will be enlarged")
+        lines.append("buckets (height x width in px)")
+        lines += [f"  {size:>9} {count:>9}" + ("  few" if count < _FEW else "") for size, count in self.buckets.items()]
+        if any(count < _FEW for count in self.buckets.values()):
+            lines.append(
+                "  A batch takes pictures of one bucket: train with batch_size no larger than a bucket that is "
+                "to be used, or prepare with multi_aspect=false"
+            )
+        lines.append(f"{self.shards} shards, about {_size(self.bytes)}; {_size(self.free)} are free")
+        return "\n".join(lines)
+
+    def write(self, folder: Path) -> None:
+        """Write report.txt and report.json."""
+        save_json(asdict(self), folder / "report.json")
+        temporary = folder / f".report.txt.{os.getpid()}.tmp"
+        temporary.write_text(self.text() + "\n", "utf-8")
+        temporary.replace(folder / "report.txt")
+
+
+def left_out(sources: list[Source], findings: list[Finding]) -> dict[str, list[tuple[str, str]]]:
+    """Problem -> name and why of every picture that has it; in the order of PROBLEMS."""
+    out = {problem: [] for problem in PROBLEMS}
+    for source, finding in zip(sources, findings, strict=True):
+        if finding.problem:
+            out[finding.problem].append((source.name, finding.why))
+    return {problem: entries for problem, entries in out.items() if entries}
+
+
+def count_buckets(findings: list[Finding]) -> dict[str, int]:
+    """Usable pictures of each size."""
+    counts = Counter(finding.bucket for finding in findings if not finding.problem)
+    return {f"{height}x{width}": count for (height, width), count in sorted(counts.items())}
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

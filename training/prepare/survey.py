@@ -1,0 +1,134 @@
+"""Look at every picture before the first is encoded: can it be read, has it a caption, which bucket is it for?
+
+What was found is kept in survey/00000.json … (a chunk of pictures each), so that a second run, and the other parts of
+the same one, need not look again at files that have not changed since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from ...pixart_core.weightfile import save_json
+from ..config import PrepareConfig
+from ..processes import in_order
+from .inputs import HintError, InputReader, check_ratio, digest
+from .pictures import PictureError, buckets, nearest_bucket
+from .sources import CaptionError, Source
+
+CHUNK = 1024
+"""Pictures whose findings share a file."""
+PROBLEMS = {
+    "unreadable": "cannot be read",
+    "caption": "without a caption",
+    "elongated": "too long",
+    "hint": "without a usable hint",
+    "duplicate": "the same as another",
+}
+"""Why pictures are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is known about a picture."""
+
+    problem: str = ""
+    """A key of PROBLEMS; empty = it can be used."""
+    why: str = ""
+    height: int = 0
+    width: int = 0
+    ratio: float = 0.0
+    """Key of its bucket."""
+    bucket: tuple[int, int] = (0, 0)
+    """Height, width in px."""
+    picture: str = ""
+    """Names the content of the picture's file."""
+    content: str = ""
+    """Names the content of everything that the sample is made from."""
+    letters: tuple[int, ...] = ()
+    """Length of each wording."""
+
+
+class Surveyor:
+    """Makes findings; runs in the reading processes."""
+
+    def __init__(self, config: PrepareConfig):
+        self.reader = InputReader(config)
+        self.buckets = buckets(config.resolution, config.multi_aspect)
+
+    def __call__(self, source: Source) -> Finding:
+        try:
+            inputs = self.reader.read(source)
+        except CaptionError as error:
+            return Finding("caption", str(error))
+        except HintError as error:
+            return Finding("hint", str(error))
+        except PictureError as error:
+            return Finding("unreadable", str(error))
+        try:
+            check_ratio(inputs.size)
+        except PictureError as error:
+            return Finding("elongated", str(error), *inputs.size)
+        latent = inputs.cached.get("moments.npy")
+        shape = inputs.size if latent is None else (latent.shape[1] * 8, latent.shape[2] * 8)
+        ratio = nearest_bucket(*shape, self.buckets)
+        bucket = self.buckets[ratio] if latent is None else shape
+        contents = [digest(file.read_bytes()) for file in self.reader.files(source) if file.is_file()]
+        content = digest(json.dumps([source.name, inputs.captions, contents]).encode())
+        return Finding("", "", *inputs.size, ratio, bucket, contents[0], content, tuple(map(len, inputs.captions)))
+
+    def fingerprint(self, sources: list[Source]) -> str:
+        """Names the state that the sources' files are in, without reading them."""
+        config = self.reader.config
+        told = [config.resolution, config.multi_aspect, config.latents, config.embeddings, config.hints]
+        for source in sources:
+            told.append([source.name, source.listed, source.size])
+            for file in self.reader.files(source):
+                state = file.stat() if file.exists() else None
+                told.append([str(file), state and state.st_size, state and state.st_mtime_ns])
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def survey(sources: list[Source], config: PrepareConfig, part: int, parts: int, say: Callable[[str], None]):
+    """The findings of all sources, in their order, duplicates marked.
+
+    Each of `parts` processes begins with another chunk, so that together they look at every file about once.
+    """
+    surveyor = Surveyor(config)
+    folder = Path(config.output) / "survey"
+    folder.mkdir(parents=True, exist_ok=True)
+    chunks = [sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK)]
+    findings: list[list[Finding]] = [[] for _ in chunks]
+    first = part * len(chunks) // parts
+    for done, index in enumerate([*range(first, len(chunks)), *range(first)], 1):
+        file, state = folder / f"{index:05d}.json", surveyor.fingerprint(chunks[index])
+        findings[index] = _load(file, state)
+        if not findings[index]:
+            findings[index] = list(in_order(surveyor, chunks[index], config.workers))
+            save_json({"state": state, "findings": [astuple(finding) for finding in findings[index]]}, file)
+            say(f"looked at {min(done * CHUNK, len(sources))} of {len(sources)} pictures")
+    return _without_duplicates(sources, [finding for chunk in findings for finding in chunk], config.keep_duplicates)
+
+
+def _load(file: Path, state: str) -> list[Finding]:
+    try:
+        stored = json.loads(file.read_text())
+    except (OSError, ValueError):  # not there, or from a disk that was full
+        return []
+    if stored.get("state") != state:
+        return []
+    return [Finding(*row[:5], tuple(row[5]), *row[6:8], tuple(row[8])) for row in stored["findings"]]
+
+
+def _without_duplicates(sources: list[Source], findings: list[Finding], keep: bool) -> list[Finding]:
+    first: dict[str, str] = {}
+    out = []
+    for source, finding in zip(sources, findings, strict=True):
+        same = finding.picture and first.setdefault(finding.picture, source.name)
+        if same and same != source.name and not keep:
+            finding = Finding("duplicate", f"as {same}")
+        out.append(finding)
+    return out
