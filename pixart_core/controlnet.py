@@ -109,5 +109,21 @@ class ControlNetUNet(ControlNetTransformer):
                              f"depth / 2 = {config.depth / 2:g}, got {copy_blocks_num}")
 
 
+def hint_rgb(hint: Tensor) -> Tensor:
+    """Hint pictures (B, C, H, W) -> (B, 3, H, W) float32: grey is repeated, RGBA put on black, which is no edge.
+
+    Raises:
+        ValueError: on another number of channels, or NaN.
+    """
+    if hint.ndim != 4 or hint.shape[1] not in (1, 3, 4):
+        raise ValueError(f"a hint has 1 (grey), 3 (RGB) or 4 (RGBA) channels, got shape {tuple(hint.shape)}")
+    hint = hint.float()
+    if not hint.isfinite().all():
+        raise ValueError("the hint picture holds NaN or infinite values: look at the node that made it")
+    if hint.shape[1] == 4:
+        hint = hint[:, :3] * hint[:, 3:]
+    return hint.expand(-1, 3, -1, -1)
+
+
 WIRINGS = {kind.wiring: kind for kind in (ControlNetTransformer, ControlNetUNet)}
 """The ControlNet class of each wiring that a file may name."""

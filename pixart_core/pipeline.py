@@ -6,6 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_controlnet, load_pixart
+from .controlnet import hint_rgb
 from .functional import preferred_dtype
 from .lcm import ModelFn, lcm_timesteps, sample_lcm
 from .memory import MemoryPlan, TextShape, VaeShape, memory_plan
@@ -96,7 +98,8 @@ class Pipeline:
     def __call__(self, prompt: str | Sequence[str], steps: int | None = None, seed: int = 0, width: int | None = None,
                  height: int | None = None, grid: str = "diffusers", negative_prompt: str = "",
                  guidance: float | None = None, sampler: str = "lcm", hint=None, batch: int = 1,
-                 callback: Callback | None = None, use_bins: bool = False, clean_caption: bool = False) -> list[Any]:
+                 callback: Callback | None = None, use_bins: bool = False, clean_caption: bool = False,
+                 hint_strength: float = 1.0, hint_start: float = 0.0, hint_end: float = 1.0) -> list[Any]:
         """Make pictures.
 
         Args:
@@ -109,12 +112,15 @@ class Pipeline:
             negative_prompt: what guidance leads away from; "" takes the learned null caption if the model has one.
             guidance: None = off for "lcm" (it is distilled into the model), 4.5 for "dpm"; 0 and 1 are off.
             sampler: "lcm" for PixArt-δ, "dpm" (DPM-Solver++) for PixArt-α.
-            hint: edge map for the ControlNet-Transformer: a PIL image, pictures (B, H, W, 3) in 0 … 1, or their scaled
-                latent (B, 4, h, w).
+            hint: edge map for the ControlNet: a PIL image, pictures (B, H, W, 3) in 0 … 1 (or 1 or 4 channels, see
+                `hint_rgb`), or their scaled latent (B, 4, h, w).
             batch: pictures of every prompt.
             callback: called as callback(step, denoised latent) after every step; raising from it stops the run.
             use_bins: sample at the nearest size that the model was trained at, then resize and crop.
             clean_caption: see `text.normalize_prompt`.
+            hint_strength: factor of the ControlNet's residuals; 0 is as without a hint.
+            hint_start, hint_end: part of the sampling that is controlled, 0 … 1, counted as ComfyUI does: timesteps
+                from 999·(1 − start) down to 999·(1 − end).
 
         Returns:
             len(prompts) · batch PIL images.
@@ -126,7 +132,7 @@ class Pipeline:
         asked = self._size(width, height)
         size = nearest_bin(*asked, self.transformer.config.input_size * FACTOR) if use_bins else asked
         latent = self.sample(prompt, steps, seed, size[1], size[0], grid, negative_prompt, guidance, sampler, hint,
-                             batch, callback, clean_caption)
+                             batch, callback, clean_caption, hint_strength, hint_start, hint_end)
         with self._stage("decode"):
             return to_pil(decode(self.vae, latent, asked))
 
@@ -134,7 +140,8 @@ class Pipeline:
     def sample(self, prompt: str | Sequence[str], steps: int | None = None, seed: int = 0, width: int | None = None,
                height: int | None = None, grid: str = "diffusers", negative_prompt: str = "",
                guidance: float | None = None, sampler: str = "lcm", hint=None, batch: int = 1,
-               callback: Callback | None = None, clean_caption: bool = False) -> Tensor:
+               callback: Callback | None = None, clean_caption: bool = False, hint_strength: float = 1.0,
+               hint_start: float = 0.0, hint_end: float = 1.0) -> Tensor:
         """As `__call__`, but returns the latent (B, 4, height / 8, width / 8), float32."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         height, width = self._size(width, height)
@@ -146,18 +153,22 @@ class Pipeline:
         timesteps = lcm_timesteps(steps, grid) if sampler == "lcm" else _dpm_steps(steps)
         guidance = _GUIDANCE[sampler] if guidance is None else guidance
         if hint is not None and self._controlnet_path is None:
-            raise ValueError("a hint needs a ControlNet-Transformer: give from_pretrained a controlnet")
+            raise ValueError("a hint needs a ControlNet: give from_pretrained a controlnet")
+        if not 0 <= hint_start <= hint_end <= 1:
+            raise ValueError(f"hint_start and hint_end are 0 … 1 in this order, got {hint_start:g} and {hint_end:g}")
         if sampler == "lcm" and guidance > 1:
             logger.warning("guidance %g on LCM sampling: a distilled model has its guidance built in", guidance)
         self.seconds = {}
 
         with self._stage("encode"):
             conditions = self._encode(prompts, negative_prompt, guidance > 1, batch, clean_caption)
-        if hint is not None:
+        control = None
+        if hint is not None and hint_strength:
             with self._stage("hint"):
-                hint = self._hint_latent(hint, height, width, len(prompts) * batch)
+                latent = self._hint_latent(hint, height, width, len(prompts) * batch)
+            control = _Control(latent, hint_strength, 999 * (1 - hint_start), 999 * (1 - hint_end))
         with self._stage("sample"):
-            model_fn = self._model_fn(*conditions, hint, guidance)
+            model_fn = self._model_fn(*conditions, control, guidance)
             generator = torch.Generator("cpu").manual_seed(seed)
             shape = (len(prompts) * batch, self.transformer.config.in_channels, height // FACTOR, width // FACTOR)
             noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.device)
@@ -199,16 +210,18 @@ class Pipeline:
         null, null_mask = caption[count:].expand(count * batch, -1, -1), mask[count:].expand(count * batch, -1)
         return torch.cat([conditional, null]), torch.cat([conditional_mask, null_mask])
 
-    def _model_fn(self, caption: Tensor, mask: Tensor, hint: Tensor | None, guidance: float) -> ModelFn:
+    def _model_fn(self, caption: Tensor, mask: Tensor, control: _Control | None, guidance: float) -> ModelFn:
         """(latent, timestep) -> epsilon, guided if there is an unconditional half."""
         channels = self.transformer.config.in_channels
 
         def epsilon(latent: Tensor, timestep: Tensor) -> Tensor:
             halves = len(caption) // len(latent)
             latent, timestep = latent.repeat(halves, 1, 1, 1), timestep.repeat(halves)
-            control = None if hint is None else self._controlnet(
-                self.transformer, latent, timestep, caption, hint.repeat(halves, 1, 1, 1), mask)
-            out = self.transformer(latent, timestep, caption, mask, control=control)[:, :channels].float()
+            residuals = None
+            if control is not None and control.covers(timestep):
+                hint = control.hint.repeat(halves, 1, 1, 1)
+                residuals = control.scaled(self._controlnet(self.transformer, latent, timestep, caption, hint, mask))
+            out = self.transformer(latent, timestep, caption, mask, control=residuals)[:, :channels].float()
             if halves == 1:
                 return out
             conditional, unconditional = out.chunk(2)
@@ -220,18 +233,40 @@ class Pipeline:
         if not isinstance(hint, Tensor):
             import numpy
 
-            hint = torch.from_numpy(numpy.array(hint.convert("RGB"))).float()[None] / 255
-        if hint.ndim == 4 and hint.shape[-1] == 3:
-            pictures = resize_and_crop(hint.float().permute(0, 3, 1, 2), height, width)
+            mode = "RGBA" if hint.has_transparency_data else "RGB"
+            hint = torch.from_numpy(numpy.array(hint.convert(mode))).float()[None] / 255
+        if hint.ndim == 4 and hint.shape[-1] in (1, 3, 4) and hint.shape[1] != self.transformer.config.in_channels:
+            pictures = resize_and_crop(hint_rgb(hint.movedim(-1, 1)), height, width)
             hint = encode(self.vae, pictures.permute(0, 2, 3, 1))
         shape = (self.transformer.config.in_channels, height // FACTOR, width // FACTOR)
         if tuple(hint.shape[1:]) != shape or len(hint) not in (1, count):
             raise ValueError(f"a hint is a PIL image, 1 or {count} pictures (B, H, W, 3), or a latent (B, "
                              f"{', '.join(map(str, shape))}); got shape {tuple(hint.shape)}")
+        if not hint.isfinite().all():
+            raise ValueError("the hint's latent holds NaN or infinite values: the autoencoder is damaged, or its dtype "
+                             "overflows")
         return hint.to(self.device).expand(count, -1, -1, -1)
 
     def _stage(self, name: str) -> _Stage:
         return _Stage(self, name)
+
+
+@dataclass(frozen=True)
+class _Control:
+    """A hint and where it acts."""
+
+    hint: Tensor
+    """(B, in_channels, h, w): scaled latent."""
+    strength: float
+    first: float
+    last: float
+    """Timesteps between which it acts, first > last."""
+
+    def covers(self, timestep: Tensor) -> bool:
+        return (self.first, self.last) == (999, 0) or self.last <= float(timestep[0]) <= self.first
+
+    def scaled(self, residuals: list[Tensor | None]) -> list[Tensor | None]:
+        return residuals if self.strength == 1 else [r if r is None else self.strength * r for r in residuals]
 
 
 class _Stage:

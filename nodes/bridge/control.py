@@ -14,7 +14,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import inspect_file, read_controlnet
-from ...pixart_core.controlnet import WIRINGS, ControlNetTransformer
+from ...pixart_core.controlnet import WIRINGS, ControlNetTransformer, hint_rgb
 from ...pixart_core.resolution import resize_and_crop
 from ...pixart_core.vae import FACTOR
 from .model import PixArtDeltaConfig, PixArtUNet, aspect_ratio, attention_for, load_model, pick_dtypes
@@ -111,22 +111,6 @@ def _require_fit(net: ControlNetTransformer, base) -> None:
     except ValueError as error:
         raise ValueError(f"this ControlNet does not fit a MODEL of {other.depth} blocks ({error}): load the ControlNet "
                          "that was trained on this model") from error
-
-
-def hint_rgb(hint: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, 3, H, W) float32: grey is repeated, RGBA put on black, which is no edge.
-
-    Raises:
-        ValueError: on another number of channels, or NaN.
-    """
-    if hint.ndim != 4 or hint.shape[1] not in (1, 3, 4):
-        raise ValueError(f"a hint has 1 (grey), 3 (RGB) or 4 (RGBA) channels, got shape {tuple(hint.shape)}")
-    hint = hint.float()
-    if not hint.isfinite().all():
-        raise ValueError("the hint picture holds NaN or infinite values: look at the node that made it")
-    if hint.shape[1] == 4:
-        hint = hint[:, :3] * hint[:, 3:]
-    return hint.expand(-1, 3, -1, -1)
 
 
 def fit_hint(hint: Tensor, height: int, width: int, mode: str) -> Tensor:
