@@ -1,56 +1,209 @@
-"""The whole state of a run in one safetensors file, written atomically: weights, EMA, optimiser; the step is metadata.
+"""The whole state of a run in one safetensors file, whatever the number of processes that write and read it.
 
-Data order, noise and timesteps depend on seed and step alone, so no random state needs saving.
+Tensors are named as in `Engine.tensors`. The metadata entry `training` says the rest: step, engine's numbers, what the
+state belongs to, and a checksum of every tensor. A file has its name when it is complete and on the disk, not before.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from ..pixart_core.convert import summary
 from ..pixart_core.weightfile import CheckpointError, save_weights
+from .distribute import from_main, like, local, on_main, whole
+from .engine import Engine
 from .run_dir import RunDir
 
 
-def save_checkpoint(
-    run: RunDir, step: int, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, keep: int
-) -> Path:
-    """Write the checkpoint of `step`, then delete all but the newest `keep`."""
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    state |= {f"ema.{name}": tensor for name, tensor in ema.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        state |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-    path = save_weights(state, run.checkpoint(step), {"training": json.dumps({"step": step})})
-    for old in run.checkpoints()[:-keep]:
-        old.unlink()
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that was read and found undamaged."""
+
+    path: Path
+    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    """Name -> shape and type."""
+    facts: dict[str, Any]
+    """`step`, `numbers`, `frozen`, `global_batch`, `pending` and `checksums`."""
+
+
+def check_disk(run: RunDir, engine: Engine) -> None:
+    """Whether the run's checkpoints will fit beside what is on its disk.
+
+    Raises:
+        CheckpointError: if they will not.
+    """
+    config = engine.config
+    # One more than are kept, because the newest is written before the oldest is deleted.
+    needed = engine.checkpoint_bytes() * (config.keep_checkpoints + 1)
+    needed -= sum(file.stat().st_size for file in run.checkpoints())
+    free = shutil.disk_usage(run.path).free
+    if needed > free:
+        raise CheckpointError(
+            f"the checkpoints of {run.path} take {needed / 1e9:.2f} GB more, but only {free / 1e9:.2f} GB are free "
+            f"there: free some space, lower keep_checkpoints ({config.keep_checkpoints}), or choose another run folder"
+        )
+
+
+def save_checkpoint(run: RunDir, engine: Engine, step: int, pending: Any, keep: int) -> Path:
+    """Write the checkpoint of `step`, then delete all but the newest `keep`. All processes must call it.
+
+    Args:
+        pending: what the loop wants back after resuming, ready for JSON.
+
+    Raises:
+        CheckpointError: if the disk is full; earlier checkpoints are as they were.
+    """
+    path = run.checkpoint(step)
+    state = _gather(engine)
+
+    def write() -> None:
+        facts = {
+            "step": step,
+            "numbers": engine.numbers(),
+            "frozen": engine.frozen_fingerprint,
+            "global_batch": engine.global_batch,
+            "pending": pending,
+            "checksums": _checksums(state),
+        }
+        save_weights(state, path, {"training": json.dumps(facts)})
+        for old in run.checkpoints()[:-keep]:
+            old.unlink()
+
+    on_main(engine.accelerator, write)
     return path
 
 
-def load_checkpoint(path: Path, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Fill all three strictly and return the step.
+def resume(run: RunDir, engine: Engine, say: Callable[[str], None]) -> Checkpoint | None:
+    """Fill the engine from the newest readable checkpoint; None if there is none yet. All processes must call it.
+
+    Args:
+        say: told about files that are damaged.
 
     Raises:
-        CheckpointError: if the file is damaged or of another model.
+        CheckpointError: if all are damaged, or it belongs to another model; the engine is then as it was.
     """
-    try:
-        with safe_open(path, "pt") as file:
-            step = json.loads(file.metadata()["training"])["step"]
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        model.load_state_dict(_part(tensors, "model."))
-        ema.load_state_dict(_part(tensors, "ema."))
-    except Exception as error:  # whatever is wrong with the file, the way out is the same
-        raise CheckpointError(f"cannot resume from {path}: {error}. Delete it to resume from the one before") from error
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _part(tensors, "optimizer.").items():
-        index, _, key = name.partition(".")
-        moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+
+    def find() -> Checkpoint | None:
+        checkpoint = newest_readable(run, say)
+        if checkpoint is not None:
+            _check_fit(checkpoint, engine)
+        return checkpoint
+
+    checkpoint = on_main(engine.accelerator, find)
+    if checkpoint is not None:
+        _fill(engine, checkpoint)
+    return checkpoint
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def newest_readable(run: RunDir, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that is undamaged. Newer ones are put aside, under another name, with a message.
+
+    Raises:
+        CheckpointError: if there are checkpoints and all are damaged.
+    """
+    problems: list[tuple[Path, Exception]] = []
+    for path in reversed(run.checkpoints()):
+        try:
+            checkpoint = _read(path)
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            problems.append((path, error))
+            continue
+        for bad, error in problems:
+            aside = bad.with_suffix(".damaged")
+            bad.replace(aside)
+            say(f"{bad} is damaged ({error}): it is now called {aside.name}, and {path.name} is used")
+        return checkpoint
+    if problems:
+        path, error = problems[0]
+        raise CheckpointError(
+            f"no checkpoint of {run.path} can be read; the newest, {path.name}: {error}. Delete "
+            f"{path.parent} to begin anew, or copy a checkpoint there"
+        )
+    return None
+
+
+def _gather(engine: Engine) -> dict[str, Tensor]:
+    """The engine's tensors, whole, on the CPU of the main process; nothing on the others."""
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in engine.tensors().items():
+        full = whole(tensor)
+        if engine.accelerator.is_main_process:
+            full = full.detach().cpu().contiguous()
+            if full.data_ptr() in seen:  # a table that bitsandbytes shares; safetensors takes none that share memory
+                full = full.clone()
+            seen.add(full.data_ptr())
+            state[name] = full
+    return state
+
+
+def _read(path: Path) -> Checkpoint:
+    with safe_open(path, "pt") as file:
+        facts = json.loads((file.metadata() or {})["training"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    wrong = [name for name, value in _checksums(tensors).items() if facts["checksums"].get(name) != value]
+    if wrong or len(tensors) != len(facts["checksums"]):
+        raise ValueError(f"its checksums do not fit: {summary(wrong)}")
+    return Checkpoint(path, {name: (tuple(each.shape), each.dtype) for name, each in tensors.items()}, facts)
+
+
+def _checksums(state: Mapping[str, Tensor]) -> dict[str, int]:
+    def checksum(tensor: Tensor) -> int:
+        return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
+
+    with ThreadPoolExecutor() as pool:  # zlib lets go of the interpreter
+        return dict(zip(state, pool.map(checksum, state.values()), strict=True))
+
+
+def _check_fit(checkpoint: Checkpoint, engine: Engine) -> None:
+    expected = {name: tuple(each.shape) for name, each in engine.tensors().items() if not _of_optimizer(name)}
+    found = {name: shape for name, (shape, _) in checkpoint.tensors.items() if not _of_optimizer(name)}
+    strange = [name for name in checkpoint.tensors if _of_optimizer(name) and _split(name)[1] not in engine.parameters]
+    differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)] + strange
+    if differing:
+        problem = f"its weights are of another shape ({summary(differing)})"
+    elif checkpoint.facts["frozen"] != engine.frozen_fingerprint:
+        problem = "the weights it was trained on, those of base, are others now"
+    else:
+        return
+    raise CheckpointError(
+        f"cannot resume from {checkpoint.path}: {problem}. Give the same base and settings as before, or choose a new "
+        "run folder"
+    )
+
+
+@torch.no_grad()
+def _fill(engine: Engine, checkpoint: Checkpoint) -> None:
+    targets = {name: each for name, each in engine.tensors().items() if not _of_optimizer(name)}
+    accelerator = engine.accelerator
+    file = safe_open(checkpoint.path, "pt") if accelerator.is_main_process else None
+    for name, (shape, dtype) in checkpoint.tensors.items():
+        tensor = from_main(accelerator, file and file.get_tensor(name), shape, dtype)
+        if name in targets:
+            local(targets[name]).copy_(local(like(tensor, targets[name])))
+        else:
+            key, parameter = _split(name)[0], engine.parameters[_split(name)[1]]
+            moment = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            engine.optimizer.state[parameter][key] = moment.clone()  # not the mapped file
+    engine.set_numbers(checkpoint.facts["numbers"])
+
+
+def _of_optimizer(name: str) -> bool:
+    return name.startswith("optimizer.")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """optimizer.KEY.NAME -> KEY, NAME."""
+    _, key, parameter = name.split(".", 2)
+    return key, parameter

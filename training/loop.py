@@ -1,22 +1,31 @@
-"""The training loop: one optimiser step after another, with metrics, checkpoints, stop and resume."""
+"""The training loop: one step after another, with metrics, samples, checkpoints, requests, stop and resume."""
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import errno
 import math
 import signal
-import sys
-import time
+import traceback
+from types import FrameType
 
 import torch
 from accelerate import Accelerator
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from accelerate.utils import gather_object
+from torch import Tensor
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import check_disk, resume, save_checkpoint
 from .config import TrainConfig
 from .data import FeatureDataset
-from .run_dir import RunDir
-from .tasks import TASKS, Task
+from .distribute import connect, on_main
+from .engine import Engine, StepResult
+from .monitor import Monitor
+from .run_dir import REQUESTS, RunDir
+from .tasks import TASKS
+
+EXPLODED = 1e4
+"""No objective here has a loss of more than a few: noise has unit variance, and so have latents."""
 
 
 class TrainingError(RuntimeError):
@@ -24,144 +33,246 @@ class TrainingError(RuntimeError):
 
 
 def train(command: str, config: TrainConfig) -> None:
-    """Run, or resume, until config.steps; ends early, saved, on SIGTERM, Ctrl-C or a `stop` file.
+    """Run, or resume, until config.steps; ends early, saved, on SIGTERM, Ctrl-C or the request `stop`.
 
     Raises:
-        TrainingError: if the loss is no longer finite.
+        TrainingError: if the loss explodes, memory or disk run out, or another process of the run is lost.
+        RunDirError, CheckpointError, DataError, ConfigError: if it cannot begin.
     """
+    accelerator = connect(config)
     run = RunDir(config.run)
+    monitor = Monitor(run, config, accelerator.device, silent=not accelerator.is_main_process)
+    with contextlib.ExitStack() as held:
+        stop = held.enter_context(StopSignal())
+        on_main(accelerator, lambda: _open(run, command, config, held))
+        held.callback(monitor.close)
+        try:
+            monitor.say_state("preparing")
+            training = Training(command, config, accelerator, run, monitor, stop)
+            training.run_steps()
+            training.finish()
+        except Exception as error:
+            failure = _explained(error, run, config)
+            _record(failure, run, monitor, accelerator)
+            if failure is error:
+                raise
+            raise failure from error
+    accelerator.end_training()
+
+
+def _open(run: RunDir, command: str, config: TrainConfig, held: contextlib.ExitStack) -> None:
+    """Take the folder, unless it is another's."""
+    run.create()
+    held.enter_context(run.lock())
     run.write_config(command, config.to_dict())
-    run.clear_stop()
-    data = FeatureDataset(config.data)
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
-    task = TASKS[command](config)
-    for network in _networks(task):
-        network.to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        _groups(task.model, config.weight_decay),
-        lr=config.learning_rate,
-        betas=(0.9, config.adam_beta2),
-        eps=config.adam_epsilon,
-        fused=True,
-    )
-    step = _resume(run, task, optimizer)
-    if config.compile:
-        task.compile()
-    stop = _StopSignal()
-    try:
-        step = _steps(run, config, data, accelerator, task, optimizer, step, stop)
-    except Exception as error:
-        run.write_status("failed", step=step, steps=config.steps, message=str(error))
-        raise
-    save_checkpoint(run, step, task.model, task.ema, optimizer, config.keep_checkpoints)
-    exported = task.export(run.path / "exports")
-    state = "done" if step >= config.steps else "stopped"
-    run.write_status(state, step=step, steps=config.steps, export=str(exported))
-    print(f"{state} at step {step} of {config.steps}: {exported}", flush=True)
+    run.remove_leftovers()
+    for name in run.requests():  # of an earlier process
+        run.take(name)
 
 
-def _steps(run, config, data, accelerator, task, optimizer, step, stop) -> int:
-    batches = data.batches(config.batch_size, config.seed, start=step)
-    parameters = list(task.model.parameters())
-    meter = _Meter(run, config, step)
-    while step < config.steps and not (stop.received or run.stop_requested()):
-        batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        rate = _set_learning_rate(optimizer, config, step)
-        with accelerator.autocast(), _attention_kernel(accelerator.device):
-            loss = task.loss(batch, generator)
-            accelerator.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-        value = loss.item()
-        if not (math.isfinite(value) and torch.isfinite(norm)):
-            raise TrainingError(
-                f"the loss is {value} and the gradient norm {norm.item()} at step {step + 1}: lower learning_rate "
-                f"or use precision=fp32; the last good checkpoint is in {run.path / 'checkpoints'}"
+class Training:
+    """A run under way: the engine, its data, and what happens between steps."""
+
+    def __init__(
+        self, command: str, config: TrainConfig, accelerator: Accelerator, run: RunDir, monitor: Monitor,
+        stop: StopSignal,
+    ):  # fmt: skip
+        self.config, self.accelerator, self.run, self.monitor, self.stop = config, accelerator, run, monitor, stop
+        self.data = FeatureDataset(config.data)
+        self.engine = Engine(config, TASKS[command](config), accelerator)
+        on_main(accelerator, lambda: check_disk(run, self.engine))
+        self.step = self._resume()
+        self.saved = self.step if self.run.checkpoint(self.step).exists() else None
+        self._asked: set[str] = set()
+        self._unread: collections.deque[Outcome] = collections.deque()
+        self._ahead = 1 if accelerator.device.type == "cuda" else 0
+
+    def run_steps(self) -> None:
+        """Steps until the last one, or until somebody asks to stop."""
+        config = self.config
+        batches = self.data.batches(
+            config.batch_size, config.seed, self.step * config.accumulation, self.accelerator.process_index,
+            self.accelerator.num_processes, config.workers, self.engine.task.needs_hint,
+        )  # fmt: skip
+        while self.step < config.steps and "stop" not in self._asked:
+            wishes = self._wishes()
+            result = self.engine.step(self.step, batches)
+            self.step += 1
+            self._read(Outcome(result, wishes, self.accelerator))
+            if self._is_due("sample", config.sample_every):
+                self._sample()
+            if self._is_due("save", config.checkpoint_every):
+                self._save()
+
+    def finish(self) -> None:
+        """Save and export."""
+        self._save()
+        with self.engine.whole():
+            on_main(self.accelerator, self._export)
+
+    def _export(self) -> None:
+        exported = self.engine.task.export(self.run.path / "exports")
+        state = "done" if self.step >= self.config.steps else "stopped"
+        self.monitor.say_state(state, step=self.step, seconds_left=0, export=str(exported))
+        self.monitor.say(f"{state} at step {self.step} of {self.config.steps}: {exported}")
+
+    def _resume(self) -> int:
+        checkpoint = resume(self.run, self.engine, self.monitor.say)
+        if checkpoint is None:
+            on_main(self.accelerator, lambda: self.run.forget_metrics(after=0))
+            self.monitor.begin(0, [])
+            return 0
+        step, before = checkpoint.facts["step"], checkpoint.facts["global_batch"]
+        on_main(self.accelerator, lambda: self.run.forget_metrics(after=step))
+        self.monitor.say(f"resuming from {checkpoint.path} at step {step}")
+        if before != self.engine.global_batch:
+            self.monitor.say(
+                f"a micro-batch had {before} pictures over all processes and now has {self.engine.global_batch}: "
+                "the order of the data begins anew from here"
             )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        _average(task, step)
-        meter.add(step, value, norm.item(), rate)
-        if step % config.checkpoint_every == 0 and step < config.steps:
-            save_checkpoint(run, step, task.model, task.ema, optimizer, config.keep_checkpoints)
-    return step
+        self.monitor.status["checkpoint"] = checkpoint.path.name
+        self.monitor.begin(step, checkpoint.facts["pending"])
+        return step
 
+    def _wishes(self) -> list[str]:
+        """What is asked of the next step. A request is taken here, once."""
+        wishes = ["stop"] if self.stop.received else []
+        if self.accelerator.is_main_process:
+            for name in self.run.requests():
+                self.run.take(name)
+                wishes.append(name)
+        return wishes
 
-def _attention_kernel(device: torch.device):
-    """On a CPU the fused attention's backward takes 40 % of a nano step; with the plain one steps are 1.3× faster."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+    def _is_due(self, name: str, every: int) -> bool:
+        asked = name in self._asked
+        self._asked.discard(name)
+        return asked or bool(every) and self.step % every == 0
 
+    def _read(self, newest: Outcome) -> None:
+        """Take in what steps gave. On a GPU the newest is left for later, so that the next step is queued meanwhile."""
+        self._unread.append(newest)
+        self._read_all_but(self._ahead)
 
-def _networks(task: Task) -> list[torch.nn.Module]:
-    return [value for value in vars(task).values() if isinstance(value, torch.nn.Module)]
+    def _read_all_but(self, ahead: int) -> None:
+        while len(self._unread) > ahead:
+            outcome = self._unread.popleft()
+            self._check(outcome)
+            result = outcome.result
+            self.monitor.add(result.step, outcome.loss, outcome.norm, result.learning_rate, result.data_seconds)
+            self._asked |= outcome.wishes
 
-
-def _groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay, biases and tables do not."""
-    named = list(model.named_parameters())
-    decay = [p for name, p in named if p.ndim >= 2 and not name.endswith("scale_shift_table")]
-    rest = [p for name, p in named if p.ndim < 2 or name.endswith("scale_shift_table")]
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def _resume(run: RunDir, task: Task, optimizer: torch.optim.Optimizer) -> int:
-    checkpoints = run.checkpoints()
-    if not checkpoints:
-        return 0
-    step = load_checkpoint(checkpoints[-1], task.model, task.ema, optimizer)
-    print(f"resuming from {checkpoints[-1]} at step {step}", flush=True)
-    return step
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> float:
-    """Linear warm-up, then constant or cosine; a function of the step alone, so that resuming needs no state."""
-    rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-    if config.schedule == "cosine" and step >= config.warmup_steps:
-        progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-        low = config.final_learning_rate
-        rate = config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    return rate
-
-
-@torch.no_grad()
-def _average(task: Task, step: int) -> None:
-    torch._foreach_lerp_(list(task.ema.parameters()), list(task.model.parameters()), 1 - task.ema_decay(step))
-
-
-class _Meter:
-    """Averages what is logged, writes metrics and status, and prints a line with the time left."""
-
-    def __init__(self, run: RunDir, config: TrainConfig, step: int):
-        self.run, self.config = run, config
-        self.losses: list[float] = []
-        self.first, self.started = step, time.monotonic()
-
-    def add(self, step: int, loss: float, norm: float, rate: float) -> None:
-        self.losses.append(loss)
-        if step % self.config.log_every and step < self.config.steps:
+    def _check(self, outcome: Outcome) -> None:
+        """Raise if a step's loss exploded. All processes see the same loss, so all raise."""
+        scaler = self.engine.scaler
+        overflow_is_normal = scaler.is_enabled() and scaler.get_scale() >= 1
+        good = math.isfinite(outcome.loss) and outcome.loss < EXPLODED
+        if good and (math.isfinite(outcome.norm) or overflow_is_normal):
             return
-        mean, self.losses = sum(self.losses) / len(self.losses), []
-        seconds = (time.monotonic() - self.started) / (step - self.first)
-        left = seconds * (self.config.steps - step)
-        self.run.log(step=step, loss=mean, gradient_norm=norm, learning_rate=rate, seconds_per_step=seconds)
-        self.run.write_status("running", step=step, steps=self.config.steps, loss=mean, seconds_left=left)
-        line = (
-            f"step {step}/{self.config.steps} loss {mean:.5f} gradient {norm:.3f} rate {rate:.2e} "
-            f"{seconds:.3f} s/step, {left / 60:.1f} min left"
+        bad = not math.isfinite(outcome.result.loss.item())
+        batches = gather_object([(bad, outcome.result.keys)])
+        if not self.accelerator.is_main_process:
+            raise SystemExit(1)
+        some_are_bad = any(is_bad for is_bad, _ in batches)
+        names = [name for is_bad, keys in batches if is_bad or not some_are_bad for name in keys]
+        checkpoint = self.monitor.status.get("checkpoint", "none yet")
+        raise TrainingError(
+            f"the loss is {outcome.loss:.4g} and the gradient norm {outcome.norm:.4g} at step {outcome.result.step}, "
+            f"batch {', '.join(names)}: lower learning_rate, use precision=fp32, or look at these pictures; the last "
+            f"good checkpoint: {checkpoint}"
         )
-        print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
+
+    def _save(self) -> None:
+        self._read_all_but(0)  # so that nothing that exploded is saved
+        if self.saved == self.step:
+            return
+        path = save_checkpoint(self.run, self.engine, self.step, self.monitor.pending, self.config.keep_checkpoints)
+        self.saved = self.step
+        self.monitor.say_state("running", step=self.step, checkpoint=path.name)
+
+    def _sample(self) -> None:
+        with self.engine.whole():
+            on_main(self.accelerator, self._draw_samples)
+
+    def _draw_samples(self) -> None:
+        drawn = self.engine.task.sample(self.config.sample_count)
+        if drawn is None:
+            self.monitor.say("no samples: the setting `models` names no pipeline folder to make them with")
+        else:
+            self.monitor.picture(self.step, *drawn)
 
 
-class _StopSignal:
-    """SIGTERM and Ctrl-C ask for a save and an orderly end."""
+class Outcome:
+    """A step's numbers on their way to the host, the same on all processes."""
+
+    def __init__(self, result: StepResult, wishes: list[str], accelerator: Accelerator):
+        self.result, self._own_wishes, self._processes = result, wishes, accelerator.num_processes
+        numbers = torch.stack([result.loss, result.gradient_norm]).float()
+        if self._processes > 1:
+            asked = torch.tensor([float(name in wishes) for name in REQUESTS]).to(numbers.device, non_blocking=True)
+            numbers = torch.cat([numbers / self._processes, asked])
+            torch.distributed.all_reduce(numbers)
+        self._numbers: Tensor = numbers.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if numbers.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def _get(self) -> list[float]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._numbers.tolist()
+
+    @property
+    def loss(self) -> float:
+        return self._get()[0]
+
+    @property
+    def norm(self) -> float:
+        return self._get()[1]
+
+    @property
+    def wishes(self) -> set[str]:
+        if self._processes == 1:
+            return set(self._own_wishes)
+        return {name for name, asked in zip(REQUESTS, self._get()[2:], strict=True) if asked}
+
+
+class StopSignal:
+    """While it is entered, SIGTERM and Ctrl-C ask for a save and an orderly end."""
 
     def __init__(self):
         self.received = False
-        for kind in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(kind, self._receive)
 
-    def _receive(self, *_arguments) -> None:
+    def __enter__(self) -> StopSignal:
+        self._before = {kind: signal.signal(kind, self._receive) for kind in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def _receive(self, _kind: int, _frame: FrameType | None) -> None:
+        # Data workers inherit this and go on: a signal to the whole group must not end them before the last batch.
         self.received = True
+
+
+def _explained(error: Exception, run: RunDir, config: TrainConfig) -> Exception:
+    """The error with what it means and the way out, where the bare one does not say."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return TrainingError(f"the disk of {run.path} is full: free some space and run the same command again")
+    if isinstance(error, torch.OutOfMemoryError):
+        return TrainingError(
+            f"the device is out of memory with batch_size={config.batch_size}: lower it (and raise accumulation), or "
+            "set gradient_checkpointing=true, optimizer=adamw8bit, precision=bf16"
+        )
+    if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+        return TrainingError(f"another process of this run ended, see log.txt for the reason: {error}")
+    return error
+
+
+def _record(error: Exception, run: RunDir, monitor: Monitor, accelerator: Accelerator) -> None:
+    """Leave the reason in the folder; the disk may be full, and another error must not hide this one."""
+    with contextlib.suppress(OSError):
+        details = "" if isinstance(error, (TrainingError, ValueError)) else f"\n{traceback.format_exc()}"
+        run.append_log(f"process {accelerator.process_index} failed: {error}{details}")
+    with contextlib.suppress(OSError):
+        monitor.say_state("failed", message=str(error))

@@ -1,0 +1,113 @@
+"""Short real runs: settings of every command on a tiny base, in this process, or in forked ones that can be killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pixart_delta.training.config import make_config
+from pixart_delta.training.loop import train
+from pixart_delta.training.run_dir import RunDir
+from safetensors.torch import load_file
+
+import pixart_core as pc
+from tests.fixtures_nano import nano_config, random_pixart
+from tests.training.shards_fixture import make_features
+
+COMMANDS = ("finetune", "lcd", "lcm-lora", "controlnet")
+PATIENCE = 120
+"""Seconds after which a process of a test hangs."""
+
+
+def make_material(folder: Path) -> dict[str, str]:
+    """A tiny base and features in two buckets, as settings."""
+    config = nano_config(depth=3)
+    pc.save_pixart(random_pixart(config), folder / "base.safetensors")
+    features = make_features(folder / "features", width=config.caption_channels)
+    return {"base": str(folder / "base.safetensors"), "data": str(features)}
+
+
+def settings(command: str, material: dict[str, str], run: Path, **values: Any) -> dict[str, Any]:
+    """Small, in float32, with all that could disturb a resumed run: buckets, accumulation, reading processes."""
+    out = {
+        **material, "run": str(run), "steps": 20, "batch_size": 2, "accumulation": 2, "workers": 1,
+        "learning_rate": 1e-3, "warmup_steps": 5, "clip_norm": 1.0, "precision": "fp32", "log_every": 1,
+        "checkpoint_every": 4, "tensorboard": False, "adam_epsilon": 1e-8,
+    }  # fmt: skip
+    if command == "controlnet":
+        out["copy_blocks"] = 2
+    return out | values
+
+
+def run_here(command: str, values: dict[str, Any]) -> RunDir:
+    train(command, make_config(command, values))
+    return RunDir(values["run"])
+
+
+def start(function: Callable[..., Any], *arguments: Any) -> multiprocessing.Process:
+    """Call a function in a forked process of one thread."""
+    process = multiprocessing.get_context("fork").Process(target=_alone, args=(function, arguments))
+    process.start()
+    return process
+
+
+def run_apart(command: str, values: dict[str, Any], prepare: Callable[[], Any] = lambda: None) -> int | None:
+    """Train in a forked process, where `prepare` may patch things, and return its exit code."""
+    process = start(_train, command, values, prepare)
+    process.join(PATIENCE)
+    return process.exitcode
+
+
+def run_processes(
+    command: str, values: dict[str, Any], prepare: Callable[[int], Any] = lambda rank: None, world: int = 2
+) -> list[int | None]:
+    """Train on several processes, and return their exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+    processes = [start(_rank, rank, world, port, command, values, prepare) for rank in range(world)]
+    for process in processes:
+        process.join(PATIENCE)
+    return [process.exitcode for process in processes]
+
+
+def losses(run: RunDir) -> list[float]:
+    return [line["loss"] for line in run.metrics()]
+
+
+def same_weights(one: RunDir, other: RunDir) -> bool:
+    """Whether their last checkpoints are equal to the last bit, optimiser and all."""
+    one, other = (load_file(run.checkpoints()[-1]) for run in (one, other))
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _train(command: str, values: dict[str, Any], prepare: Callable[[], Any]) -> None:
+    prepare()
+    run_here(command, values)
+
+
+def _rank(rank: int, world: int, port: str, command: str, values: dict, prepare: Callable[[int], Any]) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1",
+    }  # fmt: skip
+    prepare(rank)
+    run_here(command, values)
+
+
+def _alone(function: Callable[..., Any], arguments: tuple) -> None:
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    try:
+        function(*arguments)
+    except Exception as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(1)

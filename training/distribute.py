@@ -1,0 +1,163 @@
+"""One process or many: connecting them, spreading a network over them, and making what is spread whole again."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from .config import ConfigError, TrainConfig
+from .processes import die_with_parent
+
+Result = TypeVar("Result")
+_OURS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+
+
+def connect(config: TrainConfig) -> Accelerator:
+    """This process's place among those that `accelerate launch` (or torchrun, or a cluster) started.
+
+    Raises:
+        ConfigError: if accelerate was told to shard the model itself, or an optimiser cannot be sharded.
+    """
+    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    # Precision, accumulation and gradient scaling are the engine's, alike on every device; so "no" here.
+    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[ddp])
+    if accelerator.distributed_type not in _OURS:
+        raise ConfigError(
+            f"accelerate is set up for {accelerator.distributed_type.value}: run `accelerate launch --multi_gpu`, and "
+            "set sharding=fsdp to shard the model"
+        )
+    if config.sharding == "fsdp" and config.optimizer == "adamw8bit" and accelerator.num_processes > 1:
+        raise ConfigError("optimizer=adamw8bit cannot be sharded: set sharding=none, or optimizer=adamw")
+    if accelerator.num_processes > 1:
+        die_with_parent()  # a launcher that is killed takes its processes along
+    return accelerator
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
+    """Run `function` on the main process and give its result to all.
+
+    If it fails, the error is raised there, and the other processes exit without a word.
+    """
+    outcome: list[Any] = [None, False]
+    failure = None
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except Exception as error:
+            failure, outcome[1] = error, True
+    broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    if outcome[1]:
+        raise SystemExit(1)
+    return outcome[0]
+
+
+def spread(accelerator: Accelerator, config: TrainConfig, model: nn.Module, others: list[nn.Module]) -> nn.Module:
+    """The trained network ready for its forward passes on this process: itself, in DDP, or sharded in place.
+
+    Args:
+        others: networks of the same shape, like the average, that are sharded alike.
+    """
+    if accelerator.num_processes == 1:
+        return model
+    if config.sharding == "fsdp":
+        for network in (model, *others):
+            _shard(network, accelerator.device)
+        return model
+    return accelerator.prepare_model(model)
+
+
+def _shard(network: nn.Module, device: torch.device) -> None:
+    """FSDP2: every block is gathered when it is used, what is outside the blocks as long as the network is."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    for blocks in [module for module in network.children() if isinstance(module, nn.ModuleList)]:
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    if hasattr(network, "null_caption"):  # reads a parameter outside forward
+        register_fsdp_forward_method(network, "null_caption")
+
+
+def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    """For a micro-batch: DDP adds up the gradients of all processes with the last one only.
+
+    Sharded gradients are added up every time, because whole ones would not fit.
+    """
+    return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else contextlib.nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, on every process. All processes must ask, in the same order."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor, which every process has, in the example's place: on its device and, if it is sharded, sharded."""
+    if isinstance(example, DTensor):
+        return distribute_tensor(tensor, example.device_mesh, example.placements, src_data_rank=None)
+    return tensor.to(example.device)
+
+
+def from_main(accelerator: Accelerator, tensor: Tensor | None, shape: list[int], dtype: torch.dtype) -> Tensor:
+    """The main process's tensor on the device of every process. The others give None."""
+    if tensor is None:
+        tensor = torch.empty(shape, dtype=dtype)
+    tensor = tensor.to(accelerator.device)
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast(tensor, 0)
+    return tensor
+
+
+def skeleton(network: nn.Module) -> nn.Module:
+    """A copy without weights (on "meta"), to be filled when the network, by then sharded, is wanted whole."""
+    empty: dict[int, Tensor] = {}
+    for tensor in (*network.parameters(), *network.buffers()):
+        meta = torch.empty_like(tensor, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        empty[id(tensor)] = nn.Parameter(meta, requires_grad=tensor.requires_grad) if is_parameter else meta
+    return copy.deepcopy(network, empty)
+
+
+@contextlib.contextmanager
+def whole_networks(accelerator: Accelerator, task: Any, skeletons: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside, the main process's task has its sharded networks whole, to draw samples with and to export.
+
+    All processes must enter.
+
+    Args:
+        skeletons: attribute of the task -> `skeleton` of the network there; empty if nothing is sharded.
+    """
+    sharded = {name: getattr(task, name) for name in skeletons}
+    for name, empty in skeletons.items():
+        state = {}
+        for key, tensor in sharded[name].state_dict().items():
+            full = whole(tensor)
+            if accelerator.is_main_process:
+                state[key] = full
+        if accelerator.is_main_process:
+            network = copy.deepcopy(empty)
+            network.load_state_dict(state, assign=True)
+            setattr(task, name, network)
+    try:
+        yield
+    finally:
+        for name, network in sharded.items():
+            setattr(task, name, network)
