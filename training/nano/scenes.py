@@ -136,6 +136,8 @@ def caption(scene: Scene, rng: random.Random) -> str:
 # ----------------------------------------------------------------------------------------------------------- drawing
 
 _OVERSAMPLE = 2
+_NO_COLOUR = (255, 0, 255)
+"""In no palette."""
 
 
 def tinted(colour: tuple[int, int, int], time: str, factor: float = 1.0) -> tuple[int, int, int]:
@@ -151,11 +153,35 @@ def draw(scene: Scene, size: tuple[int, int] = (128, 128), seed: int = 0) -> Ima
         size: height, width in px.
         seed: places, shapes and details.
     """
+    return _paint(scene, size, seed).resize((size[1], size[0]), Image.Resampling.BOX)
+
+
+def boundaries(scene: Scene, size: tuple[int, int] = (128, 128), seed: int = 0) -> np.ndarray:
+    """Where the areas of `draw(scene, size, seed)` meet: (height, width) float32, 1 on a boundary, soft beside it.
+
+    Exact, because the same strokes are laid on a sky of one colour that nothing else has, and a boundary is where the
+    colour changes. As it lies between pixels, the line is softened to a width of about 2 px.
+    """
+    label = np.asarray(_paint(scene, size, seed, _NO_COLOUR), np.int32) @ (1 << 16, 1 << 8, 1)
+    edge = np.zeros(label.shape, bool)
+    for one, other in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
+        changes = label[one] != label[other]
+        edge[one] |= changes
+        edge[other] |= changes
+    thin = edge.reshape(size[0], _OVERSAMPLE, size[1], _OVERSAMPLE).mean((1, 3), dtype=np.float32)
+    padded = np.pad(thin, 1, "edge")
+    rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
+    soft = rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]
+    return np.minimum(soft / 8, 1)
+
+
+def _paint(scene: Scene, size: tuple[int, int], seed: int, sky: tuple[int, int, int] | None = None) -> Image.Image:
+    """The scene at `_OVERSAMPLE` times the size, on the sky's gradient or on one colour."""
     rng = random.Random(seed)
     height, width = (side * _OVERSAMPLE for side in size)
     unit = min(height, width)
     horizon = round(height * rng.uniform(0.60, 0.68))
-    image = _sky(scene.time, height, width, horizon)
+    image = _sky(scene.time, height, width, horizon) if sky is None else Image.new("RGB", (width, height), sky)
     pen = ImageDraw.Draw(image)
     if scene.time == "night":
         _stars(pen, rng, width, horizon, unit)
@@ -166,7 +192,7 @@ def draw(scene: Scene, size: tuple[int, int] = (128, 128), seed: int = 0) -> Ima
     _ground(pen, scene, rng, width, height, horizon, unit)
     if scene.thing != "none":
         {"house": _house, "trees": _trees, "boat": _boat}[scene.thing](pen, scene, rng, width, height, horizon, unit)
-    return image.resize((size[1], size[0]), Image.Resampling.BOX)
+    return image
 
 
 def _sky(time: str, height: int, width: int, horizon: int) -> Image.Image:
