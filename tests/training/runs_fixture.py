@@ -109,5 +109,6 @@ def _alone(function: Callable[..., Any], arguments: tuple) -> None:
     try:
         function(*arguments)
     except Exception as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
         os._exit(1)
