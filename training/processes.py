@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 Item = TypeVar("Item")
@@ -33,6 +34,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
         prefetch_factor=_AHEAD if workers else None,
         collate_fn=_unchanged,
         worker_init_fn=die_with_parent,
+        generator=torch.Generator(),  # its own, so that starting it draws nothing from the global one
     )
     for result in loader:
         if isinstance(result, _Failure):

@@ -56,7 +56,7 @@ class Shard:
                 raise self.error(f"is damaged: it has {size} of its {info.bytes} bytes")
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                with tarfile.open(fileobj=file) as tar:
+                with tarfile.open(fileobj=file, mode="r:") as tar:
                     members = [(member.name, member.offset_data, member.size) for member in tar]
         except (OSError, tarfile.TarError) as error:
             raise self.error(f"cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""python training/train.py {finetune,lcd,status} …: registers this folder's parent as a package, so that relative
+"""python training/train.py {prepare,finetune,lcd,…} …: registers this folder's parent as a package, so that relative
 imports work from any directory and no path is edited."""
 
 import importlib
@@ -9,7 +9,8 @@ from pathlib import Path
 NAME = "pixart_delta"
 
 
-def main() -> int:
+def register() -> None:
+    """Make `import pixart_delta` give the root folder."""
     root = Path(__file__).resolve().parents[1]
     if NAME not in sys.modules:
         spec = importlib.util.spec_from_file_location(
@@ -18,8 +19,9 @@ def main() -> int:
         module = importlib.util.module_from_spec(spec)
         sys.modules[NAME] = module
         spec.loader.exec_module(module)
-    return importlib.import_module(f"{NAME}.training.cli").main()
 
+
+register()  # here, because spawned helper processes (Windows, macOS) import this file but do not run it
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(importlib.import_module(f"{NAME}.training.cli").main())

@@ -53,8 +53,9 @@ class Encoders:
 
     @property
     def needs_vae(self) -> bool:
-        """Whether anything is left for the autoencoder to do."""
-        return not self.config.latents or bool(self.config.hints)
+        """Whether anything is left for the autoencoder to do; a folder of hints may hold features only."""
+        config = self.config
+        return not config.latents or config.hints == "hed" or bool(config.hints and config.models)
 
     def identity(self) -> dict[str, Any]:
         """Names the networks and settings that decide what a sample holds."""

@@ -1,0 +1,336 @@
+"""Batches of features: their order, their exactness, where they come from, and what is said when they cannot come."""
+
+import functools
+import hashlib
+import http.server
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+import webdataset
+from pixart_delta.training import data as data_module
+from pixart_delta.training import remote
+from pixart_delta.training.data import DataError, FeatureDataset
+from pixart_delta.training.processes import in_order
+
+from tests.training.shards_fixture import BUCKETS, make_features
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    return make_features(tmp_path_factory.mktemp("data") / "features")
+
+
+def take(location, count, batch_size=4, seed=1, **options):
+    cache = options.pop("cache", None)
+    return list(itertools.islice(FeatureDataset(location, cache).batches(batch_size, seed, **options), count))
+
+
+def same(one, other):
+    return one["keys"] == other["keys"] and all(torch.equal(one[name], other[name]) for name in one if name != "keys")
+
+
+# ------------------------------------------------------------------------------------------------------------- order
+
+
+def test_what_a_batch_holds(features):
+    batch = take(features, 1, hint=True)[0]
+    height, width = batch["latent"].shape[2:]
+    assert {name: tuple(value.shape) for name, value in batch.items() if name != "keys"} == {
+        "latent": (4, 4, height, width), "hint": (4, 4, height, width), "caption": (4, batch["caption"].shape[1], 16),
+        "caption_mask": (4, batch["caption"].shape[1]), "image_size": (4, 2), "aspect_ratio": (4, 1),
+    }  # fmt: skip
+    assert all(value.dtype == torch.float32 for name, value in batch.items() if name not in ("keys", "caption_mask"))
+    assert batch["image_size"].tolist() == [[height * 8, width * 8]] * 4
+    assert "hint" not in take(features, 1)[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_number_of_a_batch_decides_about_it(features, workers):
+    straight = take(features, 13, hint=True)
+    later = take(features, 9, hint=True, start=4, workers=workers)
+    assert all(map(same, straight[4:], later))
+    assert not same(straight[0], take(features, 1, hint=True, seed=2)[0])
+    assert {tuple(batch["latent"].shape[2:]) for batch in straight} == {(8, 8), (6, 10)}
+
+
+def test_processes_share_a_batch_by_rows(features):
+    whole = take(features, 10)
+    for rank in (0, 1):
+        for full, part in zip(whole, take(features, 10, batch_size=2, rank=rank, world=2), strict=True):
+            length = part["caption"].shape[1]
+            rows = {name: value[rank::2] for name, value in full.items()}
+            assert same(part, {**rows, **{name: rows[name][:, :length] for name in ("caption", "caption_mask")}})
+            assert not full["caption_mask"][rank::2, length:].any()
+
+
+@pytest.mark.parametrize("window", [data_module.SHUFFLE_WINDOW, 8])
+def test_every_sample_once_an_epoch(features, monkeypatch, window):
+    monkeypatch.setattr(data_module, "SHUFFLE_WINDOW", window)
+    epochs = [[name for batch in take(features, 10, batch_size=2, start=start) for name in batch["keys"]]
+              for start in (0, 10, 20)]
+    assert all(len(names) == len(set(names)) == 20 for names in epochs)  # 6 + 4 batches; one of 9 is left over
+    assert len(set(map(tuple, epochs))) == 3
+
+
+def test_a_window_bounds_how_many_shards_are_open(tmp_path, monkeypatch):
+    """Of a large, remote dataset only as many shards are wanted at a time as the window takes."""
+    folder = make_features(tmp_path, {(64, 64): 60}, hint=False)  # 12 shards of 5
+    monkeypatch.setattr(data_module, "SHUFFLE_WINDOW", 10)
+    batches = take(folder, 6, batch_size=10)
+    shards = [{int(name[:8]) // 5 for name in batch["keys"]} for batch in batches]
+    assert all(len(wanted) == 2 for wanted in shards) and len(set().union(*shards)) == 12
+
+
+def test_captions_are_real_tokens_padded_to_few_lengths(features):
+    batches = take(features, 13)
+    for batch in batches:
+        lengths = batch["caption_mask"].sum(1)
+        assert set(lengths.tolist()) <= {10, 6} and batch["caption"].shape[1] == (16 if lengths.max() == 10 else 8)
+        assert (batch["caption"][batch["caption_mask"] == 0] == 0).all()
+        assert (batch["caption"][batch["caption_mask"] == 1] != 0).any(1).all()
+    assert len({int(length) for batch in batches for length in batch["caption_mask"].sum(1)}) == 2  # both wordings
+
+
+def test_latents_are_drawn_from_the_posterior_and_scaled(tmp_path):
+    with_deviation = make_features(tmp_path / "kl", {(64, 64): 16})
+    drawn = take(with_deviation, 80, batch_size=16)
+    by_name = {}
+    for batch in drawn:
+        for name, latent in zip(batch["keys"], batch["latent"], strict=True):
+            by_name.setdefault(name, []).append(latent)
+    latents = torch.stack(by_name["00000000.png"])  # (80, 4, 8, 8)
+    data = FeatureDataset(with_deviation)
+    mean = torch.from_numpy(data.place.open(data.shards[0]).read(0, ["moments.npy"])["moments.npy"][:4]).float()
+    assert (latents.mean(0) - mean).abs().max() < 0.06 and abs(latents.std(0).mean() - 0.1) < 0.01
+    plain = make_features(tmp_path / "tiny", {(64, 64): 16}, deviation=False)
+    description = json.loads((plain / "dataset.json").read_text())
+    (plain / "dataset.json").write_text(json.dumps({**description, "scaling_factor": 0.5}))
+    first, other = take(plain, 1, batch_size=16)[0], take(plain, 1, batch_size=16, start=1)[0]
+    row = other["keys"].index(first["keys"][0])
+    assert torch.equal(first["latent"][0], other["latent"][row])
+    stored = FeatureDataset(plain).place.open(FeatureDataset(plain).shards[0])
+    kept = {each["json"]["source"]: each["moments.npy"] for each in
+            (stored.read(row, ["json", "moments.npy"]) for row in range(5))}
+    name = next(name for name in first["keys"] if name in kept)
+    expected = torch.from_numpy(kept[name]).float() * 0.5
+    assert torch.equal(first["latent"][first["keys"].index(name)], expected)
+
+
+def test_webdataset_reads_the_shards(features):
+    shards = sorted(map(str, features.glob("64x64*.tar")))
+    read = list(webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).decode())
+    assert len(read) == BUCKETS[64, 64] and read[0]["moments.npy"].shape == (8, 8, 8)
+    assert read[0]["json"]["source"] == "00000000.png"
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+def test_a_folder_that_is_no_dataset(tmp_path):
+    with pytest.raises(DataError, match="not a folder of prepared features, which `prepare` makes"):
+        FeatureDataset(tmp_path)
+    for text, message in (
+        ("{", "is damaged"),
+        ('{"kind": "x"}', "of kind 'x'"),
+        ('{"kind": "pixart_delta_features", "buckets": []}', "another version .*: run `prepare` again"),
+    ):
+        (tmp_path / "dataset.json").write_text(text)
+        with pytest.raises(DataError, match=message):
+            FeatureDataset(tmp_path)
+
+
+def test_batches_that_no_bucket_fills(features, caplog):
+    with pytest.raises(DataError, match="no bucket holds the 64 pictures of a batch: lower batch_size to at most 6"):
+        take(features, 1, batch_size=32, world=2)
+    take(features, 1, batch_size=10)
+    assert "never used, because a batch takes 10 pictures of one size: 48x80 (9)" in caplog.text
+
+
+def test_hints_that_were_not_prepared(tmp_path):
+    with pytest.raises(DataError, match="prepared without hints: run `prepare` again with hints="):
+        take(make_features(tmp_path, hint=False), 1, hint=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_truncated_shard_is_named(tmp_path, workers):
+    folder = make_features(tmp_path)
+    shard = folder / "64x64_00001.tar"
+    os.truncate(shard, 9000)
+    with pytest.raises(DataError) as error:
+        take(folder, 5, workers=workers)
+    size = FeatureDataset(folder).shards[1].bytes
+    assert str(error.value) == (
+        f"shard {shard} is damaged: it has 9000 of its {size} bytes. Run `prepare` again on its folder: it makes bad "
+        "shards anew"
+    )
+    shard.unlink()
+    with pytest.raises(DataError, match="64x64_00001.tar cannot be read: .*No such file"):
+        take(folder, 5)
+
+
+def test_a_shard_with_other_content_is_named(tmp_path):
+    folder = make_features(tmp_path)
+    shard = folder / "48x80_00000.tar"
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(b"\x93NUMPY", b"\x93nampy"))
+    with pytest.raises(DataError, match="48x80_00000.tar is damaged at sample 0000001.: "):
+        take(folder, 5)
+    shard.write_bytes(b"no tar".ljust(len(content)))
+    remote._open.cache_clear()
+    with pytest.raises(DataError, match="48x80_00000.tar cannot be read: "):
+        take(folder, 5)
+    bare = make_features(tmp_path / "bare", hint=False)
+    description = json.loads((bare / "dataset.json").read_text())
+    (bare / "dataset.json").write_text(json.dumps({**description, "hints": "hed"}))
+    with pytest.raises(DataError, match="0000..tar has no 'hint.npy' for sample"):
+        take(bare, 1, hint=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ remote
+
+
+@pytest.fixture
+def server(features):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        asked: list = []
+
+        def log_message(self, *arguments):
+            self.asked.append(self.path)
+
+    handler = functools.partial(Quiet, directory=str(features))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", Quiet.asked
+        server.shutdown()
+        Quiet.asked.clear()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_shards_come_over_http_and_are_kept(server, features, tmp_path, workers):
+    url, asked = server
+    assert all(map(same, take(url, 8, cache=tmp_path, workers=workers), take(features, 8)))
+    assert len([path for path in asked if path.endswith(".tar")]) >= 5
+    asked.clear()
+    assert same(take(url, 1, cache=tmp_path)[0], take(features, 1)[0])
+    assert set(asked) == {"/dataset.json"}
+    assert {file.name[17:] for file in tmp_path.rglob("*.tar")} == {file.name for file in features.glob("*.tar")}
+
+
+def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote.time, "sleep", lambda _seconds: None)
+    files = fsspec.filesystem("memory")  # as s3 and all others of fsspec
+    for file in make_features(tmp_path / "local").iterdir():
+        files.pipe(f"/bucket/{file.name}", file.read_bytes())
+    url = "memory://bucket"
+    assert len(take(url, 1, cache=tmp_path / "cache")[0]["keys"]) == 4
+    files.pipe("/bucket/64x64_00000.tar", b"not what was prepared")
+    with pytest.raises(DataError, match="memory://bucket/64x64_00000.tar is damaged or not the one that dataset.json"):
+        take(url, 5, cache=tmp_path / "other")
+    files.rm("/bucket/64x64_00001.tar")
+    with pytest.raises(DataError, match="memory://bucket/64x64_0000[01].tar"):
+        take(url, 5, cache=tmp_path / "other")
+    assert not list((tmp_path / "other").rglob("*64x64_00000.tar")) and not list(tmp_path.rglob(".*.tmp"))
+    with pytest.raises(DataError, match="nowhere/dataset.json cannot be read: FileNotFoundError"):
+        FeatureDataset("memory://nowhere")
+    with pytest.raises(DataError, match="unheard-of://x/dataset.json cannot be read: ValueError Protocol not known"):
+        FeatureDataset("unheard-of://x")
+
+
+def test_a_failing_network_is_tried_again(features, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote.time, "sleep", lambda _seconds: None)
+    failures = iter([ConnectionError("reset"), ConnectionError("reset"), None] * 3)
+    real = remote._download
+
+    def flaky(url, path):
+        path.write_bytes(b"half of it")
+        if (error := next(failures)) is not None:
+            raise error
+        return real(url, path)
+
+    monkeypatch.setattr(remote, "_download", flaky)
+    url = f"file://{features}"
+    assert same(take(url, 1, cache=tmp_path)[0], take(features, 1)[0])
+    monkeypatch.setattr(remote, "_download", lambda *_: (_ for _ in ()).throw(ConnectionError("reset")))
+    with pytest.raises(DataError, match=r".tar cannot be read: ConnectionError reset"):
+        take(url, 5, cache=tmp_path / "other")
+
+
+def test_the_cache_stays_within_its_limit(features, tmp_path, monkeypatch):
+    largest = max(file.stat().st_size for file in features.glob("*.tar"))
+    monkeypatch.setattr(remote, "CACHE_GIGABYTES", 2.5 * largest / 1e9)
+    remote._open.cache_clear()
+    take(f"file://{features}", 10, cache=tmp_path)
+    kept = [file.stat().st_size for file in tmp_path.rglob("*.tar")]
+    assert 0 < sum(kept) <= 2.5 * largest
+
+
+# --------------------------------------------------------------------------------------------------------- processes
+
+
+def test_results_come_in_order_and_errors_as_they_are():
+    def slow_or_broken(number):
+        time.sleep(0.05 * (number == 0))
+        if number == 3:
+            raise DataError(f"no {number}")
+        return os.getpid(), number
+
+    results = in_order(slow_or_broken, itertools.count(), 2)
+    assert [next(results)[1] for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(DataError, match="^no 3$"):
+        next(results)
+
+
+def test_helpers_die_with_their_parent():
+    """Even when it is killed and cannot tell them, and they are busy."""
+    program = """
+import os, time
+from tests import conftest
+from pixart_delta.training.processes import in_order
+
+def busy(number):
+    if number:
+        time.sleep(600)
+    return os.getpid()
+
+results = in_order(busy, [0, 0, 1, 1], 2)
+print(next(results), next(results), flush=True)
+next(results)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        helpers = [int(word) for word in parent.stdout.readline().split()]
+        assert len(set(helpers)) == 2 and all(map(_alive, helpers))
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        for _ in range(300):
+            if not any(map(_alive, helpers)):
+                break
+            time.sleep(0.1)
+    assert not any(map(_alive, helpers))
+
+
+def _alive(process):
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def test_equal_samples_make_equal_shards(features, tmp_path):
+    again = make_features(tmp_path)
+    for shard in FeatureDataset(features).shards:
+        assert hashlib.sha256((again / shard.name).read_bytes()).hexdigest() == shard.sha256
+    assert np.array_equal((again / "dataset.json").read_bytes(), (features / "dataset.json").read_bytes())
