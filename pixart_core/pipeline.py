@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checkpoint import load_controlnet, load_pixart
-from .controlnet import hint_rgb
+from .controlnet import ControlNetTransformer, hint_rgb
 from .functional import preferred_dtype
 from .lcm import ModelFn, lcm_timesteps, sample_lcm
 from .memory import MemoryPlan, TextShape, VaeShape, memory_plan
@@ -41,7 +40,8 @@ class Pipeline:
         transformer: a `PixArt` on `device`.
         text: a `TextEncoder` as wide as the transformer's captions.
         vae: from `vae.load_vae`.
-        controlnet: a ControlNet-Transformer's file or folder, read when the first hint comes; None = no hints.
+        controlnet: a ControlNet's file or folder, read when the first hint comes, or the network itself in the
+            transformer's dtype; None = no hints.
         device: where everything runs.
         low_memory: keep only the model on the device that is working; the text encoder leaves memory after a prompt.
     """
@@ -55,7 +55,7 @@ class Pipeline:
         self.low_memory = low_memory
         self.seconds: dict[str, float] = {}
         """Of the last call: encode, sample, decode."""
-        self._controlnet_path = controlnet
+        self.controlnet = controlnet
 
     @classmethod
     def from_pretrained(cls, folder, dtype=None, device=None, quantization=None, *, transformer=None, controlnet=None,
@@ -152,7 +152,7 @@ class Pipeline:
         steps = _STEPS[sampler] if steps is None else steps
         timesteps = lcm_timesteps(steps, grid) if sampler == "lcm" else _dpm_steps(steps)
         guidance = _GUIDANCE[sampler] if guidance is None else guidance
-        if hint is not None and self._controlnet_path is None:
+        if hint is not None and self.controlnet is None:
             raise ValueError("a hint needs a ControlNet: give from_pretrained a controlnet")
         if not 0 <= hint_start <= hint_end <= 1:
             raise ValueError(f"hint_start and hint_end are 0 … 1 in this order, got {hint_start:g} and {hint_end:g}")
@@ -162,12 +162,13 @@ class Pipeline:
 
         with self._stage("encode"):
             conditions = self._encode(prompts, negative_prompt, guidance > 1, batch, clean_caption)
-        control = None
-        if hint is not None and hint_strength:
+        hint = None if hint_strength == 0 else hint
+        if hint is not None:
             with self._stage("hint"):
-                latent = self._hint_latent(hint, height, width, len(prompts) * batch)
-            control = _Control(latent, hint_strength, 999 * (1 - hint_start), 999 * (1 - hint_end))
+                hint = self._hint_latent(hint, height, width, len(prompts) * batch)
         with self._stage("sample"):
+            control = None if hint is None else _Control(
+                self._load_controlnet(), hint, hint_strength, 999 * (1 - hint_start), 999 * (1 - hint_end))
             model_fn = self._model_fn(*conditions, control, guidance)
             generator = torch.Generator("cpu").manual_seed(seed)
             shape = (len(prompts) * batch, self.transformer.config.in_channels, height // FACTOR, width // FACTOR)
@@ -180,9 +181,10 @@ class Pipeline:
     def _dtype(self) -> torch.dtype:
         return self.transformer.x_embedder.proj.weight.dtype
 
-    @functools.cached_property
-    def _controlnet(self):
-        return load_controlnet(self._controlnet_path, self._dtype, self.device, config=self.transformer.config)
+    def _load_controlnet(self) -> ControlNetTransformer:
+        if not isinstance(self.controlnet, ControlNetTransformer):
+            self.controlnet = load_controlnet(self.controlnet, self._dtype, self.device, config=self.transformer.config)
+        return self.controlnet
 
     def _size(self, width: int | None, height: int | None) -> tuple[int, int]:
         side = self.transformer.config.input_size * FACTOR
@@ -220,7 +222,7 @@ class Pipeline:
             residuals = None
             if control is not None and control.covers(timestep):
                 hint = control.hint.repeat(halves, 1, 1, 1)
-                residuals = control.scaled(self._controlnet(self.transformer, latent, timestep, caption, hint, mask))
+                residuals = control.scaled(control.network(self.transformer, latent, timestep, caption, hint, mask))
             out = self.transformer(latent, timestep, caption, mask, control=residuals)[:, :channels].float()
             if halves == 1:
                 return out
@@ -253,8 +255,9 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class _Control:
-    """A hint and where it acts."""
+    """A hint, how strongly and where it acts."""
 
+    network: ControlNetTransformer
     hint: Tensor
     """(B, in_channels, h, w): scaled latent."""
     strength: float
@@ -290,8 +293,8 @@ class _Stage:
         if name != "encode":
             pipeline.text.unload()
         pipeline.transformer.to(pipeline.device if name == "sample" else "cpu")
-        if "_controlnet" in vars(pipeline):
-            pipeline._controlnet.to(pipeline.device if name == "sample" else "cpu")
+        if isinstance(pipeline.controlnet, ControlNetTransformer):
+            pipeline.controlnet.to(pipeline.device if name == "sample" else "cpu")
         pipeline.vae.to(pipeline.device if name in ("decode", "hint") else "cpu")
         if pipeline.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -213,8 +213,7 @@ def test_hint_strength_scales_what_the_control_says(pipe, nano):
         for block in control.controlnet:
             for parameter in block.after_proj.parameters():
                 parameter.mul_(0.5)
-    other = pc.Pipeline(pipe.transformer, pipe.text, pipe.vae, "unused")
-    other._controlnet = control
+    other = pc.Pipeline(pipe.transformer, pipe.text, pipe.vae, control)
     assert relative(other.sample("a house", 4, hint=hint, **SIZE), half) < 1e-5
 
 

@@ -8,7 +8,9 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from ...pixart_core.pipeline import Pipeline
 from .checker import attributes_right
@@ -26,15 +28,19 @@ def held_out_prompts(count: int) -> list[tuple]:
     return [(scene, caption(scene, rng), SIZES[index % len(SIZES)]) for index, scene in enumerate(scenes)]
 
 
-def pictures(pipeline: Pipeline, prompts: list[tuple], **options) -> list[Image.Image]:
-    """One picture a prompt; sizes are made in batches, the order is kept."""
+def pictures(
+    pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, **options
+) -> list[Image.Image]:
+    """One picture a prompt; sizes are made in batches, the order is kept. hints: (1, H, W, 3) for each picture."""
     made: dict[int, Image.Image] = {}
     for size in sorted({size for _, _, size in prompts}):
         rows = [index for index, prompt in enumerate(prompts) if prompt[2] == size]
         for start in range(0, len(rows), 25):
             chunk = rows[start : start + 25]
             texts = [prompts[index][1] for index in chunk]
-            made |= zip(chunk, pipeline(texts, height=size[0], width=size[1], seed=start, **options), strict=True)
+            hint = None if hints is None else torch.cat([hints[index] for index in chunk])
+            batch = pipeline(texts, height=size[0], width=size[1], seed=start, hint=hint, **options)
+            made |= zip(chunk, batch, strict=True)
     return [made[index] for index in range(len(prompts))]
 
 

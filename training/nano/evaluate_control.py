@@ -1,0 +1,132 @@
+"""Measure how well a ControlNet is followed: edges of its pictures against the hint's, on scenes that were held out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ...pixart_core.hed import HED, detect, load_hed
+from ...pixart_core.pipeline import Pipeline
+from ..restore import restore
+from ..run_dir import RunDir
+from .evaluate import contact_sheet, held_out_prompts, pictures, score
+from .scenes import draw
+
+TOLERANCE = 1
+"""Pixels that an edge may lie beside its place."""
+_EDGE = 0.5
+"""Soft edges above this count."""
+
+
+def soft_edges(hed: HED, made: Sequence[Image.Image]) -> list[Tensor]:
+    """Edge maps (1, H, W, 1) of pictures of any sizes."""
+    arrays = (np.asarray(picture.convert("RGB"), np.float32) / 255 for picture in made)
+    return [detect(hed, torch.from_numpy(array)[None]) for array in arrays]
+
+
+def edge_f1(found: Tensor, hint: Tensor, tolerance: int = TOLERANCE) -> float:
+    """Agreement of two edge maps (1, H, W, 1): harmonic mean of precision and recall, 0 … 1.
+
+    An edge pixel is right if the other map has one at most `tolerance` px away, in the 8-neighbourhood.
+    """
+    found, hint = ((edges > _EDGE).float().permute(0, 3, 1, 2) for edges in (found, hint))
+    near_found, near_hint = (F.max_pool2d(edges, 2 * tolerance + 1, 1, tolerance) for edges in (found, hint))
+    precision = float((found * near_hint).sum() / found.sum().clamp(min=1))
+    recall = float((hint * near_found).sum() / hint.sum().clamp(min=1))
+    return 2 * precision * recall / max(precision + recall, 1e-9)
+
+
+class ControlTest:
+    """Held-out scenes, drawn, with their captions and edges; what a pipeline makes of these is compared with them."""
+
+    def __init__(self, hed: HED, count: int):
+        self.hed, self.prompts = hed, held_out_prompts(count)
+        self.drawn = [draw(scene, size, seed) for seed, (scene, _, size) in enumerate(self.prompts)]
+        self.edges = soft_edges(hed, self.drawn)
+
+    def run(self, pipeline: Pipeline, strength: float, **options) -> tuple[list[Image.Image], dict[str, float]]:
+        """The pictures, their mean F1 and the share of attributes that they show, in percent."""
+        hints = [edges.expand(-1, -1, -1, 3) for edges in self.edges]
+        made = pictures(pipeline, self.prompts, hints, hint_strength=strength, **options)
+        found = soft_edges(self.hed, made)
+        agreement = [edge_f1(one, other) for one, other in zip(found, self.edges, strict=True)]
+        return made, {"f1": sum(agreement) / len(agreement), "attributes": score(made, self.prompts)["all"]}
+
+    def sheet(self, results: list[list[Image.Image]], examples: Sequence[int], scale: int = 1) -> Image.Image:
+        """A row for each example: the drawn scene, its edges, and every result."""
+        maps = [Image.fromarray((255 * edges[0, :, :, 0].numpy()).round().astype(np.uint8)) for edges in self.edges]
+        rows = [[column[index] for column in (self.drawn, maps, *results)] for index in examples]
+        return contact_sheet([[picture.convert("RGB").resize((picture.width * scale, picture.height * scale))
+                               for picture in row] for row in rows])
+
+
+def plot(points: list[tuple[int, float]], without: float, path: Path) -> None:
+    """F1 over training steps as a picture, with the line that no control reaches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.8), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*points, strict=True), marker="o", ms=3, label="with control")
+    axes.axhline(without, color="grey", linestyle="--", label="without")
+    axes.set(xlabel="training step", ylabel="F1 of edges", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def curve(run: Path, pipeline: Pipeline, measure: Callable[..., dict[str, float]]) -> list[tuple[int, float]]:
+    """(step, F1 at strength 1) of every checkpoint of a `controlnet` run, oldest first."""
+    points, dtype = [], pipeline.transformer.x_embedder.proj.weight.dtype
+    for path in RunDir(run).checkpoints():
+        task, _, step = restore(str(path))
+        pipeline.controlnet = task.result().eval().to(pipeline.device, dtype)
+        points.append((step, measure(1.0, step=step)["f1"]))
+    return points
+
+
+def main(arguments: list[str]) -> None:
+    """Command line of `train.py nano evaluate_control`."""
+    parser = argparse.ArgumentParser(prog="train.py nano evaluate_control", description=__doc__)
+    parser.add_argument("models", type=Path, help="pipeline folder with hed/hed.safetensors")
+    parser.add_argument("--controlnet", type=Path, help="another ControlNet than the folder's")
+    parser.add_argument("--transformer", help="another transformer than the folder's")
+    parser.add_argument("--sampler", choices=("lcm", "dpm"), default="lcm")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--guidance", type=float)
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0, 0.5, 1])
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--sheet", type=Path, help="PNG: a row for each example: scene, edges, every strength")
+    parser.add_argument("--examples", type=int, nargs="+", default=list(range(12)), help="scenes in the sheet")
+    parser.add_argument("--scale", type=int, default=1, help="of the sheet's pictures")
+    parser.add_argument("--curve", type=Path, help="a `controlnet` run: measure its checkpoints instead")
+    parser.add_argument("--plot", type=Path, help="PNG or SVG of F1 over the steps of --curve")
+    options = parser.parse_args(arguments)
+    test = ControlTest(load_hed(options.models / "hed" / "hed.safetensors"), options.count)
+    pipeline = Pipeline.from_pretrained(options.models, transformer=options.transformer, controlnet=options.controlnet)
+    settings = {"steps": options.steps, "sampler": options.sampler, "guidance": options.guidance}
+    results = []
+
+    def measure(strength: float, **about) -> dict[str, float]:
+        made, numbers = test.run(pipeline, strength, **settings)
+        results.append(made)
+        rounded = {name: round(value, 3) for name, value in numbers.items()}
+        print(json.dumps({**about, **settings, "strength": strength, "scenes": options.count, **rounded}), flush=True)
+        return numbers
+
+    if options.curve is not None:
+        points = curve(options.curve, pipeline, measure)
+        if options.plot is not None:
+            plot(points, measure(0.0)["f1"], options.plot)
+        return
+    for strength in options.strengths:
+        measure(strength)
+    if options.sheet is not None:
+        test.sheet(results, options.examples, options.scale).save(options.sheet)
