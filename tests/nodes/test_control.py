@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 import pixart_core as pc
 from pixart_core.checkpoint import inspect_file, merge_controlnet
 from pixart_core.hed import HED, detect
+from pixart_core.lora import Delta, Lora, save_lora
 from tests.fixtures_nano import make_nano_folder
 from tests.nodes.graphs import PROMPT, difference, ksampler, node, pictures, text_to_image
 
@@ -112,6 +113,86 @@ def test_base_pictures_are_the_pipelines_and_stock_apply_gives_the_same(run, pip
     for one, other, third in zip(ours, theirs, stock, strict=True):
         assert difference(one, other) < 1
         assert difference(one, third) == 0
+
+
+PARTS = {"half": {"strength": 0.5}, "first half": {"end_percent": 0.45}, "second half": {"start_percent": 0.45},
+         "middle, strong": {"strength": 1.5, "start_percent": 0.1, "end_percent": 0.6}}
+"""Settings of the apply nodes; the pipeline calls them hint_strength, hint_start and hint_end."""
+
+
+@pytest.mark.parametrize("settings", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("kind", ["lcm", "cfg 1", "cfg 4.5"])
+def test_strength_start_and_end_are_the_pipelines(run, pipeline, comfy_server, kind, settings):
+    hint = Image.open(comfy_server.base / "input" / "hint.png")
+    options = {"hint_strength": settings.get("strength", 1.0), "hint_start": settings.get("start_percent", 0.0),
+               "hint_end": settings.get("end_percent", 1.0), "hint": hint, "seed": 3, "width": 128, "height": 128}
+    if kind == "lcm":
+        expected = pipeline(PROMPT, **options)[0]
+        assert difference(run(with_control(**settings))[0], expected) < 1
+        return
+    guidance = float(kind.removeprefix("cfg "))
+    expected = pipeline(PROMPT, sampler="dpm", guidance=guidance, **options)[0]
+    sampler = ksampler("model", steps=14, cfg=guidance, sampler_name="dpmpp_2m", scheduler="sgm_uniform")
+    ours, stock = (run(with_control(apply, sampler=sampler, **settings))[0] for apply in ("ours", "stock"))
+    assert difference(ours, expected) < 1 and difference(ours, stock) == 0
+
+
+def test_two_chained_controls_add_up_to_the_pipelines_one(run, pipeline, comfy_server):
+    """Strengths 0.6 and 0.4 of the same hint, in LCM and with guidance."""
+    hint = Image.open(comfy_server.base / "input" / "hint.png")
+    guided = ksampler("model", steps=14, cfg=4.5, sampler_name="dpmpp_2m", scheduler="sgm_uniform")
+    for sampler, options in ((None, {}), (guided, {"sampler": "dpm"})):
+        changes = with_control(sampler=sampler, strength=0.6)
+        changes["second"] = with_control(strength=0.4)["apply"]
+        changes["second"]["inputs"] |= {"positive": ["apply", 0], "negative": ["apply", 1]}
+        for side, slot in (("positive", 0), ("negative", 1)):
+            if side in changes["sample"]["inputs"]:
+                changes["sample"]["inputs"][side] = ["second", slot]
+        expected = pipeline(PROMPT, hint=hint, seed=3, width=128, height=128, **options)[0]
+        assert difference(run(changes)[0], expected) < 1
+
+
+def test_a_hint_for_each_picture_of_a_batch(run, pipeline, comfy_server):
+    names = ("hint", "other_hint", "hint")
+    folder = comfy_server.base / "input"
+    Image.open(folder / "hint.png").rotate(90).save(folder / "other_hint.png")
+    changes = with_control()
+    changes |= {name: node("LoadImage", image=f"{name}.png") for name in ("hint", "other_hint")}
+    changes["two"] = node("ImageBatch", image1=["hint", 0], image2=["other_hint", 0])
+    changes["three"] = node("ImageBatch", image1=["two", 0], image2=["hint", 0])
+    changes["apply"]["inputs"]["image"] = ["three", 0]
+    hints = np.stack([np.asarray(Image.open(folder / f"{name}.png"), dtype=np.float32) / 255 for name in names])
+    theirs = pipeline(PROMPT, hint=torch.from_numpy(hints), batch=3, seed=3, width=128, height=128)
+    for one, other in zip(run(changes, batch=3), theirs, strict=True):
+        assert difference(one, other) < 1
+
+
+def test_a_lora_on_the_base_reaches_the_control(run, pipeline, family, comfy_server):
+    """As the pipeline on a transformer with the LoRA merged."""
+    (comfy_server.base / "models" / "loras").mkdir(exist_ok=True)
+    generator = torch.Generator().manual_seed(1)
+    up, down = (torch.randn(shape, generator=generator) / 4 for shape in ((144, 4), (4, 48)))
+    lora = Lora("shown", tuple(Delta(f"blocks.{block}.attn.qkv.weight", 0, 1, up, down, 4.0) for block in range(2)))
+    save_lora(lora, comfy_server.base / "models" / "loras" / "shown.safetensors")
+    changes = with_control()
+    changes["with lora"] = node("PixArtDeltaLoraLoader", model=["model", 0], lora_name="shown.safetensors",
+                                strength=1.0)
+    changes["sample"]["inputs"]["model"] = ["with lora", 0]
+    ours = run(changes)[0]
+    theirs = pc.Pipeline.from_pretrained(family)
+    pc.apply_lora(theirs.transformer, lora)
+    hint = Image.open(comfy_server.base / "input" / "hint.png")
+    assert difference(ours, theirs(PROMPT, hint=hint, seed=3, width=128, height=128)[0]) < 1
+    assert difference(ours, run(with_control())[0]) > 1
+
+
+def test_after_unloading_the_second_run_is_the_same(run, comfy_server):
+    """What ComfyUI's menu entry “Free model and node cache” does."""
+    first = run(with_control())[0]
+    comfy_server.post("/free", {"unload_models": True, "free_memory": True})
+    again = comfy_server.prompt(text_to_image("controlled", changes=with_control()))
+    assert {"sample", "apply", "control"} <= again.node_seconds.keys(), "it must have run, not come from the cache"
+    assert difference(pictures(again)[0], first) == 0
 
 
 def test_strength_0_is_no_control(run):
