@@ -22,6 +22,13 @@ from .loaders import (
     PixArtDeltaVAELoader,
 )
 from .sampling import PixArtDeltaLCMSampler, PixArtDeltaLCMSampling
+from .trained import PixArtDeltaDataset, PixArtDeltaTrainedResult, PixArtDeltaTrainingStatus
+from .training import (
+    PixArtDeltaFineTune,
+    PixArtDeltaTrainControlNet,
+    PixArtDeltaTrainLCD,
+    PixArtDeltaTrainLCMLora,
+)
 
 NODES: list[type[io.ComfyNode]] = [
     PixArtDeltaModelLoader,
@@ -38,6 +45,13 @@ NODES: list[type[io.ComfyNode]] = [
     PixArtDeltaHEDPreprocessor,
     PixArtDeltaSplitControlNet,
     PixArtDeltaMergeControlNet,
+    PixArtDeltaDataset,
+    PixArtDeltaTrainLCD,
+    PixArtDeltaTrainLCMLora,
+    PixArtDeltaTrainControlNet,
+    PixArtDeltaFineTune,
+    PixArtDeltaTrainingStatus,
+    PixArtDeltaTrainedResult,
 ]
 
 

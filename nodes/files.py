@@ -22,9 +22,10 @@ _SEARCHED = {
     "lora": ("loras", FOLDER),
     "controlnet": ("controlnet", FOLDER),
     "hed": (FOLDER,),
+    "pipeline": (FOLDER,),
 }
 _PART = {"model": "transformer", "text_encoder": "text_encoder", "vae": "vae", "lora": "", "controlnet": "controlnet",
-         "hed": ""}
+         "hed": "", "pipeline": ""}
 """Sub-folder of a diffusers pipeline folder that each kind lives in."""
 _BUNDLED = {
     "model": {
@@ -36,7 +37,9 @@ _BUNDLED = {
     "lora": {"bundled/nano (LCM-LoRA)": "nano/lcm_lora"},
     "controlnet": {"bundled/nano (HED ControlNet)": "nano/controlnet"},
     "hed": {"bundled/nano (HED)": "nano/hed/hed.safetensors"},
+    "pipeline": {"bundled/nano": "nano"},
 }
+_PICTURES = {"bundled/nano scenes": "nano/scenes"}
 HED_WEIGHTS = "ControlNetHED.pth"
 """Of the released network; always in the list, so that a workflow which names it says what to download."""
 _DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
@@ -69,6 +72,18 @@ def locate(kind: str, name: str) -> str:
     return path
 
 
+def picture_folders() -> list[str]:
+    """Names of folders with pictures to train on: those in ComfyUI's input folder, and the bundled one."""
+    root = Path(folder_paths.get_input_directory())
+    found = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    return sorted(found) + [name for name, path in _PICTURES.items() if (_BUNDLE / path).exists()]
+
+
+def picture_folder(name: str) -> str:
+    """Path of an entry of `picture_folders`."""
+    return str(_BUNDLE / _PICTURES[name] if name in _PICTURES else Path(folder_paths.get_input_directory()) / name)
+
+
 def stamp(kind: str, name: str) -> str:
     """Changes when the file or folder behind a name does, so that ComfyUI loads it again."""
     path = Path(locate(kind, name))
@@ -83,6 +98,10 @@ def _found(kind: str) -> dict[str, str]:
         for root in folder_paths.get_folder_paths(folder):
             for path in _folders(Path(root), _PART[kind], _DEPTH):
                 found.setdefault(path.relative_to(root).as_posix() + "/", str(path))
+            if kind == "pipeline":
+                found |= {path.parent.relative_to(root).as_posix() + "/": str(path.parent)
+                          for path in _folders(Path(root), "text_encoder", _DEPTH)
+                          if (path.parent / "vae").is_dir() and path.parent != Path(root)}
         if folder == FOLDER and kind not in ("lora", "hed"):
             continue  # its files are parts of the folders found above
         for name in folder_paths.get_filename_list(folder):

@@ -15,7 +15,11 @@ from .. import files
 ROOTS_VARIABLE = "PIXART_DELTA_ROOTS"
 """Environment variable with which who runs the server lists more folders, separated as in PATH."""
 BUNDLE = Path(__file__).resolve().parents[2] / "models"
-_TEXTS: set[str] = set()
+_OWN = ("run", "output")
+"""Settings that the queue chooses: where a job writes is not for others to say."""
+_LISTED = {"base": "model", "models": "pipeline", "hed": "hed"}
+"""Settings that may also be a name from a loader's list (`files.names`)."""
+_TEXTS = {"caption_column", "device"}
 """Settings that are free text. Every other text without fixed choices names a file or folder."""
 
 
@@ -58,16 +62,17 @@ def checked_settings(command: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings as they came from outside, with every path in them checked and made absolute.
 
     Raises:
-        PathError: on a path that may not be read, and on `run`, which is not for others to choose.
+        PathError: on a path that may not be read, and on a place to write to.
     """
-    if "run" in settings:
-        raise PathError("run is chosen here: give the job a name instead")
+    if own := [name for name in _OWN if name in settings]:
+        raise PathError(f"{own[0]} is chosen by the queue: give the job a name instead")
     checked = dict(settings)
     for each in fields(COMMANDS[command]):
         value = settings.get(each.name)
         text = isinstance(value, str) and value and "choices" not in each.metadata and each.name not in _TEXTS
-        if text and each.name == "base" and value in files.names("model"):
-            checked[each.name] = files.locate("model", value)
-        elif text:
+        kind = _LISTED.get(each.name)
+        if text and kind and value in files.names(kind):
+            checked[each.name] = files.locate(kind, value)
+        elif text and (each.name, value) != ("hints", "hed"):
             checked[each.name] = inside_roots(value)
     return checked

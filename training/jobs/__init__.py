@@ -9,8 +9,12 @@ process.log     everything the process printed
 so that a server which starts later, or a second one beside it, finds every job as it is.
 """
 
-from .job import ACTIVE, DEVICE, STATES, Job, JobError
+from . import process
+from .job import ACTIVE, STATES, Job, JobError
 from .metrics import read_metrics
-from .queue import ACTIONS, Queue
+from .queue import ACTIONS, TRAIN, Queue
+from .verdict import last_line
 
-__all__ = ["ACTIONS", "ACTIVE", "DEVICE", "STATES", "Job", "JobError", "Queue", "read_metrics"]
+__all__ = [
+    "ACTIONS", "ACTIVE", "STATES", "TRAIN", "Job", "JobError", "Queue", "last_line", "process", "read_metrics",
+]  # fmt: skip

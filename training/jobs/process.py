@@ -36,7 +36,11 @@ def environment(device: str) -> dict[str, str]:
     values = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     values["PYTHONIOENCODING"] = "utf-8"
     if kind == "cpu":
-        values["ACCELERATE_USE_CPU"] = "true"
+        values |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
+        # Half of the cores stay ComfyUI's. Threads that wait must not spin on the others': steps then take a hundred
+        # times as long on a busy machine.
+        values.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
+        values.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     elif kind == "cuda":
         visible = [each for each in values.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
         # ComfyUI's cuda:1 is the second of the devices that it sees itself.

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config import make_config
+from ..config import TRAININGS, make_config
 from ..run_dir import RunDir, RunDirError
 from . import process
 from .job import ACTIVE, DEVICE, FILE, IDENTIFIER, Job, JobError, new_id, read_job, replace_json, write_job
@@ -28,6 +28,8 @@ from .verdict import verdict
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 SETTINGS, LOG = "settings.json", "process.log"
 NAME_LENGTH = 80
+_OWN = {"prepare": ("output", "dataset")}
+"""Setting of a command that names what it writes, and where that is in the job's folder; else `run`, the folder."""
 _GRACE = 120.0
 """Seconds after which a start whose process nobody saw is given up (its server died in that very moment)."""
 _KEPT = ("step", "steps", "loss", "export", "checkpoint", "message", "memory", "seconds_per_step")
@@ -77,6 +79,10 @@ class Queue:
         """What its process printed."""
         return self.root / job.id / LOG
 
+    def dataset(self, job: Job) -> Path:
+        """Where a `prepare` job leaves its dataset and the report."""
+        return self.root / job.id / _OWN["prepare"][1]
+
     def status(self, job: Job) -> dict[str, Any]:
         """How far it is: the run's own status while a process runs, what was kept of it afterwards."""
         if not job.active:
@@ -101,7 +107,7 @@ class Queue:
         if after:
             self.job(after)
         job_id = new_id(command, name)
-        config = make_config(command, {**settings, "run": str(self.root / job_id)})
+        config = make_config(command, {**settings, **self._own(command, job_id)})
         with self._turn():
             order = max((job.order for job in self.jobs()), default=0.0) + 1
             job = Job(job_id, command, config.to_dict(), device, name or command, order=order, created=time.time())
@@ -118,7 +124,7 @@ class Queue:
         """The job that was made from these very settings, if it is still there."""
         for job in self.jobs():
             if job.command == command and job.name == (name or command):
-                wanted = make_config(command, {**settings, "run": str(self.root / job.id)}).to_dict()
+                wanted = make_config(command, {**settings, **self._own(command, job.id)}).to_dict()
                 if job.settings == wanted:
                     return job
         return None
@@ -261,7 +267,8 @@ class Queue:
         if job.pid is None and not self._adopt(job):
             return
         if code is None and process.runs(job.pid, job.identity):
-            if job.state == "preparing" and self.status(job).get("state") == "running":
+            quiet = job.command not in TRAININGS  # has no status of its own
+            if job.state == "preparing" and (quiet or self.status(job).get("state") == "running"):
                 self._put(job, "running", "")
             return
         if child is not None:
@@ -298,6 +305,11 @@ class Queue:
         return status if isinstance(status, dict) else {}
 
     # --- files ---
+
+    def _own(self, command: str, job_id: str) -> dict[str, str]:
+        """The setting that says where the job writes: in its own folder."""
+        name, place = _OWN.get(command, ("run", ""))
+        return {name: str(self.root / job_id / place)}
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:

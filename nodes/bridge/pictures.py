@@ -1,0 +1,75 @@
+"""Pictures that the training nodes show: of a dataset, of a run's samples, and its loss as a drawing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageOps
+from torch import Tensor
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_THUMB = 256
+_WIDTH, _HEIGHT, _MARGIN = 768, 384, 64
+_PAPER, _INK, _LINE, _CURVE = (255, 255, 255), (60, 60, 60), (225, 225, 225), (31, 111, 235)
+
+
+def to_tensor(pictures: list[Image.Image]) -> Tensor:
+    """IMAGE (B, H, W, 3), values 0 … 1, of pictures of one size."""
+    return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB"), np.float32) / 255 for picture in pictures]))
+
+
+def thumbnails(folder: str | Path, count: int) -> Tensor:
+    """IMAGE of up to `count` pictures, evenly taken from a folder and its sub-folders, each fitted into a square."""
+    files = sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in ENDINGS)
+    shown = []
+    for file in files[:: max(1, len(files) // count)]:
+        try:
+            with Image.open(file) as picture:
+                shown.append(ImageOps.pad(picture.convert("RGB"), (_THUMB, _THUMB)))
+        except OSError:
+            continue  # the report names it
+        if len(shown) == count:
+            break
+    return to_tensor(shown or [Image.new("RGB", (_THUMB, _THUMB))])
+
+
+def latest_samples(files: list[Path]) -> Tensor:
+    """IMAGE of the newest grid; a grey one when there is none."""
+    if not files:
+        return to_tensor([Image.new("RGB", (_THUMB, _THUMB), (128, 128, 128))])
+    with Image.open(files[-1]) as picture:
+        return to_tensor([picture])
+
+
+def loss_plot(steps: list[int], losses: list[float | None]) -> Tensor:
+    """IMAGE of the loss over steps, on a logarithmic scale where all of it is positive."""
+    picture = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
+    pen = ImageDraw.Draw(picture)
+    points = [(step, loss) for step, loss in zip(steps, losses, strict=True) if loss is not None]
+    if not points:
+        pen.text((_MARGIN, _HEIGHT // 2), "no loss yet", _INK)
+        return to_tensor([picture])
+    logarithmic = all(loss > 0 for _, loss in points)
+    scale = math.log10 if logarithmic else float
+    low, high = min(scale(loss) for _, loss in points), max(scale(loss) for _, loss in points)
+    spread, first, last = high - low or 1.0, points[0][0], points[-1][0]
+
+    def x(step: float) -> float:
+        return _MARGIN + (step - first) / max(1, last - first) * (_WIDTH - 1.5 * _MARGIN)
+
+    def y(value: float) -> float:
+        return _HEIGHT - _MARGIN / 2 - (value - low) / spread * (_HEIGHT - _MARGIN)
+
+    for share in (0, 0.25, 0.5, 0.75, 1):
+        value = low + share * spread
+        pen.line([(_MARGIN, y(value)), (_WIDTH - _MARGIN / 2, y(value))], _LINE)
+        pen.text((4, y(value) - 6), f"{10**value if logarithmic else value:.4g}", _INK)
+        step = round(first + share * (last - first))
+        pen.text((x(step) - 8, _HEIGHT - _MARGIN / 2 + 8), str(step), _INK)
+    pen.text((_MARGIN, 8), "loss over steps" + (", logarithmic" if logarithmic else ""), _INK)
+    line = [(x(step), y(scale(loss))) for step, loss in points]
+    pen.line(line if len(line) > 1 else [line[0], line[0]], _CURVE, 2)
+    return to_tensor([picture])

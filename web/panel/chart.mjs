@@ -1,0 +1,94 @@
+// Loss and learning rate over steps, drawn by uPlot.
+import uPlot from "../vendor/uplot/uPlot.mjs";
+import { h } from "./dom.mjs";
+import { number, t } from "./text.mjs";
+
+const HEIGHT = 220;
+const MOST = 3000; // points; with more the whole is read anew, thinned by the server
+
+export class Chart {
+    element = h("figure", { class: "pxd-chart", "aria-label": t("chart") });
+    #data = [[], [], []];
+    #logarithmic = localStorage.getItem("pixart_delta.logarithmic") === "1";
+
+    constructor() {
+        this.note = h("p", { class: "pxd-note" }, t("no_metrics"));
+        const box = h("input", { type: "checkbox", onchange: () => this.#setLogarithmic(box.checked) });
+        box.checked = this.#logarithmic;
+        this.place = h("div");
+        this.element.append(this.note, this.place, h("label", { class: "pxd-toggle" }, box, t("logarithmic")));
+        this.observer = new ResizeObserver(() => this.#resize());
+        this.observer.observe(this.element);
+    }
+
+    /** Read new lines of a job. Throws when the server does not answer. */
+    async update(store, id) {
+        const steps = this.#data[0];
+        const since = steps.length && steps.length < MOST ? steps.at(-1) : -1;
+        const { columns } = await store.get(`/${id}/metrics?since=${since}`);
+        if (!columns.step) return;
+        const fresh = [columns.step, columns.loss ?? [], columns.learning_rate ?? []];
+        this.#data = since < 0 ? fresh : this.#data.map((old, i) => [...old, ...fresh[i]]);
+        this.#draw();
+    }
+
+    /** Forget what was read: a resumed run takes its last steps again. */
+    reset() {
+        this.#data = [[], [], []];
+    }
+
+    destroy() {
+        this.observer.disconnect();
+        this.plot?.destroy();
+    }
+
+    #draw() {
+        this.note.hidden = true;
+        const data = [this.#data[0], this.#positive(this.#data[1]), this.#data[2]];
+        if (this.plot) this.plot.setData(data);
+        else this.plot = new uPlot(this.#options(), data, this.place);
+        this.element.dataset.points = this.#data[0].length;
+    }
+
+    #positive(values) {
+        return this.#logarithmic ? values.map((value) => (value > 0 ? value : null)) : values;
+    }
+
+    #setLogarithmic(on) {
+        this.#logarithmic = on;
+        localStorage.setItem("pixart_delta.logarithmic", on ? "1" : "0");
+        this.plot?.destroy();
+        this.plot = null;
+        if (this.#data[0].length) this.#draw();
+    }
+
+    #resize() {
+        const width = this.element.clientWidth;
+        if (this.plot && width > 0) this.plot.setSize({ width, height: HEIGHT });
+    }
+
+    #options() {
+        // Colours are asked for at every drawing: the theme may change.
+        const colour = (name) => getComputedStyle(this.element).getPropertyValue(name);
+        const axis = (scale, side, size) => ({
+            scale, side, size, font: "11px system-ui", labelFont: "11px system-ui",
+            stroke: () => colour("--pxd-dim"),
+            grid: { show: side !== 1, stroke: () => colour("--pxd-line"), width: 1 },
+            ticks: { stroke: () => colour("--pxd-line"), width: 1 },
+            values: (_plot, values) => values.map((value) => (value === null ? "" : number(value))),
+        });
+        const value = (_plot, found) => number(found);
+        return {
+            width: Math.max(200, this.element.clientWidth),
+            height: HEIGHT,
+            cursor: { drag: { x: true, y: false } },
+            scales: { x: { time: false }, loss: { distr: this.#logarithmic ? 3 : 1 }, rate: {} },
+            series: [
+                { label: t("step", { step: "", steps: "" }).split(" ")[0], value },
+                { label: t("loss"), scale: "loss", stroke: () => colour("--pxd-loss"), width: 1.5, spanGaps: true, value },
+                { label: t("learning_rate"), scale: "rate", stroke: () => colour("--pxd-rate"), width: 1, dash: [4, 3], value },
+            ],
+            axes: [axis("x", 2, 28), axis("loss", 3, 48), axis("rate", 1, 56)],
+        };
+    }
+}

@@ -1,0 +1,85 @@
+// The sidebar tab: a list of trainings, the chosen one opened.
+import { Detail, summary } from "./detail.mjs";
+import { arrange, h, setText } from "./dom.mjs";
+import { t } from "./text.mjs";
+
+const CHOSEN = "pixart_delta.chosen"; // in sessionStorage: a reload opens the same one
+
+export class Panel {
+    #rows = new Map();
+
+    constructor(element, store, app) {
+        Object.assign(this, { store, app });
+        this.offline = h("p", { class: "pxd-offline", role: "status" }, t("offline"));
+        this.empty = h("p", { class: "pxd-note" }, t("empty"));
+        this.list = h("ul", { "aria-label": t("jobs"), onkeydown: (event) => this.#key(event) });
+        this.element = h("div", { class: "pxd-panel" }, h("h2", {}, t("title")), this.offline, this.empty, this.list);
+        element.replaceChildren(this.element);
+        this.chosen = sessionStorage.getItem(CHOSEN);
+        this.show = () => this.#update();
+        store.addEventListener("change", this.show);
+        store.reload();
+        this.#update();
+    }
+
+    destroy() {
+        this.store.removeEventListener("change", this.show);
+        this.detail?.destroy();
+        this.element.remove();
+    }
+
+    #update() {
+        const jobs = this.store.sorted();
+        this.offline.hidden = this.store.online;
+        this.empty.hidden = jobs.length > 0 || !this.store.online;
+        if (!this.store.jobs.has(this.chosen)) this.#choose(jobs[0]?.id ?? null);
+        for (const id of this.#rows.keys()) if (!this.store.jobs.has(id)) this.#rows.delete(id);
+        arrange(this.list, jobs.map((job) => this.#row(job).item));
+        this.detail?.update();
+    }
+
+    #choose(id) {
+        this.chosen = id;
+        sessionStorage.setItem(CHOSEN, id ?? "");
+        this.detail?.destroy();
+        this.detail?.element.remove();
+        this.detail = id === null ? null : new Detail(this.store, this.app, id);
+    }
+
+    #row(job) {
+        let row = this.#rows.get(job.id);
+        if (!row) {
+            row = { name: h("span", { class: "pxd-name" }), state: h("span", { class: "pxd-state" }), bar: h("progress"), text: h("span", { class: "pxd-summary" }) };
+            row.button = h("button", { type: "button", class: "pxd-row", onclick: () => this.#press(job.id) }, row.name, row.state, row.bar, row.text);
+            row.item = h("li", { "data-job": job.id }, row.button);
+            this.#rows.set(job.id, row);
+        }
+        setText(row.name, job.name);
+        setText(row.state, t(job.state));
+        row.state.dataset.state = job.state;
+        setText(row.text, summary(job));
+        row.bar.hidden = job.steps === undefined;
+        row.bar.max = job.steps ?? 1;
+        row.bar.value = job.step ?? 0;
+        row.bar.setAttribute("aria-label", summary(job));
+        const open = job.id === this.chosen;
+        row.button.setAttribute("aria-expanded", open);
+        if (open && this.detail && this.detail.element.parentElement !== row.item) row.item.append(this.detail.element);
+        return row;
+    }
+
+    #press(id) {
+        this.#choose(id);
+        this.#update();
+    }
+
+    #key(event) {
+        const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+        const buttons = [...this.list.querySelectorAll(".pxd-row")];
+        const at = buttons.indexOf(event.target);
+        if (!step || at < 0) return;
+        event.preventDefault();
+        event.stopPropagation();
+        buttons[at + step]?.focus();
+    }
+}

@@ -1,0 +1,86 @@
+// What the server says about trainings: kept up by websocket events, read anew when the connection comes back.
+
+const ROOT = "/pixart_delta/jobs";
+const EVENT = "pixart_delta.jobs";
+const RETRY = 3000; // ms
+
+export class Store extends EventTarget {
+    jobs = new Map();
+    online = true;
+
+    constructor(api) {
+        super();
+        this.api = api;
+    }
+
+    start() {
+        this.api.addEventListener(EVENT, ({ detail }) => this.#merge(detail));
+        this.api.addEventListener("reconnected", () => this.reload());
+        this.api.addEventListener("reconnecting", () => this.#setOnline(false));
+        this.reload();
+    }
+
+    /** Read the whole list; tries again until the server answers. */
+    async reload() {
+        clearTimeout(this.retry);
+        try {
+            const { jobs } = await this.get("");
+            const ids = new Set(jobs.map((job) => job.id));
+            this.#setOnline(true);
+            this.#merge({ jobs, deleted: [...this.jobs.keys()].filter((id) => !ids.has(id)) });
+            this.order = jobs.map((job) => job.id);
+            this.dispatchEvent(new Event("list"));
+        } catch {
+            this.#setOnline(false);
+            this.retry = setTimeout(() => this.reload(), RETRY);
+        }
+    }
+
+    /** Active jobs first, then the queue, then the rest, newest first: as the server sorts them. */
+    sorted() {
+        const rank = (job) => (["preparing", "running", "stopping"].includes(job.state) ? 0 : job.state === "queued" ? 1 : 2);
+        const place = (job) => (rank(job) === 2 ? -job.order : job.order);
+        return [...this.jobs.values()].sort((a, b) => rank(a) - rank(b) || place(a) - place(b));
+    }
+
+    async get(path) {
+        const response = await this.api.fetchApi(ROOT + path, { cache: "no-store" });
+        const answer = await response.json();
+        if (!response.ok) throw new Error(answer.error);
+        return answer;
+    }
+
+    /** Ask a job to do something. Throws with the server's message. */
+    async act(id, action, values = {}) {
+        const response = await this.api.fetchApi(`${ROOT}/${id}/${action}`, {
+            method: "POST",
+            headers: { "Content-Type": "application/json" },
+            body: JSON.stringify(values),
+        });
+        const answer = await response.json();
+        if (!response.ok) throw new Error(answer.error);
+        this.#merge(answer.deleted ? { jobs: [], deleted: [id] } : { jobs: [answer], deleted: [] });
+    }
+
+    sampleUrl(id, name) {
+        return this.api.apiURL(`${ROOT}/${id}/samples/${name}`);
+    }
+
+    #merge({ jobs, deleted }) {
+        for (const job of jobs) {
+            const before = this.jobs.get(job.id);
+            this.jobs.set(job.id, job);
+            if (before && before.state !== job.state && ["done", "failed"].includes(job.state)) {
+                this.dispatchEvent(new CustomEvent("ended", { detail: job }));
+            }
+        }
+        for (const id of deleted) this.jobs.delete(id);
+        this.dispatchEvent(new Event("change"));
+    }
+
+    #setOnline(online) {
+        if (this.online === online) return;
+        this.online = online;
+        this.dispatchEvent(new Event("change"));
+    }
+}
