@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import sys
 
-from .config import COMMANDS, ConfigError, describe, load_config
+from .config import COMMANDS, TRAININGS, ConfigError, describe, load_config
 from .run_dir import RunDir
 
-NANO_PARTS = ("autoencoder", "text_encoder", "scenes", "hed", "evaluate", "family")
+NANO_PARTS = ("autoencoder", "text_encoder", "scenes", "hed", "evaluate", "evaluate_control", "curve", "family")
+_DRY_RUN = {name: "check everything, print what it will take, do one step, write nothing" for name in TRAININGS}
+_DRY_RUN["prepare"] = "only look at the pictures and report"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a 4-bit kernel that nothing here uses
+    try:
+        _run(options)
+    except (ConfigError, OSError, ValueError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="train.py", description="Train PixArt-δ.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, kind in COMMANDS.items():
@@ -24,41 +38,49 @@ def main(arguments: list[str] | None = None) -> int:
             epilog="settings and their defaults:\n" + describe(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        if name in ("sample", "export"):
+            command.add_argument("run", nargs="?", help="the run folder; the same as --set run=…")
         command.add_argument("--config", help="JSON file of settings (see training/recipes)")
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over the file"
         )
-        if name == "prepare":
-            command.add_argument("--dry-run", action="store_true", help="only look at the pictures and report")
+        if name in _DRY_RUN:
+            command.add_argument("--dry-run", action="store_true", help=_DRY_RUN[name])
     status = commands.add_parser("status", help="print how far a run is")
     status.add_argument("run", help="the run folder")
     nano = commands.add_parser("nano", help="make the parts of the bundled nano family", add_help=False)
     nano.add_argument("part", choices=NANO_PARTS)
     nano.add_argument("arguments", nargs=argparse.REMAINDER, help="of that part; --help lists them")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "nano":
-            part = "scene_folder" if options.part == "scenes" else options.part
-            importlib.import_module(f".nano.{part}", __package__).main(options.arguments)
-            return 0
-        if options.command == "status":
-            return _status(options.run)
-        config = load_config(options.command, options.config, options.set)
-        if options.command == "prepare":
-            from .prepare.run import prepare
-
-            prepare(config, options.dry_run)
-            return 0
-        from .loop import train  # torch and accelerate only when there is work for them
-
-        train(options.command, config)
-    except (ConfigError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return parser
 
 
-def _status(folder: str) -> int:
+def _run(options: argparse.Namespace) -> None:
+    """What a command needs (torch, accelerate …) is imported when it is known to be wanted."""
+    command = options.command
+    if command == "nano":
+        part = "scene_folder" if options.part == "scenes" else options.part
+        importlib.import_module(f".nano.{part}", __package__).main(options.arguments)
+        return
+    if command == "status":
+        _status(options.run)
+        return
+    given = [f"run={options.run}"] if getattr(options, "run", None) else []
+    config = load_config(command, options.config, given + options.set)
+    if command == "prepare":
+        from .prepare.run import prepare
+
+        prepare(config, options.dry_run)
+    elif command in TRAININGS:
+        from .dry_run import dry_run
+        from .loop import train
+
+        (dry_run if options.dry_run else train)(command, config)
+    else:
+        from . import results
+
+        print(getattr(results, command)(config))
+
+
+def _status(folder: str) -> None:
     for name, value in RunDir(folder).read_status().items():
         print(f"{name}: {value}")
-    return 0

@@ -189,11 +189,9 @@ class ControlNetConfig(TrainConfig):
 class SampleConfig(Settings):
     """`sample`: pictures from a run's newest weights."""
 
-    required: ClassVar[tuple[str, ...]] = ("run", "models")
-
-    run: str = setting("", "folder of the run")
+    run: str = setting("", "folder of the run, or one of its checkpoints")
     models: str = setting("", "pipeline folder with text_encoder/, tokenizer/ and vae/; empty = the run's own setting")
-    output: str = setting("", "picture to write; empty = samples/ of the run")
+    output: str = setting("", "picture to write; empty = in samples/ of the run")
     prompts: list = setting(list, "JSON list of prompts; empty = captions of the run's data")
     count: int = setting(4, "pictures, when no prompts are given", low=1)
     seed: int = setting(0, "of the noise", low=0)
@@ -204,7 +202,7 @@ class ExportConfig(Settings):
     """`export`: a run's newest weights as a small file for use elsewhere."""
 
     run: str = setting("", "folder of the run, or one of its checkpoints")
-    output: str = setting("", "file or folder to write; empty = exports/ of the run")
+    output: str = setting("", "file or folder to write; empty = in exports/ of the run")
     layout: str = setting(
         "authors",
         "authors = ComfyUI and the authors' code, diffusers, peft = folder with adapter_config.json (LoRA), "

@@ -96,16 +96,35 @@ class FeatureDataset:
             )
         if small and start == 0 and rank == 0:
             logger.warning("never used, because a batch takes %d pictures of one size: %s", size, ", ".join(small))
-        if hint and not self.description.get("hints"):
-            raise DataError(f"{self.place} was prepared without hints: run `prepare` again with hints=hed or a folder")
+        if hint:
+            self._require_hints()
         planned = self._numbered(size, seed, start, rank, world)
         for batch in in_order(_Reader(self, seed, hint), planned, workers):
-            yield {name: value.float() if name in _AS_FLOAT else value for name, value in batch.items()}
+            yield _as_float(batch)
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
         """The shard that holds a sample, and its row there."""
         shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
         return self.shards[shard], int(sample - self._starts[shard])
+
+    def examples(self, count: int, hint: bool = False) -> tuple[dict[str, Any], list[str]]:
+        """The first pictures of the largest bucket, at most `count`, as a batch, and their captions: to sample with.
+
+        Raises:
+            DataError: as `batches`.
+        """
+        if hint:
+            self._require_hints()
+        largest = max(self.buckets, key=self.buckets.get)
+        shards = [index for index, shard in enumerate(self.shards) if shard.bucket == largest]
+        numbers = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
+        reader = _Reader(self, 0, hint)
+        samples = [reader.sample(number, _generator(0, number)) for number in itertools.islice(numbers, count)]
+        return _as_float(_collate(samples)), [sample["prompt"] for sample in samples]
+
+    def _require_hints(self) -> None:
+        if not self.description.get("hints"):
+            raise DataError(f"{self.place} was prepared without hints: run `prepare` again with hints=hed or a folder")
 
     def _numbered(self, size: int, seed: int, start: int, rank: int, world: int) -> Iterator[tuple[int, list]]:
         """(number, (row of the whole batch, sample) …) of this process's batches, without end."""
@@ -165,9 +184,9 @@ class _Reader:
 
     def __call__(self, planned: tuple[int, list[tuple[int, int]]]) -> dict[str, Any]:
         number, rows = planned
-        return _collate([self._sample(sample, _generator(self.seed, number, row)) for row, sample in rows])
+        return _collate([self.sample(sample, _generator(self.seed, number, row)) for row, sample in rows])
 
-    def _sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
+    def sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
         info, row = self.dataset.locate(sample)
         parts = ["moments.npy", "caption.npy", "json", *(["hint.npy"] if self.hint else [])]
         stored = self.dataset.place.open(info).read(row, parts)
@@ -180,10 +199,15 @@ class _Reader:
             "image_size": torch.tensor([about["height"], about["width"]], dtype=torch.float32),
             "aspect_ratio": torch.tensor([about["ratio"]], dtype=torch.float32),
             "keys": about["source"],
+            "prompt": about["captions"][wording],
         }
         if self.hint:
             out["hint"] = _draw(stored["hint.npy"], scale, generator)
         return out
+
+
+def _as_float(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.float() if name in _AS_FLOAT else value for name, value in batch.items()}
 
 
 def _draw(moments: np.ndarray, scale: float, generator: torch.Generator) -> Tensor:
@@ -206,6 +230,6 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     stacked = {
         name: torch.stack([sample[name] for sample in samples])
         for name in samples[0]
-        if name not in ("caption", "keys")
+        if name not in ("caption", "keys", "prompt")
     }
     return {**stacked, "caption": caption, "caption_mask": mask, "keys": [sample["keys"] for sample in samples]}

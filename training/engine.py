@@ -24,8 +24,6 @@ from .distribute import accumulating, local, skeleton, spread, whole, whole_netw
 from .draws import Draws
 from .tasks import Task
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 @dataclass(frozen=True)
 class StepResult:
@@ -134,8 +132,9 @@ class Engine:
         batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
         rows = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         draws = Draws(self.config.seed, number, micro, self.global_batch, rows, self.device)
-        with self._autocast(), _attention_kernel(self.device):
-            loss = self.task.loss(self.model, batch, draws) / self.config.accumulation
+        with _attention_kernel(self.device):
+            with self.task.autocast():  # ends before the backward pass, and with it the half copies that it keeps
+                loss = self.task.loss(self.model, batch, draws) / self.config.accumulation
             self.scaler.scale(loss).backward()
         return loss.detach()
 
@@ -164,10 +163,6 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        dtype = _AUTOCAST.get(self.config.precision)
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
 def learning_rate(config: TrainConfig, number: int) -> float:

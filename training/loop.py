@@ -111,7 +111,7 @@ class Training:
             on_main(self.accelerator, self._export)
 
     def _export(self) -> None:
-        exported = self.engine.task.export(self.run.path / "exports")
+        exported = self.engine.task.export(self.run.path / "exports", self.step)
         state = "done" if self.step >= self.config.steps else "stopped"
         self.monitor.say_state(state, step=self.step, seconds_left=0, export=str(exported))
         self.monitor.say(f"{state} at step {self.step} of {self.config.steps}: {exported}")

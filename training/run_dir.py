@@ -91,27 +91,31 @@ class RunDir:
         except FileNotFoundError:
             return False
 
-    def write_config(self, command: str, config: dict[str, Any]) -> None:
-        """Keep the settings of a new run; a resumed one must be the same command on the same base and data.
+    def check_config(self, command: str, config: dict[str, Any]) -> None:
+        """Whether these settings may begin or resume here: a resumed run is the same command on the same base and data.
 
         Raises:
             RunDirError: if the folder holds another run.
         """
-        file = self.path / "config.json"
-        if file.exists():
-            earlier = self.read_config()
-            differing = [
-                f"{name} was {earlier['config'].get(name)!r} and is {config.get(name)!r}"
-                for name in _SAME_RUN
-                if earlier["config"].get(name) != config.get(name)
-            ]
-            if earlier["command"] != command:
-                differing = [f"its command was {earlier['command']}, not {command}"]
-            if differing:
-                raise RunDirError(
-                    f"{self.path} holds another run ({'; '.join(differing)}): choose a new folder, or delete it"
-                )
-        _write(file, {"command": command, "config": config})
+        if not (self.path / "config.json").exists():
+            return
+        earlier = self.read_config()
+        differing = [
+            f"{name} was {earlier['config'].get(name)!r} and is {config.get(name)!r}"
+            for name in _SAME_RUN
+            if earlier["config"].get(name) != config.get(name)
+        ]
+        if earlier["command"] != command:
+            differing = [f"its command was {earlier['command']}, not {command}"]
+        if differing:
+            raise RunDirError(
+                f"{self.path} holds another run ({'; '.join(differing)}): choose a new folder, or delete it"
+            )
+
+    def write_config(self, command: str, config: dict[str, Any]) -> None:
+        """Keep the settings of a run; raises as `check_config`."""
+        self.check_config(command, config)
+        _write(self.path / "config.json", {"command": command, "config": config})
 
     def read_config(self) -> dict[str, Any]:
         """{"command", "config"} of the run.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from ...pixart_core.checkpoint import load_pixart
 from ...pixart_core.layers import Block
 from ...pixart_core.model import PixArt
+from ...pixart_core.vae import load_vae
 from ..config import ConfigError, TrainConfig
+from ..data import FeatureDataset
 from ..draws import Draws
 from ..export import default_name, write_weights
+from ..sampling import draw_grid
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,6 +78,29 @@ class Task(ABC):
     def predictor(self) -> Callable[..., Tensor]:
         """`result` as a network to draw samples with: called as a PixArt, with `hint` where the task needs one."""
         return self.result()
+
+    def null_caption(self) -> Tensor | None:
+        """The base's learned unconditional caption (L, D), if it has one."""
+        return self.model.y_embedder.y_embedding
+
+    def sample(self, count: int) -> tuple[Image, list[str]] | None:
+        """A grid of at most `count` pictures for the data's own captions, the same ones every time, and these captions;
+        None where `models` names no pipeline folder to decode them with."""
+        if not self.config.models:
+            return None
+        batch, captions = FeatureDataset(self.config.data).examples(count, self.needs_hint)
+        return draw_grid(self, batch, load_vae(self.config.models, device=self.device)), captions
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.model.parameters()).device
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision that the losses are made for, and samples too."""
+        if self.config.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, DTYPES[self.config.precision])
 
     def export(self, folder: Path, step: int | None = None) -> Path:
         """Write what a run leaves for use elsewhere."""

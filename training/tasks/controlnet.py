@@ -34,8 +34,11 @@ class ControlNet(Task):
         latent, config = batch["latent"], self.config
         noise, timestep = draws.normal(latent.shape[1:]), draws.integers(NUM_TIMESTEPS)
         if config.caption_drop:
-            batch = drop_captions(batch, self.base.y_embedder.y_embedding, draws.uniform() < config.caption_drop)
+            batch = drop_captions(batch, self.null_caption(), draws.uniform() < config.caption_drop)
         return controlnet_loss(self.base, model, batch, noise, timestep, self.block_hook()).loss
+
+    def null_caption(self):
+        return self.base.y_embedder.y_embedding
 
     def predictor(self):
         control = self.result()

@@ -26,8 +26,7 @@ class Distillation(Task):
         noise, index = draws.normal(latent.shape[1:]), draws.integers(DDIM_STEPS)
         guidance = self.guidance(draws)
         if config.caption_drop:
-            null = self.teacher.null_caption(1)[0]
-            batch = drop_captions(batch, null, draws.uniform() < config.caption_drop)
+            batch = drop_captions(batch, self.null_caption(), draws.uniform() < config.caption_drop)
         return lcd_loss(
             model, self.teacher, model if self.ema is None else self.ema, batch, noise, index, guidance, config.loss,
             config.huber_c, alphas_cumprod(config.beta_schedule == "scaled_linear"), self.block_hook(),

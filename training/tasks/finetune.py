@@ -32,8 +32,7 @@ class Finetune(Task):
         latent, config = batch["latent"], self.config
         noise, timestep = draws.normal(latent.shape[1:]), draws.integers(NUM_TIMESTEPS)
         if config.caption_drop:
-            null = self.model.y_embedder.y_embedding
-            batch = drop_captions(batch, null, draws.uniform() < config.caption_drop)
+            batch = drop_captions(batch, self.null_caption(), draws.uniform() < config.caption_drop)
         return epsilon_loss(model, batch, noise, timestep, config.snr_weight_cap, self.block_hook())
 
     def ema_decay(self, step):

@@ -1,0 +1,83 @@
+"""`--dry-run`: what a training will take, and one real step of it. Nothing is written."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import shutil
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..pixart_core.vae import load_vae
+from .config import ConfigError, TrainConfig
+from .data import FeatureDataset
+from .distribute import connect
+from .engine import Engine
+from .estimate import estimate, in_units, matmul_rate, model_shape
+from .run_dir import RunDir
+from .tasks import TASKS
+from .tasks.base import DTYPES
+
+
+def dry_run(command: str, config: TrainConfig) -> None:
+    """Check all settings and files, print an estimate, take one step, and print what that took.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RunDirError: what `train` would raise, and if the disk is too small.
+    """
+    RunDir(config.run).check_config(command, config.to_dict())
+    if config.models:
+        load_vae(config.models)
+    data = FeatureDataset(config.data)
+    accelerator = connect(config)
+    device = accelerator.device
+    height, width = max(data.buckets, key=lambda size: size[0] * size[1])
+    expected = estimate(command, config, model_shape(config), height, width)
+    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision]))
+    _check_disk(config, expected.disk)
+    say = print if accelerator.is_main_process else _silent
+    say(f"{len(data)} pictures of {len(data.buckets)} sizes, the largest {width}x{height}; on {device}\n{expected}")
+    whole = datetime.timedelta(seconds=round(seconds * config.steps))
+    say(f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps", flush=True)
+    engine = Engine(config, TASKS[command](config), accelerator)
+    batches = data.batches(
+        config.batch_size, config.seed, 0, accelerator.process_index, accelerator.num_processes,
+        hint=engine.task.needs_hint,
+    )  # fmt: skip
+    begin = time.perf_counter()
+    result = engine.step(0, batches)
+    loss, norm = result.loss.item(), result.gradient_norm.item()
+    took = time.perf_counter() - begin
+    if not math.isfinite(loss + norm):
+        raise ConfigError(f"the first step's loss is {loss} and its gradient norm {norm}: try precision=fp32")
+    what, memory = _memory(device)
+    say(
+        f"one step: loss {loss:.5f}, gradient {norm:.3f}, {took:.3g} s with all that a first step does once, "
+        f"{in_units(memory)} {what}. Nothing was written"
+    )
+    accelerator.end_training()
+
+
+def _check_disk(config: TrainConfig, needed: float) -> None:
+    folder = Path(config.run).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"run {config.run} needs {in_units(needed)} for checkpoints, but only {in_units(free)} are free there: "
+            f"lower keep_checkpoints ({config.keep_checkpoints}), or choose another folder"
+        )
+
+
+def _memory(device: torch.device) -> tuple[str, int]:
+    if device.type == "cuda":
+        return "of the device at its widest", torch.cuda.max_memory_allocated(device)
+    return "in this process", psutil.Process().memory_info().rss
+
+
+def _silent(*_words, **_options) -> None:
+    pass

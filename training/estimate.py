@@ -1,0 +1,173 @@
+"""What a training will take, before it starts: memory by kind, time a step, disk. From shapes alone; nothing is loaded.
+
+Activations are counted per token and channel from what autograd keeps of a block (tests compare with its own hooks):
+under autocast the tokens between products are float32, products and attention have the half precision. Left out: what
+the driver takes (0.5 GB with CUDA), work space of libraries, fragmentation.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..pixart_core.checkpoint import inspect_file, load_pixart
+from ..pixart_core.config import PixArtConfig
+from ..pixart_core.controlnet import ControlNetTransformer
+from ..pixart_core.model import PixArt
+from .config import TrainConfig
+
+_EFFICIENCY = 0.6
+"""Share of a bare matrix product's speed that a step of this model reaches; the rest is norms, softmax, optimiser."""
+_FORWARDS = {"finetune": 0, "lcd": 3, "lcm-lora": 3, "controlnet": 0}
+"""Forwards without gradient a step: the teacher's two, and the target's."""
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one process. `str(estimate)` is a table."""
+
+    weights: float
+    """Bytes of trained weights, with the copies that autocast makes."""
+    frozen: float
+    """Bytes of frozen networks."""
+    average: float
+    """Bytes of averaged weights."""
+    gradients: float
+    moments: float
+    """Bytes of AdamW's two moments."""
+    activations: float
+    """Bytes at the widest moment."""
+    flops: float
+    """Floating-point operations of a step."""
+    checkpoint: float
+    """Bytes of a checkpoint on disk."""
+    kept: int
+    """Checkpoints on disk at once; one more while the next is written."""
+
+    @property
+    def memory(self) -> float:
+        """Bytes on the device."""
+        return self.weights + self.frozen + self.average + self.gradients + self.moments + self.activations
+
+    @property
+    def disk(self) -> float:
+        """Bytes in the run folder."""
+        return self.checkpoint * (self.kept + 1)
+
+    def seconds(self, rate: float) -> float:
+        """Of a step, on a device that multiplies matrices at `rate` operations a second."""
+        return self.flops / (rate * _EFFICIENCY)
+
+    def __str__(self) -> str:
+        parts = ("weights", "frozen", "average", "gradients", "moments", "activations")
+        lines = [f"  {name:12}{in_units(getattr(self, name)):>9}" for name in parts]
+        return "\n".join([
+            "memory of the device, about", *lines, f"  {'together':12}{in_units(self.memory):>9}",
+            f"disk: {in_units(self.disk)} ({self.kept} + 1 checkpoints of {in_units(self.checkpoint)})",
+        ])  # fmt: skip
+
+
+def in_units(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / GB:.2f} GB" if size >= 0.1 * GB else f"{size / 1e6:.1f} MB"
+
+
+def estimate(command: str, config: TrainConfig, shape: PixArtConfig, height: int, width: int) -> Estimate:
+    """What a process of a training takes.
+
+    Args:
+        shape: of the base model.
+        height, width: of the largest pictures, px.
+    """
+    half = 4 if config.precision == "fp32" else 2
+    base = _parameters(PixArt(shape, device="meta"))
+    rank = getattr(config, "lora_rank", 0)
+    if command == "controlnet":
+        trained, frozen = _parameters(ControlNetTransformer(shape, config.copy_blocks, device="meta")), base * half
+    elif rank:
+        trained, frozen = _lora_parameters(shape, rank), base * half
+    else:
+        trained, frozen = base, base * half if command == "lcd" else 0
+    averaged = config.ema_decay > 0 and not rank
+    moment = 1 if config.optimizer == "adamw8bit" else 4
+    tokens = math.ceil(height / 8 / shape.patch_size) * math.ceil(width / 8 / shape.patch_size)
+    return Estimate(
+        weights=trained * (4 if half == 4 else 4 + half),
+        frozen=frozen,
+        average=4 * trained * averaged,
+        gradients=4 * trained,
+        moments=2 * moment * trained,
+        activations=_activations(command, config, shape, tokens, half),
+        flops=_flops(command, config, shape, tokens) * config.batch_size * config.accumulation,
+        checkpoint=trained * (4 + 4 * averaged + 2 * moment),
+        kept=config.keep_checkpoints,
+    )
+
+
+def model_shape(config: TrainConfig) -> PixArtConfig:
+    """The shape of the base model, from its file's names and metadata.
+
+    Raises:
+        CheckpointError: as `load_pixart`, which says what is wrong with it.
+    """
+    if getattr(config, "model", None):
+        return PixArtConfig.from_dict(config.model)
+    info = inspect_file(config.base)
+    known = info.kind.startswith("pixart") and info.config is not None
+    return info.config if known else load_pixart(config.base).config
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a matrix product, measured for a quarter of a second."""
+    a, b = (torch.randn(1024, 1024, device=device, dtype=dtype) for _ in range(2))
+    counted, begin = 0, None
+    while begin is None or time.perf_counter() - begin < 0.25:
+        for _ in range(10):
+            a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        begin, counted = (time.perf_counter(), 0) if begin is None else (begin, counted + 10)
+    return counted * 2 * 1024**3 / (time.perf_counter() - begin)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _lora_parameters(shape: PixArtConfig, rank: int) -> int:
+    """A down and an up matrix for every Linear and the patch convolution."""
+    weights = [each.weight.flatten(1) for each in PixArt(shape, device="meta").modules() if hasattr(each, "weight")]
+    return rank * sum(sum(weight.shape) for weight in weights)
+
+
+def _activations(command: str, config: TrainConfig, shape: PixArtConfig, tokens: int, half: int) -> float:
+    """What the backward pass waits for, and what its widest block needs besides."""
+    unit = config.batch_size * tokens * shape.hidden_size  # one number a token and channel
+    ratio = shape.mlp_ratio
+    trained = 2 * (4 + 4) + 12 * half + half * 2 * ratio  # norms' inputs and outputs; inputs and outputs of products
+    frozen = 2 * 4 + 6 * half + half * ratio  # no weight gradient, so no product keeps its input
+    blocks = [trained] * shape.depth
+    if command == "controlnet":
+        blocks = [trained + half] * config.copy_blocks + [frozen] * (shape.depth - 1)
+    widest = max(blocks) + half * 2 * ratio  # the gradients of the MLP's hidden layer
+    kept = half * len(blocks) if config.gradient_checkpointing else sum(blocks) - max(blocks)
+    teacher = 2 * (4 + half * (1 + 2 * ratio)) if _FORWARDS[command] else 0
+    return unit * (kept + max(widest, teacher))
+
+
+def _flops(command: str, config: TrainConfig, shape: PixArtConfig, tokens: int) -> float:
+    """Of one picture: products with weights, and attention among the tokens."""
+    c = shape.hidden_size
+    block = 2 * tokens * c * c * (8 - 2 + 2 * shape.mlp_ratio) + 4 * tokens * tokens * c  # kv of the caption is short
+    gradient = 3 + config.gradient_checkpointing  # forward, backward at twice its cost, and perhaps forward again
+    if command == "controlnet":
+        frozen = gradient - 1 if not config.gradient_checkpointing else 3  # no weight gradients
+        return block * (config.copy_blocks * gradient + shape.depth * frozen)
+    if getattr(config, "lora_rank", 0):
+        gradient -= 1
+    return block * shape.depth * (gradient + _FORWARDS[command])

@@ -1,0 +1,100 @@
+"""Grids of pictures that show how far a training is: the same captions, hints and noise every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..pixart_core.lcm import lcm_timesteps, sample_lcm
+from ..pixart_core.pipeline import sample_dpm
+from ..pixart_core.vae import decode, to_pil
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .tasks import Task
+
+STEPS = {"lcm": 4, "dpm": 14}
+GUIDANCE = 4.5
+"""Of "dpm": what PixArt-α is sampled with. Distilled models have theirs built in."""
+_COLUMNS = 4
+
+
+def draw_grid(task: Task, batch: Mapping[str, Any], vae: Any, seed: int = 0) -> Image:
+    """A grid of pictures for the captions (and hints) of a batch, with what `task` has learned so far.
+
+    Args:
+        vae: from `load_vae`.
+        seed: of the noise.
+    """
+    batch = {name: value.to(task.device) for name, value in batch.items() if isinstance(value, Tensor)}
+    with task.autocast():
+        latents = sample_latents(task.predictor(), batch, task.sampler, task.null_caption(), seed)
+    return grid(pictures(vae, latents), pictures(vae, batch["hint"]) if task.needs_hint else None)
+
+
+@torch.no_grad()
+def sample_latents(
+    predictor: Callable[..., Tensor], batch: Mapping[str, Tensor], sampler: str, null: Tensor | None, seed: int = 0
+) -> Tensor:
+    """Latents for the captions (and hints) of a batch.
+
+    Args:
+        predictor: see `Task.predictor`.
+        batch: as in training; of the latents only the shape is read.
+        sampler: "lcm" or "dpm".
+        null: unconditional caption (L, D) for the guidance of "dpm"; None = no guidance.
+        seed: of the noise.
+
+    Returns:
+        (B, 4, h, w), float32.
+    """
+    caption = batch["caption"]
+    conditions = {name: batch[name] for name in ("caption_mask", "image_size", "aspect_ratio", "hint") if name in batch}
+    guided = sampler == "dpm" and null is not None
+    if guided:
+        caption = torch.cat([caption, null[: caption.shape[1]].to(caption).expand_as(caption)])
+        conditions = {name: torch.cat([value, value]) for name, value in conditions.items()}
+
+    def epsilon(latent: Tensor, timestep: Tensor) -> Tensor:
+        if not guided:
+            return predictor(latent, timestep, caption, **conditions)[:, : latent.shape[1]].float()
+        out = predictor(torch.cat([latent, latent]), torch.cat([timestep, timestep]), caption, **conditions)
+        conditional, unconditional = out[:, : latent.shape[1]].float().chunk(2)
+        return unconditional + GUIDANCE * (conditional - unconditional)
+
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(batch["latent"].shape, generator=generator).to(caption.device)
+    if sampler == "lcm":
+        return sample_lcm(epsilon, noise, lcm_timesteps(STEPS["lcm"]), generator=generator)
+    return sample_dpm(epsilon, noise, STEPS["dpm"])
+
+
+def pictures(vae: Any, latents: Tensor) -> list[Image]:
+    """Latents to pictures, one after the other: at 1024 px an autoencoder takes gigabytes for each."""
+    return [to_pil(decode(vae, latent[None]))[0] for latent in latents]
+
+
+def grid(made: list[Image], hints: list[Image] | None = None) -> Image:
+    """Pictures in rows of four, each row below its hints."""
+    rows = []
+    for start in range(0, len(made), _COLUMNS):
+        rows += [part[start : start + _COLUMNS] for part in (hints, made) if part is not None]
+    return contact_sheet(rows)
+
+
+def contact_sheet(rows: list[list[Image]], gap: int = 4) -> Image:
+    """Pictures side by side, a row each; cells are as large as the largest picture."""
+    from PIL import Image
+
+    width, height = (max(getattr(picture, side) for row in rows for picture in row) for side in ("width", "height"))
+    columns = max(len(row) for row in rows)
+    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    for y, row in enumerate(rows):
+        for x, picture in enumerate(row):
+            offset = (width - picture.width) // 2, (height - picture.height) // 2
+            sheet.paste(picture, (x * (width + gap) + offset[0], y * (height + gap) + offset[1]))
+    return sheet
