@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from ..pixart_core.layers import Block
 from .config import ConfigError, TrainConfig
 from .processes import die_with_parent
 
@@ -66,29 +67,31 @@ def spread(accelerator: Accelerator, config: TrainConfig, model: nn.Module, othe
     """The trained network ready for its forward passes on this process: itself, in DDP, or sharded in place.
 
     Args:
-        others: networks of the same shape, like the average, that are sharded alike.
+        others: networks like the average, which have no backward pass, to be sharded with it.
     """
     if accelerator.num_processes == 1:
         return model
     if config.sharding == "fsdp":
-        for network in (model, *others):
-            _shard(network, accelerator.device)
+        _shard(model, accelerator.device)
+        for network in others:
+            _shard(network, accelerator.device, reshard=True)
         return model
     return accelerator.prepare_model(model)
 
 
-def _shard(network: nn.Module, device: torch.device) -> None:
-    """FSDP2: every block is gathered when it is used, what is outside the blocks as long as the network is."""
+def _shard(network: nn.Module, device: torch.device, reshard: bool | None = None) -> None:
+    """FSDP2: each block is gathered while it is used, the little outside blocks as long as the network is.
+
+    Args:
+        reshard: whether the latter goes when the forward pass ends; None keeps it for the backward pass.
+    """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    for blocks in [module for module in network.children() if isinstance(module, nn.ModuleList)]:
-        for block in blocks:
-            fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
-    if hasattr(network, "null_caption"):  # reads a parameter outside forward
-        register_fsdp_forward_method(network, "null_caption")
+    for block in [module for module in network.modules() if isinstance(module, Block)]:
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh, reshard_after_forward=reshard)
 
 
 def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
