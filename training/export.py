@@ -64,8 +64,9 @@ def write_weights(
         CheckpointError: if it cannot be written.
     """
     kind = kind_of(model)
-    if layout not in LAYOUTS[kind]:
-        raise ConfigError(f"layout is {layout!r}: a {kind} is written as {' or '.join(LAYOUTS[kind])}")
+    known = LAYOUTS[kind]
+    if layout not in known:
+        raise ConfigError(f"layout is {layout!r}: a {kind} is written as {', '.join(known[:-1])} or {known[-1]}")
     if kind == "pixart":
         return save_pixart(model, path, layout, dtype=dtype, metadata=description)
     if kind == "lora":
