@@ -10,6 +10,7 @@ from .conditioning import PixArtDeltaResolution, PixArtDeltaTextEncode
 from .control import (
     PixArtDeltaApplyControlNet,
     PixArtDeltaControlNetLoader,
+    PixArtDeltaExamplePicture,
     PixArtDeltaHEDPreprocessor,
     PixArtDeltaMergeControlNet,
     PixArtDeltaSplitControlNet,
@@ -43,6 +44,7 @@ NODES: list[type[io.ComfyNode]] = [
     PixArtDeltaControlNetLoader,
     PixArtDeltaApplyControlNet,
     PixArtDeltaHEDPreprocessor,
+    PixArtDeltaExamplePicture,
     PixArtDeltaSplitControlNet,
     PixArtDeltaMergeControlNet,
     PixArtDeltaDataset,

@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from . import files
-from .bridge.control import RESIZE_MODES, apply_control, load_base, load_control
+from .bridge.control import RESIZE_MODES, apply_control, load_base, load_control, read_picture
 from .bridge.convert import merge_files, split_file
 from .bridge.hed import round_trip, soft_edges
 
@@ -130,6 +130,27 @@ class PixArtDeltaHEDPreprocessor(io.ComfyNode):
         edges = soft_edges(path, stamp, image, safe, scribble, resolution, dtype)
         needs_vae = ExecutionBlocker("PixArt-δ HED Preprocessor: \"as the model sees it\" needs its vae input")
         return io.NodeOutput(edges, needs_vae if vae is None else round_trip(vae, edges))
+
+
+class PixArtDeltaExamplePicture(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PixArtDeltaExamplePicture",
+            display_name="PixArt-δ Example Picture",
+            category=CATEGORY,
+            description="A small picture that comes with the extension, so that the control workflows run as they are. "
+                        "Put Load Image in its place for your own.",
+            inputs=[
+                io.Combo.Input("picture", options=files.example_pictures(), tooltip=(
+                    "Drawn landscapes of the kind that the bundled models know.")),
+            ],
+            outputs=[io.Image.Output(tooltip="The picture, for PixArt-δ HED Preprocessor.")],
+        )
+
+    @classmethod
+    def execute(cls, picture: str) -> io.NodeOutput:
+        return io.NodeOutput(read_picture(files.example_picture(picture)))
 
 
 class PixArtDeltaSplitControlNet(io.ComfyNode):

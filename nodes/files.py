@@ -45,6 +45,7 @@ HED_WEIGHTS = "ControlNetHED.pth"
 _DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
 _DEPTH = 3
 _MARKS = ("config.json", "diffusion_pytorch_model.safetensors")
+_EXAMPLES = _BUNDLE / "nano" / "examples"
 
 
 def register_folder() -> None:
@@ -89,6 +90,18 @@ def stamp(kind: str, name: str) -> str:
     path = Path(locate(kind, name))
     parts = sorted(path.iterdir()) if path.is_dir() else [path]
     return " ".join(f"{part.name}:{part.stat().st_mtime_ns}" for part in parts)
+
+
+def example_pictures() -> list[str]:
+    """Names of the bundled pictures."""
+    return sorted(path.name for path in _EXAMPLES.glob("*.png"))
+
+
+def example_picture(name: str) -> str:
+    """Path of an entry of `example_pictures`. Raises FileNotFoundError for any other name."""
+    if name not in example_pictures():
+        raise FileNotFoundError(f"{name!r} is none of the bundled pictures {', '.join(example_pictures())}")
+    return str(_EXAMPLES / name)
 
 
 def _found(kind: str) -> dict[str, str]:

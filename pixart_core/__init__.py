@@ -29,6 +29,7 @@ _HOME = {
     "apply_lora": "lora",
     "HED": "hed",
     "load_hed": "hed",
+    "detect": "hed",
     "Pipeline": "pipeline",
     "memory_plan": "memory",
 }

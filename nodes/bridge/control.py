@@ -9,8 +9,11 @@ import comfy.controlnet
 import comfy.latent_formats
 import comfy.model_management as memory
 import comfy.ops
+import numpy as np
+import torch
 import torch.nn.functional as F
 from comfy_execution.graph_utils import ExecutionBlocker
+from PIL import Image
 from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import inspect_file, read_controlnet
@@ -181,3 +184,9 @@ def apply_control(positive: list, negative: list, control: PixArtControl, image:
         return out
 
     return steered(positive), steered(negative)
+
+
+def read_picture(path: str) -> Tensor:
+    """A picture file as IMAGE (1, H, W, 3)."""
+    with Image.open(path) as picture:
+        return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]

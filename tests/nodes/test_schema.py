@@ -12,7 +12,7 @@ IDS = {
     "PixArtDeltaModelLoader", "PixArtDeltaTextEncoderLoader", "PixArtDeltaVAELoader", "PixArtDeltaLoraLoader",
     "PixArtDeltaTextEncode", "PixArtDeltaResolution", "PixArtDeltaLCMSampler", "PixArtDeltaLCMSampling",
     "PixArtDeltaSaveCheckpoint", "PixArtDeltaControlNetLoader", "PixArtDeltaApplyControlNet",
-    "PixArtDeltaHEDPreprocessor", "PixArtDeltaSplitControlNet",
+    "PixArtDeltaHEDPreprocessor", "PixArtDeltaExamplePicture", "PixArtDeltaSplitControlNet",
     "PixArtDeltaMergeControlNet",
 }
 """Saved workflows name nodes by these: removing or renaming one breaks them."""

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import pixart_core as pc
-from tests.fixtures_nano import make_nano_folder
+from pixart_core.hed import detect
+from tests.fixtures_nano import random_controlnet
 from tests.nodes.graphs import difference, pictures
 from tools.workflow_api import find_node, load_workflow, to_api
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / "models" / "nano"
-NAMES = ("text_to_image_4_steps", "text_to_image_8bit_low_vram", "base_model_14_steps")
+CONTROLLED = ("hed_controlnet_4_steps", "hed_controlnet_base_14_steps")
+NAMES = ("text_to_image_4_steps", "text_to_image_8bit_low_vram", "base_model_14_steps", *CONTROLLED)
 FRONTEND_ONLY = {"MarkdownNote", "Note", "Reroute"}
 
 
-def test_the_three_of_the_first_release_are_there():
+def test_the_first_ones_are_there():
     assert {path.stem for path in (ROOT / "workflows").glob("*.json")} >= set(NAMES)
 
 
@@ -37,8 +42,6 @@ def test_links_join_what_they_say(path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
 def test_a_preview_picture_lies_beside_it(path):
-    from PIL import Image
-
     with Image.open(path.with_suffix(".jpg")) as picture:
         assert picture.format == "JPEG" and min(picture.size) >= 200
 
@@ -50,53 +53,55 @@ def test_a_note_says_what_to_download_and_where_it_goes(path):
 
 
 @pytest.fixture(scope="session")
-def family(comfy_server):
-    """The bundled family, or a random one in its place while a checkout has none."""
-    return NANO if (NANO / "model_index.json").exists() else make_nano_folder(
-        comfy_server.base / "models" / "pixart_delta" / "nano")
+def control(comfy_server):
+    """The bundled ControlNet, or a random one in its place while a checkout has none: path and name in the loader."""
+    if (NANO / "controlnet").is_dir():
+        return NANO / "controlnet", "bundled/nano (HED ControlNet)"
+    (comfy_server.base / "models" / "controlnet").mkdir(exist_ok=True)
+    path = comfy_server.base / "models" / "controlnet" / "stand_in.safetensors"
+    pc.save_controlnet(random_controlnet(pc.load_pixart(NANO / "base" / "pixart_nano_base.safetensors").float()), path)
+    return path, path.name
 
 
-def api_graph(comfy_server, family, name: str) -> dict:
+def api_graph(comfy_server, control, name: str) -> dict:
+    """Without the previews of what goes in."""
     graph = to_api(load_workflow(ROOT / "workflows" / f"{name}.json"), comfy_server.object_info())
-    if family != NANO:
-        stand_in = {"bundled/nano (student)": "nano/transformer/", "bundled/nano (base)": "nano/transformer/"}
-        for node in graph.values():
-            for key, value in node["inputs"].items():
-                if key == "text_encoder_name":
-                    node["inputs"][key] = "nano/text_encoder/"
-                elif key == "vae_name":
-                    node["inputs"][key] = "nano/vae/"
-                elif key == "model_name":
-                    node["inputs"][key] = stand_in[value]
-    return graph
+    for node in graph.values():
+        if "control_net_name" in node["inputs"]:
+            node["inputs"]["control_net_name"] = control[1]
+    return {node_id: node for node_id, node in graph.items() if node["class_type"] != "PreviewImage"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_are_the_pipelines(comfy_server, family, name):
-    graph = api_graph(comfy_server, family, name)
+def test_pictures_are_the_pipelines(comfy_server, control, name):
+    graph = api_graph(comfy_server, control, name)
+    hint = {}
+    if name in CONTROLLED:
+        picture = graph[find_node(graph, "PixArtDeltaExamplePicture")]["inputs"]["picture"]
+        pixels = np.asarray(Image.open(NANO / "examples" / picture), dtype=np.float32) / 255
+        hint["hint"] = detect(pc.load_hed(NANO / "hed" / "hed.safetensors"), torch.from_numpy(pixels)[None])
     ours = pictures(comfy_server.prompt(graph))
     text, size = (graph[find_node(graph, f"PixArtDelta{kind}")]["inputs"] for kind in ("TextEncode", "Resolution"))
     base = "base" in name
     sampler = graph[find_node(graph, "KSampler" if base else "PixArtDeltaLCMSampler")]["inputs"]
-    transformer = NANO / "base" / "pixart_nano_base.safetensors" if base and family == NANO else None
-    pipeline = pc.Pipeline.from_pretrained(family, transformer=transformer)
+    transformer = NANO / "base" / "pixart_nano_base.safetensors" if base else None
+    pipeline = pc.Pipeline.from_pretrained(NANO, transformer=transformer, controlnet=control[0])
     theirs = pipeline(text["prompt"], steps=sampler["steps"], seed=sampler["seed"], width=size["width"],
-                      height=size["height"], sampler="dpm" if base else "lcm", guidance=sampler.get("cfg"))
+                      height=size["height"], sampler="dpm" if base else "lcm", guidance=sampler.get("cfg"), **hint)
     limit = 4 if "8bit" in name else 1  # the pipeline's text encoder is not quantised
     assert len(ours) == 1 and difference(ours[0], theirs[0]) < limit
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_warnings_as_shipped(comfy_server, family, name):
+def test_no_warnings_as_shipped(comfy_server, control, name):
     before = len(comfy_server.log)
-    graph = api_graph(comfy_server, family, name)
+    graph = api_graph(comfy_server, control, name)
     for node in graph.values():
         if "seed" in node["inputs"]:
             node["inputs"]["seed"] += 1  # not from ComfyUI's cache
     assert pictures(comfy_server.prompt(graph))
     warnings = [line for line in comfy_server.log[before:].splitlines() if "Warning: " in line]
-    assert warnings == [] or family != NANO and all("not a distilled" in line or "distilled (LCM)" in line
-                                                    for line in warnings)
+    assert warnings == []
 
 
 def test_comfyui_lists_them_as_templates(comfy_server):
