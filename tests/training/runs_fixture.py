@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft  # noqa: F401 - takes seconds, so not in every forked process
 import torch
 from pixart_delta.training.config import make_config
 from pixart_delta.training.loop import train
@@ -79,6 +81,19 @@ def run_processes(
 
 def losses(run: RunDir) -> list[float]:
     return [line["loss"] for line in run.metrics()]
+
+
+def forked(command: str, values: dict[str, Any]) -> multiprocessing.Process:
+    """Start training in a forked process."""
+    return start(_train, command, values, lambda: None)
+
+
+def wait_until(condition: Callable[[], Any], patience: float = PATIENCE) -> Any:
+    """The first true value of `condition`, or its last one."""
+    deadline = time.monotonic() + patience
+    while not (value := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return value
 
 
 def same_weights(one: RunDir, other: RunDir) -> bool:

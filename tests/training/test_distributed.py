@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from pixart_delta.training.engine import Engine
 from pixart_delta.training.run_dir import RunDir
 from safetensors.torch import load_file
 
-from tests.training.runs_fixture import COMMANDS, losses, make_material, run_apart, run_processes, settings
+from tests.training.runs_fixture import COMMANDS, losses, make_material, run_apart, run_processes, settings, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 TEN = {"steps": 10, "workers": 0, "checkpoint_every": 5, "warmup_steps": 2, "learning_rate": 2e-5}
@@ -151,9 +150,7 @@ def test_accelerate_launch_ends_as_a_whole_when_a_process_is_killed_and_resumes(
 
     launcher = launch(100_000)
     run = RunDir(tmp_path / "run")
-    while not run.checkpoints():
-        assert launcher.poll() is None
-        time.sleep(0.1)
+    assert wait_until(run.checkpoints)
     family = descendants(launcher.pid)
     ranks = [pid for pid in family if parent(pid) == launcher.pid]
     assert len(ranks) == 2 and len(family) == 4  # and a reading process each
@@ -185,10 +182,3 @@ def alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def wait_until(condition, patience=60):
-    deadline = time.monotonic() + patience
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return condition()
