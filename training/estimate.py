@@ -32,7 +32,7 @@ class Estimate:
     """Of one process. `str(estimate)` is a table."""
 
     weights: float
-    """Bytes of trained weights, with the copies that autocast makes."""
+    """Bytes of trained weights, with the half copies that autograd keeps (not of blocks that are recomputed)."""
     frozen: float
     """Bytes of frozen networks."""
     average: float
@@ -97,7 +97,7 @@ def estimate(command: str, config: TrainConfig, shape: PixArtConfig, height: int
     moment = 1 if config.optimizer == "adamw8bit" else 4
     tokens = math.ceil(height / 8 / shape.patch_size) * math.ceil(width / 8 / shape.patch_size)
     return Estimate(
-        weights=trained * (4 if half == 4 else 4 + half),
+        weights=trained * (4 if half == 4 or config.gradient_checkpointing else 4 + half),
         frozen=frozen,
         average=4 * trained * averaged,
         gradients=4 * trained,

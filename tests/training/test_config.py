@@ -1,0 +1,132 @@
+"""Settings: from file and command line, checked, described once, with the paper's values as defaults."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from pixart_delta.training.cli import main
+from pixart_delta.training.config import COMMANDS, TRAININGS, ConfigError, describe, load_config, make_config
+
+NEEDED = {"run": "r", "data": "d", "base": "b"}
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "training/recipes").glob("*.json"))
+
+
+def make(command="lcd", **values):
+    return make_config(command, {**NEEDED, **values})
+
+
+def test_the_papers_values_are_the_defaults():
+    lcd = make("lcd")
+    assert (lcd.guidance, lcd.huber_c, lcd.loss, lcd.ema_decay, lcd.w_embedding) == (4.5, 0.001, "huber", 0.95, False)
+    assert (lcd.learning_rate, lcd.adam_epsilon, lcd.clip_norm, lcd.warmup_steps) == (2e-5, 1e-10, 0.01, 100)
+    assert (lcd.weight_decay, lcd.accumulation, lcd.beta_schedule, lcd.caption_drop) == (0.0, 1, "linear", 0.0)
+    control = make("controlnet")
+    assert (control.copy_blocks, control.accumulation, control.weight_decay) == (13, 4, 3e-2)
+    assert (control.wiring, control.warmup_steps, control.clip_norm) == ("transformer", 0, 0.01)
+    lora = make("lcm-lora")
+    assert (lora.lora_rank, lora.lora_alpha, lora.guidance) == (32, 8.0, 4.5)
+
+
+def test_no_rule_changes_the_learning_rate_behind_ones_back():
+    """The authors' base configuration scaled it by the root of the batch size, unseen."""
+    from pixart_delta.training.engine import learning_rate
+
+    for batch_size, accumulation in ((1, 1), (16, 4)):
+        config = make(batch_size=batch_size, accumulation=accumulation)
+        assert learning_rate(config, 99) == learning_rate(config, 5000) == config.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_setting_is_described_and_shown(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    for each in fields(COMMANDS[command]):
+        assert each.metadata["help"] and each.metadata["help"] in shown and f"  {each.name}=" in shown
+    assert describe(command) in shown
+
+
+@pytest.mark.parametrize("command", TRAININGS)
+def test_settings_survive_a_file(command, tmp_path):
+    config = make(command, steps=7, precision="fp16", learning_rate=3e-4)
+    (tmp_path / "c.json").write_text(json.dumps(config.to_dict()))
+    assert load_config(command, str(tmp_path / "c.json"), []) == config
+
+
+def test_the_command_line_wins_and_knows_the_types(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({**NEEDED, "steps": 5, "learning_rate": 1}))
+    values = ["steps=9", "compile=True", "learning_rate=1e-3", "run=1e3", "loss=l2"]
+    config = load_config("lcd", str(tmp_path / "c.json"), values)
+    assert (config.steps, config.compile, config.learning_rate, config.run, config.loss) == (9, True, 1e-3, "1e3", "l2")
+    assert load_config("sample", None, ["run=r", 'prompts=["a, b"]']).prompts == ["a, b"]
+
+
+@pytest.mark.parametrize("name,meant", [
+    ("lerning_rate", "learning_rate"), ("batchsize", "batch_size"), ("huber", "huber_c"), ("gradient_checkpoint",
+    "gradient_checkpointing"), ("EMA_decay", "ema_decay"), ("omega", None),
+])  # fmt: skip
+def test_a_misspelt_setting_gets_a_suggestion(name, meant):
+    with pytest.raises(ConfigError, match=f"no setting {name}: " + (f"did you mean {meant}" if meant else "it has")):
+        make(**{name: 1})
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+def test_a_number_that_is_none_is_refused_from_everywhere(text, tmp_path):
+    pairs = [f"{name}={value}" for name, value in NEEDED.items()]
+    with pytest.raises(ConfigError, match="learning_rate is -?(nan|inf): a finite number is wanted"):
+        load_config("lcd", None, [*pairs, f"learning_rate={text}"])
+    json_text = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(text, text)
+    (tmp_path / "c.json").write_text(f'{{"learning_rate": {json_text}}}')
+    with pytest.raises(ConfigError, match="learning_rate is"):
+        load_config("lcd", str(tmp_path / "c.json"), pairs)
+
+
+@pytest.mark.parametrize("values,message", [
+    ({"steps": 0}, "steps is 0: it must be between 1 and"),
+    ({"steps": 1.5}, "steps is 1.5: a whole number is wanted"),
+    ({"steps": True}, "steps is True: a whole number is wanted"),
+    ({"learning_rate": "2e-5"}, "learning_rate is '2e-5': a number is wanted"),
+    ({"compile": 1}, "compile is 1: true or false is wanted"),
+    ({"run": 3}, "run is 3: text is wanted"),
+    ({"loss": "l1"}, "loss is 'l1': choose one of huber, l2"),
+    ({"precision": "fp8"}, "choose one of fp32, bf16, fp16"),
+    ({"caption_drop": 1.5}, "caption_drop is 1.5: it must be between 0.0 and 1.0"),
+    ({"data": ""}, "data is not set: folder or URL of prepared features"),
+    ({"base": ""}, "base is not set: the teacher, which the student starts from"),
+])  # fmt: skip
+def test_bad_values_are_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**values)
+
+
+def test_files_and_texts_that_are_none_are_named(tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "broken.json").write_text('{"steps": ')
+    for file, message in (("list", "not a JSON object"), ("broken", "cannot read"), ("missing", "cannot read")):
+        with pytest.raises(ConfigError, match=message):
+            load_config("lcd", str(tmp_path / f"{file}.json"), [])
+    with pytest.raises(ConfigError, match="--set takes key=value, got 'steps'"):
+        load_config("lcd", None, ["steps"])
+    with pytest.raises(ConfigError, match="steps=many: not a int"):
+        load_config("lcd", None, ["steps=many"])
+    with pytest.raises(ConfigError, match="give either base"):
+        make("finetune", model={"depth": 2})
+    with pytest.raises(ConfigError, match="lora_rank needs base"):
+        make("finetune", base="", model={"depth": 2}, lora_rank=4)
+
+
+COMMAND_OF = {
+    "lcd": "lcd", "lcm_lora": "lcm-lora", "controlnet": "controlnet", "nano_student": "lcd", "nano_teacher": "finetune",
+    "nano_lcm_lora": "lcm-lora", "nano_controlnet": "controlnet",
+}  # fmt: skip
+"""The beginning of a recipe's name tells its command."""
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads(recipe):
+    command = next(command for start, command in COMMAND_OF.items() if recipe.stem.startswith(start))
+    needed = {**NEEDED, **({"base": ""} if "model" in json.loads(recipe.read_text()) else {})}
+    config = load_config(command, str(recipe), [f"{name}={value}" for name, value in needed.items()])
+    if not recipe.stem.startswith("nano"):
+        assert config.gradient_checkpointing and f"`{recipe.stem}`" in recipe.with_name("README.md").read_text()

@@ -1,0 +1,176 @@
+"""The estimate before a training against what autograd keeps and what files take; `--dry-run`."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from pixart_delta.pixart_core.checkpoint import save_pixart
+from pixart_delta.pixart_core.config import PIXART_512, PIXART_1024_MS
+from pixart_delta.pixart_core.memory import transformer_parameters
+from pixart_delta.training.cli import main
+from pixart_delta.training.config import load_config, make_config
+from pixart_delta.training.draws import Draws
+from pixart_delta.training.estimate import GB, estimate, matmul_rate
+from pixart_delta.training.tasks import TASKS
+
+from tests.fixtures_nano import nano_config, random_pixart
+from tests.training import runs_fixture
+
+SIDE = 32  # of the latent
+CONFIG = nano_config(depth=5, hidden_size=96, num_heads=4, input_size=SIDE)
+COMMANDS = runs_fixture.COMMANDS
+RECIPES = Path(__file__).resolve().parents[2] / "training/recipes"
+
+
+def settings(command, **values):
+    copies = {"copy_blocks": 3} if command == "controlnet" else {}
+    return make_config(command, {"run": "r", "data": "d", "base": "b", "batch_size": 2, **copies, **values})
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_pixart(random_pixart(CONFIG), tmp_path_factory.mktemp("base") / "base.safetensors")
+
+
+def kept(task, precision):
+    """Bytes that the backward pass waits for, weights aside."""
+    batch = {
+        "latent": torch.randn(2, 4, SIDE, SIDE), "hint": torch.randn(2, 4, SIDE, SIDE),
+        "caption": torch.randn(2, 8, 64), "caption_mask": torch.ones(2, 8),
+        "image_size": torch.full((2, 2), 256.0), "aspect_ratio": torch.ones(2, 1),
+    }  # fmt: skip
+    weights = {tuple(sorted(p.shape)) for network in (task.model, *task.frozen) for p in network.parameters()}
+    seen = {}
+
+    def pack(tensor):
+        if tuple(sorted(tensor.shape)) not in weights:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes(), tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), task.autocast():
+        task.loss(task.model, batch, Draws(0, 0, 0, 2, slice(None)))
+    return sum(size for size, _ in seen.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_activations_are_what_autograd_keeps(command, precision, base):
+    """Kept activations, without the widest block's gradients that the estimate has besides."""
+    unit = 2 * (SIDE // 2) ** 2 * CONFIG.hidden_size
+    extra = unit * 8 * (4 if precision == "fp32" else 2)
+    config = settings(command, base=str(base), precision=precision)
+    expected = estimate(command, config, CONFIG, 8 * SIDE, 8 * SIDE).activations - extra
+    assert kept(TASKS[command](config), precision) == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_weights_and_checkpoint_are_counted_as_they_are(command, base):
+    config = settings(command, base=str(base), precision="fp32")
+    task, expected = TASKS[command](config), estimate(command, config, CONFIG, 256, 256)
+    trained = sum(p.numel() for p in task.model.parameters() if p.requires_grad)
+    frozen = [p for network in (task.model, *task.frozen) for p in network.parameters() if not p.requires_grad]
+    assert expected.weights == expected.gradients == 4 * trained and expected.moments == 8 * trained
+    assert expected.frozen == 4 * sum(p.numel() for p in frozen)
+    assert expected.average == (0 if task.ema is None else 4 * trained)
+    assert expected.checkpoint == 12 * trained + expected.average
+
+
+@pytest.mark.parametrize("recipe,command,shape,pixels,memory", [
+    ("lcd_2x_v100_32gb", "lcd", PIXART_1024_MS, 1024, 32), ("lcd_24gb", "lcd", PIXART_1024_MS, 1024, 24),
+    ("lcd_16gb", "lcd", PIXART_1024_MS, 1024, 16), ("lcm_lora_12gb", "lcm-lora", PIXART_1024_MS, 1024, 12),
+    ("controlnet_512", "controlnet", PIXART_512, 512, 12), ("controlnet_1024", "controlnet", PIXART_1024_MS, 1024, 12),
+])  # fmt: skip
+def test_recipes_fit_their_gpus(recipe, command, shape, pixels, memory):
+    """With a tenth to spare, for what an estimate leaves out."""
+    config = load_config(command, str(RECIPES / f"{recipe}.json"), ["run=r", "data=d", "base=b"])
+    assert estimate(command, config, shape, pixels, pixels).memory < 0.9 * memory * GB
+
+
+def test_the_same_global_batch_costs_the_same():
+    one, three = settings("lcd", batch_size=12), settings("lcd", batch_size=4, accumulation=3)
+    one, three = (estimate("lcd", config, PIXART_1024_MS, 1024, 1024) for config in (one, three))
+    assert one.flops == three.flops and one.activations > 2 * three.activations
+    assert one.frozen == 2 * transformer_parameters(PIXART_1024_MS) - 2 * 120 * 4096  # the null caption is a buffer
+
+
+@pytest.mark.parametrize("change,part,sign", [
+    ({"gradient_checkpointing": True}, "activations", -1), ({"gradient_checkpointing": True}, "flops", 1),
+    ({"gradient_checkpointing": True}, "weights", -1), ({"ema_decay": 0.0}, "average", -1),
+    ({"optimizer": "adamw8bit"}, "moments", -1), ({"precision": "fp32"}, "frozen", 1),
+    ({"accumulation": 2}, "flops", 1), ({"batch_size": 4}, "activations", 1),
+])  # fmt: skip
+def test_every_switch_moves_its_part(change, part, sign):
+    before, after = (estimate("lcd", settings("lcd", **values), CONFIG, 256, 256) for values in ({}, change))
+    assert sign * (getattr(after, part) - getattr(before, part)) > 0
+
+
+def test_the_matrix_rate_of_this_machine_is_plausible():
+    assert 1e8 < matmul_rate(torch.device("cpu"), torch.float32) < 1e14
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    return runs_fixture.make_material(tmp_path_factory.mktemp("material"))
+
+
+def call(command, material, run, capsys, **values):
+    values = {**runs_fixture.settings(command, material, run, workers=0), **values}
+    pairs = [part for name, value in values.items() for part in ("--set", f"{name}={_text(value)}")]
+    status = main([command, "--dry-run", *pairs])
+    return status, capsys.readouterr()
+
+
+def _text(value):
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_dry_run_does_one_step_and_writes_nothing(command, material, tmp_path, capsys):
+    status, said = call(command, material, tmp_path / "run", capsys)
+    assert status == 0, said.err
+    assert re.search(r"together +[\d.]+ MB", said.out) and "disk: " in said.out and "s a step" in said.out
+    assert re.search(r"one step: loss \d\.\d+, gradient \d", said.out) and not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_gives_the_loss_of_the_first_step(material, tmp_path, capsys):
+    _, said = call("lcd", material, tmp_path / "run", capsys)
+    run = runs_fixture.run_here("lcd", runs_fixture.settings("lcd", material, tmp_path / "run", steps=1))
+    assert f"loss {runs_fixture.losses(run)[0]:.5f}" in said.out
+
+
+@pytest.mark.parametrize("values,message", [
+    ({"models": "nowhere"}, "nowhere does not exist"),
+    ({"data": "nowhere"}, "is not a folder of prepared features"),
+    ({"base": "nowhere.safetensors"}, "nowhere.safetensors"),
+    ({"batch_size": 50}, "lower batch_size"),
+    ({"learning_rate": "nan"}, "learning_rate is nan: a finite number is wanted"),
+    ({"keep_checkpoints": 10**9}, "lower keep_checkpoints"),
+])  # fmt: skip
+def test_a_dry_run_names_what_is_wrong(values, message, material, tmp_path, capsys):
+    status, said = call("lcd", material, tmp_path / "run", capsys, **values)
+    assert status == 1 and said.err.startswith("error: ") and message in said.err and not list(tmp_path.iterdir())
+
+
+def test_control_without_hints_says_how_to_prepare_them(material, tmp_path, capsys):
+    from tests.training.shards_fixture import make_features
+
+    plain = make_features(tmp_path / "plain", width=64, hint=False)
+    status, said = call("controlnet", {**material, "data": str(plain)}, tmp_path / "run", capsys)
+    assert status == 1 and "was prepared without hints: run `prepare` again with hints=hed or a folder" in said.err
+
+
+def test_a_dry_run_in_the_folder_of_another_run(material, tmp_path, capsys):
+    runs_fixture.run_here("lcd", runs_fixture.settings("lcd", material, tmp_path / "run", steps=1))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    status, said = call("finetune", material, tmp_path / "run", capsys)
+    assert status == 1 and "holds another run" in said.err
+    assert call("lcd", material, tmp_path / "run", capsys)[0] == 0
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_an_estimate_is_plain_numbers():
+    expected = estimate("lcd", settings("lcd"), CONFIG, 256, 256)
+    assert all(value >= 0 for value in dataclasses.astuple(expected)) and expected.seconds(1e12) > 0
