@@ -17,7 +17,8 @@ from .bridge.training import follow, start_training
 CATEGORY = "PixArt-δ/training"
 NONE = "none"
 RUN = ["train", "estimate only"]
-ADVANCED = ("accumulation", "precision", "optimizer", "gradient_checkpointing", "checkpoint_every", "seed")
+ADVANCED = ("accumulation", "precision", "optimizer", "gradient_checkpointing", "checkpoint_every")
+# Not the seed: the editor would change a widget of that name after every run, and each run would be a new training.
 LARGE = 10_000_000
 
 

@@ -89,11 +89,11 @@ class Watcher(threading.Thread):
         self._wake = threading.Event()
         self._told: dict[str, dict] = {}
         self._complaint = ""
-        self._nodes: dict[str, str] = {}
+        self._nodes: dict[str, set[str]] = {}
 
     def follow(self, job_id: str, node_id: str) -> None:
         """Show a job's progress as text under a node from now on."""
-        self._nodes[job_id] = node_id
+        self._nodes.setdefault(job_id, set()).add(node_id)
         self._told.pop(job_id, None)
         self.wake()
 
@@ -122,8 +122,8 @@ class Watcher(threading.Thread):
         deleted = [job_id for job_id in self._told if job_id not in views]
         self._told = views
         for each in changed:
-            if each["id"] in self._nodes:
-                PromptServer.instance.send_progress_text(describe(each), self._nodes[each["id"]])
+            for node_id in self._nodes.get(each["id"], ()):
+                PromptServer.instance.send_progress_text(describe(each), node_id)
         if changed or deleted:
             PromptServer.instance.send_sync(EVENT, {"jobs": changed, "deleted": deleted})
 

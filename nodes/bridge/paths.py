@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import folder_paths
 
@@ -66,10 +66,11 @@ def checked_settings(command: str, settings: dict[str, Any]) -> dict[str, Any]:
     """
     if own := [name for name in _OWN if name in settings]:
         raise PathError(f"{own[0]} is chosen by the queue: give the job a name instead")
-    checked = dict(settings)
+    checked, types = dict(settings), get_type_hints(COMMANDS[command])
     for each in fields(COMMANDS[command]):
         value = settings.get(each.name)
-        text = isinstance(value, str) and value and "choices" not in each.metadata and each.name not in _TEXTS
+        text = types[each.name] is str and isinstance(value, str) and value
+        text = text and "choices" not in each.metadata and each.name not in _TEXTS
         kind = _LISTED.get(each.name)
         if text and kind and value in files.names(kind):
             checked[each.name] = files.locate(kind, value)

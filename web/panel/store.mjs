@@ -16,7 +16,7 @@ export class Store extends EventTarget {
     start() {
         this.api.addEventListener(EVENT, ({ detail }) => this.#merge(detail));
         this.api.addEventListener("reconnected", () => this.reload());
-        this.api.addEventListener("reconnecting", () => this.#setOnline(false));
+        this.api.addEventListener("reconnecting", () => this.#lost());
         this.reload();
     }
 
@@ -28,12 +28,15 @@ export class Store extends EventTarget {
             const ids = new Set(jobs.map((job) => job.id));
             this.#setOnline(true);
             this.#merge({ jobs, deleted: [...this.jobs.keys()].filter((id) => !ids.has(id)) });
-            this.order = jobs.map((job) => job.id);
-            this.dispatchEvent(new Event("list"));
         } catch {
-            this.#setOnline(false);
-            this.retry = setTimeout(() => this.reload(), RETRY);
+            this.#lost();
         }
+    }
+
+    #lost() {
+        this.#setOnline(false);
+        clearTimeout(this.retry);
+        this.retry = setTimeout(() => this.reload(), RETRY);
     }
 
     /** Active jobs first, then the queue, then the rest, newest first: as the server sorts them. */

@@ -1,0 +1,148 @@
+"""Background trainings: a thousand jobs, a million metrics, the event loop under polling, pictures while one trains.
+
+python -m tests.bench.bench_jobs [--training]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import threading
+import time
+import tracemalloc
+import urllib.request
+from pathlib import Path
+
+import tests.conftest  # noqa: F401  registers the root folder as a package
+from tools.comfy_server import ComfyServer, comfyui_trees
+from tools.workflow_api import load_workflow, to_api
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = "/pixart_delta/jobs"
+
+
+def make_jobs(root: Path, count: int) -> None:
+    for i in range(count):
+        folder = root / f"job-{i:04d}"
+        folder.mkdir(parents=True)
+        values = {"id": folder.name, "command": "lcd", "settings": {"run": str(folder)}, "device": "cpu",
+                  "name": f"job {i}", "state": "done", "order": float(i),
+                  "result": {"step": 1000, "steps": 1000, "loss": 0.01}}  # fmt: skip
+        (folder / "job.json").write_text(json.dumps(values))
+
+
+def make_metrics(file: Path, lines: int) -> None:
+    with file.open("w") as out:
+        for i in range(1, lines + 1):
+            out.write(f'{{"step": {i}, "loss": {1 / i:.8f}, "gradient_norm": 1.5, "learning_rate": 2e-05, '
+                      f'"seconds_per_step": 0.25, "data_seconds": 0.001, "time": {1.7e9 + i}}}\n')  # fmt: skip
+
+
+def timed(call, repeats: int) -> str:
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begin)
+    return f"median {statistics.median(seconds) * 1e3:.0f} ms, worst {max(seconds) * 1e3:.0f} ms of {repeats}"
+
+
+def poll(server: ComfyServer, path: str, stop: threading.Event, each: float) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while not stop.wait(each):
+        opener.open(server.address + path, timeout=60).read()
+
+
+def loop_lag(server: ComfyServer, seconds: float) -> list[float]:
+    """Seconds that a request which needs nothing but the event loop (/features) takes, many times."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    found, end = [], time.monotonic() + seconds
+    while time.monotonic() < end:
+        begin = time.perf_counter()
+        opener.open(server.address + "/features", timeout=60).read()
+        found.append(time.perf_counter() - begin)
+        time.sleep(0.02)
+    return found
+
+
+def say_lag(name: str, lags: list[float]) -> None:
+    lags = sorted(lags)
+    print(f"{name}: median {lags[len(lags) // 2] * 1e3:.1f} ms, 99 % {lags[int(len(lags) * 0.99)] * 1e3:.1f} ms, "
+          f"worst {lags[-1] * 1e3:.1f} ms of {len(lags)}")
+
+
+def memory_of_reading(file: Path) -> str:
+    from pixart_delta.training.jobs import read_metrics
+
+    tracemalloc.start()
+    read_metrics(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return f"{peak / 1e6:.1f} MB at its peak for a file of {file.stat().st_size / 1e6:.0f} MB"
+
+
+def training(server: ComfyServer) -> None:
+    """Text to image with and without a training beside it."""
+    graph = to_api(load_workflow(ROOT / "workflows/text_to_image_4_steps.json"), server.object_info())
+    sampler = next(node for node in graph.values() if "seed" in node["inputs"])
+
+    def picture() -> None:
+        sampler["inputs"]["seed"] += 1
+        assert not server.prompt(graph).errors
+
+    picture()
+    print("picture alone:", timed(picture, 10))
+    train = to_api(load_workflow(ROOT / "workflows/train_lcd.json"), server.object_info())
+    node = next(node for node in train.values() if node["class_type"] == "PixArtDeltaTrainLCD")
+    node["inputs"] |= {"steps": 100_000, "sample_every": 0}
+    assert not server.prompt(train).errors
+    job = next(job["id"] for job in server.get(JOBS)["jobs"] if job["command"] == "lcd")
+    while server.get(f"{JOBS}/{job}").get("step", 0) < 3:
+        time.sleep(0.2)
+    print("picture while a job trains on the same two cores:", timed(picture, 10))
+    say_lag("event loop while a job trains", loop_lag(server, 10))
+    before, begin = server.get(f"{JOBS}/{job}")["step"], time.monotonic()
+    time.sleep(15)
+    print(f"the job: {(time.monotonic() - begin) / (server.get(f'{JOBS}/{job}')['step'] - before):.3f} s a step")
+    server.post(f"{JOBS}/{job}/kill", {})
+    while server.get(f"{JOBS}/{job}")["state"] == "stopping":
+        time.sleep(0.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--training", action="store_true", help="also measure pictures while a job trains")
+    parser.add_argument("--jobs", type=int, default=1000)
+    parser.add_argument("--lines", type=int, default=1_000_000)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        root = base / "output" / "pixart_delta" / "training"
+        if options.training:
+            with ComfyServer(next(iter(comfyui_trees().values())), base / "training") as server:
+                training(server)
+        make_jobs(root, options.jobs)
+        metrics = root / "job-0000" / "metrics.jsonl"
+        make_metrics(metrics, options.lines)
+        print("reading the metrics:", memory_of_reading(metrics))
+        with ComfyServer(next(iter(comfyui_trees().values())), base) as server:
+            say_lag("event loop, nothing asked", loop_lag(server, 5))
+            print(f"list of {options.jobs} jobs:", timed(lambda: server.get(JOBS), 20))
+            print(f"chart of {options.lines} lines:", timed(lambda: server.get(f"{JOBS}/job-0000/metrics"), 10))
+            since = f"{JOBS}/job-0000/metrics?since={options.lines - 50}"
+            print("its last 50 lines:", timed(lambda: server.get(since), 20))
+            stop = threading.Event()
+            threads = [threading.Thread(target=poll, args=(server, path, stop, 0.2))
+                       for path in (JOBS, f"{JOBS}/job-0000/metrics", since, f"{JOBS}/job-0000/log")]
+            for thread in threads:
+                thread.start()
+            say_lag("event loop, 20 polls a second", loop_lag(server, 10))
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The training routes of the real ComfyUI: what they answer, and what they refuse."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from pixart_delta.training.jobs import process
+
+from tools.comfy_server import ComfyServer, comfyui_trees
+
+pytestmark = pytest.mark.host
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = "/pixart_delta/jobs"
+BASE = "bundled/nano (base)"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server of its own, with a folder that its operator allows besides ComfyUI's."""
+    allowed = tmp_path_factory.mktemp("allowed")
+    (allowed / "data").mkdir()
+    variables = {"PIXART_DELTA_ROOTS": str(allowed), "CUDA_VISIBLE_DEVICES": ""}
+    with ComfyServer(next(iter(comfyui_trees().values())), tmp_path_factory.mktemp("routes"), env=variables) as running:
+        running.allowed = allowed
+        (running.base / "input" / "data").mkdir()
+        yield running
+
+
+@pytest.fixture
+def root(server):
+    """The empty folder of jobs; no process is ever started here: a running job of another name holds the device."""
+    folder = server.base / "output" / "pixart_delta" / "training"
+    holder = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    write_job(folder, "holder", state="running", pid=holder.pid, identity=process.identity(holder.pid))
+    yield folder
+    holder.kill()
+    holder.wait()
+    for job in folder.iterdir():
+        if job.is_symlink():
+            job.unlink()
+        elif job.is_dir():
+            shutil.rmtree(job)
+
+
+def pid_of(root: Path) -> int:
+    return json.loads((root / "holder" / "job.json").read_text())["pid"]
+
+
+def write_job(root: Path, job_id: str, **more) -> Path:
+    folder = root / job_id
+    (folder / "samples").mkdir(parents=True)
+    values = {"id": job_id, "command": "lcd", "settings": {"run": str(folder)}, "device": "cpu", "name": job_id,
+              "state": "done", "order": 1.0}  # fmt: skip
+    (folder / "job.json").write_text(json.dumps({**values, **more}))
+    return folder
+
+
+def call(server, method: str, path: str, body=None, headers=None) -> tuple[int, dict | bytes, dict]:
+    """Status, answer and headers, with exactly the headers given."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    sent = {"Content-Type": "application/json"} if headers is None else headers
+    connection.request(method, path, data, sent)
+    response = connection.getresponse()
+    answer, kind = response.read(), response.headers.get_content_type()
+    connection.close()
+    return response.status, json.loads(answer) if kind == "application/json" else answer, dict(response.headers)
+
+
+def post(server, path: str, body=None, headers=None) -> tuple[int, str]:
+    status, answer, _ = call(server, "POST", JOBS + path, {} if body is None else body, headers)
+    return status, answer.get("error", "") if isinstance(answer, dict) else answer.decode()
+
+
+def create(server, settings: dict, **more) -> tuple[int, dict]:
+    values = {"command": "lcd", "settings": {"base": BASE, "data": "data", **settings}, "name": "x", **more}
+    status, answer, _ = call(server, "POST", JOBS, values)
+    return status, answer
+
+
+def ids(server) -> list[str]:
+    return [job["id"] for job in server.get(JOBS)["jobs"]]
+
+
+def test_a_job_is_queued_listed_moved_and_deleted(server, root):
+    status, made = create(server, {"steps": 5})
+    assert status == 200 and made["state"] == "queued" and made["name"] == "x", made
+    one = server.get(f"{JOBS}/{made['id']}")
+    assert one["settings"]["steps"] == 5 and one["settings"]["data"] == str(server.base / "input" / "data")
+    assert one["settings"]["base"].endswith("pixart_nano_base.safetensors")
+    assert one["settings"]["run"] == str(root / made["id"])
+    _, second = create(server, {"steps": 6})
+    assert ids(server) == ["holder", made["id"], second["id"]]
+    assert post(server, f"/{second['id']}/move", {"before": made["id"]})[0] == 200
+    assert ids(server) == ["holder", second["id"], made["id"]]
+    assert post(server, f"/{made['id']}/pause")[0] == 200
+    assert server.get(f"{JOBS}/{made['id']}")["state"] == "paused"
+    assert post(server, f"/{made['id']}/delete") == (200, "") and made["id"] not in ids(server)
+    assert server.get("/api" + JOBS)["jobs"], "the editor asks below /api"
+
+
+def test_changes_are_told_over_the_websocket_at_most_four_a_second(server, root):
+    import websocket
+
+    ws = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws", timeout=1, http_no_proxy=["127.0.0.1"])
+    status = {"state": "running", "pid": pid_of(root), "step": 0, "steps": 1000, "loss": 0.5}
+    seen, end = [], time.monotonic() + 5
+    while time.monotonic() < end:
+        status["step"] += 1
+        temporary = root / "holder" / "status.tmp"
+        temporary.write_text(json.dumps(status))
+        temporary.replace(root / "holder" / "status.json")
+        ws.settimeout(0.02)
+        try:
+            message = json.loads(ws.recv())
+        except (websocket.WebSocketTimeoutException, ValueError):
+            continue
+        if message["type"] == "pixart_delta.jobs":
+            seen += [message["data"]]
+    ws.close()
+    assert 2 <= len(seen) <= 20, "four a second for five seconds"
+    steps = [job["step"] for data in seen for job in data["jobs"] if "step" in job]
+    assert steps == sorted(steps) and steps[-1] > steps[0]
+
+
+@pytest.mark.parametrize("data", [
+    "..", "../..", "/", "/etc", "data/../../..", "data/../../user", "link", "no-such-folder", "\0", "s3://bucket/x",
+    "pipe:touch /tmp/owned", "file:///etc", "~", "-rf", "--config",
+])  # fmt: skip
+def test_paths_outside_the_roots_are_refused(server, root, data):
+    link = server.base / "input" / "link"
+    if not link.is_symlink():
+        link.symlink_to("/etc")
+    status, answer = create(server, {"data": data})
+    assert status == 400 and answer["error"], answer
+    status, answer = create(server, {"models": data})
+    assert status == 400 and answer["error"], answer
+    assert ids(server) == ["holder"]
+
+
+def test_folders_that_are_allowed(server, root):
+    for data in ("data", str(server.base / "input" / "data"), str(server.allowed / "data"), "../input/data"):
+        assert create(server, {"data": data}, name="allowed")[0] == 200
+    assert create(server, {"base": str(ROOT / "models/nano/base/pixart_nano_base.safetensors")})[0] == 200
+
+
+def test_where_a_job_writes_is_not_for_others_to_say(server, root):
+    status, answer = create(server, {"run": "/tmp/elsewhere"})
+    assert status == 400 and "chosen by the queue" in answer["error"]
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "..", "nul\0", "line\nbreak", "<b>", "x" * 100])
+def test_names_with_separators_are_refused(server, root, name):
+    status, answer = create(server, {}, name=name)
+    assert status == 409 and "the name" in answer["error"] and ids(server) == ["holder"]
+
+
+@pytest.mark.parametrize("job_id", ["..", "%2e%2e", "..%2f..", "%2fetc", "link", "holder%00", "HOLDER", "."])
+def test_ids_lead_nowhere_else(server, root, tmp_path, job_id):
+    outside = tmp_path / "outside"
+    write_job(tmp_path, "outside")
+    if not (root / "link").is_symlink():
+        (root / "link").symlink_to(outside)
+    for path in ("", "/log", "/metrics", "/samples"):
+        status, answer, _ = call(server, "GET", f"{JOBS}/{job_id}{path}")
+        assert status in (404, 405) or job_id in (".", "..", "%2e%2e") and "jobs" not in answer, answer
+    assert post(server, f"/{job_id}/delete")[0] in (403, 404, 405)
+    assert (outside / "job.json").exists()
+
+
+@pytest.mark.parametrize("settings, problem", [
+    ({"lerning_rate": 1}, "did you mean learning_rate"),
+    ({"steps": -1}, "steps is -1"),
+    ({"steps": "5; rm -rf /"}, "a whole number is wanted"),
+    ({"precision": "--help"}, "choose one of"),
+    ({"learning_rate": "NaN"}, "a number is wanted"),
+    ({"compile": "true"}, "true or false is wanted"),
+])  # fmt: skip
+def test_bad_settings_are_named(server, root, settings, problem):
+    status, answer = create(server, settings)
+    assert status == 400 and problem in answer["error"] and ids(server) == ["holder"]
+
+
+def test_nothing_from_outside_reaches_a_command_line(server, root):
+    status, answer, _ = call(server, "POST", JOBS, {"command": "lcd --set run=/tmp/x", "settings": {}})
+    assert status == 400 and "no training" in answer["error"]
+    for more in ({"argv": ["sh"]}, {"python": "/bin/sh"}, {"device": "cpu"}, {"after": "holder"}):
+        status, answer = create(server, {}, **more)
+        assert status == 400, more
+
+
+FOREIGN = [
+    {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"},
+    {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_requests_of_other_pages_are_refused(server, root, headers):
+    status, _ = post(server, "/holder/stop", {}, {"Content-Type": "application/json", **headers})
+    assert status == 403 and server.get(f"{JOBS}/holder")["state"] == "running"
+
+
+def test_requests_of_our_page_are_served(server, root):
+    write_job(root, "other")
+    own = {"Origin": server.address, "Sec-Fetch-Site": "same-origin"}
+    assert post(server, "/other/delete", {}, {"Content-Type": "application/json", **own})[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_forms_of_other_pages_cannot_look_like_json(server, root, kind):
+    assert post(server, "/holder/stop", b"{}", {"Content-Type": kind})[0] == 415
+
+
+def test_changes_need_a_post(server, root):
+    for path in ("/holder/stop", "/holder/delete"):
+        assert call(server, "GET", JOBS + path)[0] in (404, 405)
+    assert server.get(f"{JOBS}/holder")["state"] == "running"
+
+
+@pytest.mark.parametrize("body, status", [
+    (b"x" * 70_000, 413), (b"{" + b" " * 70_000 + b"}", 413), (b"{", 400), (b"[]", 400), (b"\xff", 400),
+    (b"[" * 60_000, 400), (b'{"before": 3}', 400),
+])  # fmt: skip
+def test_bodies_that_are_too_large_or_no_json(server, root, body, status):
+    found, problem = post(server, "/holder/move", body)
+    assert found == status and problem
+
+
+def test_a_chunked_body_has_the_same_limit(server, root):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", JOBS, iter([b"x" * 10_000] * 20), headers, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_the_samples_route_gives_samples_only(server, root, tmp_path):
+    folder = root / "holder"
+    picture = (ROOT / "models/nano/scenes/000000.png").read_bytes()
+    (folder / "samples" / "step_00000500.png").write_bytes(picture)
+    (folder / "samples" / "step_00000500.json").write_text('{"step": 500, "prompts": ["a lake"]}')
+    (folder / "samples" / "secret.png").write_text("secret")
+    (tmp_path / "secret.png").write_text("secret")
+    (folder / "samples" / "step_00000600.png").symlink_to(tmp_path / "secret.png")
+    listed = server.get(f"{JOBS}/holder/samples")["samples"]
+    assert listed[0] == {"name": "step_00000500.png", "step": 500, "prompts": ["a lake"]}
+    status, answer, headers = call(server, "GET", f"{JOBS}/holder/samples/step_00000500.png")
+    assert (status, answer, headers["Content-Type"]) == (200, picture, "image/png")
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    for name in ("secret.png", "step_00000600.png", "step_00000500.json", "..%2fjob.json", "%2e%2e%2fjob.json",
+                 "..%2f..%2f..%2f..%2fcomfyui.log", "step_1.png%00", "step_00000700.png"):  # fmt: skip
+        status, answer, _ = call(server, "GET", f"{JOBS}/holder/samples/{name}")
+        assert status == 404, (name, answer)
+    (folder / "samples").rename(folder / "real")
+    (folder / "samples").symlink_to(folder / "real")
+    assert call(server, "GET", f"{JOBS}/holder/samples/step_00000500.png")[0] == 404
+
+
+def test_the_log_is_plain_text_without_control_characters(server, root):
+    hostile = "\x1b]0;title\x07\x1b[2J\x1b[31m<script>alert(1)</script>\x1b[0m \u202eabc\u2066 \x08\x00\x9b31m"
+    log = root / "holder" / "process.log"
+    log.write_bytes(b"old\n" * 50_000 + f"bar 1%\rbar 100%\n{hostile}\nlast \xe4".encode() + b"\xff\n")
+    text = server.get(f"{JOBS}/holder/log?lines=4")["text"]
+    assert "<script>alert(1)</script>" in text and "bar 100%" in text and "bar 1%" not in text
+    assert not [letter for letter in text if letter != "\n" and not letter.isprintable() and letter != "\ufffd"]
+    assert server.get(f"{JOBS}/holder/log?lines=2000")["text"].count("\n") <= 2000
+    assert call(server, "GET", f"{JOBS}/holder/log?lines=x")[0] == 400
+    write_job(root, "silent")
+    assert server.get(f"{JOBS}/silent/log") == {"text": ""}
+
+
+def test_metrics_since_a_step(server, root):
+    with (root / "holder" / "metrics.jsonl").open("w") as file:
+        file.writelines(f'{{"step": {n}, "loss": {1 / n}}}\n' for n in range(1, 5001))
+    whole = server.get(f"{JOBS}/holder/metrics")
+    assert whole["thinned"] and len(whole["columns"]["step"]) <= 1001 and whole["columns"]["step"][-1] == 5000
+    assert server.get(f"{JOBS}/holder/metrics?since=4998")["columns"]["step"] == [4999, 5000]
+    for query in ("since=x", "since=-5", "points=1", "points=999999", "since=1e3", "since=" + "9" * 40):
+        assert call(server, "GET", f"{JOBS}/holder/metrics?{query}")[0] == 400, query
+
+
+def test_numbers_that_json_cannot_say_do_not_break_the_page(server, root):
+    status = {"state": "running", "pid": pid_of(root), "step": 3, "steps": 5, "loss": float("nan"), "memory": "x"}
+    (root / "holder" / "status.json").write_text(json.dumps(status))
+    (found,) = server.get(JOBS)["jobs"]
+    assert found["step"] == 3 and "loss" not in found and "memory" not in found
+
+
+def test_damaged_jobs_are_listed_and_can_be_deleted(server, root):
+    (write_job(root, "damaged") / "job.json").write_text("{")
+    found = server.get(f"{JOBS}/damaged")
+    assert found["state"] == "failed" and found["actions"] == ["retry", "delete"]
+    assert post(server, "/damaged/retry")[0] == 409
+    assert post(server, "/damaged/delete")[0] == 200 and ids(server) == ["holder"]
+
+
+def test_what_cannot_be_done_now_is_a_conflict(server, root):
+    status, problem = post(server, "/holder/delete")
+    assert status == 409 and "delete needs one that is" in problem
+    assert post(server, "/holder/fly")[0] == 409
+    assert post(server, "/no-such-job/stop")[0] == 404
