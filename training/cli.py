@@ -8,7 +8,7 @@ import logging
 import sys
 
 from .config import COMMANDS, TRAININGS, ConfigError, describe, load_config
-from .run_dir import RunDir
+from .status import describe_run
 
 NANO_PARTS = ("autoencoder", "text_encoder", "scenes", "hed", "evaluate", "evaluate_control", "curve", "family")
 _DRY_RUN = {name: "check everything, print what it will take, do one step, write nothing" for name in TRAININGS}
@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> None:
         importlib.import_module(f".nano.{part}", __package__).main(options.arguments)
         return
     if command == "status":
-        _status(options.run)
+        print(describe_run(options.run))
         return
     given = [f"run={options.run}"] if getattr(options, "run", None) else []
     config = load_config(command, options.config, given + options.set)
@@ -79,8 +79,3 @@ def _run(options: argparse.Namespace) -> None:
         from . import results
 
         print(getattr(results, command)(config))
-
-
-def _status(folder: str) -> None:
-    for name, value in RunDir(folder).read_status().items():
-        print(f"{name}: {value}")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .config import TrainConfig
 from .run_dir import RunDir
+from .status import duration
 
 _STATUS_SECONDS = 0.5
 
@@ -122,7 +123,7 @@ class Monitor:
         gradient = "overflow" if norm is None else f"{norm:.3f}"
         line = (
             f"step {step}/{self.config.steps} loss {loss:.5f} gradient {gradient} rate {rate:.2e} "
-            f"{seconds:.3f} s/step, {_duration(self.status['seconds_left'])} left"
+            f"{seconds:.3f} s/step, {duration(self.status['seconds_left'])} left"
         )
         if self._bar.disable:
             self.say(line)
@@ -136,12 +137,6 @@ class Monitor:
             return torch.cuda.max_memory_allocated(self.device)
         self._peak = max(self._peak, psutil.Process().memory_info().rss)
         return self._peak
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
 
 
 def _open_board(monitor: Monitor) -> Any:

@@ -1,178 +1,282 @@
-"""Short real runs of `train.py`: they train, resume to the last bit, stop when asked, and name what is wrong."""
+"""Short real runs: they learn, say what they do, take requests, and end in order."""
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from pixart_delta.training.config import ConfigError, FinetuneConfig, LcdConfig, load_config
-from pixart_delta.training.data import KIND, DataError, FeatureDataset
-from pixart_delta.training.loop import TrainingError, train
+from PIL import Image
+from pixart_delta.training import engine as engine_module
+from pixart_delta.training import monitor as monitor_module
+from pixart_delta.training.config import make_config
+from pixart_delta.training.data import FeatureDataset
+from pixart_delta.training.distribute import connect
+from pixart_delta.training.draws import Draws
+from pixart_delta.training.engine import Engine, learning_rate
+from pixart_delta.training.loop import Training, TrainingError
+from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDir
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from pixart_delta.training.status import describe_run
+from pixart_delta.training.tasks import TASKS
+from safetensors.torch import load_file
 
 import pixart_core as pc
+from tests.fixtures_nano import nano_config
+from tests.training.runs_fixture import losses, make_material, run_apart, run_here, settings, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = {
-    "input_size": 8,
-    "hidden_size": 24,
-    "depth": 2,
-    "num_heads": 2,
-    "caption_channels": 16,
-    "interpolation_scale": 1.0,
-}
-FAST = {"batch_size": 4, "precision": "fp32", "log_every": 1, "warmup_steps": 2, "checkpoint_every": 5}
+SHORT = {"steps": 6, "checkpoint_every": 2, "accumulation": 1, "workers": 0, "warmup_steps": 2}
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("features")
-    generator = torch.Generator().manual_seed(0)
-    names = []
-    for height, width, count in ((8, 8, 12), (6, 10, 9)):
-        mask = torch.ones(count, 2, 10, dtype=torch.uint8)
-        mask[:, 1, 6:] = 0
-        names.append(f"bucket_{height * 8}x{width * 8}.safetensors")
-        save_file(
-            {
-                "latent": torch.randn(count, 4, height, width, generator=generator).half(),
-                "caption": torch.randn(count, 2, 10, 16, generator=generator).half(),
-                "caption_mask": mask,
-                "image_size": torch.tensor([[height * 8.0, width * 8.0]]).repeat(count, 1),
-                "aspect_ratio": torch.full((count, 1), height / width),
-            },
-            folder / names[-1],
-        )
-    (folder / "dataset.json").write_text(json.dumps({"kind": KIND, "buckets": names}))
-    return folder
+def material(tmp_path_factory):
+    return make_material(tmp_path_factory.mktemp("material"))
 
 
-@pytest.fixture(scope="module")
-def teacher(features, tmp_path_factory):
-    run = tmp_path_factory.mktemp("teacher")
-    train(
-        "finetune", FinetuneConfig(run=str(run), data=str(features), model=SHAPE, steps=6, learning_rate=1e-3, **FAST)
-    )
-    return run / "exports/pixart.safetensors"
+def test_the_loss_falls_and_the_export_loads(material, tmp_path):
+    shape = nano_config(depth=2, hidden_size=24).to_dict()
+    values = settings("finetune", material, tmp_path, **SHORT, base="", model=shape)
+    run = run_here("finetune", values | {"steps": 80, "batch_size": 8, "learning_rate": 3e-3, "checkpoint_every": 30})
+    assert sum(losses(run)[-20:]) < 0.95 * sum(losses(run)[:20])
+    assert pc.load_pixart(tmp_path / "exports/pixart.safetensors").config == pc.PixArtConfig.from_dict(shape)
+    assert [file.stem for file in run.checkpoints()] == ["step_00000060", "step_00000080"]
 
 
-def metrics(run):
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def settings(command, features, teacher, run, steps):
-    extra = {"model": SHAPE} if command == "finetune" else {"base": str(teacher)}
-    kind = FinetuneConfig if command == "finetune" else LcdConfig
-    return kind(run=str(run), data=str(features), steps=steps, learning_rate=1e-3, clip_norm=1.0, **extra, **FAST)
-
-
-@pytest.mark.parametrize("command", ["finetune", "lcd"])
-def test_resumed_run_equals_a_straight_one_to_the_last_bit(command, features, teacher, tmp_path):
-    train(command, settings(command, features, teacher, tmp_path / "straight", 12))
-    halves = settings(command, features, teacher, tmp_path / "halves", 12)
-    train(command, settings(command, features, teacher, tmp_path / "halves", 7))
-    train(command, halves)
-    assert metrics(tmp_path / "halves") == metrics(tmp_path / "straight") and len(metrics(tmp_path / "straight")) == 12
-    straight, resumed = (load_file(RunDir(tmp_path / name).checkpoints()[-1]) for name in ("straight", "halves"))
-    assert straight.keys() == resumed.keys() and all(torch.equal(straight[name], resumed[name]) for name in straight)
-
-
-def test_the_loss_falls_and_the_export_loads(features, tmp_path):
-    config = FinetuneConfig(run=str(tmp_path), data=str(features), model=SHAPE, steps=60, learning_rate=3e-3, **FAST)
-    train("finetune", config)
-    losses = metrics(tmp_path)
-    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
-    model = pc.load_pixart(tmp_path / "exports/pixart.safetensors")
-    assert model.config == pc.PixArtConfig.from_dict(SHAPE)
-    assert RunDir(tmp_path).read_status()["state"] == "done"
-    assert [file.name for file in RunDir(tmp_path).checkpoints()] == [
-        "step_00000055.safetensors",
-        "step_00000060.safetensors",
-    ]
-
-
-def test_only_the_student_learns(features, teacher, tmp_path):
-    before = load_file(teacher)
-    train("lcd", settings("lcd", features, teacher, tmp_path, 3))
-    after, exported = load_file(teacher), load_file(tmp_path / "exports/pixart.safetensors")
+def test_only_the_student_learns(material, tmp_path):
+    before = load_file(material["base"])
+    run_here("lcd", settings("lcd", material, tmp_path, **SHORT))
+    after, exported = load_file(material["base"]), load_file(tmp_path / "exports/pixart.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert any(not torch.equal(before[name], exported[name]) for name in before)
+    assert any(not torch.equal(before[name].half(), exported[name]) for name in before)
 
 
-def test_stop_file_ends_the_run_saved(features, tmp_path, monkeypatch):
-    asked = iter([False] * 4 + [True] * 100)
-    monkeypatch.setattr(RunDir, "stop_requested", lambda self: next(asked))
-    config = FinetuneConfig(run=str(tmp_path), data=str(features), model=SHAPE, steps=50, **FAST)
-    train("finetune", config)
-    status = RunDir(tmp_path).read_status()
-    assert (status["state"], status["step"]) == ("stopped", 4) and (tmp_path / "exports/pixart.safetensors").exists()
+def test_what_a_run_writes(material, tmp_path):
+    run = run_here("lcd", settings("lcd", material, tmp_path, **SHORT, log_every=4, tensorboard=True))
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == [4, 6]
+    assert lines[0].keys() == {
+        "step", "loss", "gradient_norm", "learning_rate", "seconds_per_step", "data_seconds", "time"
+    }  # fmt: skip
+    assert 0 < lines[0]["data_seconds"] < lines[0]["seconds_per_step"] and lines[0]["learning_rate"] == 1e-3
+    status = run.read_status()
+    assert status | {"state": "done", "pid": os.getpid(), "step": 6, "steps": 6, "device": "cpu"} == status
+    assert status["checkpoint"] == "step_00000006.safetensors" and Path(status["export"]).exists()
+    assert status["started"] < status["time"] and status["memory"] > 1e7 and status["seconds_left"] == 0
+    assert status["loss"] == lines[-1]["loss"]
+    assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
+    log = (tmp_path / "log.txt").read_text()
+    assert re.search(r"step 4/6 loss 0\.\d+ gradient .* s/step, 0:00:0\d left\n", log) and "done at step 6" in log
+    described = describe_run(str(tmp_path)).splitlines()
+    assert described[:3] == ["command: lcd", "state: done", "step: 6 of 6"]
 
 
-def test_exploding_loss_stops_with_the_step_and_keeps_the_last_checkpoint(features, teacher, tmp_path):
-    train("lcd", settings("lcd", features, teacher, tmp_path, 5))
-    good = load_file(RunDir(tmp_path).checkpoints()[-1])
-    broken = {
-        **good,
-        "model.final_layer.linear.bias": torch.full_like(good["model.final_layer.linear.bias"], torch.inf),
-    }
-    with safe_open(RunDir(tmp_path).checkpoints()[-1], "pt") as file:
-        metadata = file.metadata()
-    save_file(broken, RunDir(tmp_path).checkpoints()[-1], metadata)
-    with pytest.raises(TrainingError, match="at step 6: lower learning_rate"):
-        train("lcd", settings("lcd", features, teacher, tmp_path, 9))
-    assert len(RunDir(tmp_path).checkpoints()) == 1 and RunDir(tmp_path).read_status()["state"] == "failed"
+def test_logged_losses_are_means_of_all_steps_since_the_last_line(material, tmp_path):
+    each = losses(run_here("lcd", settings("lcd", material, tmp_path / "each", **SHORT)))
+    values = settings("lcd", material, tmp_path / "some", **SHORT, log_every=4)
+    run_here("lcd", {**values, "steps": 3})
+    some = losses(run_here("lcd", values))  # the second begins between two lines
+    assert some[0] == pytest.approx(sum(each[:3]) / 3) and some[-1] == pytest.approx(sum(each[4:]) / 2)
 
 
-def test_data_order_depends_on_the_place_alone(features):
-    data = FeatureDataset(features)
-    whole = data.batches(4, seed=1)
-    straight = [next(whole) for _ in range(13)]
-    resumed = next(data.batches(4, seed=1, start=12))
-    assert all(torch.equal(straight[12][name], resumed[name]) for name in resumed)
-    assert {tuple(batch["latent"].shape[2:]) for batch in straight} == {(8, 8), (6, 10)}
-    lengths = {(batch["caption"].shape[1], int(batch["caption_mask"].sum(1).max())) for batch in straight}
-    assert lengths <= {(8, 6), (10, 10)}  # cut to the longest, in steps of 8; no real token is lost
+def after_step(step, do):
+    """Patch a run so that something happens after a step."""
+    add = Monitor.add
+
+    def add_and_do(self, number, *values):
+        add(self, number, *values)
+        if number == step:
+            do(self.run)
+
+    return add_and_do
 
 
-def test_bad_settings_and_data_are_named(features, tmp_path):
-    with pytest.raises(ConfigError, match="loss is 'l1': choose one of huber, l2"):
-        LcdConfig(run="r", data="d", base="b", loss="l1")
-    with pytest.raises(ConfigError, match="batch_size is 0"):
-        LcdConfig(run="r", data="d", base="b", batch_size=0)
-    with pytest.raises(ConfigError, match="lcd has no setting lerning_rate"):
-        load_config("lcd", None, ["run=r", "data=d", "base=b", "lerning_rate=1"])
-    with pytest.raises(ConfigError, match="either base"):
-        FinetuneConfig(run="r", data="d")
-    with pytest.raises(DataError, match="not a folder of prepared features"):
-        FeatureDataset(tmp_path)
-    with pytest.raises(DataError, match="lower batch_size"):
-        next(FeatureDataset(features).batches(64, 0))
-    (tmp_path / "dataset.json").write_text(json.dumps({"kind": KIND, "buckets": ["bucket_8x8.safetensors"]}))
-    (tmp_path / "bucket_8x8.safetensors").write_bytes(b"\x10\0\0")
-    with pytest.raises(DataError, match="bucket_8x8.safetensors cannot be read"):
-        FeatureDataset(tmp_path)
+def test_requests_are_taken_once(material, tmp_path, monkeypatch):
+    drawn = []
+
+    def sample(self, count):
+        drawn.append(count)
+        return Image.new("RGB", (8, 8), "red"), ["a", "b"]
+
+    def ask(run):
+        run.request("sample")
+        run.request("save")
+
+    monkeypatch.setattr(TASKS["lcd"], "sample", sample)
+    monkeypatch.setattr(Monitor, "add", after_step(2, ask))
+    values = settings("lcd", material, tmp_path, **{**SHORT, "checkpoint_every": 100}, sample_count=3)
+    run = run_here("lcd", values)
+    assert drawn == [3] and run.requests() == []
+    assert [file.name for file in run.samples()] == ["step_00000003.png"]
+    assert Image.open(run.samples()[0]).size == (8, 8)
+    assert json.loads((tmp_path / "samples/step_00000003.json").read_text()) == {"step": 3, "prompts": ["a", "b"]}
+    assert [file.stem for file in run.checkpoints()] == ["step_00000003", "step_00000006"]
 
 
-def test_a_folder_of_another_run_is_left_alone(features, teacher, tmp_path):
-    train("lcd", settings("lcd", features, teacher, tmp_path, 1))
-    config = FinetuneConfig(run=str(tmp_path), data=str(features), model=SHAPE, steps=2, **FAST)
-    with pytest.raises(ValueError, match="holds another run"):
-        train("finetune", config)
+def test_samples_come_every_so_many_steps_and_change_nothing(material, tmp_path, monkeypatch):
+    plain = run_here("lcd", settings("lcd", material, tmp_path / "plain", **SHORT))
+    monkeypatch.setattr(TASKS["lcd"], "sample", lambda self, count: (Image.new("RGB", (8, 8)), []))
+    run = run_here("lcd", settings("lcd", material, tmp_path / "run", **SHORT, sample_every=3, tensorboard=True))
+    assert [file.stem for file in run.samples()] == ["step_00000003", "step_00000006"]
+    assert losses(run) == losses(plain)
 
 
-def test_command_line_from_another_directory(features, tmp_path):
-    def call(*arguments):
-        command = [sys.executable, str(ROOT / "training/train.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+def test_asking_for_samples_without_a_pipeline_says_what_is_missing(material, tmp_path, monkeypatch):
+    monkeypatch.setattr(Monitor, "add", after_step(2, lambda run: run.request("sample")))
+    run_here("lcd", settings("lcd", material, tmp_path, **SHORT))
+    assert "no samples: the setting `models` names no pipeline folder" in (tmp_path / "log.txt").read_text()
 
-    values = ["run=run", f"data={features}", "steps=2", "precision=fp32", "batch_size=4", f"model={json.dumps(SHAPE)}"]
-    done = call("finetune", *(part for value in values for part in ("--set", value)))
-    assert done.returncode == 0, done.stderr
-    assert "state: done" in call("status", "run").stdout
-    wrong = call("lcd", "--set", "run=x", "--set", f"data={features}")
-    assert wrong.returncode == 1 and wrong.stderr.strip().endswith("the teacher, which the student starts from")
-    assert "pseudo-Huber" in call("lcd", "--help").stdout
+
+def test_a_request_to_stop_saves_exports_and_can_be_resumed(material, tmp_path, monkeypatch):
+    straight = run_here("lcd", settings("lcd", material, tmp_path / "straight", **SHORT))
+    values = settings("lcd", material, tmp_path / "run", **SHORT)
+    with monkeypatch.context() as patched:
+        patched.setattr(Monitor, "add", after_step(2, lambda run: run.request("stop")))
+        run = run_here("lcd", values)
+    status = run.read_status()
+    assert (status["state"], status["step"], status["checkpoint"]) == ("stopped", 3, "step_00000003.safetensors")
+    assert (tmp_path / "run/exports/pixart.safetensors").exists() and run.requests() == []
+    assert losses(run_here("lcd", values)) == losses(straight) and run.read_status()["state"] == "done"
+
+
+def test_a_request_from_before_the_start_is_forgotten(material, tmp_path):
+    values = settings("lcd", material, tmp_path, **SHORT)
+    run_here("lcd", {**values, "steps": 1}).request("stop")
+    assert run_here("lcd", values).read_status()["state"] == "done"
+
+
+@pytest.fixture
+def read_late(monkeypatch):
+    """As on a GPU, where a step's loss is read when the next one is queued."""
+    begin = Training.__init__
+
+    def one_ahead(self, *arguments):
+        begin(self, *arguments)
+        self._ahead = 1
+
+    monkeypatch.setattr(Training, "__init__", one_ahead)
+
+
+def test_losses_that_are_read_late_change_nothing(material, tmp_path, read_late, monkeypatch):
+    run = run_here("lcd", settings("lcd", material, tmp_path / "late", **SHORT))
+    assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4, 5, 6]
+    monkeypatch.setattr(Monitor, "add", after_step(2, lambda run: run.request("stop")))
+    run = run_here("lcd", settings("lcd", material, tmp_path / "stopped", **SHORT | {"steps": 60}))
+    assert run.read_status()["state"] == "stopped" and run.read_status()["step"] < 8
+
+
+def test_a_loss_that_is_read_late_is_still_never_saved(material, tmp_path, read_late, monkeypatch):
+    batches = FeatureDataset.batches
+
+    def spoilt(self, *arguments):
+        for number, batch in enumerate(batches(self, *arguments)):
+            yield batch | {"latent": batch["latent"] * torch.nan} if number == 3 else batch
+
+    monkeypatch.setattr(FeatureDataset, "batches", spoilt)
+    with pytest.raises(TrainingError, match="at step 4, .*good checkpoint: step_00000002"):
+        run_here("lcd", settings("lcd", material, tmp_path, **SHORT))
+    assert [file.stem for file in RunDir(tmp_path).checkpoints()] == ["step_00000002"]
+
+
+def make_engine(material, tmp_path, **values):
+    config = make_config("lcd", settings("lcd", material, tmp_path, **SHORT | values))
+    return Engine(config, TASKS["lcd"](config), connect(config))
+
+
+def test_accumulated_gradients_are_those_of_the_mean(material, tmp_path, monkeypatch):
+    batch = next(FeatureDataset(material["data"]).batches(2, 0))
+    monkeypatch.setattr(engine_module, "Draws", lambda seed, step, _micro, *rest: Draws(seed, step, 0, *rest))
+    one, four = (make_engine(material, tmp_path, accumulation=count) for count in (1, 4))
+    results = [engine.step(0, (dict(batch) for _ in range(4))) for engine in (one, four)]
+    assert len(results[1].keys) == 4 * len(results[0].keys)
+    torch.testing.assert_close(results[0].loss, results[1].loss)
+    torch.testing.assert_close(results[0].gradient_norm, results[1].gradient_norm)
+
+
+def test_the_average_follows_every_optimiser_step(material, tmp_path):
+    engine = make_engine(material, tmp_path, ema_decay=0.75, accumulation=2)
+    name = "blocks.0.mlp.fc1.weight"
+    average, weight = (dict(network.named_parameters())[name] for network in (engine.task.ema, engine.task.model))
+    before = average.clone()
+    engine.step(0, FeatureDataset(material["data"]).batches(2, 0))
+    assert not torch.equal(weight, before)
+    torch.testing.assert_close(average, 0.75 * before + 0.25 * weight)
+
+
+def test_gradients_are_clipped_and_zero_leaves_them(material, tmp_path):
+    norms = {}
+    for limit in (0.0, 1e9, 1e-3):
+        engine = make_engine(material, tmp_path, clip_norm=limit)
+        weight = next(iter(engine.parameters.values()))
+        step = engine.optimizer.step
+        seen = []
+        engine.optimizer.step = lambda step=step, weight=weight, seen=seen: (seen.append(weight.grad.norm()), step())[1]
+        result = engine.step(0, FeatureDataset(material["data"]).batches(2, 0))
+        norms[limit] = seen[0] / result.gradient_norm
+    assert norms[0.0] == norms[1e9] > 100 * norms[1e-3] > 0
+
+
+def test_schedules(material, tmp_path):
+    values = settings("lcd", material, tmp_path, steps=110, warmup_steps=10, learning_rate=1.0)
+    constant = make_config("lcd", values)
+    assert [learning_rate(constant, step) for step in (0, 4, 9, 50, 109)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+    cosine = make_config("lcd", values | {"schedule": "cosine", "final_learning_rate": 0.2})
+    rates = [learning_rate(cosine, step) for step in (0, 9, 10, 60, 110)]
+    assert rates == pytest.approx([0.1, 1.0, 1.0, 0.6, 0.2])
+
+
+def test_a_bar_on_a_terminal_and_lines_elsewhere(material, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    run_here("lcd", settings("lcd", material, tmp_path, **SHORT))
+    shown = capsys.readouterr().out
+    assert "100%" in shown and "6/6" in shown and "loss" in shown and "step 3/6 loss" not in shown
+    assert "step 3/6 loss" in (tmp_path / "log.txt").read_text()
+    monkeypatch.undo()
+    run_here("lcd", settings("lcd", material, tmp_path, **SHORT | {"steps": 8}))
+    assert "step 7/8 loss" in capsys.readouterr().out
+
+
+def test_tensorboard_may_be_missing(material, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    run_here("lcd", settings("lcd", material, tmp_path, **SHORT, tensorboard=True))
+    assert "tensorboard is not installed (pip install tensorboard)" in (tmp_path / "log.txt").read_text()
+
+
+def test_status_is_written_at_most_twice_a_second(material, tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(monitor_module.time, "monotonic", lambda: 0.1 * len(written))
+    monkeypatch.setattr(RunDir, "write_status", lambda self, state, **values: written.append(state))
+    run_here("lcd", settings("lcd", material, tmp_path, **SHORT | {"checkpoint_every": 100}))
+    assert written == ["preparing", "running", "running", "done"]  # the third is the last save's
+
+
+def test_status_says_when_a_run_was_killed(material, tmp_path):
+    def kill_at_two():
+        Monitor.add = after_step(2, lambda run: os.kill(os.getpid(), signal.SIGKILL))
+
+    run_apart("lcd", settings("lcd", material, tmp_path, **SHORT), kill_at_two)
+    assert "state: killed, 0:00:0" in describe_run(str(tmp_path))
+
+
+def test_command_line_from_another_directory_and_ctrl_c_to_the_group(material, tmp_path):
+    values = settings("finetune", material, Path("run"), **{**SHORT, "steps": 100_000, "workers": 2})
+    given = [part for name, value in values.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+    given = [part.replace('"', "") for part in given]
+    train = [sys.executable, str(ROOT / "training/train.py")]
+    process = subprocess.Popen(
+        [*train, "finetune", *given], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    run = RunDir(tmp_path / "run")
+    assert wait_until(run.checkpoints)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the reading processes get it, too
+    out, errors = process.communicate(timeout=100)
+    assert process.returncode == 0 and "stopped at step" in out and "Traceback" not in errors and "error" not in errors
+    status = subprocess.run([*train, "status", "run"], cwd=tmp_path, capture_output=True, text=True)
+    assert "state: stopped" in status.stdout and f"step: {run.read_status()['step']} of 100000" in status.stdout
+    missing = subprocess.run([*train, "status", "nothing"], cwd=tmp_path, capture_output=True, text=True)
+    assert missing.returncode == 1 and "nothing holds no run" in missing.stderr and not (tmp_path / "nothing").exists()
