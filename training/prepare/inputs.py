@@ -76,7 +76,8 @@ class InputReader:
         size = (picture.height, picture.width) if picture else source.size or _pixels(cached["moments.npy"])
         if self.config.embeddings:
             cached["caption.npy"] = read_embedding(_need(self.config.embeddings, source, (".npz",)))
-        captions = source.listed or () if self.config.embeddings else source.captions()
+        # A cache holds one embedding, of the first prompt if a list says it at all.
+        captions = (source.listed or ("",))[:1] if self.config.embeddings else source.captions()
         inputs = Inputs(source, size, captions, cached=cached)
         if bucket is not None and picture is not None:
             inputs.picture = fit(picture, *bucket)
