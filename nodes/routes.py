@@ -56,6 +56,8 @@ class Refused(Exception):
 
 def register() -> None:
     """Add the routes to ComfyUI's server; call it before the server starts."""
+    if getattr(PromptServer, "instance", None) is None:
+        return  # ComfyUI used as a library, without a server
     routes = PromptServer.instance.routes
     for path, work in (
         ("/jobs", _list), ("/jobs/{id}", _one), ("/jobs/{id}/metrics", _metrics), ("/jobs/{id}/samples", _samples),
