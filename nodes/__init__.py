@@ -60,8 +60,8 @@ NODES: list[type[io.ComfyNode]] = [
 class PixArtDeltaExtension(ComfyExtension):
     async def on_load(self) -> None:
         files.register_folder()
-        routes.register()
-        jobs.watcher()
+        if routes.register():
+            jobs.watcher()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

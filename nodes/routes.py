@@ -54,10 +54,10 @@ class Refused(Exception):
         self.status = status
 
 
-def register() -> None:
-    """Add the routes to ComfyUI's server; call it before the server starts."""
+def register() -> bool:
+    """Add the routes to ComfyUI's server, before it starts; False where ComfyUI is a library without a server."""
     if getattr(PromptServer, "instance", None) is None:
-        return  # ComfyUI used as a library, without a server
+        return False
     routes = PromptServer.instance.routes
     for path, work in (
         ("/jobs", _list), ("/jobs/{id}", _one), ("/jobs/{id}/metrics", _metrics), ("/jobs/{id}/samples", _samples),
@@ -66,6 +66,7 @@ def register() -> None:
         routes.get("/pixart_delta" + path)(_handler(work))
     for path, work in (("/jobs", _create), ("/jobs/{id}/{action}", _act)):
         routes.post("/pixart_delta" + path)(_handler(work, changes=True))
+    return True
 
 
 # --- what is answered; in a thread, from the parts of the path, the query and the body ---

@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("pixart_core", "nodes", "training")
 ALLOWED = {
     "pixart_core": {"pixart_core"},
-    "nodes": {"nodes", "pixart_core", "training.jobs", "training.run_dir", "training.config"},
+    "nodes": {
+        "nodes", "pixart_core", "training.jobs", "training.run_dir", "training.config",
+        "training.estimate",  # what a training will take is shown before it starts
+    },
     "training": {"training", "pixart_core"},
     "": {"nodes"},  # the root __init__.py
 }

@@ -16,6 +16,7 @@ from comfy_execution.utils import get_executing_context
 from ...training.config import COMMANDS, ConfigError, load_config
 from ...training.jobs import TRAIN, Job, JobError, process, read_metrics
 from . import jobs
+from .estimate import estimate_text
 from .paths import checked_settings, inside_roots
 
 _POLL = 0.25
@@ -43,10 +44,11 @@ def start_training(command: str, name: str, values: dict[str, Any], more: str, e
     settings = _settings(command, {**values, "data": str(data)}, more, known=data)
     if estimate_only:
         return "", _dry_run(command, settings)
+    expected = estimate_text(command, settings, data)
     if free:
         jobs.free_memory()
     job = _queue(command, settings, name, after)
-    return job.id, jobs.describe(jobs.view(job))
+    return job.id, f"{jobs.describe(jobs.view(job))}\n{expected}"
 
 
 def prepare_dataset(name: str, values: dict[str, Any], more: str) -> tuple[str, str, str]:

@@ -31,8 +31,10 @@ export class Panel {
     #update() {
         const jobs = this.store.sorted();
         this.offline.hidden = this.store.online;
-        this.empty.hidden = jobs.length > 0 || !this.store.online;
-        if (!this.store.jobs.has(this.chosen)) this.#choose(jobs[0]?.id ?? null);
+        this.empty.hidden = jobs.length > 0 || !this.store.loaded;
+        // Before the list is read nothing is known: what was chosen before a reload stays chosen.
+        if (this.store.loaded && !this.store.jobs.has(this.chosen)) this.#choose(jobs[0]?.id ?? null);
+        else if (!this.detail && this.store.jobs.has(this.chosen)) this.#choose(this.chosen);
         for (const id of this.#rows.keys()) if (!this.store.jobs.has(id)) this.#rows.delete(id);
         arrange(this.list, jobs.map((job) => this.#row(job).item));
         this.detail?.update();

@@ -7,6 +7,7 @@ const RETRY = 3000; // ms
 export class Store extends EventTarget {
     jobs = new Map();
     online = true;
+    loaded = false;
 
     constructor(api) {
         super();
@@ -26,6 +27,7 @@ export class Store extends EventTarget {
         try {
             const { jobs } = await this.get("");
             const ids = new Set(jobs.map((job) => job.id));
+            this.loaded = true;
             this.#setOnline(true);
             this.#merge({ jobs, deleted: [...this.jobs.keys()].filter((id) => !ids.has(id)) });
         } catch {

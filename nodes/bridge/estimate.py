@@ -1,0 +1,47 @@
+"""What a training will take, shown by its node before the job starts: from shapes alone, so it takes a second."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as memory
+import torch
+
+from ...training.config import make_config
+from ...training.estimate import estimate, in_units, matmul_rate, model_shape
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
+    """Memory, disk and time of a training.
+
+    Raises:
+        CheckpointError, ConfigError: if the base model or a setting is not what the training takes.
+    """
+    config = make_config(command, {**settings, "run": "run"})
+    size = _largest(data)
+    if size is None:
+        return "The dataset is still being looked at: the estimate comes with the next run."
+    device = memory.get_torch_device()
+    expected = estimate(command, config, model_shape(config), *size)
+    with torch.inference_mode():
+        seconds = expected.seconds(matmul_rate(device, _DTYPES[config.precision]))
+    whole = datetime.timedelta(seconds=round(seconds * config.steps))
+    have = in_units(memory.get_total_memory(device))
+    return f"{expected}\n{device} has {have}\ntime: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"
+
+
+def _largest(data: Path) -> tuple[int, int] | None:
+    """Height, width of the largest pictures of a dataset, from its description, or from the report before that."""
+    if (data / "dataset.json").exists():
+        sizes = [shard["bucket"] for shard in json.loads((data / "dataset.json").read_text("utf-8")).get("shards", ())]
+    elif (data / "report.json").exists():
+        buckets = json.loads((data / "report.json").read_text("utf-8"))["buckets"]
+        sizes = [[int(part) for part in name.split("x")] for name in buckets]
+    else:
+        sizes = []
+    return max((tuple(size) for size in sizes), key=lambda size: size[0] * size[1], default=None)

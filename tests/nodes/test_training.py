@@ -1,0 +1,152 @@
+"""The training nodes in the real ComfyUI: schemas and help pages, a dataset and a training to its end, its result."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.nodes.graphs import node
+from tools.comfy_server import ComfyServer, comfyui_trees
+from tools.workflow_api import find_node, load_workflow, to_api
+
+pytestmark = pytest.mark.host
+ROOT = Path(__file__).resolve().parents[2]
+TRAININGS = {
+    "PixArtDeltaTrainLCD": "lcd", "PixArtDeltaTrainLCMLora": "lcm-lora", "PixArtDeltaTrainControlNet": "controlnet",
+    "PixArtDeltaFineTune": "finetune",
+}  # fmt: skip
+NODES = [*TRAININGS, "PixArtDeltaDataset", "PixArtDeltaTrainingStatus", "PixArtDeltaTrainedResult"]
+WORKFLOWS = ("train_lcd", "train_lcm_lora", "train_controlnet")
+JOBS = "/pixart_delta/jobs"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with ComfyServer(next(iter(comfyui_trees().values())), tmp_path_factory.mktemp("training")) as running:
+        yield running
+        for job in running.get(JOBS)["jobs"]:
+            if "kill" in job["actions"]:
+                running.post(f"{JOBS}/{job['id']}/kill", {})
+
+
+def inputs_of(server, name: str) -> dict:
+    schema = server.object_info(name)[name]["input"]
+    return {**schema.get("required", {}), **schema.get("optional", {})}
+
+
+def graph_of(server, workflow: str, **settings) -> tuple[dict, dict]:
+    """A bundled training workflow that takes few steps, and its training node's inputs."""
+    graph = to_api(load_workflow(ROOT / "workflows" / f"{workflow}.json"), server.object_info())
+    training = next(each for each in graph.values() if each["class_type"] in TRAININGS)["inputs"]
+    training |= {"steps": 2, "batch_size": 2, "sample_every": 2, "checkpoint_every": 2, **settings}
+    training["more_settings"] += "\nworkers=0"
+    return graph, training
+
+
+def finish(server, name: str) -> dict:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        found = next(job for job in server.get(JOBS)["jobs"] if job["name"] == name)
+        if found["state"] in ("done", "failed"):
+            return found
+        time.sleep(0.2)
+    raise AssertionError(found)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_help_pages_name_every_input(server, name):
+    page = (ROOT / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert not [entry for entry in inputs_of(server, name) if f"`{entry}`" not in page]
+
+
+@pytest.mark.parametrize("name, command", TRAININGS.items())
+def test_settings_are_the_trainers_own(server, name, command):
+    from pixart_delta.training.config import COMMANDS
+
+    fields, inputs = COMMANDS[command].__dataclass_fields__, inputs_of(server, name)
+    shared = set(fields) & set(inputs) - {"base", "run"}
+    assert {"steps", "batch_size", "learning_rate", "precision", "checkpoint_every"} <= shared
+    assert "seed" not in inputs, "the editor changes it after every run"
+    for entry in shared:
+        options = inputs[entry][1]
+        assert options["default"] == fields[entry].default
+        assert options["tooltip"].lower() == fields[entry].metadata["help"].lower() + "."
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_bundled_training_runs_and_its_result_draws(server, name):
+    """Dataset, training with a sample, status, and a picture or a ControlNet of what came out."""
+    graph, training = graph_of(server, name)
+    result = server.prompt(graph)
+    assert result.errors == [], result.errors
+    texts = {each["class_type"]: server_text(result, node_id) for node_id, each in graph.items()}
+    assert "48 can be used" in texts["PixArtDeltaDataset"]
+    done = finish(server, training["name"])
+    assert done["state"] == "done" and done["step"] == 2, done
+    assert server.get(f"{JOBS}/{done['id']}/samples")["samples"][-1]["step"] == 2
+
+    again = server.prompt(graph)
+    assert again.errors == [] and len([job for job in server.get(JOBS)["jobs"] if job["name"] == training["name"]]) == 1
+    status = server_text(again, find_node(graph, "PixArtDeltaTrainingStatus"))
+    assert "step 2 of 2" in status and "memory of the device" in server_text(again, training_id(graph))
+
+    drawn = to_api(load_workflow(ROOT / "workflows" / "use_trained_model.json"), server.object_info())
+    drawn[find_node(drawn, "PixArtDeltaTrainedResult")]["inputs"]["job"] = done["id"]
+    if name == "train_controlnet":
+        apply_control(drawn)
+    pictures = server.prompt(drawn)
+    assert pictures.errors == [] and pictures.images[0].startswith(b"\x89PNG")
+
+
+def training_id(graph: dict) -> str:
+    return next(node_id for node_id, each in graph.items() if each["class_type"] in TRAININGS)
+
+
+def server_text(result, node_id: str) -> str:
+    return "".join(result.outputs.get(node_id, {}).get("text", ()))
+
+
+def apply_control(graph: dict) -> None:
+    """Put the trained ControlNet between the prompt and the sampler."""
+    kinds = ("TrainedResult", "TextEncode", "VAELoader")
+    result, text, vae = (find_node(graph, f"PixArtDelta{kind}") for kind in kinds)
+    graph["hint"] = node("EmptyImage", width=128, height=128, batch_size=1, color=0)
+    graph["apply"] = node("PixArtDeltaApplyControlNet", positive=[text, 0], negative=[text, 1],
+                          control_net=[result, 1], image=["hint", 0], vae=[vae, 0], strength=1.0, start_percent=0.0,
+                          end_percent=1.0, resize="crop")  # fmt: skip
+    graph[find_node(graph, "PixArtDeltaLCMSampler")]["inputs"]["positive"] = ["apply", 0]
+
+
+def test_an_estimate_starts_nothing(server):
+    graph, training = graph_of(server, "train_lcd", run="estimate only", name="estimated")
+    result = server.prompt({key: each for key, each in graph.items() if "Status" not in each["class_type"]
+                            and each["class_type"] != "PreviewImage"})
+    assert result.errors == []
+    assert "Nothing was written" in server_text(result, training_id(graph))
+    assert "estimated" not in [job["name"] for job in server.get(JOBS)["jobs"]]
+
+
+@pytest.mark.parametrize("change, problem", [
+    ({"more_settings": "lerning_rate=1"}, "did you mean learning_rate"),
+    ({"more_settings": "run=/tmp/elsewhere"}, "run is an input of the node"),
+    ({"more_settings": "models=/etc"}, "is an input of the node"),
+    ({"dataset": ""}, "dataset is not set"),
+    ({"dataset": "/etc"}, "not in a folder that trainings may read"),
+    ({"name": "../x"}, "the name"),
+])  # fmt: skip
+def test_mistakes_are_named_at_the_node(server, change, problem):
+    graph, training = graph_of(server, "train_lcd")
+    training |= {"dataset": str(server.base / "input"), **change}
+    result = server.prompt({"1": node("PixArtDeltaTrainLCD", **training)})
+    assert len(result.errors) == 1 and problem in result.errors[0]
+
+
+def test_no_result_yet_is_said(server):
+    result = server.prompt({
+        "1": node("PixArtDeltaTrainedResult", job="no-such-job", dtype="default", strength=1.0),
+        "2": node("PixArtDeltaLCMSampling", model=["1", 0]),
+        "3": node("PixArtDeltaSaveCheckpoint", model=["2", 0], filename_prefix="x", layout="authors", dtype="float32"),
+    })  # fmt: skip
+    assert "there is no job no-such-job" in result.errors[0]
