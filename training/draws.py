@@ -44,10 +44,12 @@ class Draws:
         return self._each(lambda generator: torch.rand((), generator=generator))
 
     def _each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        numbers = torch.stack([draw(generator) for generator in self._generators])
-        if self.device.type == "cuda":  # pinned, so that the copy waits for nothing
-            return numbers.pin_memory().to(self.device, non_blocking=True)
-        return numbers.to(self.device)
+        return moved(torch.stack([draw(generator) for generator in self._generators]), self.device)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device; the copy to a GPU is queued and waits for nothing, as only pinned memory's can be."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _generator(*place: int) -> torch.Generator:

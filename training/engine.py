@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .config import TrainConfig
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
-from .draws import Draws
+from .draws import Draws, moved
 from .tasks import Task
 
 
@@ -129,7 +129,7 @@ class Engine:
         return whole_networks(self.accelerator, self.task, self.skeletons)
 
     def _backward(self, batch: dict[str, Tensor], number: int, micro: int) -> Tensor:
-        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
+        batch = {name: moved(value, self.device) for name, value in batch.items()}
         rows = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         draws = Draws(self.config.seed, number, micro, self.global_batch, rows, self.device)
         with _attention_kernel(self.device):

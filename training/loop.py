@@ -13,15 +13,15 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
 
 from .checkpoint import check_disk, resume, save_checkpoint
 from .config import TrainConfig
 from .data import FeatureDataset
 from .distribute import connect, on_main
-from .engine import Engine, StepResult
+from .engine import Engine
 from .monitor import Monitor
-from .run_dir import REQUESTS, RunDir
+from .outcome import Outcome
+from .run_dir import RunDir
 from .tasks import TASKS
 
 EXPLODED = 1e4
@@ -81,8 +81,9 @@ class Training:
         self.data = FeatureDataset(config.data)
         self.engine = Engine(config, TASKS[command](config), accelerator)
         on_main(accelerator, lambda: check_disk(run, self.engine))
+        self.saved: int | None = None
+        """Step of the newest checkpoint."""
         self.step = self._resume()
-        self.saved = self.step if self.run.checkpoint(self.step).exists() else None
         self._asked: set[str] = set()
         self._unread: collections.deque[Outcome] = collections.deque()
         self._ahead = 1 if accelerator.device.type == "cuda" else 0
@@ -130,7 +131,7 @@ class Training:
                 f"a micro-batch had {before} pictures over all processes and now has {self.engine.global_batch}: "
                 "the order of the data begins anew from here"
             )
-        self.monitor.status["checkpoint"] = checkpoint.path.name
+        self.saved, self.monitor.status["checkpoint"] = step, checkpoint.path.name
         self.monitor.begin(step, checkpoint.facts["pending"])
         return step
 
@@ -199,41 +200,6 @@ class Training:
             self.monitor.say("no samples: the setting `models` names no pipeline folder to make them with")
         else:
             self.monitor.picture(self.step, *drawn)
-
-
-class Outcome:
-    """A step's numbers on their way to the host, the same on all processes."""
-
-    def __init__(self, result: StepResult, wishes: list[str], accelerator: Accelerator):
-        self.result, self._own_wishes, self._processes = result, wishes, accelerator.num_processes
-        numbers = torch.stack([result.loss, result.gradient_norm]).float()
-        if self._processes > 1:
-            asked = torch.tensor([float(name in wishes) for name in REQUESTS]).to(numbers.device, non_blocking=True)
-            numbers = torch.cat([numbers / self._processes, asked])
-            torch.distributed.all_reduce(numbers)
-        self._numbers: Tensor = numbers.to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.Event() if numbers.is_cuda else None
-        if self._arrived is not None:
-            self._arrived.record()
-
-    def _get(self) -> list[float]:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._numbers.tolist()
-
-    @property
-    def loss(self) -> float:
-        return self._get()[0]
-
-    @property
-    def norm(self) -> float:
-        return self._get()[1]
-
-    @property
-    def wishes(self) -> set[str]:
-        if self._processes == 1:
-            return set(self._own_wishes)
-        return {name for name, asked in zip(REQUESTS, self._get()[2:], strict=True) if asked}
 
 
 class StopSignal:

@@ -94,10 +94,12 @@ class RunDir:
     def check_config(self, command: str, config: dict[str, Any]) -> None:
         """Whether these settings may begin or resume here: a resumed run is the same command on the same base and data.
 
+        A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose.
+
         Raises:
             RunDirError: if the folder holds another run.
         """
-        if not (self.path / "config.json").exists():
+        if not self.checkpoints():
             return
         earlier = self.read_config()
         differing = [

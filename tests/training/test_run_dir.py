@@ -52,12 +52,18 @@ def test_requests_stay_until_taken(run):
 
 
 def test_another_run_is_refused_and_more_steps_are_not(run):
+    run.checkpoint(1).touch()
     run.write_config("lcd", {"base": "b", "data": "d", "seed": 1, "steps": 9})
     assert run.read_config()["config"]["steps"] == 9
     with pytest.raises(RunDirError, match="holds another run .base was 'b' and is 'c'"):
         run.write_config("lcd", {"base": "c", "data": "d", "seed": 1})
     with pytest.raises(RunDirError, match="its command was lcd, not finetune"):
         run.write_config("finetune", {"base": "b", "data": "d", "seed": 1})
+
+
+def test_a_run_that_never_got_anywhere_can_be_corrected(run):
+    run.write_config("finetune", {"base": "other"})
+    assert run.read_config() == {"command": "finetune", "config": {"base": "other"}}
 
 
 def test_metrics_of_steps_that_are_taken_again_are_dropped(run):
@@ -105,7 +111,8 @@ def test_a_forked_worker_does_not_keep_the_lock(run):
             time.sleep(60)
             os._exit(0)
     try:
-        assert not run.is_running()
+        with run.lock(patience=30):  # at the latest when the child gets to run
+            pass
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
