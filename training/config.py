@@ -68,7 +68,7 @@ class TrainConfig(Settings):
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", low=0.0)
     adam_beta2: float = setting(0.999, "AdamW's second beta", low=0.0, high=1.0)
     adam_epsilon: float = setting(1e-10, "AdamW's epsilon", low=0.0)
-    clip_norm: float = setting(0.01, "largest gradient norm", low=0.0)
+    clip_norm: float = setting(0.01, "largest gradient norm; 0 = no clipping", low=0.0)
     ema_decay: float = setting(0.95, "decay of the averaged weights", low=0.0, high=1.0)
     precision: str = setting(
         "bf16", "of the matrix products; trained weights and optimiser stay float32", choices=("fp32", "bf16", "fp16")
@@ -143,7 +143,7 @@ class FinetuneConfig(TrainConfig):
 
     model: dict = setting(dict, "fields of PixArtConfig for a new model, instead of `base`")
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0.0)
-    clip_norm: float = setting(1.0, "largest gradient norm", low=0.0)
+    clip_norm: float = setting(1.0, "largest gradient norm; 0 = no clipping", low=0.0)
     ema_decay: float = setting(
         0.9995, "decay of the averaged weights, reached as (1 + step) / (10 + step); 0 = none", low=0.0, high=1.0
     )
