@@ -4,6 +4,7 @@ import { h } from "./dom.mjs";
 import { number, t } from "./text.mjs";
 
 const HEIGHT = 220;
+const GRID = "#8885";
 const MOST = 3000; // points; with more the whole is read anew, thinned by the server
 
 export class Chart {
@@ -73,8 +74,8 @@ export class Chart {
         const axis = (scale, side, size) => ({
             scale, side, size, font: "11px system-ui", labelFont: "11px system-ui",
             stroke: () => colour("--pxd-dim"),
-            grid: { show: side !== 1, stroke: () => colour("--pxd-line"), width: 1 },
-            ticks: { stroke: () => colour("--pxd-line"), width: 1 },
+            grid: { show: side !== 1, stroke: GRID, width: 1 },
+            ticks: { stroke: GRID, width: 1 },
             values: (_plot, values) => values.map((value) => (value === null ? "" : number(value))),
         });
         const value = (_plot, found) => number(found);

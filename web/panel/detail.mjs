@@ -46,7 +46,7 @@ export class Detail {
         const offered = job.actions.flatMap((action) => (action === "move" ? ["up", "down"] : [action]));
         arrange(this.bar, ORDER.filter((name) => offered.includes(name)).map((name) => this.#button(name)));
         this.#showFacts(job);
-        const drawn = `${job.state} ${job.attempt}`;
+        const drawn = `${job.state} ${job.attempt} ${this.store.online}`;
         if (this.#drawn && drawn !== this.#drawn) {
             this.chart.reset();
             this.#read();

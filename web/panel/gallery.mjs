@@ -40,7 +40,9 @@ export class Gallery {
     #thumb(sample, i) {
         if (!this.#thumbs.has(sample.name)) {
             const label = t("sample_at", { step: sample.step });
-            const image = h("img", { src: this.store.sampleUrl(this.id, sample.name), alt: label, loading: "lazy" });
+            // One that could not be read, because the server was away, is made anew by the next update.
+            const forget = () => this.#thumbs.delete(sample.name);
+            const image = h("img", { src: this.store.sampleUrl(this.id, sample.name), alt: label, loading: "lazy", onerror: forget });
             const button = h("button", { type: "button", title: label, onclick: () => this.#open(sample.name) },
                 image, h("span", {}, String(sample.step)));
             this.#thumbs.set(sample.name, button);
