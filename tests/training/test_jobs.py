@@ -382,6 +382,7 @@ def test_no_setting_reaches_the_command_line(queue):
     settings = str(queue.root / made.id / "settings.json").encode()
     assert arguments[1:] == [b"-u", str(HERE / "stand_in.py").encode(), b"finetune", b"--config", settings]
     assert os.getsid(made.pid) == made.pid != os.getsid(0)
+    assert os.getpriority(os.PRIO_PROCESS, made.pid) > os.getpriority(os.PRIO_PROCESS, 0), "it must give way"
 
 
 def test_the_same_job_is_found_again(queue):

@@ -18,16 +18,23 @@ WINDOWS = sys.platform == "win32"
 
 
 def spawn(arguments: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start a process in a session of its own (Ctrl-C in the server's terminal does not reach it)."""
-    apart = (
-        {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
-        if WINDOWS
-        else {"start_new_session": True}
-    )
+    """Start a process in a session of its own (Ctrl-C in the server's terminal does not reach it).
+
+    It gives way: whoever makes pictures, or only looks at the panel, does not wait for a core that it holds.
+    """
+    if WINDOWS:
+        flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+        apart = {"creationflags": flags | subprocess.BELOW_NORMAL_PRIORITY_CLASS}
+    else:
+        apart = {"start_new_session": True}
     with log.open("ab") as out:
-        return subprocess.Popen(
+        child = subprocess.Popen(
             arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(environment), cwd=log.parent, **apart
         )
+    if not WINDOWS:
+        with contextlib.suppress(OSError):  # it may have ended already
+            os.setpriority(os.PRIO_PROCESS, child.pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
+    return child
 
 
 def environment(device: str) -> dict[str, str]:
