@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -33,7 +35,7 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
         num_workers=workers,
         prefetch_factor=_AHEAD if workers else None,
         collate_fn=_unchanged,
-        worker_init_fn=die_with_parent,
+        worker_init_fn=_begin,
         generator=torch.Generator(),  # its own, so that starting it draws nothing from the global one
     )
     for result in loader:
@@ -42,13 +44,29 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
         yield result
 
 
-def die_with_parent(_worker: int = 0) -> None:
+def die_with_parent() -> None:
     """Have the kernel kill this process when its parent is gone, even by `kill -9`.
 
     Linux only; elsewhere a DataLoader's worker notices by itself within five seconds.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _begin(_worker: int) -> None:
+    """Make a helper live exactly as long as its parent wants: what a terminal, a cluster or `timeout` signals to all
+    processes alike is the parent's to answer, who may want some more batches."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on Windows and macOS, where a helper ends with the first SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 class _Failure:

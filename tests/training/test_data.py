@@ -293,6 +293,16 @@ def test_results_come_in_order_and_errors_as_they_are():
         next(results)
 
 
+def test_a_signal_to_the_whole_group_leaves_helpers_to_their_parent():
+    results = in_order(_who, itertools.count(), 2)
+    helpers = {next(results) for _ in range(2)}
+    for name in ("INT", "TERM"):  # sent by somebody else, as it would be
+        subprocess.run(["kill", f"-{name}", *map(str, helpers)], check=True)
+    assert {next(results) for _ in range(40)} == helpers  # more than they had ready
+    results.close()
+    assert not any(map(_alive, helpers))
+
+
 def test_helpers_die_with_their_parent():
     """Even when it is killed and cannot tell them, and they are busy."""
     program = """
@@ -319,6 +329,10 @@ next(results)
                 break
             time.sleep(0.1)
     assert not any(map(_alive, helpers))
+
+
+def _who(_number):
+    return os.getpid()
 
 
 def _alive(process):
