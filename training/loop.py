@@ -217,7 +217,6 @@ class StopSignal:
             signal.signal(kind, handler)
 
     def _receive(self, _kind: int, _frame: FrameType | None) -> None:
-        # Data workers inherit this and go on: a signal to the whole group must not end them before the last batch.
         self.received = True
 
 
@@ -230,7 +229,7 @@ def _explained(error: Exception, run: RunDir, config: TrainConfig) -> Exception:
             f"the device is out of memory with batch_size={config.batch_size}: lower it (and raise accumulation), or "
             "set gradient_checkpointing=true, optimizer=adamw8bit, precision=bf16"
         )
-    if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+    if isinstance(error, torch.distributed.DistError) or "third_party/gloo" in str(error):
         return TrainingError(f"another process of this run ended, see log.txt for the reason: {error}")
     return error
 

@@ -14,7 +14,16 @@ from pixart_delta.training.engine import Engine
 from pixart_delta.training.run_dir import RunDir
 from safetensors.torch import load_file
 
-from tests.training.runs_fixture import COMMANDS, losses, make_material, run_apart, run_processes, settings, wait_until
+from tests.training.runs_fixture import (
+    COMMANDS,
+    losses,
+    make_material,
+    run_apart,
+    run_processes,
+    same_weights,
+    settings,
+    wait_until,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TEN = {"steps": 10, "workers": 0, "checkpoint_every": 5, "warmup_steps": 2, "learning_rate": 2e-5}
@@ -68,6 +77,21 @@ def test_a_run_goes_on_with_another_number_of_processes(material, tmp_path):
     assert run_processes("lcd", {**values, "batch_size": 2}) == [0, 0]
     assert run_apart("lcd", settings("lcd", material, tmp_path / "one", **TEN, batch_size=4)) == 0
     assert_alike(tmp_path / "one", tmp_path / "changing")
+
+
+def test_other_hosts_need_not_see_the_run_folder(material, tmp_path):
+    def go_home(rank):
+        (tmp_path / f"host_{rank}").mkdir(exist_ok=True)
+        os.chdir(tmp_path / f"host_{rank}")
+
+    straight = settings("lcd", material, Path("straight"), **{**TEN, "steps": 4})
+    halves = settings("lcd", material, Path("halves"), **{**TEN, "steps": 4})
+    assert run_processes("lcd", straight, go_home) == [0, 0]
+    assert run_processes("lcd", {**halves, "steps": 2}, go_home) == [0, 0]
+    assert run_processes("lcd", halves, go_home) == [0, 0]
+    one, other = (RunDir(tmp_path / "host_0" / name) for name in ("straight", "halves"))
+    assert losses(one) == losses(other) and same_weights(one, other)
+    assert not list((tmp_path / "host_1").iterdir())
 
 
 def test_sharded_layers_on_a_half_precision_base(material, tmp_path):
