@@ -42,9 +42,11 @@ def start_training(command: str, name: str, values: dict[str, Any], more: str, e
     """
     data, after = _dataset(values["data"])
     settings = _settings(command, {**values, "data": str(data)}, more, known=data)
-    if estimate_only:
+    if estimate_only and not after:
         return "", _dry_run(command, settings)
     expected = estimate_text(command, settings, data)
+    if estimate_only:
+        return "", f"{expected}\nThe dataset is not ready yet: run this again to also try one real step."
     if free:
         jobs.free_memory()
     job = _queue(command, settings, name, after)

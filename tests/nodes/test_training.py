@@ -121,8 +121,11 @@ def apply_control(graph: dict) -> None:
 
 def test_an_estimate_starts_nothing(server):
     graph, training = graph_of(server, "train_lcd", run="estimate only", name="estimated")
-    result = server.prompt({key: each for key, each in graph.items() if "Status" not in each["class_type"]
-                            and each["class_type"] != "PreviewImage"})
+    shown = {key: each for key, each in graph.items() if "Status" not in each["class_type"]
+             and each["class_type"] != "PreviewImage"}  # fmt: skip
+    assert server.prompt(shown).errors == []
+    finish(server, "nano scenes")
+    result = server.prompt(shown)
     assert result.errors == []
     assert "Nothing was written" in server_text(result, training_id(graph))
     assert "estimated" not in [job["name"] for job in server.get(JOBS)["jobs"]]
