@@ -248,7 +248,9 @@ class PrepareConfig(Settings):
     shard_size: int = setting(512, "largest number of pictures in a shard", low=1)
     workers: int = setting(2, "processes that read pictures", low=0)
     part: int = setting(0, "which part of the shards this process makes, 0 … parts - 1", low=0)
-    parts: int = setting(1, "processes or hosts that share the work; torchrun and accelerate launch multiply it", low=1)
+    parts: int = setting(
+        1, "processes or hosts that share the work, and a disk; torchrun and accelerate launch multiply it", low=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

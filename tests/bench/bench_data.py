@@ -30,6 +30,7 @@ from tests.training.shards_fixture import make_features  # noqa: E402
 
 LIMIT = 0.02
 NANO = ROOT / "models" / "nano"
+BASE = NANO / "base" / "pixart_nano_base.safetensors"
 
 
 def measure_prepare(folder: Path, pictures: int) -> float:
@@ -54,7 +55,7 @@ def measure_waiting(folder: Path, steps: int, workers: int) -> tuple[float, floa
     from pixart_delta.training.loop import train
 
     run = folder / f"run_{workers}"
-    config = FinetuneConfig(run=str(run), data=str(folder / "features"), base=str(NANO / "base"), steps=steps,
+    config = FinetuneConfig(run=str(run), data=str(folder / "features"), base=str(BASE), steps=steps,
                             batch_size=32, workers=workers, log_every=10, tensorboard=False)  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         train("finetune", config)

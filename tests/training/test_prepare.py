@@ -14,6 +14,7 @@ from pixart_delta.pixart_core.weightfile import save_weights
 from pixart_delta.training import cli, shards
 from pixart_delta.training.config import ConfigError, PrepareConfig
 from pixart_delta.training.data import DataError, FeatureDataset
+from pixart_delta.training.nano.scene_folder import draw_folder
 from pixart_delta.training.prepare import run
 from pixart_delta.training.prepare.run import prepare
 from pixart_delta.training.prepare.sources import CaptionError, read_sources
@@ -144,6 +145,17 @@ def test_lists_of_pictures(tmp_path):
     (partition / "data_info.json").write_text("[{")
     with pytest.raises(DataError, match="data_info.json cannot be read"):
         read_sources(partition)
+
+
+def test_nano_scenes_come_as_such_a_folder(tmp_path):
+    draw_folder(tmp_path / "scenes", 24, seed=1)
+    sources = read_sources(tmp_path / "scenes")
+    wordings = [source.captions() for source in sources]
+    assert len(sources) == 24 and all(len(each) == 3 for each in wordings)
+    assert sum("" in each for each in wordings) == 3  # an empty prompt means any scene
+    report = prepare(PrepareConfig(input=str(tmp_path / "scenes"), output=str(tmp_path / "out"), resolution=128,
+                                   workers=0), dry_run=True)  # fmt: skip
+    assert report.buckets == {"96x160": 6, "128x128": 12, "160x96": 6} and report.usable == 24
 
 
 def test_two_parts_make_what_one_makes(tmp_path, models, pictures, monkeypatch):
