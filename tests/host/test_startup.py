@@ -27,7 +27,7 @@ print(json.dumps({"modules": top, "path_edited": sys.path != path}))
 
 
 def test_comfyui_says_how_long_our_import_took(comfy_server):
-    """Its own line, printed for every custom node; tests/bench/bench_startup.py holds it to 0.3 s on a quiet machine."""
+    """Its own line for every custom node; tests/bench/bench_startup.py holds it to 0.3 s on a quiet machine."""
     assert comfy_server.import_seconds() >= 0
 
 
