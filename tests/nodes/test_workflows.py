@@ -12,7 +12,6 @@ from PIL import Image
 
 import pixart_core as pc
 from pixart_core.hed import detect
-from tests.fixtures_nano import random_controlnet
 from tests.nodes.graphs import difference, pictures
 from tools.workflow_api import find_node, load_workflow, to_api
 
@@ -52,29 +51,15 @@ def test_a_note_says_what_to_download_and_where_it_goes(path):
     assert any("huggingface.co" in note and "models/" in note for note in notes)
 
 
-@pytest.fixture(scope="session")
-def control(comfy_server):
-    """The bundled ControlNet, or a random one in its place while a checkout has none: path and name in the loader."""
-    if (NANO / "controlnet").is_dir():
-        return NANO / "controlnet", "bundled/nano (HED ControlNet)"
-    (comfy_server.base / "models" / "controlnet").mkdir(exist_ok=True)
-    path = comfy_server.base / "models" / "controlnet" / "stand_in.safetensors"
-    pc.save_controlnet(random_controlnet(pc.load_pixart(NANO / "base" / "pixart_nano_base.safetensors").float()), path)
-    return path, path.name
-
-
-def api_graph(comfy_server, control, name: str) -> dict:
+def api_graph(comfy_server, name: str) -> dict:
     """Without the previews of what goes in."""
     graph = to_api(load_workflow(ROOT / "workflows" / f"{name}.json"), comfy_server.object_info())
-    for node in graph.values():
-        if "control_net_name" in node["inputs"]:
-            node["inputs"]["control_net_name"] = control[1]
     return {node_id: node for node_id, node in graph.items() if node["class_type"] != "PreviewImage"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_are_the_pipelines(comfy_server, control, name):
-    graph = api_graph(comfy_server, control, name)
+def test_pictures_are_the_pipelines(comfy_server, name):
+    graph = api_graph(comfy_server, name)
     hint = {}
     if name in CONTROLLED:
         picture = graph[find_node(graph, "PixArtDeltaExamplePicture")]["inputs"]["picture"]
@@ -85,7 +70,7 @@ def test_pictures_are_the_pipelines(comfy_server, control, name):
     base = "base" in name
     sampler = graph[find_node(graph, "KSampler" if base else "PixArtDeltaLCMSampler")]["inputs"]
     transformer = NANO / "base" / "pixart_nano_base.safetensors" if base else None
-    pipeline = pc.Pipeline.from_pretrained(NANO, transformer=transformer, controlnet=control[0])
+    pipeline = pc.Pipeline.from_pretrained(NANO, transformer=transformer)
     theirs = pipeline(text["prompt"], steps=sampler["steps"], seed=sampler["seed"], width=size["width"],
                       height=size["height"], sampler="dpm" if base else "lcm", guidance=sampler.get("cfg"), **hint)
     limit = 4 if "8bit" in name else 1  # the pipeline's text encoder is not quantised
@@ -93,9 +78,9 @@ def test_pictures_are_the_pipelines(comfy_server, control, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_warnings_as_shipped(comfy_server, control, name):
+def test_no_warnings_as_shipped(comfy_server, name):
     before = len(comfy_server.log)
-    graph = api_graph(comfy_server, control, name)
+    graph = api_graph(comfy_server, name)
     for node in graph.values():
         if "seed" in node["inputs"]:
             node["inputs"]["seed"] += 1  # not from ComfyUI's cache

@@ -84,7 +84,6 @@ def test_f1_forgives_what_lies_within_the_tolerance():
     assert edge_f1(torch.zeros_like(edges), edges) == edge_f1(edges, torch.zeros_like(edges)) == 0
 
 
-@pytest.mark.skipif(not (NANO / "hed").is_dir(), reason="the checkout has no bundled HED")
 def test_the_bundled_network_finds_the_boundaries_of_scenes_it_has_not_seen():
     network = load_hed(NANO / "hed" / "hed.safetensors")
     assert (NANO / "hed" / "hed.safetensors").stat().st_size < 300_000
@@ -96,6 +95,16 @@ def test_the_bundled_network_finds_the_boundaries_of_scenes_it_has_not_seen():
         true = torch.from_numpy(scenes.boundaries(scene, size, seed))[None, :, :, None]
         agreement.append(edge_f1(detect(network, picture), true))
     assert sum(agreement) / len(agreement) > 0.93 and min(agreement) > 0.8
+
+
+def test_the_bundled_control_is_followed_the_more_the_stronger_it_is():
+    """`train.py nano evaluate_control models/nano` measures 100 scenes: 0.41, 0.64 and 0.73."""
+    test = ControlTest(load_hed(NANO / "hed" / "hed.safetensors"), 8)
+    pipeline = Pipeline.from_pretrained(NANO)
+    numbers = [test.run(pipeline, strength, steps=4, sampler="lcm", guidance=None)[1] for strength in (0, 0.5, 1)]
+    without, half, full = (each["f1"] for each in numbers)
+    assert without + 0.1 < half < full and full > without + 0.25
+    assert min(each["attributes"] for each in numbers) > 90
 
 
 @pytest.fixture(scope="module")
