@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from tools.workflow_api import load_workflow, to_api
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
 OPEN = """async (workflow) => {
     await window.app.loadGraphData(workflow);
@@ -24,22 +22,12 @@ OPEN = """async (workflow) => {
 
 
 @pytest.fixture(scope="session")
-def page(comfy_server):
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright (pip install playwright)")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
+def page(comfy_server, open_page):
     comfy_server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "what's new seen"})
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1900, "height": 1000})
-        page.set_default_timeout(300_000)
-        page.route(lambda url: not url.startswith(comfy_server.address), lambda route: route.abort())
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.goto(comfy_server.address)
-        page.wait_for_function("() => window.app && window.app.extensionManager && window.app.graph")
-        yield page
-        browser.close()
+    page = open_page(comfy_server, 1900, 1000, timeout=300_000)
+    page.wait_for_function("() => window.app && window.app.extensionManager && window.app.graph")
+    yield page
+    page.close()
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

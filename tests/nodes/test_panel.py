@@ -15,7 +15,6 @@ from tools.comfy_server import ComfyServer, comfyui_trees
 from tools.workflow_api import find_node, load_workflow, to_api
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 READY = "() => window.app?.extensionManager && window.app.graph && document.querySelector('.pi-chart-line')"
 HOSTILE = "<img src=x onerror='window.hacked = true'>\x1b[31m<script>window.hacked = true</script>\u202e"
 PICTURES = os.environ.get("PIXART_DELTA_SCREENSHOTS")
@@ -41,23 +40,12 @@ def end_trainings(server) -> None:
 
 
 @pytest.fixture(scope="module")
-def page(server):
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright (pip install playwright)")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1500, "height": 1000})
-        page.set_default_timeout(120_000)
-        page.route(lambda url: not url.startswith(server.address), lambda route: route.abort())
-        page.errors = []
-        page.on("pageerror", lambda error: page.errors.append(str(error)))
-        page.on("dialog", lambda dialog: dialog.accept())  # "leave the page?"
-        page.goto(server.address)
-        open_panel(page)
-        yield page
-        assert page.errors == []
-        browser.close()
+def page(server, open_page):
+    page = open_page(server, 1500, 1000, timeout=120_000)
+    open_panel(page)
+    yield page
+    assert page.errors == []
+    page.close()
 
 
 def open_panel(page) -> None:
