@@ -1,0 +1,258 @@
+"""Latent Consistency Distillation beside the same objective as a plain loop over diffusers' transformer.
+
+    python tests/bench/bench_train.py [--rounds 5] [--steps 2] [--skip-nano] [--skip-true-shape]
+
+1. Nano: the bundled base, batch 32, recipe nano_student, on the CPU. Ours is a step of the trainer (`Engine.step`).
+   Theirs is written as the training scripts of diffusers and of the authors are: teacher forwards one after the other,
+   an average that goes over the parameters, AdamW as torch makes it by default. Both take turns on the same batches and
+   noise; the first losses must agree. Medians, and the median of the turns' ratios; on a busy machine run it with
+   OMP_NUM_THREADS=1, and ratios are of CPU seconds.
+2. True shape: with a CUDA device both at 1024 px, batch 12, gradient checkpointing: seconds a step and peak memory, and
+   ours with 8-bit AdamW as 3 micro-batches of 4. Without one the estimate that `--dry-run` prints, and both loops
+   at true width with 2 of 28 blocks and few tokens.
+
+Exits with 1 when a target is missed: 1.3 times as fast; with CUDA also under 24 GB, and under 16 GB with 8-bit AdamW.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import runpy
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+runpy.run_path(str(ROOT / "training/train.py"))  # registers pixart_delta
+
+import torch  # noqa: E402
+from pixart_delta.pixart_core.checkpoint import load_pixart, save_pixart  # noqa: E402
+from pixart_delta.pixart_core.config import PIXART_1024_MS, PixArtConfig  # noqa: E402
+from pixart_delta.pixart_core.convert import authors_to_diffusers, config_to_diffusers  # noqa: E402
+from pixart_delta.pixart_core.lcm import DDIM_STEPS, consistency, ddim_step, ddim_timesteps  # noqa: E402
+from pixart_delta.pixart_core.model import PixArt  # noqa: E402
+from pixart_delta.pixart_core.schedule import add_noise, predict_x0  # noqa: E402
+from pixart_delta.training.config import LcdConfig, load_config, make_config  # noqa: E402
+from pixart_delta.training.distill import distance  # noqa: E402
+from pixart_delta.training.distribute import connect  # noqa: E402
+from pixart_delta.training.draws import Draws  # noqa: E402
+from pixart_delta.training.engine import Engine  # noqa: E402
+from pixart_delta.training.estimate import GB, estimate  # noqa: E402
+from pixart_delta.training.tasks import TASKS  # noqa: E402
+
+TARGET = 1.3
+BASE = ROOT / "models/nano/base/pixart_nano_base.safetensors"
+
+
+class Batches:
+    """Endless random batches, always the same ones."""
+
+    def __init__(self, config: LcdConfig, shape: PixArtConfig, side: int, tokens: int):
+        self.config, self.shape, self.side, self.tokens = config, shape, side, tokens
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict:
+        rows, generator = self.config.batch_size, self.generator
+        lengths = torch.randint(self.tokens // 2, self.tokens + 1, (rows, 1), generator=generator)
+        return {
+            "latent": torch.randn(rows, 4, self.side, self.side, generator=generator),
+            "caption": torch.randn(rows, self.tokens, self.shape.caption_channels, generator=generator),
+            "caption_mask": (torch.arange(self.tokens) < lengths).to(torch.uint8),
+            "image_size": torch.full((rows, 2), 8.0 * self.side), "aspect_ratio": torch.ones(rows, 1),
+            "keys": [""] * rows,
+        }  # fmt: skip
+
+
+class Ours:
+    """The trainer's own step."""
+
+    def __init__(self, config: LcdConfig, batches: Batches):
+        self.engine = Engine(config, TASKS["lcd"](config), connect(config))
+        self.batches, self.number = batches, 0
+
+    def step(self) -> float:
+        result = self.engine.step(self.number, self.batches)
+        self.number += 1
+        return result.loss.item()
+
+
+class Plain:
+    """The same objective over diffusers' PixArtTransformer2DModel, as its training scripts are written."""
+
+    def __init__(self, config: LcdConfig, batches: Batches, device: torch.device):
+        self.config, self.batches, self.device, self.number = config, batches, device, 0
+        base = load_pixart(config.base, torch.float32)
+        self.null = base.null_caption(1).to(device)
+        self.student = _diffusers_model(base).to(device).train()
+        self.teacher = copy.deepcopy(self.student).eval().requires_grad_(False)
+        self.ema = copy.deepcopy(self.student).eval().requires_grad_(False)
+        if config.gradient_checkpointing:
+            self.student.enable_gradient_checkpointing()
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=config.learning_rate, betas=(0.9, config.adam_beta2),
+            eps=config.adam_epsilon, weight_decay=config.weight_decay,
+        )  # fmt: skip
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+        self.autocast = lambda: torch.autocast(device.type, half, enabled=half is not None)
+
+    def step(self) -> float:
+        config, batch = self.config, next(self.batches)
+        draws = Draws(config.seed, self.number, 0, config.batch_size, slice(None), self.device)
+        batch = {name: value.to(self.device) for name, value in batch.items() if name != "keys"}
+        rate = config.learning_rate * min(1, (self.number + 1) / config.warmup_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        noise, index = draws.normal(batch["latent"].shape[1:]), draws.integers(DDIM_STEPS)
+        grid = torch.tensor(ddim_timesteps(), device=self.device)
+        start = grid[index]
+        end = (start - 20).clamp(min=0)
+        noisy = add_noise(batch["latent"], noise, start)
+        with self.autocast():
+            prediction = consistency(noisy, self._epsilon(self.student, noisy, start, batch), start)
+            with torch.no_grad():
+                epsilon = self._epsilon(self.teacher, noisy, start, batch)
+                null = self.null[:, : batch["caption"].shape[1]].expand_as(batch["caption"])
+                unconditional = self._epsilon(self.teacher, noisy, start, {**batch, "caption": null})
+                x0, x0_null = predict_x0(noisy, epsilon, start), predict_x0(noisy, unconditional, start)
+                w = config.guidance
+                x_prev = ddim_step(x0 + w * (x0 - x0_null), epsilon + w * (epsilon - unconditional), end)
+                target = consistency(x_prev, self._epsilon(self.ema, x_prev, end, batch), end)
+            loss = distance(prediction, target, config.loss, config.huber_c)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for average, parameter in zip(self.ema.parameters(), self.student.parameters(), strict=True):
+                average.mul_(config.ema_decay).add_(parameter, alpha=1 - config.ema_decay)
+        self.number += 1
+        return loss.item()
+
+    def _epsilon(self, model, latent, timestep, batch):
+        conditions = {"resolution": batch["image_size"], "aspect_ratio": batch["aspect_ratio"]}
+        out = model(
+            latent, encoder_hidden_states=batch["caption"], encoder_attention_mask=batch["caption_mask"],
+            timestep=timestep, added_cond_kwargs=conditions, return_dict=False,
+        )[0]  # fmt: skip
+        return out[:, :4].float()
+
+
+def _diffusers_model(base: PixArt):
+    from diffusers import PixArtTransformer2DModel
+
+    model = PixArtTransformer2DModel.from_config(config_to_diffusers(base.config))
+    model.load_state_dict(authors_to_diffusers({n: t for n, t in base.state_dict().items() if "y_embedding" not in n}))
+    return model
+
+
+def race(ours: Ours, plain: Plain, rounds: int, steps: int, device: torch.device) -> dict[str, float]:
+    """Seconds a step of both, and the median of the turns' ratios."""
+    first = ours.step(), plain.step()
+    if abs(first[0] - first[1]) > 2e-2 * abs(first[1]):
+        raise SystemExit(f"the objectives differ: {first[0]:.6f} and {first[1]:.6f}")
+    plain.step(), ours.step()
+    clock = _cpu_clock() if device.type == "cpu" else time.perf_counter
+    taken: dict[str, list[float]] = {"ours": [], "plain": []}
+    for _ in range(rounds):
+        for name, loop in (("ours", ours), ("plain", plain)):
+            begin = clock()
+            for _ in range(steps):
+                loop.step()
+            taken[name].append((clock() - begin) / steps)
+    ratios = [theirs / own for own, theirs in zip(taken["ours"], taken["plain"], strict=True)]
+    return {name: statistics.median(values) for name, values in taken.items()} | {"ratio": statistics.median(ratios),
+                                                                                "first loss": first[0]}  # fmt: skip
+
+
+def _cpu_clock() -> Callable[[], float]:
+    """CPU seconds with one thread, for busy machines; else time, because waiting threads spin."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def nano(rounds: int, steps: int) -> bool:
+    """The bundled family on the CPU."""
+    values = ["run=none", "data=none", f"base={BASE}"]
+    config = load_config("lcd", str(ROOT / "training/recipes/nano_student.json"), values)
+    shape, device = load_pixart(BASE).config, torch.device("cpu")
+    ours = Ours(config, Batches(config, shape, 16, 32))
+    plain = Plain(config, Batches(config, shape, 16, 32), device)
+    figures = race(ours, plain, rounds, steps, device)
+    print(f"nano LCD, batch {config.batch_size}, {config.precision}, {torch.get_num_threads()} threads: "
+          f"ours {1 / figures['ours']:.3f} steps/s, diffusers {1 / figures['plain']:.3f} steps/s, "
+          f"{figures['ratio']:.2f} times as fast (target {TARGET})", flush=True)  # fmt: skip
+    return figures["ratio"] >= TARGET
+
+
+def true_shape(rounds: int, steps: int) -> bool:
+    """The 611 M model: measured with CUDA, else estimated, and compared at a size that a CPU can do."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipes = {"24 GB": {"batch_size": 12}, "16 GB": {"batch_size": 4, "accumulation": 3, "optimizer": "adamw8bit"}}
+    common = {"run": "none", "data": "none", "gradient_checkpointing": True}
+    for name, values in recipes.items():
+        config = make_config("lcd", {**common, "base": "none", **values})
+        expected = estimate("lcd", config, PIXART_1024_MS, 1024, 1024)
+        print(f"\n1024 px, recipe for {name}: {json.dumps(values)}\n{expected}")
+    if device.type == "cpu":
+        shape, side, batch, tokens = replace(PIXART_1024_MS, depth=2), 32, 2, 32
+    else:
+        shape, side, batch, tokens = PIXART_1024_MS, 128, 12, 120
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(0)
+        base = save_pixart(PixArt(shape).initialize_weights(), Path(folder) / "base.safetensors", dtype=torch.float16)
+        common["base"] = str(base)
+        precision = "bf16" if device.type == "cuda" else "fp32"
+        config = make_config("lcd", {**common, "batch_size": batch, "precision": precision})
+        if device.type == "cpu":
+            ours, plain = (Batches(config, shape, side, tokens) for _ in range(2))
+            figures = race(Ours(config, ours), Plain(config, plain, device), rounds, steps, device)
+            print(f"\ntrue width, 2 blocks, {side * 8} px, batch {batch}, CPU: ours {figures['ours']:.2f} s/step, "
+                  f"diffusers {figures['plain']:.2f}, {figures['ratio']:.2f} times as fast")  # fmt: skip
+            return True
+        own, own_memory = _alone(lambda: Ours(config, Batches(config, shape, side, tokens)), rounds * steps)
+        plain = Batches(config, shape, side, tokens)
+        theirs, their_memory = _alone(lambda: Plain(config, plain, device), rounds * steps)
+        small = make_config("lcd", {**common, "precision": precision, **recipes["16 GB"]})
+        eight, eight_memory = _alone(lambda: Ours(small, Batches(small, shape, side, tokens)), rounds * steps)
+    print(f"\n{torch.cuda.get_device_name()}: ours {own:.2f} s/step, {own_memory / GB:.1f} GB; 8-bit, 3 x 4: "
+          f"{eight:.2f} s/step, {eight_memory / GB:.1f} GB; diffusers {theirs:.2f} s/step, {their_memory / GB:.1f} GB; "
+          f"{theirs / own:.2f} times as fast (target {TARGET})")  # fmt: skip
+    return theirs / own >= TARGET and own_memory < 24 * GB and eight_memory < 16 * GB
+
+
+def _alone(make: Callable[[], Ours | Plain], steps: int) -> tuple[float, int]:
+    """Median seconds a step, and peak bytes, with nothing else on the GPU: two loops of this size do not fit on one."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    loop = make()
+    taken = []
+    for _ in range(steps + 2):
+        begin = time.perf_counter()
+        loop.step()  # reads its loss, so it has waited for the device
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[2:]), torch.cuda.max_memory_allocated()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="steps of a turn")
+    parser.add_argument("--skip-nano", action="store_true")
+    parser.add_argument("--skip-true-shape", action="store_true")
+    options = parser.parse_args()
+    good = [part(options.rounds, options.steps) for part, skipped in (
+        (nano, options.skip_nano), (true_shape, options.skip_true_shape)) if not skipped]  # fmt: skip
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
