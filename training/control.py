@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..pixart_core.controlnet import ControlNetTransformer
-from ..pixart_core.model import BlockHook, PixArt
+from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import add_noise, alphas_cumprod, predict_x0
 
 
@@ -32,7 +33,7 @@ def controlnet_loss(
     batch: Mapping[str, Tensor],
     noise: Tensor,
     timestep: Tensor,
-    block_hook: BlockHook | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> ControlNetResult:
     """One training step of a control on its frozen base.
 
@@ -42,13 +43,14 @@ def controlnet_loss(
         batch: as in `distill.lcd_loss`, and hint (B, C, h, w): the scaled latent of the edge map.
         noise: (B, C, h, w).
         timestep: (B,), 0 … 999.
-        block_hook: of both networks' blocks, through which the gradient flows; see `PixArt.forward`.
+        options: of both networks, as a gradient flows through both: block_hook and attention of `PixArt.forward`.
     """
     latent = batch["latent"]
     noisy = add_noise(latent, noise, timestep)
     conditions = [batch.get(name) for name in ("caption_mask", "image_size", "aspect_ratio")]
-    control = controlnet(base, noisy, timestep, batch["caption"], batch["hint"], *conditions, block_hook=block_hook)
-    out = base(noisy, timestep, batch["caption"], *conditions, control=control, block_hook=block_hook).float()
+    options = options or {}
+    control = controlnet(base, noisy, timestep, batch["caption"], batch["hint"], *conditions, **options)
+    out = base(noisy, timestep, batch["caption"], *conditions, control=control, **options).float()
     epsilon, variance = out.split(latent.shape[1], dim=1) if base.config.learn_sigma else (out, None)
     mse = (epsilon - noise).square().mean((1, 2, 3))
     vb = torch.zeros_like(mse)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..pixart_core.model import BlockHook
 from ..pixart_core.schedule import add_noise, alphas_cumprod
 
 
@@ -17,7 +17,7 @@ def epsilon_loss(
     noise: Tensor,
     timestep: Tensor,
     snr_weight_cap: float = 1.0,
-    block_hook: BlockHook | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Mean squared error of the predicted noise, per sample weighted by min(1 + 1 / SNR, cap).
 
@@ -27,7 +27,7 @@ def epsilon_loss(
         timestep: (B,), 0 … 999.
         snr_weight_cap: 1 is the plain error. An error of ε costs 1 / SNR as much in ẑ_0, so a cap above 1 makes the
             noisy timesteps, where a picture's composition is decided, count more.
-        block_hook: see `PixArt.forward`.
+        options: block_hook and attention of `PixArt.forward`.
 
     Returns:
         Scalar.
@@ -35,7 +35,7 @@ def epsilon_loss(
     latent = batch["latent"]
     noisy = add_noise(latent, noise, timestep)
     conditions = [batch.get(name) for name in ("caption_mask", "image_size", "aspect_ratio")]
-    out = model(noisy, timestep, batch["caption"], *conditions, block_hook=block_hook)
+    out = model(noisy, timestep, batch["caption"], *conditions, **(options or {}))
     error = (out[:, : latent.shape[1]].float() - noise).square().mean((1, 2, 3))  # (B,)
     weight = (1 / alphas_cumprod().to(latent.device)[timestep]).clamp(max=snr_weight_cap).float()  # 1 + 1/SNR = 1/ᾱ
     return (weight * error).mean()

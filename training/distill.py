@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..pixart_core.lcm import consistency, ddim_step, ddim_timesteps
-from ..pixart_core.model import BlockHook, PixArt
+from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import add_noise, predict_x0
 
 LOSSES = ("huber", "l2")
@@ -61,7 +62,7 @@ def lcd_loss(
     loss: str = "huber",
     huber_c: float = 0.001,
     table: Tensor | None = None,
-    block_hook: BlockHook | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> LcdResult:
     """One step of Algorithm 1.
 
@@ -77,7 +78,7 @@ def lcd_loss(
             ema take it beside the timestep (`guidance.GuidedTimestepEmbedder`).
         loss, huber_c: see `distance`.
         table: ᾱ of another noise schedule than PixArt's.
-        block_hook: for the student's forward with gradient, see `PixArt.forward`.
+        options: for the student's forward with gradient: block_hook and attention of `PixArt.forward`.
     """
     latent = batch["latent"]
     grid = torch.tensor(ddim_timesteps(), device=latent.device)
@@ -85,7 +86,7 @@ def lcd_loss(
     end = (start - (grid[1] - grid[0])).clamp(min=0)
     noisy = add_noise(latent, noise, start, table)
     embedded = guidance if isinstance(guidance, Tensor) else None
-    epsilon = _epsilon(student, noisy, start, batch, embedded, block_hook=block_hook)
+    epsilon = _epsilon(student, noisy, start, batch, embedded, **(options or {}))
     prediction = consistency(noisy, epsilon, start, table)
     with torch.no_grad():
         x_prev = _guided_ddim_step(teacher, noisy, start, end, batch, guidance, table)

@@ -18,6 +18,7 @@ from ...pixart_core.checkpoint import load_pixart
 from ...pixart_core.layers import Block
 from ...pixart_core.model import PixArt
 from ...pixart_core.vae import load_vae
+from ..attention import plain_attention
 from ..config import ConfigError, TrainConfig
 from ..data import FeatureDataset
 from ..draws import Draws
@@ -119,11 +120,14 @@ class Task(ABC):
         description: dict[str, Any] = {"training": {"command": self.command, "step": step, "config": config}}
         return write_weights(self.result(average), path, layout, dtype, description, self.config.base)
 
-    def block_hook(self) -> Callable[..., Tensor] | None:
-        """For the forward of a network that a gradient flows through: gradient checkpointing, if it is asked for."""
-        if not self.config.gradient_checkpointing:
-            return None
-        return functools.partial(_recompute, DTYPES[self.config.precision])
+    def forward_options(self) -> dict[str, Any]:
+        """For the forward pass of a network that a gradient flows through; see `PixArt.forward`."""
+        options: dict[str, Any] = {}
+        if self.config.gradient_checkpointing:
+            options["block_hook"] = functools.partial(_recompute, DTYPES[self.config.precision])
+        if self.device.type == "cpu" and self.config.precision != "fp32":
+            options["attention"] = plain_attention
+        return options
 
 
 def _recompute(dtype: torch.dtype, _index: int, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class ControlNet(Task):
         noise, timestep = draws.normal(latent.shape[1:]), draws.integers(NUM_TIMESTEPS)
         if config.caption_drop:
             batch = drop_captions(batch, self.null_caption(), draws.uniform() < config.caption_drop)
-        return controlnet_loss(self.base, model, batch, noise, timestep, self.block_hook()).loss
+        return controlnet_loss(self.base, model, batch, noise, timestep, self.forward_options()).loss
 
     def null_caption(self):
         return self.base.y_embedder.y_embedding

@@ -33,7 +33,7 @@ class Finetune(Task):
         noise, timestep = draws.normal(latent.shape[1:]), draws.integers(NUM_TIMESTEPS)
         if config.caption_drop:
             batch = drop_captions(batch, self.null_caption(), draws.uniform() < config.caption_drop)
-        return epsilon_loss(model, batch, noise, timestep, config.snr_weight_cap, self.block_hook())
+        return epsilon_loss(model, batch, noise, timestep, config.snr_weight_cap, self.forward_options())
 
     def ema_decay(self, step):
         return min(self.config.ema_decay, (1 + step) / (10 + step))
