@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_GELU = 2 * math.sqrt(2 / math.pi)
+
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention on (B, N, C) tensors; `mask` (B, 1 or N, L) is True where a key may be read."""
@@ -17,6 +19,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None =
     q, k, v = (x.view(batch, -1, heads, channels // heads).transpose(1, 2) for x in (q, k, v))  # (B, H, N, C/H)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.unsqueeze(1))
     return out.transpose(1, 2).reshape(batch, -1, channels)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Tanh-approximated GELU.
+
+    Compiled for a CPU it is written with the sigmoid that it equals: vectorised exp takes a third of tanh's time.
+    """
+    if x.device.type == "cpu" and torch.compiler.is_compiling():
+        return x * torch.sigmoid(_GELU * x * (1 + 0.044715 * x * x))
+    return F.gelu(x, approximate="tanh")
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

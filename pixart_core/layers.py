@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .functional import attention as sdpa_attention
-from .functional import modulate, timestep_embedding
+from .functional import gelu, modulate, timestep_embedding
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Mlp(nn.Module):
         self.fc2 = operations.Linear(hidden_features, out_features, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class PatchEmbed(nn.Module):
