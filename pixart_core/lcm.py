@@ -83,6 +83,7 @@ def sample_lcm(
     noises: Sequence[Tensor] | Tensor | None = None,
     generator: torch.Generator | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
+    table: Tensor | None = None,
 ) -> Tensor:
     """Multistep consistency sampling.
 
@@ -93,6 +94,7 @@ def sample_lcm(
         noises: noises[k] is used after step k; None = drawn from `generator`.
         generator: for the noises; drawn on its own device, then moved.
         callback: called as callback(step, denoised) after every step; raising from it stops the run.
+        table: ᾱ of another noise schedule than PixArt's.
 
     Returns:
         The last denoised latent (B, C, h, w), float32.
@@ -108,12 +110,12 @@ def sample_lcm(
     for step, timestep in enumerate(timesteps):
         t = torch.full((latent.shape[0],), timestep, device=latent.device, dtype=torch.long)
         epsilon = model_fn(latent, t).float()
-        denoised = consistency(latent, epsilon, t)
+        denoised = consistency(latent, epsilon, t, table)
         if callback is not None:
             callback(step, denoised)
         if step + 1 < len(timesteps):
             fresh = noises[step].to(latent) if noises is not None else _draw(latent, generator)
-            latent = add_noise(denoised, fresh, torch.full_like(t, timesteps[step + 1]))
+            latent = add_noise(denoised, fresh, torch.full_like(t, timesteps[step + 1]), table)
     if not torch.isfinite(denoised).all():
         raise ValueError("the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
                          "(try bfloat16 or float32)")

@@ -32,14 +32,15 @@ def draw_grid(task: Task, batch: Mapping[str, Any], vae: Any, seed: int = 0) -> 
     """
     batch = {name: value.to(task.device) for name, value in batch.items() if isinstance(value, Tensor)}
     with task.autocast():
-        latents = sample_latents(task.predictor(), batch, task.sampler, task.null_caption(), seed)
+        latents = sample_latents(task.predictor(), batch, task.sampler, task.null_caption(), seed, task.table)
     return grid(pictures(vae, latents), pictures(vae, batch["hint"]) if task.needs_hint else None)
 
 
 @torch.no_grad()
 def sample_latents(
-    predictor: Callable[..., Tensor], batch: Mapping[str, Tensor], sampler: str, null: Tensor | None, seed: int = 0
-) -> Tensor:
+    predictor: Callable[..., Tensor], batch: Mapping[str, Tensor], sampler: str, null: Tensor | None, seed: int = 0,
+    table: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Latents for the captions (and hints) of a batch.
 
     Args:
@@ -48,6 +49,7 @@ def sample_latents(
         sampler: "lcm" or "dpm".
         null: unconditional caption (L, D) for the guidance of "dpm"; None = no guidance.
         seed: of the noise.
+        table: see `sample_lcm`.
 
     Returns:
         (B, 4, h, w), float32.
@@ -69,7 +71,7 @@ def sample_latents(
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(batch["latent"].shape, generator=generator).to(caption.device)
     if sampler == "lcm":
-        return sample_lcm(epsilon, noise, lcm_timesteps(STEPS["lcm"]), generator=generator)
+        return sample_lcm(epsilon, noise, lcm_timesteps(STEPS["lcm"]), generator=generator, table=table)
     return sample_dpm(epsilon, noise, STEPS["dpm"])
 
 

@@ -12,6 +12,7 @@ from pixart_delta.training.config import ConfigError, make_config
 from pixart_delta.training.draws import Draws
 from pixart_delta.training.guidance import with_fixed_guidance
 from pixart_delta.training.lora import read_lora
+from pixart_delta.training.sampling import sample_latents
 from pixart_delta.training.tasks import TASKS
 
 import pixart_core as pc
@@ -295,3 +296,12 @@ def test_wrong_bases_are_named(base, tmp_path):
 def test_too_many_copies_are_named(settings, match, base):
     with pytest.raises(ConfigError, match=match):
         make("controlnet", base, **settings)
+
+
+def test_samples_of_a_student_follow_the_schedule_it_learnt(base):
+    tasks = [make("lcd", base, beta_schedule=schedule) for schedule in ("linear", "scaled_linear")]
+    examples = {name: value for name, value in batch().items() if name != "hint"}
+    latents = [sample_latents(t.predictor(), examples, t.sampler, t.null_caption(), table=t.table) for t in tasks]
+    assert not torch.allclose(*latents, atol=1e-2)
+    plain = sample_latents(tasks[0].predictor(), examples, "lcm", None)
+    assert torch.equal(latents[0], plain)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...pixart_core.pipeline import Pipeline
+from ..sampling import contact_sheet
 from .checker import attributes_right
 from .scenes import ATTRIBUTES, caption, random_scene
 
@@ -51,17 +52,6 @@ def score(made: list[Image.Image], prompts: list[tuple]) -> dict[str, float]:
         right.update(name for name, value in attributes_right(picture, scene).items() if value)
     shares = {name: 100 * right[name] / len(prompts) for name in ATTRIBUTES}
     return {"all": sum(shares.values()) / len(shares), **shares}
-
-
-def contact_sheet(rows: list[list[Image.Image]], gap: int = 4) -> Image.Image:
-    """Pictures side by side, a row each; cells are as large as the largest picture."""
-    width, height = (max(getattr(picture, side) for row in rows for picture in row) for side in ("width", "height"))
-    sheet = Image.new("RGB", (len(rows[0]) * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
-    for y, row in enumerate(rows):
-        for x, picture in enumerate(row):
-            offset = (width - picture.width) // 2, (height - picture.height) // 2
-            sheet.paste(picture, (x * (width + gap) + offset[0], y * (height + gap) + offset[1]))
-    return sheet
 
 
 def main(arguments: list[str]) -> None:

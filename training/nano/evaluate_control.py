@@ -17,7 +17,8 @@ from ...pixart_core.hed import HED, detect, load_hed
 from ...pixart_core.pipeline import Pipeline
 from ..restore import restore
 from ..run_dir import RunDir
-from .evaluate import contact_sheet, held_out_prompts, pictures, score
+from ..sampling import contact_sheet
+from .evaluate import held_out_prompts, pictures, score
 from .scenes import draw
 
 TOLERANCE = 1

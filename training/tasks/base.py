@@ -80,6 +80,11 @@ class Task(ABC):
         """`result` as a network to draw samples with: called as a PixArt, with `hint` where the task needs one."""
         return self.result()
 
+    @property
+    def table(self) -> Tensor | None:
+        """ᾱ of the noise schedule; None = PixArt's."""
+        return None
+
     def null_caption(self) -> Tensor | None:
         """The base's learned unconditional caption (L, D), if it has one."""
         return self.model.y_embedder.y_embedding

@@ -29,8 +29,12 @@ class Distillation(Task):
             batch = drop_captions(batch, self.null_caption(), draws.uniform() < config.caption_drop)
         return lcd_loss(
             model, self.teacher, model if self.ema is None else self.ema, batch, noise, index, guidance, config.loss,
-            config.huber_c, alphas_cumprod(config.beta_schedule == "scaled_linear"), self.forward_options(),
+            config.huber_c, self.table, self.forward_options(),
         ).loss  # fmt: skip
+
+    @property
+    def table(self) -> Tensor:
+        return alphas_cumprod(self.config.beta_schedule == "scaled_linear")
 
     def guidance(self, draws: Draws) -> float | Tensor:
         """ω of the teacher's solver."""
