@@ -51,7 +51,8 @@ def dry_run(command: str, config: TrainConfig) -> None:
     result = engine.step(0, batches)
     loss, norm = result.loss.item(), result.gradient_norm.item()
     took = time.perf_counter() - begin
-    if not math.isfinite(loss + norm):
+    overflow_is_normal = engine.scaler.is_enabled()  # at first: its scale begins too high, and goes down
+    if not math.isfinite(loss if overflow_is_normal else loss + norm):
         raise ConfigError(f"the first step's loss is {loss} and its gradient norm {norm}: try precision=fp32")
     what, memory = _memory(device)
     say(

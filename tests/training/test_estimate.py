@@ -142,6 +142,10 @@ def test_a_dry_run_gives_the_loss_of_the_first_step(material, tmp_path, capsys):
     assert f"loss {runs_fixture.losses(run)[0]:.5f}" in said.out
 
 
+def test_a_dry_run_in_float16_may_overflow_at_first(material, tmp_path, capsys):
+    assert call("lcd", material, tmp_path / "run", capsys, precision="fp16")[0] == 0
+
+
 @pytest.mark.parametrize("values,message", [
     ({"models": "nowhere"}, "nowhere does not exist"),
     ({"data": "nowhere"}, "is not a folder of prepared features"),
