@@ -21,7 +21,7 @@ _HOME = {
     "sample_lcm": "lcm",
     "CheckpointError": "checkpoint",
     "load_pixart": "checkpoint",
-    "inspect_file": "checkpoint",
+    "inspect_file": "identify",
     "save_pixart": "checkpoint",
     "load_controlnet": "checkpoint",
     "save_controlnet": "checkpoint",

@@ -1,276 +1,24 @@
-"""PixArt checkpoints: say what a file is, load it strictly from any known layout, save it in two of them.
-
-A file is known by its content, never by its name. What it cannot tell (the number of heads, say) comes from metadata
-that we write, from diffusers' config.json, or from the released shapes; if none of them speaks, the caller must.
-"""
+"""PixArt checkpoints: load them strictly from any layout that `identify` knows, save them in two of them."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .config import PIXART_256, PIXART_512, PIXART_1024_MS, PixArtConfig
+from .config import PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
-from .convert import (
-    authors_to_diffusers,
-    config_from_diffusers,
-    config_to_diffusers,
-    diffusers_sources,
-    position_buffer,
-    summary,
-)
+from .convert import authors_to_diffusers, config_to_diffusers, position_buffer, summary
+from .identify import METADATA_KEY, Section, control_section, count_blocks, identify, inspect_file, sections
 from .model import PixArt
-from .weightfile import CheckpointError, TensorInfo, WeightFile, open_weights, save_json, save_weights
-
-METADATA_KEY = "pixart_delta"
-"""Of safetensors files: JSON with `kind`, `config` and whatever else the maker wanted to say."""
+from .weightfile import CheckpointError, WeightFile, open_weights, save_json, save_weights
 
 _OPTIONAL = ("pos_embed", "y_embedder.y_embedding")  # diffusers' layout drops them; the model does without
-
-# What precedes the names of a transformer: nothing, ComfyUI, the authors' joint file, DistributedDataParallel.
-_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "base_model.", "module.", "module.base_model.", "model.",
-             "transformer.")
-_CONTROL_PREFIXES = ("", "module.", "controlnet.", "model.")
-# A whole checkpoint saved by ComfyUI carries these beside its transformer.
-_OTHER_COMPONENTS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_model.", "model_ema.")
-
-_AUTHORS_MARKS = ("x_embedder.proj.weight", "y_embedder.y_proj.fc1.weight", "blocks.0.cross_attn.kv_linear.weight")
-_DIFFUSERS_MARKS = ("pos_embed.proj.weight", "caption_projection.linear_1.weight",
-                    "transformer_blocks.0.attn2.to_k.weight")
-
-_RELEASED_CONTROL = 1152  # hidden size of the released ControlNets, whose shapes do not tell 512 from 1024 px
-
-# Other files, by a part of a tensor name that only they have; the first match counts.
-_OTHER_KINDS = (
-    ("lora", ("lora_A", "lora_B", "lora_up", "lora_down", "lora.up", "lora.down", "lora_linear_layer", "hada_w1",
-              "lokr_w1")),
-    ("sd-controlnet", ("control_model.", "input_hint_block.", "controlnet_cond_embedding.")),
-    ("sd", ("input_blocks.0.0.weight", "down_blocks.0.resnets.0.time_emb_proj.weight",
-            "down_blocks.1.resnets.0.time_emb_proj.weight")),
-    ("other transformer", ("double_blocks.", "joint_blocks.", "joint_transformer_blocks.", "single_transformer_blocks.",
-                           "x_embedder.proj", "img_in.")),
-    ("t5", ("block.0.layer.0.SelfAttention.q.weight",)),
-    ("clip", ("text_model.encoder.layers.0.", "transformer.resblocks.0.")),
-    ("vae", ("decoder.conv_in.weight", "encoder.conv_in.weight", "taesd_decoder.", "taesd_encoder.",
-             "decoder.layers.0.weight", "decoder.layers.1.weight", "first_stage_model.")),
-    ("hed", ("block1.convs.0.weight",)),
-)
-
-_DESCRIPTIONS = {
-    "pixart": ("a PixArt transformer", "the node “PixArt-δ Model Loader”"),
-    "pixart+controlnet": ("a PixArt transformer with its ControlNet in one file",
-                          "the nodes “PixArt-δ Model Loader” and “PixArt-δ ControlNet Loader”"),
-    "controlnet": ("a PixArt ControlNet without its base model", "the node “PixArt-δ ControlNet Loader”"),
-    "sigma": ("a PixArt-Σ transformer (300 tokens, SDXL's autoencoder), not PixArt-α/δ",
-              "ComfyUI's own node “Load Diffusion Model”"),
-    "lora": ("a LoRA", "the node “PixArt-δ LoRA Loader”"),
-    "sd-controlnet": ("a ControlNet of another model family", "ComfyUI's own node “Load ControlNet Model”"),
-    "sd": ("a Stable Diffusion UNet or checkpoint", "ComfyUI's own nodes “Load Checkpoint” and “Load Diffusion Model”"),
-    "other transformer": ("a diffusion transformer of another family", "ComfyUI's own node “Load Diffusion Model”"),
-    "t5": ("a T5 text encoder", "the node “PixArt-δ Text Encoder Loader”"),
-    "clip": ("a CLIP text encoder, which PixArt does not use", "ComfyUI's own node “Load CLIP”"),
-    "vae": ("an autoencoder (VAE)", "ComfyUI's own node “Load VAE” or “PixArt-δ VAE Loader”"),
-    "hed": ("a HED edge detector", "the node “PixArt-δ HED Preprocessor”"),
-    "unknown": ("nothing that PixArt knows", ""),
-}
-
-
-@dataclass(frozen=True)
-class FileInfo:
-    """What a file of weights is."""
-
-    path: Path
-    kind: str
-    """pixart, pixart+controlnet, controlnet, lora, sigma, sd, sd-controlnet, other transformer, t5, clip, vae, hed or
-    unknown."""
-    layout: str
-    """authors, comfyui or diffusers; "" where that means nothing."""
-    config: PixArtConfig | None
-    """Of PixArt files; None where neither the file nor the released shapes tell."""
-    dtype: torch.dtype | None
-    """The widest floating-point type in the file."""
-    parameters: int
-    """Numbers in the file."""
-    copy_blocks_num: int = 0
-    """Copied blocks of the ControlNet in it."""
-    wiring: str = ""
-    """How these are connected: "transformer", or "unet" (files of this project only)."""
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """What a file of this project says of itself."""
-    names: tuple[str, ...] = ()
-    """The first few tensor names, for messages."""
-
-    def describe(self) -> str:
-        """What it is and what takes it, to put into a sentence."""
-        what, taker = _DESCRIPTIONS[self.kind]
-        return f"{what}, which {taker} takes" if taker else f"{what} (it begins with {summary(self.names, 3)})"
-
-
-def inspect_file(path: str | os.PathLike) -> FileInfo:
-    """Say what a file or folder is, from names and shapes alone: no weights are read.
-
-    Raises:
-        CheckpointError: if it is missing, damaged, carries code, or holds no weights.
-    """
-    return _inspect(open_weights(path))
-
-
-def _inspect(file: WeightFile) -> FileInfo:
-    metadata = own_metadata(file)
-    base, control = _sections(file)
-    floating = [info.dtype for info in file.tensors.values()
-                if isinstance(info.dtype, torch.dtype) and info.dtype.is_floating_point]
-    info = FileInfo(file.path, "unknown", "", None, max(floating, key=lambda dtype: dtype.itemsize, default=None),
-                    sum(torch.Size(tensor.shape).numel() for tensor in file.tensors.values()), metadata=metadata,
-                    names=tuple(sorted(file.tensors)[:4]))
-    kind = next((kind for kind, marks in _OTHER_KINDS if any(m in name for name in file.tensors for m in marks)), None)
-    if kind == "lora":
-        return replace(info, kind="lora")
-    if base:
-        config = _config(file, base, metadata)
-        is_sigma = METADATA_KEY not in file.metadata and _is_sigma(file, base)
-        return replace(info, kind="sigma" if is_sigma else "pixart+controlnet" if control else "pixart",
-                       layout=base.layout, config=None if is_sigma else config,
-                       copy_blocks_num=control.copies if control else 0, wiring=_wiring(file, control))
-    if control:
-        return replace(info, kind="controlnet", layout=control.layout, config=_control_config(control, metadata),
-                       copy_blocks_num=control.copies, wiring=_wiring(file, control))
-    return replace(info, kind=kind or "unknown")
-
-
-@dataclass(frozen=True)
-class _Section:
-    """The tensors of one model in a file, in the authors' names."""
-
-    layout: str
-    plan: dict[str, tuple[str, ...]]
-    """Authors' name -> the stored names whose rows make it."""
-    shapes: dict[str, tuple[int, ...]]
-
-    @property
-    def copies(self) -> int:
-        return _count(self.plan, "controlnet.")
-
-
-def _count(names: Iterable[str], prefix: str) -> int:
-    indices = {name[len(prefix):].split(".")[0] for name in names if name.startswith(prefix)}
-    return 1 + max((int(index) for index in indices if index.isdecimal()), default=-1)
-
-
-def _section(file: WeightFile, prefix: str, names: Iterable[str], layout: str) -> _Section:
-    """Map `names`, which begin with `prefix`, to the authors'."""
-    stripped = {name[len(prefix):]: name for name in names}
-    if layout == "diffusers":
-        try:
-            sources = diffusers_sources(stripped)
-        except ValueError as error:
-            raise CheckpointError(f"{file.path}: {error}") from error
-    else:
-        sources = {name: (name,) for name in stripped}
-    plan = {target: tuple(stripped[name] for name in parts) for target, parts in sources.items()}
-    return _Section(layout, plan, {target: _fused_shape([file.tensors[name] for name in parts])
-                                   for target, parts in plan.items()})
-
-
-def _fused_shape(parts: list[TensorInfo]) -> tuple[int, ...]:
-    if len(parts) == 1:
-        return parts[0].shape
-    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-
-
-def _sections(file: WeightFile) -> tuple[_Section | None, _Section | None]:
-    """The base model and the ControlNet in a file."""
-    control = _control_section(file)
-    taken = {name for names in control.plan.values() for name in names} if control else set()
-    return _base_section(file, taken), control
-
-
-def _base_section(file: WeightFile, taken: set[str]) -> _Section | None:
-    for prefix in _PREFIXES:
-        for layout, marks in (("authors", _AUTHORS_MARKS), ("diffusers", _DIFFUSERS_MARKS)):
-            if all(prefix + mark in file.tensors for mark in marks):
-                names = [name for name in file.tensors
-                         if name not in taken and not name.startswith(_OTHER_COMPONENTS)]
-                if stray := [name for name in names if not name.startswith(prefix)]:
-                    raise CheckpointError(f"{file.path} holds a PixArt transformer and tensors that do not belong to "
-                                          f"one: {summary(stray)}")
-                comfyui = layout == "authors" and "diffusion_model." in prefix
-                return replace(_section(file, prefix, names, layout), layout="comfyui" if comfyui else layout)
-    return None
-
-
-def _control_section(file: WeightFile) -> _Section | None:
-    for prefix in _CONTROL_PREFIXES:
-        for layout, stem, mark in (("authors", "controlnet.", "0.copied_block.attn.qkv.weight"),
-                                   ("diffusers", "controlnet_blocks.", "0.transformer_block.attn1.to_q.weight")):
-            if prefix + stem + mark in file.tensors:
-                names = [name for name in file.tensors if name.startswith(prefix + stem)]
-                return _section(file, prefix, names, layout)
-    return None
-
-
-def own_metadata(file: WeightFile) -> dict[str, Any]:
-    """What a file of this project says of itself; {} for all others."""
-    try:
-        values = json.loads(file.metadata.get(METADATA_KEY, "{}"))
-    except ValueError as error:
-        raise CheckpointError(f"{file.path}: its metadata key {METADATA_KEY} is not valid JSON: {error}") from error
-    return values if isinstance(values, dict) else {}
-
-
-def _is_sigma(file: WeightFile, base: _Section) -> bool:
-    """PixArt-Σ has PixArt-α's tensors, but 300 caption tokens; in diffusers' layout only the files beside it tell."""
-    length = base.shapes.get("y_embedder.y_embedding", (0,))[0]
-    pipeline = file.configs.get("model_index.json", {}).get("_class_name", "")
-    sample_size = file.configs.get("config.json", {}).get("sample_size", 0)
-    compressed = any(".attn.sr." in name for name in base.plan)  # key/value compression of the 2K model
-    unconditioned = "csize_embedder.mlp.0.weight" not in base.plan
-    return length == 300 or "Sigma" in pipeline or compressed or (unconditioned and sample_size >= 128)
-
-
-def _config(file: WeightFile, base: _Section, metadata: Mapping[str, Any]) -> PixArtConfig | None:
-    """Our metadata, diffusers' config.json, or the released shapes; None if none of them speaks."""
-    try:
-        if "config" in metadata:
-            return PixArtConfig.from_dict(metadata["config"])
-        if base.layout == "diffusers" and "config.json" in file.configs:
-            config = config_from_diffusers(file.configs["config.json"])
-            length = base.shapes.get("y_embedder.y_embedding", (config.model_max_length,))[0]
-            return replace(config, model_max_length=length)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file.path}: {error}") from error
-    return next((config for config in (PIXART_1024_MS, PIXART_512, PIXART_256) if _is_released(base, config)), None)
-
-
-def _is_released(base: _Section, config: PixArtConfig) -> bool:
-    """Whether a file is of this released shape: by width, depth, micro-conditions and the size of its position grid."""
-    grid = base.shapes.get("pos_embed", (1, 64**2) if config.micro_condition else (1, 0))  # only one has the former
-    return (base.shapes["x_embedder.proj.weight"][0] == config.hidden_size
-            and _count(base.plan, "blocks.") == config.depth and grid[1] == config.base_size**2
-            and ("csize_embedder.mlp.0.weight" in base.plan) == config.micro_condition)
-
-
-def _control_config(control: _Section, metadata: Mapping[str, Any]) -> PixArtConfig | None:
-    if "config" in metadata:
-        return PixArtConfig.from_dict(metadata["config"])
-    hidden = control.shapes["controlnet.0.copied_block.scale_shift_table"][-1]
-    return PIXART_1024_MS if hidden == _RELEASED_CONTROL else None
-
-
-def _wiring(file: WeightFile, control: _Section | None) -> str:
-    """Released files are ControlNet-Transformers; ours say what they are, as the names would not tell."""
-    wiring = own_metadata(file).get("wiring", ControlNetTransformer.wiring) if control else ""
-    if control and wiring not in WIRINGS:
-        raise CheckpointError(f"{file.path} holds a ControlNet of unknown wiring {wiring!r}; known are "
-                              f"{', '.join(WIRINGS)}: update PixArt-δ")
-    return wiring
 
 
 def _expected(config: PixArtConfig, copy_blocks_num: int = 0) -> dict[str, tuple[int, ...]]:
@@ -321,10 +69,10 @@ def read_pixart(path: str | os.PathLike, dtype: torch.dtype | None = None, devic
         CheckpointError: if it is not a PixArt-α/δ transformer, is damaged, or does not fit its configuration.
     """
     file = open_weights(path)
-    info = _inspect(file)
+    info = identify(file)
     if info.kind not in ("pixart", "pixart+controlnet") and not (config and info.kind == "sigma"):
         raise CheckpointError(f"{path} is not a PixArt-α/δ transformer but {info.describe()}")
-    base, _ = _sections(file)
+    base, _ = sections(file)
     config = config or info.config
     if config is None:
         raise _needs_config(file.path, "load_pixart(path, config=PixArtConfig(…))")
@@ -335,7 +83,7 @@ def read_pixart(path: str | os.PathLike, dtype: torch.dtype | None = None, devic
     return config, state
 
 
-def _common_dtype(file: WeightFile, section: _Section) -> torch.dtype | None:
+def _common_dtype(file: WeightFile, section: Section) -> torch.dtype | None:
     """None where a section has one type that can be computed with, else the type to cast it to."""
     found = {file.tensors[name].dtype for names in section.plan.values() for name in names}
     unknown = [dtype for dtype in found if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point]
@@ -445,10 +193,10 @@ def read_controlnet(path: str | os.PathLike, dtype: torch.dtype | None = None, d
     Args and raises: as `read_pixart`.
     """
     file = open_weights(path)
-    info = _inspect(file)
+    info = identify(file)
     if info.kind not in ("controlnet", "pixart+controlnet"):
         raise CheckpointError(f"{path} is not a PixArt ControlNet but {info.describe()}")
-    control = _control_section(file)
+    control = control_section(file)
     config = config or info.config
     if config is None:
         raise _needs_config(file.path, "load_controlnet(path, config=…) the configuration of the base model")
@@ -495,7 +243,7 @@ def save_controlnet(model_or_state: ControlNetTransformer | Mapping[str, Tensor]
         CheckpointError: as `save_pixart`.
     """
     config, state = _model_state(model_or_state, config, path)
-    copies = _count(state, "controlnet.")
+    copies = count_blocks(state, "controlnet.")
     wiring = wiring or getattr(model_or_state, "wiring", ControlNetTransformer.wiring)
     _require_copies(Path(path), config, copies, wiring)
     _require(Path(path), {name: tuple(tensor.shape) for name, tensor in state.items()}, config, copies)

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .checkpoint import inspect_file
 from .convert import summary
+from .identify import inspect_file
 from .weightfile import CheckpointError, open_weights
 
 WIDTHS = (64, 128, 256, 512, 512)

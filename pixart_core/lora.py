@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import METADATA_KEY, inspect_file, own_metadata
 from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names, summary
+from .identify import METADATA_KEY, inspect_file, own_metadata
 from .weightfile import CheckpointError, WeightFile, open_weights, save_weights
 
 PEFT_DEFAULT_ALPHA = 8.0

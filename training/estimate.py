@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..pixart_core.checkpoint import inspect_file, load_pixart
+from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
+from ..pixart_core.identify import inspect_file
 from ..pixart_core.model import PixArt
 from .config import TrainConfig
 

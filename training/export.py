@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..pixart_core.checkpoint import METADATA_KEY, read_pixart, save_controlnet, save_pixart
+from ..pixart_core.checkpoint import read_pixart, save_controlnet, save_pixart
 from ..pixart_core.controlnet import ControlNetTransformer
+from ..pixart_core.identify import METADATA_KEY
 from ..pixart_core.lora import Lora, save_lora
 from ..pixart_core.weightfile import save_json, save_weights
 from .config import ConfigError

@@ -67,7 +67,7 @@ class RunDir:
         """
         with open(self.path / "lock", "a+") as file:
             deadline = time.monotonic() + patience
-            while not _try_lock(file):
+            while not try_lock(file):
                 if time.monotonic() > deadline:
                     file.seek(0)
                     raise RunDirError(
@@ -87,7 +87,7 @@ class RunDir:
         """Whether a live process trains here, whatever its last status says."""
         try:
             with open(self.path / "lock", "r+") as file:
-                return not _try_lock(file)
+                return not try_lock(file)
         except FileNotFoundError:
             return False
 
@@ -233,7 +233,8 @@ def _write(file: Path, values: dict[str, Any]) -> None:
             opened.truncate()
 
 
-def _try_lock(file: IO[str]) -> bool:
+def try_lock(file: IO[str]) -> bool:
+    """Take a file's lock if it is free; whether it was."""
     try:
         if os.name == "nt":
             file.seek(_LOCK_OFFSET)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -75,8 +75,8 @@ def sample_latents(
     return sample_dpm(epsilon, noise, STEPS["dpm"])
 
 
-def pictures(vae: Any, latents: Tensor) -> list[Image]:
-    """Latents to pictures, one after the other: at 1024 px an autoencoder takes gigabytes for each."""
+def pictures(vae: Any, latents: Iterable[Tensor]) -> list[Image]:
+    """Latents (4, h, w) to pictures, one after the other: at 1024 px an autoencoder takes gigabytes for each."""
     return [to_pil(decode(vae, latent[None]))[0] for latent in latents]
 
 

@@ -18,7 +18,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...pixart_core.checkpoint import inspect_file
+from ...pixart_core.identify import inspect_file
 from ...pixart_core.text import MAX_LENGTH, find_text_encoder, normalize_prompt
 from ...pixart_core.weightfile import CheckpointError, WeightFile, open_weights
 from .ui import say

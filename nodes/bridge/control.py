@@ -16,8 +16,9 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from torch import Tensor, nn
 
-from ...pixart_core.checkpoint import inspect_file, read_controlnet
+from ...pixart_core.checkpoint import read_controlnet
 from ...pixart_core.controlnet import WIRINGS, ControlNetTransformer, hint_rgb
+from ...pixart_core.identify import inspect_file
 from ...pixart_core.resolution import resize_and_crop
 from ...pixart_core.vae import FACTOR
 from .model import PixArtDeltaConfig, PixArtUNet, aspect_ratio, attention_for, load_model, pick_dtypes

@@ -21,9 +21,10 @@ from comfy.cli_args import args
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor, nn
 
-from ...pixart_core.checkpoint import inspect_file, read_pixart
+from ...pixart_core.checkpoint import read_pixart
 from ...pixart_core.config import PixArtConfig
 from ...pixart_core.functional import preferred_dtype
+from ...pixart_core.identify import inspect_file
 from ...pixart_core.lora import load_lora, require_fit
 from ...pixart_core.model import PixArt
 

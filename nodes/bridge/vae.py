@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...pixart_core import vae as core_vae
-from ...pixart_core.checkpoint import inspect_file
+from ...pixart_core.identify import inspect_file
 from ...pixart_core.weightfile import CheckpointError, open_weights
 
 LATENT_SCALE = 0.18215

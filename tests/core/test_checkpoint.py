@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pixart_core as pc
-from pixart_core import checkpoint, convert, weightfile
+from pixart_core import convert, identify, weightfile
 from pixart_core.checkpoint import (
     CheckpointError,
     load_controlnet,
@@ -668,5 +668,5 @@ def test_a_pickle_by_the_name_of_safetensors(model, tmp_path):
 
 def test_every_kind_has_a_description():
     own = {"pixart", "pixart+controlnet", "controlnet", "sigma", "unknown"}
-    kinds = {kind for kind, _ in checkpoint._OTHER_KINDS} | own
-    assert kinds == set(checkpoint._DESCRIPTIONS)
+    kinds = {kind for kind, _ in identify._OTHER_KINDS} | own
+    assert kinds == set(identify._DESCRIPTIONS)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from pixart_core.checkpoint import inspect_file
 from pixart_core.hed import HED, WIDTHS, detect, load_hed
+from pixart_core.identify import inspect_file
 from pixart_core.weightfile import CheckpointError
 
 NARROW = (8, 16, 16, 24, 24)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..run_dir import _try_lock
+from ..run_dir import try_lock
 
 PATIENCE = 10.0
 """Seconds that somebody else may take: it is a few file operations."""
@@ -22,7 +22,7 @@ def turn(file: Path, patience: float = PATIENCE) -> Iterator[None]:
     """
     with open(file, "a+", encoding="utf-8") as handle:
         deadline = time.monotonic() + patience
-        while not _try_lock(handle):
+        while not try_lock(handle):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{file} is held by another process for {patience:.0f} s: is another ComfyUI stuck?")
             time.sleep(0.01)

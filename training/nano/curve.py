@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,13 @@ import torch
 from torch import Tensor
 
 from ...pixart_core.pipeline import Pipeline
-from ...pixart_core.vae import decode, encode, to_pil
+from ...pixart_core.vae import encode
 from ..restore import restore
 from ..run_dir import RunDir
-from .evaluate import SEED, held_out_prompts, score
+from ..sampling import pictures
+from .evaluate import SEED, held_out_prompts, latents, score
 from .frechet import features, frechet_distance
 from .scenes import draw
-
-_BATCH = 25
 
 
 class Exam:
@@ -40,19 +38,10 @@ class Exam:
 
     def mark(self, **options) -> dict[str, float]:
         """attributes (percent right) and distance of the pipeline as it is; options as for `Pipeline.sample`."""
-        groups = defaultdict(list)
-        for index, (_, _, size) in enumerate(self.prompts):
-            groups[size].append(index)
-        made, found = {}, []
-        for (height, width), rows in groups.items():
-            for start in range(0, len(rows), _BATCH):
-                chunk = rows[start : start + _BATCH]
-                texts = [self.prompts[index][1] for index in chunk]
-                latent = self.pipeline.sample(texts, height=height, width=width, seed=start, **options)
-                made |= zip(chunk, to_pil(decode(self.pipeline.vae, latent)), strict=True)
-                found.append(features(latent))
-        shares = score([made[index] for index in range(len(self.prompts))], self.prompts)
-        return {"attributes": shares["all"], "distance": frechet_distance(torch.cat(found), self.reference)}
+        made = latents(self.pipeline, self.prompts, **options)
+        found = torch.cat([features(latent[None]) for latent in made])
+        shares = score(pictures(self.pipeline.vae, made), self.prompts)
+        return {"attributes": shares["all"], "distance": frechet_distance(found, self.reference)}
 
 
 def curve(run: Path, exam: Exam) -> list[dict[str, float]]:
@@ -77,7 +66,7 @@ def plot(curves: dict[str, list[dict[str, float]]], lines: dict[str, dict[str, f
     ):  # fmt: skip
         for name, points in curves.items():
             axes.plot([p["step"] for p in points], [p[measure] for p in points], marker="o", ms=3, label=name)
-        for (name, values), style in zip(lines.items(), ("--", ":"), strict=False):
+        for (name, values), style in zip(lines.items(), ("--", ":"), strict=True):
             axes.axhline(values[measure], color="grey", linestyle=style, label=name)
         axes.set(xlabel="training step", ylabel=label)
         axes.grid(alpha=0.3)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...pixart_core.pipeline import Pipeline
-from ..sampling import contact_sheet
+from .. import sampling
 from .checker import attributes_right
 from .scenes import ATTRIBUTES, caption, random_scene
 
@@ -29,20 +29,32 @@ def held_out_prompts(count: int) -> list[tuple]:
     return [(scene, caption(scene, rng), SIZES[index % len(SIZES)]) for index, scene in enumerate(scenes)]
 
 
-def pictures(
+def latents(
     pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, **options
-) -> list[Image.Image]:
-    """One picture a prompt; sizes are made in batches, the order is kept. hints: (1, H, W, 3) for each picture."""
-    made: dict[int, Image.Image] = {}
+) -> list[Tensor]:  # fmt: skip
+    """A latent (4, h, w) for each prompt; sizes are made in batches, the order is kept.
+
+    Args:
+        hints: (1, H, W, 3) for each picture.
+        options: of `Pipeline.sample`.
+    """
+    made: dict[int, Tensor] = {}
     for size in sorted({size for _, _, size in prompts}):
         rows = [index for index, prompt in enumerate(prompts) if prompt[2] == size]
         for start in range(0, len(rows), 25):
             chunk = rows[start : start + 25]
             texts = [prompts[index][1] for index in chunk]
             hint = None if hints is None else torch.cat([hints[index] for index in chunk])
-            batch = pipeline(texts, height=size[0], width=size[1], seed=start, hint=hint, **options)
+            batch = pipeline.sample(texts, height=size[0], width=size[1], seed=start, hint=hint, **options)
             made |= zip(chunk, batch, strict=True)
     return [made[index] for index in range(len(prompts))]
+
+
+def pictures(
+    pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, **options
+) -> list[Image.Image]:  # fmt: skip
+    """`latents` as pictures."""
+    return sampling.pictures(pipeline.vae, latents(pipeline, prompts, hints, **options))
 
 
 def score(made: list[Image.Image], prompts: list[tuple]) -> dict[str, float]:
@@ -73,4 +85,4 @@ def main(arguments: list[str]) -> None:
         shares = {name: round(value, 1) for name, value in score(made, prompts).items()}
         print(json.dumps({"sampler": options.sampler, "steps": steps, "captions": len(prompts), **shares}), flush=True)
     if options.sheet is not None:
-        contact_sheet(rows).save(options.sheet)
+        sampling.contact_sheet(rows).save(options.sheet)

@@ -1,0 +1,265 @@
+"""Say what a file of weights is, from names and shapes alone, and map its tensors to the authors' names.
+
+A file is known by its content, never by its name. What it cannot tell (the number of heads, say) comes from metadata
+that we write, from diffusers' config.json, or from the released shapes; if none of them speaks, the caller must.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import PIXART_256, PIXART_512, PIXART_1024_MS, PixArtConfig
+from .controlnet import WIRINGS, ControlNetTransformer
+from .convert import config_from_diffusers, diffusers_sources, summary
+from .weightfile import CheckpointError, TensorInfo, WeightFile, open_weights
+
+METADATA_KEY = "pixart_delta"
+"""Of safetensors files: JSON with `kind`, `config` and whatever else the maker wanted to say."""
+
+# What precedes the names of a transformer: nothing, ComfyUI, the authors' joint file, DistributedDataParallel.
+_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "base_model.", "module.", "module.base_model.", "model.",
+             "transformer.")
+_CONTROL_PREFIXES = ("", "module.", "controlnet.", "model.")
+# A whole checkpoint saved by ComfyUI carries these beside its transformer.
+_OTHER_COMPONENTS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_model.", "model_ema.")
+
+_AUTHORS_MARKS = ("x_embedder.proj.weight", "y_embedder.y_proj.fc1.weight", "blocks.0.cross_attn.kv_linear.weight")
+_DIFFUSERS_MARKS = ("pos_embed.proj.weight", "caption_projection.linear_1.weight",
+                    "transformer_blocks.0.attn2.to_k.weight")
+
+_RELEASED_CONTROL = 1152  # hidden size of the released ControlNets, whose shapes do not tell 512 from 1024 px
+
+# Other files, by a part of a tensor name that only they have; the first match counts.
+_OTHER_KINDS = (
+    ("lora", ("lora_A", "lora_B", "lora_up", "lora_down", "lora.up", "lora.down", "lora_linear_layer", "hada_w1",
+              "lokr_w1")),
+    ("sd-controlnet", ("control_model.", "input_hint_block.", "controlnet_cond_embedding.")),
+    ("sd", ("input_blocks.0.0.weight", "down_blocks.0.resnets.0.time_emb_proj.weight",
+            "down_blocks.1.resnets.0.time_emb_proj.weight")),
+    ("other transformer", ("double_blocks.", "joint_blocks.", "joint_transformer_blocks.", "single_transformer_blocks.",
+                           "x_embedder.proj", "img_in.")),
+    ("t5", ("block.0.layer.0.SelfAttention.q.weight",)),
+    ("clip", ("text_model.encoder.layers.0.", "transformer.resblocks.0.")),
+    ("vae", ("decoder.conv_in.weight", "encoder.conv_in.weight", "taesd_decoder.", "taesd_encoder.",
+             "decoder.layers.0.weight", "decoder.layers.1.weight", "first_stage_model.")),
+    ("hed", ("block1.convs.0.weight",)),
+)
+
+_DESCRIPTIONS = {
+    "pixart": ("a PixArt transformer", "the node “PixArt-δ Model Loader”"),
+    "pixart+controlnet": ("a PixArt transformer with its ControlNet in one file",
+                          "the nodes “PixArt-δ Model Loader” and “PixArt-δ ControlNet Loader”"),
+    "controlnet": ("a PixArt ControlNet without its base model", "the node “PixArt-δ ControlNet Loader”"),
+    "sigma": ("a PixArt-Σ transformer (300 tokens, SDXL's autoencoder), not PixArt-α/δ",
+              "ComfyUI's own node “Load Diffusion Model”"),
+    "lora": ("a LoRA", "the node “PixArt-δ LoRA Loader”"),
+    "sd-controlnet": ("a ControlNet of another model family", "ComfyUI's own node “Load ControlNet Model”"),
+    "sd": ("a Stable Diffusion UNet or checkpoint", "ComfyUI's own nodes “Load Checkpoint” and “Load Diffusion Model”"),
+    "other transformer": ("a diffusion transformer of another family", "ComfyUI's own node “Load Diffusion Model”"),
+    "t5": ("a T5 text encoder", "the node “PixArt-δ Text Encoder Loader”"),
+    "clip": ("a CLIP text encoder, which PixArt does not use", "ComfyUI's own node “Load CLIP”"),
+    "vae": ("an autoencoder (VAE)", "ComfyUI's own node “Load VAE” or “PixArt-δ VAE Loader”"),
+    "hed": ("a HED edge detector", "the node “PixArt-δ HED Preprocessor”"),
+    "unknown": ("nothing that PixArt knows", ""),
+}
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What a file of weights is."""
+
+    path: Path
+    kind: str
+    """pixart, pixart+controlnet, controlnet, lora, sigma, sd, sd-controlnet, other transformer, t5, clip, vae, hed or
+    unknown."""
+    layout: str
+    """authors, comfyui or diffusers; "" where that means nothing."""
+    config: PixArtConfig | None
+    """Of PixArt files; None where neither the file nor the released shapes tell."""
+    dtype: torch.dtype | None
+    """The widest floating-point type in the file."""
+    parameters: int
+    """Numbers in the file."""
+    copy_blocks_num: int = 0
+    """Copied blocks of the ControlNet in it."""
+    wiring: str = ""
+    """How these are connected: "transformer", or "unet" (files of this project only)."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """What a file of this project says of itself."""
+    names: tuple[str, ...] = ()
+    """The first few tensor names, for messages."""
+
+    def describe(self) -> str:
+        """What it is and what takes it, to put into a sentence."""
+        what, taker = _DESCRIPTIONS[self.kind]
+        return f"{what}, which {taker} takes" if taker else f"{what} (it begins with {summary(self.names, 3)})"
+
+
+def inspect_file(path: str | os.PathLike) -> FileInfo:
+    """Say what a file or folder is, from names and shapes alone: no weights are read.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, carries code, or holds no weights.
+    """
+    return identify(open_weights(path))
+
+
+def identify(file: WeightFile) -> FileInfo:
+    """As `inspect_file`, of a file that is open."""
+    metadata = own_metadata(file)
+    base, control = sections(file)
+    floating = [info.dtype for info in file.tensors.values()
+                if isinstance(info.dtype, torch.dtype) and info.dtype.is_floating_point]
+    info = FileInfo(file.path, "unknown", "", None, max(floating, key=lambda dtype: dtype.itemsize, default=None),
+                    sum(torch.Size(tensor.shape).numel() for tensor in file.tensors.values()), metadata=metadata,
+                    names=tuple(sorted(file.tensors)[:4]))
+    kind = next((kind for kind, marks in _OTHER_KINDS if any(m in name for name in file.tensors for m in marks)), None)
+    if kind == "lora":
+        return replace(info, kind="lora")
+    if base:
+        config = _config(file, base, metadata)
+        is_sigma = METADATA_KEY not in file.metadata and _is_sigma(file, base)
+        return replace(info, kind="sigma" if is_sigma else "pixart+controlnet" if control else "pixart",
+                       layout=base.layout, config=None if is_sigma else config,
+                       copy_blocks_num=control.copies if control else 0, wiring=_wiring(file, control))
+    if control:
+        return replace(info, kind="controlnet", layout=control.layout, config=_control_config(control, metadata),
+                       copy_blocks_num=control.copies, wiring=_wiring(file, control))
+    return replace(info, kind=kind or "unknown")
+
+
+@dataclass(frozen=True)
+class Section:
+    """The tensors of one model in a file, in the authors' names."""
+
+    layout: str
+    plan: dict[str, tuple[str, ...]]
+    """Authors' name -> the stored names whose rows make it."""
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def copies(self) -> int:
+        return count_blocks(self.plan, "controlnet.")
+
+
+def count_blocks(names: Iterable[str], prefix: str) -> int:
+    """One more than the highest block number behind a prefix."""
+    indices = {name[len(prefix):].split(".")[0] for name in names if name.startswith(prefix)}
+    return 1 + max((int(index) for index in indices if index.isdecimal()), default=-1)
+
+
+def _section(file: WeightFile, prefix: str, names: Iterable[str], layout: str) -> Section:
+    """Map `names`, which begin with `prefix`, to the authors'."""
+    stripped = {name[len(prefix):]: name for name in names}
+    if layout == "diffusers":
+        try:
+            sources = diffusers_sources(stripped)
+        except ValueError as error:
+            raise CheckpointError(f"{file.path}: {error}") from error
+    else:
+        sources = {name: (name,) for name in stripped}
+    plan = {target: tuple(stripped[name] for name in parts) for target, parts in sources.items()}
+    return Section(layout, plan, {target: _fused_shape([file.tensors[name] for name in parts])
+                                   for target, parts in plan.items()})
+
+
+def _fused_shape(parts: list[TensorInfo]) -> tuple[int, ...]:
+    if len(parts) == 1:
+        return parts[0].shape
+    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+
+
+def sections(file: WeightFile) -> tuple[Section | None, Section | None]:
+    """The base model and the ControlNet in a file."""
+    control = control_section(file)
+    taken = {name for names in control.plan.values() for name in names} if control else set()
+    return _base_section(file, taken), control
+
+
+def _base_section(file: WeightFile, taken: set[str]) -> Section | None:
+    for prefix in _PREFIXES:
+        for layout, marks in (("authors", _AUTHORS_MARKS), ("diffusers", _DIFFUSERS_MARKS)):
+            if all(prefix + mark in file.tensors for mark in marks):
+                names = [name for name in file.tensors
+                         if name not in taken and not name.startswith(_OTHER_COMPONENTS)]
+                if stray := [name for name in names if not name.startswith(prefix)]:
+                    raise CheckpointError(f"{file.path} holds a PixArt transformer and tensors that do not belong to "
+                                          f"one: {summary(stray)}")
+                comfyui = layout == "authors" and "diffusion_model." in prefix
+                return replace(_section(file, prefix, names, layout), layout="comfyui" if comfyui else layout)
+    return None
+
+
+def control_section(file: WeightFile) -> Section | None:
+    """The ControlNet in a file; None if there is none."""
+    for prefix in _CONTROL_PREFIXES:
+        for layout, stem, mark in (("authors", "controlnet.", "0.copied_block.attn.qkv.weight"),
+                                   ("diffusers", "controlnet_blocks.", "0.transformer_block.attn1.to_q.weight")):
+            if prefix + stem + mark in file.tensors:
+                names = [name for name in file.tensors if name.startswith(prefix + stem)]
+                return _section(file, prefix, names, layout)
+    return None
+
+
+def own_metadata(file: WeightFile) -> dict[str, Any]:
+    """What a file of this project says of itself; {} for all others."""
+    try:
+        values = json.loads(file.metadata.get(METADATA_KEY, "{}"))
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: its metadata key {METADATA_KEY} is not valid JSON: {error}") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _is_sigma(file: WeightFile, base: Section) -> bool:
+    """PixArt-Σ has PixArt-α's tensors, but 300 caption tokens; in diffusers' layout only the files beside it tell."""
+    length = base.shapes.get("y_embedder.y_embedding", (0,))[0]
+    pipeline = file.configs.get("model_index.json", {}).get("_class_name", "")
+    sample_size = file.configs.get("config.json", {}).get("sample_size", 0)
+    compressed = any(".attn.sr." in name for name in base.plan)  # key/value compression of the 2K model
+    unconditioned = "csize_embedder.mlp.0.weight" not in base.plan
+    return length == 300 or "Sigma" in pipeline or compressed or (unconditioned and sample_size >= 128)
+
+
+def _config(file: WeightFile, base: Section, metadata: Mapping[str, Any]) -> PixArtConfig | None:
+    """Our metadata, diffusers' config.json, or the released shapes; None if none of them speaks."""
+    try:
+        if "config" in metadata:
+            return PixArtConfig.from_dict(metadata["config"])
+        if base.layout == "diffusers" and "config.json" in file.configs:
+            config = config_from_diffusers(file.configs["config.json"])
+            length = base.shapes.get("y_embedder.y_embedding", (config.model_max_length,))[0]
+            return replace(config, model_max_length=length)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
+    return next((config for config in (PIXART_1024_MS, PIXART_512, PIXART_256) if _is_released(base, config)), None)
+
+
+def _is_released(base: Section, config: PixArtConfig) -> bool:
+    """Whether a file is of this released shape: by width, depth, micro-conditions and the size of its position grid."""
+    grid = base.shapes.get("pos_embed", (1, 64**2) if config.micro_condition else (1, 0))  # only one has the former
+    return (base.shapes["x_embedder.proj.weight"][0] == config.hidden_size
+            and count_blocks(base.plan, "blocks.") == config.depth and grid[1] == config.base_size**2
+            and ("csize_embedder.mlp.0.weight" in base.plan) == config.micro_condition)
+
+
+def _control_config(control: Section, metadata: Mapping[str, Any]) -> PixArtConfig | None:
+    if "config" in metadata:
+        return PixArtConfig.from_dict(metadata["config"])
+    hidden = control.shapes["controlnet.0.copied_block.scale_shift_table"][-1]
+    return PIXART_1024_MS if hidden == _RELEASED_CONTROL else None
+
+
+def _wiring(file: WeightFile, control: Section | None) -> str:
+    """Released files are ControlNet-Transformers; ours say what they are, as the names would not tell."""
+    wiring = own_metadata(file).get("wiring", ControlNetTransformer.wiring) if control else ""
+    if control and wiring not in WIRINGS:
+        raise CheckpointError(f"{file.path} holds a ControlNet of unknown wiring {wiring!r}; known are "
+                              f"{', '.join(WIRINGS)}: update PixArt-δ")
+    return wiring
