@@ -73,6 +73,14 @@ def test_a_job_is_queued_prepared_run_and_done(queue):
     assert (done.pid, done.reason) == (None, "")
 
 
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="this system has no scheduling by sessions")
+def test_a_training_gives_way_to_the_server_and_its_pictures(queue):
+    made = running(queue)
+    assert os.getpriority(os.PRIO_PROCESS, made.pid) >= 10
+    assert Path(f"/proc/{made.pid}/autogroup").read_text().split()[-1] == "19"
+    assert Path("/proc/self/autogroup").read_text().split()[-1] != "19"
+
+
 def test_one_job_a_device_in_the_order_of_the_queue(queue):
     first, second, third = add(queue, steps=5), add(queue, steps=5), add(queue, steps=5, device="cuda:1")
     queue.tick()

@@ -32,9 +32,17 @@ def spawn(arguments: list[str], log: Path, environment: Mapping[str, str]) -> su
             arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(environment), cwd=log.parent, **apart
         )
     if not WINDOWS:
-        with contextlib.suppress(OSError):  # it may have ended already
-            os.setpriority(os.PRIO_PROCESS, child.pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
+        _give_way(child.pid)
     return child
+
+
+def _give_way(pid: int) -> None:
+    """Lower the priority of a process and of the session that it leads."""
+    with contextlib.suppress(OSError):  # it may have ended already
+        os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
+    # Linux shares the cores out between sessions first, and a process's own priority counts only within its session.
+    with contextlib.suppress(OSError):  # another system, or one that is set up otherwise
+        Path(f"/proc/{pid}/autogroup").write_text("19")
 
 
 def environment(device: str) -> dict[str, str]:
