@@ -247,6 +247,29 @@ def check_text_encoder_equals_transformers(s: Setup) -> None:
     assert type(linear.weight).__name__ == "QuantizedTensor" or type(linear.weight.data).__name__ == "QuantizedTensor"
 
 
+def check_a_training_can_have_the_memory(s: Setup) -> None:
+    """With free_memory, a training node leaves none of ComfyUI's models on the device before its job is queued."""
+    from comfy import model_management
+
+    training = s.part("nodes.bridge.training")
+    found: list[int] = []
+
+    def queue(*_) -> None:
+        found.append(len(model_management.loaded_models()))
+
+    replaced = {"_dataset": lambda text: (Path(text), ""), "_settings": lambda *_, **__: {},
+                "estimate_text": lambda *_: "", "_queue": queue}
+    for name, stand_in in replaced.items():
+        setattr(training, name, stand_in)
+    for free in (False, True):
+        model_management.load_models_gpu([s.model])
+        try:
+            training.start_training("lcd", "", {"data": "here"}, "", False, free)
+        except AttributeError:  # there is no job to describe
+            pass
+    assert found[0] > 0 and found[1] == 0, found
+
+
 def run(check: str, part, family: str) -> str:
     try:
         with torch.inference_mode():

@@ -114,11 +114,19 @@ def state_of(page, job_id: str, state: str) -> None:
     page.locator(f'li[data-job="{job_id}"] .pxd-state[data-state="{state}"]').wait_for()
 
 
-def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(server, page):
-    lcd = run_template(page, server, steps=100_000)
-    row = page.locator(f'li[data-job="{lcd}"]')
-    row.wait_for()
-    row.locator(".pxd-row").click()
+def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(server, open_page, request):
+    first = open_page(server, 1500, 1000, timeout=120_000)
+    open_panel(first)
+    lcd = run_template(first, server, steps=100_000)
+    state_of(first, lcd, "running")
+    assert first.errors == []
+    first.close()
+
+    # The browser is closed, and the training goes on; opened again, it shows what has become of it.
+    closed_at = job(server, lcd).get("step", 0)
+    until(lambda: job(server, lcd).get("step", 0) > closed_at + 3)
+    page = request.getfixturevalue("page")
+    page.locator(f'li[data-job="{lcd}"] .pxd-row').click()
     state_of(page, lcd, "running")
 
     # A live curve and a first sample, while a picture is made.

@@ -19,6 +19,7 @@ TRAININGS = {
 }  # fmt: skip
 NODES = [*TRAININGS, "PixArtDeltaDataset", "PixArtDeltaTrainingStatus", "PixArtDeltaTrainedResult"]
 WORKFLOWS = ("train_lcd", "train_lcm_lora", "train_controlnet")
+FINE_TUNE = "fine_tune"
 JOBS = "/pixart_delta/jobs"
 
 
@@ -38,8 +39,13 @@ def inputs_of(server, name: str) -> dict:
 
 def graph_of(server, workflow: str, **settings) -> tuple[dict, dict]:
     """A bundled training workflow that takes few steps, and its training node's inputs."""
-    graph = to_api(load_workflow(ROOT / "workflows" / f"{workflow}.json"), server.object_info())
-    training = next(each for each in graph.values() if each["class_type"] in TRAININGS)["inputs"]
+    file = "train_lcd" if workflow == FINE_TUNE else workflow
+    graph = to_api(load_workflow(ROOT / "workflows" / f"{file}.json"), server.object_info())
+    node_id = training_id(graph)
+    if workflow == FINE_TUNE:
+        values = {name: value for name, value in graph[node_id]["inputs"].items() if name != "guidance"}
+        graph[node_id] = node("PixArtDeltaFineTune", **values | {"name": FINE_TUNE, "lora_rank": 0})
+    training = graph[node_id]["inputs"]
     training |= {"steps": 2, "batch_size": 2, "sample_every": 2, "checkpoint_every": 2, **settings}
     training["more_settings"] += "\nworkers=0"
     return graph, training
@@ -75,10 +81,10 @@ def test_settings_are_the_trainers_own(server, name, command):
         assert options["tooltip"].lower() == fields[entry].metadata["help"].lower() + "."
 
 
-@pytest.mark.parametrize("name", WORKFLOWS)
+@pytest.mark.parametrize("name", [*WORKFLOWS, FINE_TUNE])
 def test_a_bundled_training_runs_and_its_result_draws(server, name):
     """Dataset, training with a sample, status, and a picture or a ControlNet of what came out."""
-    graph, training = graph_of(server, name)
+    graph, training = graph_of(server, name, free_memory=name == FINE_TUNE)
     result = server.prompt(graph)
     assert result.errors == [], result.errors
     texts = {each["class_type"]: server_text(result, node_id) for node_id, each in graph.items()}

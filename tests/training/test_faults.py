@@ -3,7 +3,6 @@
 import functools
 import os
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from pixart_delta.training.shards import DataError
 from pixart_delta.training.tasks import TASKS
 
 from tests.training import shards_fixture
+from tests.training.conftest import fill
 from tests.training.runs_fixture import forked, losses, make_material, run_here, same_weights, settings, wait_until
 
 SHORT = {"steps": 8, "checkpoint_every": 2, "accumulation": 1, "workers": 0, "warmup_steps": 2}
@@ -96,28 +96,6 @@ def test_endless_overflows_of_float16_stop_the_run(material, tmp_path, monkeypat
     monkeypatch.setattr(Engine, "_update", overflow)
     with pytest.raises(TrainingError, match="gradient norm (inf|nan) at step 3"):  # at 4, 2, 1 it might recover
         run_here("finetune", settings("finetune", material, tmp_path, **SHORT, precision="fp16"))
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 16 MB."""
-    if os.getuid() != 0:
-        pytest.skip("needs root to mount one")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]).returncode:
-        pytest.skip("mounting is not allowed here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(folder: Path, leave: int) -> Path:
-    ballast = folder / "ballast"
-    with open(ballast, "wb") as file:
-        while (free := os.statvfs(folder).f_bavail * os.statvfs(folder).f_bsize - leave) > 0:
-            file.write(b"\0" * free)
-            file.flush()
-    return ballast
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_first_step(small_disk, material):

@@ -1,6 +1,5 @@
 """The queue of background trainings: states, requests, restarts, two servers, and everything that goes wrong."""
 
-import errno
 import itertools
 import json
 import os
@@ -14,6 +13,8 @@ import pytest
 from pixart_delta.training.config import ConfigError
 from pixart_delta.training.jobs import JobError, Queue, job, process, read_metrics
 from pixart_delta.training.jobs import queue as queue_module
+
+from tests.training.conftest import fill
 
 HERE = Path(__file__).resolve().parent
 
@@ -77,8 +78,8 @@ def test_a_job_is_queued_prepared_run_and_done(queue):
 def test_a_training_gives_way_to_the_server_and_its_pictures(queue):
     made = running(queue)
     assert os.getpriority(os.PRIO_PROCESS, made.pid) >= 10
-    assert Path(f"/proc/{made.pid}/autogroup").read_text().split()[-1] == "19"
-    assert Path("/proc/self/autogroup").read_text().split()[-1] != "19"
+    assert Path(f"/proc/{made.pid}/autogroup").read_text().split()[-1] == "10"
+    assert Path("/proc/self/autogroup").read_text().split()[-1] != "10"
 
 
 def test_one_job_a_device_in_the_order_of_the_queue(queue):
@@ -304,22 +305,29 @@ def test_a_damaged_job_is_shown_as_failed_and_can_be_deleted(queue, text):
     assert not (queue.root / made.id).exists()
 
 
-def test_a_full_disk_refuses_a_job_and_leaves_nothing_of_it(queue, monkeypatch):
-    kept = add(queue)
-    before = (queue.root / kept.id / "job.json").read_bytes()
+def test_a_full_disk_refuses_what_it_cannot_hold_and_loses_nothing(small_disk, queue):
+    queue.root = small_disk / "jobs"
+    active, waiting = running(queue), add(queue)
+    files = [queue.root / each.id / "job.json" for each in (active, waiting)]
+    before = [file.read_bytes() for file in files]
+    ballast = fill(small_disk, leave=0)
+    for change in (lambda: add(queue), lambda: queue.act(waiting.id, "pause"), lambda: queue.act(active.id, "stop")):
+        with pytest.raises(OSError, match="No space left"):
+            change()
+    assert [file.read_bytes() for file in files] == before
+    assert [each.id for each in queue.jobs()] == [active.id, waiting.id]
+    assert sorted(path.name for path in small_disk.glob("jobs/*/.*")) == []
 
-    def full(self, *_arguments, **_keywords):
-        raise OSError(errno.ENOSPC, "No space left on device", str(self))
-
-    monkeypatch.setattr(Path, "write_text", full)
+    child = queue._children[active.id]
+    assert child.wait(30) == 1, "it finds no room for its metrics"
     with pytest.raises(OSError, match="No space left"):
-        add(queue)
-    with pytest.raises(OSError, match="No space left"):
-        queue.act(kept.id, "pause")
-    monkeypatch.undo()
-    assert [each.id for each in queue.jobs()] == [kept.id]
-    assert (queue.root / kept.id / "job.json").read_bytes() == before
-    assert sorted(path.name for path in (queue.root / kept.id).glob(".*")) == []
+        queue.tick()  # the watcher says so and goes on ticking
+    ballast.unlink()
+    assert "No space left on device" in until(queue, active.id, "failed").reason
+    assert until(queue, waiting.id, "running")
+    queue.act(active.id, "retry")
+    queue.act(waiting.id, "stop")
+    until(queue, active.id, "running")
 
 
 def test_a_start_that_the_system_refuses_is_a_failure(queue, monkeypatch):

@@ -42,7 +42,7 @@ def _give_way(pid: int) -> None:
         os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
     # Linux shares the cores out between sessions first, and a process's own priority counts only within its session.
     with contextlib.suppress(OSError):  # another system, or one that is set up otherwise
-        Path(f"/proc/{pid}/autogroup").write_text("19")
+        Path(f"/proc/{pid}/autogroup").write_text("10")
 
 
 def environment(device: str) -> dict[str, str]:
