@@ -150,6 +150,7 @@ def memory_plan(
     quantization: str = "none",
     *,
     vae_dtype: torch.dtype | None = None,
+    text_dtype: torch.dtype | None = None,
     guidance: bool = False,
     keep: bool = False,
 ) -> MemoryPlan:
@@ -163,7 +164,7 @@ def memory_plan(
         batch: pictures at once.
         dtype: of the weights that are not quantised; None = `preferred_dtype()`.
         quantization: of the text encoder: "none", "int8" or "int4".
-        vae_dtype: None = dtype.
+        vae_dtype, text_dtype: None = dtype.
         guidance: whether classifier-free guidance doubles the batch.
         keep: whether every model stays in memory; False = the text encoder leaves once the prompt is encoded, and
             transformer and autoencoder are there only while they work.
@@ -173,19 +174,19 @@ def memory_plan(
         with CUDA), and the libraries' work space.
     """
     dtype = dtype or preferred_dtype()
-    vae_dtype = vae_dtype or dtype
+    vae_dtype, text_dtype = vae_dtype or dtype, text_dtype or dtype
     released = config.caption_channels == T5_XXL.width
     text, vae = text or (T5_XXL if released else None), vae or (AUTOENCODER_KL if released else None)
     height, width = height or config.input_size * 8, width or config.input_size * 8
     tokens = math.ceil(height / 8 / config.patch_size) * math.ceil(width / 8 / config.patch_size)
     rows = batch * (2 if guidance else 1)
     weights = {
-        "encode": text.weight_bytes(dtype, quantization) if text else 0.0,
+        "encode": text.weight_bytes(text_dtype, quantization) if text else 0.0,
         "sample": transformer_parameters(config) * dtype.itemsize,
         "decode": vae.parameters * vae_dtype.itemsize if vae else 0.0,
     }
     activations = {
-        "encode": text.activation_bytes(rows, config.model_max_length, dtype) if text else 0.0,
+        "encode": text.activation_bytes(rows, config.model_max_length, text_dtype) if text else 0.0,
         # Residual, modulated copy, and the MLP's hidden layer before and after its GELU.
         "sample": rows * tokens * config.hidden_size * (2 + 2 * config.mlp_ratio) * dtype.itemsize,
         "decode": vae.activation_bytes(batch, height, width, vae_dtype) if vae else 0.0,

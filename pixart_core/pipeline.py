@@ -93,7 +93,7 @@ class Pipeline:
         """What a picture needs in memory, stage by stage."""
         return memory_plan(self.transformer.config, TextShape.from_config(self.text.config),
                            VaeShape.from_module(self.vae), height, width, batch, self._dtype, self.text.quantization,
-                           vae_dtype=self.vae.dtype, keep=not self.low_memory)
+                           vae_dtype=self.vae.dtype, text_dtype=self.text.dtype, keep=not self.low_memory)
 
     def __call__(self, prompt: str | Sequence[str], steps: int | None = None, seed: int = 0, width: int | None = None,
                  height: int | None = None, grid: str = "diffusers", negative_prompt: str = "",

@@ -63,8 +63,9 @@ class TextEncoder:
     Args:
         folder: of config.json and weights.
         tokenizer_folder: of tokenizer.json or spiece.model.
-        dtype: of the weights that are not quantised; None = bfloat16 or float32, whatever the device is fast in.
-            Never float16 by itself: T5's activations overflow it.
+        dtype: of the weights that are not quantised; None = bfloat16 or float32, whatever the device is fast in, and
+            bfloat16 beside quantised ones. Never float16 by itself: T5's activations overflow it. bfloat16 weights
+            are multiplied in float32 on a CPU that is slow in bfloat16.
         device: where it runs.
         quantization: "none", "int8" (LLM.int8) or "int4" (NF4), both by bitsandbytes.
         cache: an `EmbeddingCache`, or a folder for one.
@@ -74,7 +75,7 @@ class TextEncoder:
         self.folder, self.tokenizer_folder = Path(folder), Path(tokenizer_folder)
         self.device = torch.device("cpu" if device is None else device)
         self.quantization = quantization or "none"
-        self.dtype = _default_dtype(self.device) if dtype is None else dtype
+        self.dtype = _default_dtype(self.device, self.quantization) if dtype is None else dtype
         self.cache = cache if cache is None or isinstance(cache, EmbeddingCache) else EmbeddingCache(cache)
         self.config = _read_t5_config(self.folder)
         self._model = None
@@ -259,9 +260,23 @@ def find_text_encoder(path) -> tuple[Path, Path]:
                             f"of {', '.join(map(str, places))}")
 
 
-def _default_dtype(device: torch.device) -> torch.dtype:
+def _default_dtype(device: torch.device, quantization: str) -> torch.dtype:
     dtype = preferred_dtype(device)
-    return torch.bfloat16 if dtype == torch.float16 else dtype  # T5 overflows float16
+    # T5 overflows float16; and whoever quantises does it for the memory, of which `wo` in float32 would take 4 GB.
+    return torch.bfloat16 if dtype == torch.float16 or quantization != "none" else dtype
+
+
+def _compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What weights of `dtype` are multiplied in."""
+    slow = device.type == "cpu" and dtype == torch.bfloat16 and preferred_dtype(device) == torch.float32
+    return torch.float32 if slow else dtype
+
+
+class _WideLinear(torch.nn.Linear):
+    """A Linear layer that multiplies in float32, whatever its weight is kept in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x.float(), self.weight.float()).to(x.dtype)
 
 
 def _read_t5_config(folder: Path) -> dict[str, Any]:
@@ -325,10 +340,15 @@ def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantizatio
     """
     from transformers import T5Config, T5EncoderModel
 
+    compute = _compute_dtype(dtype, device)
     with torch.device("meta"):
         model = T5EncoderModel(T5Config.from_dict(_read_t5_config(folder)))
     if quantization != "none":
-        _replace_linears(model, dtype, quantization)
+        _replace_linears(model, compute, quantization)
+    if compute != dtype:
+        for module in model.modules():
+            if type(module) is torch.nn.Linear:  # T5's have no bias
+                module.__class__ = _WideLinear
     model.set_input_embeddings(model.shared)  # one matrix, whichever of its two names the files use
     wanted = dict(model.named_parameters())
     unexpected = []
@@ -350,13 +370,13 @@ def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantizatio
     return model.eval().requires_grad_(False)
 
 
-def _replace_linears(model, dtype: torch.dtype, quantization: str) -> None:
+def _replace_linears(model, compute: torch.dtype, quantization: str) -> None:
     """Swap Linear layers for bitsandbytes' as transformers does: all but `wo`, whose outliers 8 bits cannot hold."""
     from transformers import BitsAndBytesConfig
     from transformers.integrations import replace_with_bnb_linear
 
     settings = {"load_in_8bit": True} if quantization == "int8" else {
-        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
     config = BitsAndBytesConfig(**settings)
     # It would say for every layer of every prompt that LLM.int8 multiplies in float16, as its paper does.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

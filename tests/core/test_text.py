@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pixart_core import text as text_module
 from pixart_core.checkpoint import CheckpointError
 from pixart_core.text import EmbeddingCache, TextEncoder, normalize_prompt
 from tests.fixtures_nano import make_text_encoder
@@ -104,6 +105,21 @@ def test_quantised_weights_are_those_of_transformers(nano, quantization, error, 
     torch.testing.assert_close(caption, same, rtol=1e-4, atol=1e-4)
     kinds = {name.split(".")[-2]: type(weight).__name__ for name, weight in text.load().named_parameters()}
     assert kinds["q"] == kinds["wi_1"] == kind and kinds["wo"] == kinds["shared"] == "Parameter"
+
+
+@pytest.mark.parametrize(("quantization", "error"), [("none", 0.01), ("int8", 0.05), ("int4", 0.3)])
+def test_half_precision_saves_memory_on_a_cpu_that_multiplies_in_float32(nano, monkeypatch, quantization, error):
+    monkeypatch.setattr(text_module, "preferred_dtype", lambda _: torch.float32)
+    products = []
+    linear = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, "linear",
+                        lambda x, weight, bias=None: products.append(weight.dtype) or linear(x, weight, bias))
+    text = encoder(nano, dtype=torch.bfloat16 if quantization == "none" else None, quantization=quantization)
+    caption, _ = text.encode(PROMPTS)
+    exact, _ = reference(nano, PROMPTS)
+    assert 0 < (caption - exact).norm() / exact.norm() < error
+    kept = {weight.dtype for weight in text.load().parameters() if weight.is_floating_point()}
+    assert kept == {torch.bfloat16} and set(products) == {torch.float32}
 
 
 def test_sharded_and_pickled_and_whole_t5_weights(nano, copy):
