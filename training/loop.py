@@ -229,6 +229,11 @@ def _explained(error: Exception, run: RunDir, config: TrainConfig) -> Exception:
             f"the device is out of memory with batch_size={config.batch_size}: lower it (and raise accumulation), or "
             "set gradient_checkpointing=true, optimizer=adamw8bit, precision=bf16"
         )
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return TrainingError(
+            f"torch.compile does not work here ({str(error).strip().splitlines()[0]}): it needs a C++ compiler on a "
+            "CPU and Triton on a GPU; install it, or set compile=false"
+        )
     if isinstance(error, torch.distributed.DistError) or "third_party/gloo" in str(error):
         return TrainingError(f"another process of this run ended, see log.txt for the reason: {error}")
     return error

@@ -22,7 +22,16 @@ from pixart_delta.training.tasks import TASKS
 
 from tests.training import shards_fixture
 from tests.training.conftest import fill
-from tests.training.runs_fixture import forked, losses, make_material, run_here, same_weights, settings, wait_until
+from tests.training.runs_fixture import (
+    forked,
+    losses,
+    make_material,
+    run_apart,
+    run_here,
+    same_weights,
+    settings,
+    wait_until,
+)
 
 SHORT = {"steps": 8, "checkpoint_every": 2, "accumulation": 1, "workers": 0, "warmup_steps": 2}
 
@@ -178,6 +187,19 @@ def test_memory_that_runs_out_says_what_to_lower(material, tmp_path, monkeypatch
     monkeypatch.setattr(TASKS["finetune"], "loss", fail)
     with pytest.raises(TrainingError, match="out of memory with batch_size=2: lower it .*gradient_checkpointing=true"):
         run_here("finetune", settings("finetune", material, tmp_path, **SHORT))
+
+
+def test_no_compiler_says_what_to_do(material, tmp_path):
+    def no_compiler():
+        from torch._inductor import config
+
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
+        config.cpp.cxx = (None, str(tmp_path / "none"))
+
+    values = settings("finetune", material, tmp_path / "run", **SHORT, compile=True)
+    assert run_apart("finetune", values, no_compiler) == 1
+    message = RunDir(tmp_path / "run").read_status()["message"]
+    assert message.startswith("torch.compile does not work here (") and message.endswith("set compile=false")
 
 
 def test_a_crash_leaves_the_reason_in_status_and_log(material, tmp_path, monkeypatch):
