@@ -73,7 +73,7 @@ def register() -> bool:
 
 
 def _list(path: dict, query: dict, body: Any) -> Any:
-    return {"jobs": [jobs.view(job) for job in jobs.queue().jobs()]}
+    return _response(f'{{"jobs": [{", ".join(map(jobs.view_text, jobs.queue().jobs()))}]}}')
 
 
 def _one(path: dict, query: dict, body: Any) -> Any:
@@ -177,8 +177,11 @@ def _answer(work: Callable, path: dict, query: dict, body: Any) -> web.Response:
 
 
 def _json(values: Any, status: int = 200) -> web.Response:
-    return web.Response(text=json.dumps(values, allow_nan=False), status=status, content_type="application/json",
-                        headers=_NO_SNIFFING)
+    return _response(json.dumps(values, allow_nan=False), status)
+
+
+def _response(text: str, status: int = 200) -> web.Response:
+    return web.Response(text=text, status=status, content_type="application/json", headers=_NO_SNIFFING)
 
 
 def _error(status: int, message: str) -> web.Response:

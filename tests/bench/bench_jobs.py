@@ -158,7 +158,7 @@ def main() -> None:
             since = f"{JOBS}/job-0000/metrics?since={options.lines - 50}"
             print("its last 50 lines:", timed(lambda: server.get(since), 20))
             with polling(server, (JOBS, f"{JOBS}/job-0000/metrics", since, f"{JOBS}/job-0000/log")):
-                say_lag("event loop, 20 polls a second", loop_lag(server, 10))
+                say_lag("event loop, 20 polls a second", loop_lag(server, 20))
 
 
 if __name__ == "__main__":

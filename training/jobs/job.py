@@ -26,7 +26,7 @@ class JobError(ValueError):
 
 @dataclass
 class Job:
-    """What job.json holds."""
+    """What job.json holds. `settings` and `result` are replaced and never changed: copies of a job share them."""
 
     id: str
     command: str

@@ -7,6 +7,7 @@ hold a `Queue` on one folder and call `tick`, which starts and settles jobs.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import shutil
@@ -327,7 +328,7 @@ class Queue:
         self._cache.pop(job.id, None)
 
     def _read(self, job_id: str) -> Job:
-        """A job's own copy, parsed again only when its file was replaced."""
+        """A copy of a job, parsed again only when its file was replaced. Copies share `settings` and `result`."""
         folder = self.root / job_id
         try:
             info = os.stat(folder / FILE)
@@ -337,8 +338,7 @@ class Queue:
         kept = self._cache.get(job_id)
         if kept is None or kept[0] != stamp or not stamp:
             kept = self._cache[job_id] = (stamp, read_job(folder))
-        values = vars(kept[1])
-        return Job(**{**values, "result": dict(values["result"]), "settings": dict(values["settings"])})
+        return dataclasses.replace(kept[1])
 
 
 ACTIONS: dict[str, tuple[str, ...]] = {
