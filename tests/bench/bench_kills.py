@@ -103,7 +103,9 @@ class Trial:
         before = self._newest()
         process = self._start(self.values)
         if when == "start":
-            time.sleep(self.rng.uniform(0, START_SECONDS))
+            end = time.monotonic() + self.rng.uniform(0, START_SECONDS)
+            while time.monotonic() < end and self._newest() == before:  # a fast machine is past the start by then
+                time.sleep(0.002)
         else:
             target = before + self.rng.randint(1, 2 * STEPS_BETWEEN_KILLS - 2)
             while process.poll() is None and self._newest() < target:
@@ -112,11 +114,11 @@ class Trial:
                 self._wait_for_a_save(process)
             else:
                 time.sleep(self.rng.uniform(0, 0.1))
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         if process.poll() is not None:
             if process.returncode:
                 self.problems.append(f"ended by itself: {process.stderr.read()[-500:]}")
             return False
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
         process.kill()
         process.communicate()
         self.killed += 1
