@@ -109,10 +109,10 @@ def training(server: ComfyServer) -> None:
         sampler["inputs"]["seed"] += 1
         assert not server.prompt(graph).errors
 
-    blank = {"1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}},
-             "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}  # fmt: skip
-    for blank["1"]["inputs"]["color"] in (1, 2):
-        assert not server.prompt(blank).errors
+    for color in (1, 2):
+        blank = {"width": 64, "height": 64, "batch_size": 1, "color": color}
+        assert not server.prompt({"1": {"class_type": "EmptyImage", "inputs": blank},
+                                  "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}).errors
     # ComfyUI collects garbage up to ten seconds after a prompt, and nothing else runs in its process meanwhile.
     say_lag("event loop after a blank picture of stock nodes, with their garbage collection", loop_lag(server, 12))
     picture()

@@ -7,6 +7,7 @@ Prints a JSON object: check -> "" or its traceback. A separate process, because 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -14,6 +15,7 @@ import sys
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -256,17 +258,14 @@ def check_a_training_can_have_the_memory(s: Setup) -> None:
 
     def queue(*_) -> None:
         found.append(len(model_management.loaded_models()))
+        raise InterruptedError  # so that no job is queued
 
-    replaced = {"_dataset": lambda text: (Path(text), ""), "_settings": lambda *_, **__: {},
-                "estimate_text": lambda *_: "", "_queue": queue}
-    for name, stand_in in replaced.items():
-        setattr(training, name, stand_in)
+    stand_ins = {"_dataset": lambda text: (Path(text), ""), "_settings": lambda *_, **__: {},
+                 "estimate_text": lambda *_: "", "_queue": queue}
     for free in (False, True):
         model_management.load_models_gpu([s.model])
-        try:
+        with mock.patch.multiple(training, **stand_ins), contextlib.suppress(InterruptedError):
             training.start_training("lcd", "", {"data": "here"}, "", False, free)
-        except AttributeError:  # there is no job to describe
-            pass
     assert found[0] > 0 and found[1] == 0, found
 
 
