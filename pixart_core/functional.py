@@ -22,13 +22,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None =
 
 
 def gelu(x: Tensor) -> Tensor:
-    """Tanh-approximated GELU.
+    """Tanh-approximated GELU; without gradients in place, `x` is then overwritten.
 
     Compiled for a CPU it is written with the sigmoid that it equals: vectorised exp takes a third of tanh's time.
     """
-    if x.device.type == "cpu" and torch.compiler.is_compiling():
-        return x * torch.sigmoid(_GELU * x * (1 + 0.044715 * x * x))
-    return F.gelu(x, approximate="tanh")
+    if torch.compiler.is_compiling():
+        cpu = x.device.type == "cpu"
+        return x * torch.sigmoid(_GELU * x * (1 + 0.044715 * x * x)) if cpu else F.gelu(x, approximate="tanh")
+    # In place it saves the largest activation of a forward, and the time to get that memory (a tenth of an MLP's).
+    return F.gelu(x, approximate="tanh") if torch.is_grad_enabled() else F.gelu(x, approximate="tanh", out=x)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

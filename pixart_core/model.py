@@ -104,7 +104,8 @@ class PixArt(nn.Module):
         rows, columns = latent.shape[-2] // size, latent.shape[-1] // size
         position = position_embedding(rows, columns, self.config.hidden_size, self.config.base_size,
                                       self.config.interpolation_scale, latent.device)
-        return self.x_embedder(latent) + position.to(dtype)
+        # Contiguous: the convolution leaves channels first, a sum keeps that, and every block's norm would copy.
+        return (self.x_embedder(latent) + position.to(dtype)).contiguous()
 
     def embed_conditions(self, latent, timestep, caption, caption_mask=None, image_size=None, aspect_ratio=None,
                          attention=None) -> Conditions:
