@@ -187,8 +187,8 @@ def memory_plan(
     }
     activations = {
         "encode": text.activation_bytes(rows, config.model_max_length, text_dtype) if text else 0.0,
-        # Residual, modulated copy, and the MLP's hidden layer before and after its GELU.
-        "sample": rows * tokens * config.hidden_size * (2 + 2 * config.mlp_ratio) * dtype.itemsize,
+        # Residual at the block's start and now, modulated copy, and the MLP's hidden layer (GELU in place) and result.
+        "sample": rows * tokens * config.hidden_size * (4 + config.mlp_ratio) * dtype.itemsize,
         "decode": vae.activation_bytes(batch, height, width, vae_dtype) if vae else 0.0,
     }
     stages = []
