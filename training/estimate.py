@@ -20,6 +20,7 @@ from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.identify import inspect_file
 from ..pixart_core.model import PixArt
 from .config import TrainConfig
+from .lora import FUSED
 
 _EFFICIENCY = 0.6
 """Share of a bare matrix product's speed that a step of this model reaches; the rest is norms, softmax, optimiser."""
@@ -141,9 +142,13 @@ def _parameters(model: nn.Module) -> int:
 
 
 def _lora_parameters(shape: PixArtConfig, rank: int) -> int:
-    """A down and an up matrix for every Linear and the patch convolution."""
-    weights = [each.weight.flatten(1) for each in PixArt(shape, device="meta").modules() if hasattr(each, "weight")]
-    return rank * sum(sum(weight.shape) for weight in weights)
+    """A down and an up matrix for every Linear and the patch convolution; q, k and v have their own."""
+    total = 0
+    for name, module in PixArt(shape, device="meta").named_modules():
+        if hasattr(module, "weight"):
+            rows, columns = module.weight.flatten(1).shape
+            total += rows + columns * FUSED.get(name.rpartition(".")[2], 1)
+    return rank * total
 
 
 def _activations(command: str, config: TrainConfig, shape: PixArtConfig, tokens: int, half: int) -> float:

@@ -11,9 +11,26 @@ from torch import Tensor, nn
 from ..pixart_core.lora import Delta, Lora
 from ..pixart_core.model import PixArt
 
-TARGETS = ["qkv", "proj", "q_linear", "kv_linear", "fc1", "fc2", "linear", "t_block.1", "mlp.0", "mlp.2"]
+FUSED = {"qkv": 3, "kv_linear": 2}
+"""Linears that diffusers' models hold as several, and how many."""
+TARGETS = ["rows.0", "rows.1", "rows.2", "proj", "q_linear", "fc1", "fc2", "linear", "t_block.1", "mlp.0", "mlp.2"]
 """Every Linear and the patch convolution, by the end of its name: what the authors' list of diffusers' names covers."""
 _ADAPTER = "default"
+
+
+class Unfused(nn.Module):
+    """A fused Linear as Linears of its rows: q, k and v get LoRA layers of their own, as in the authors' training."""
+
+    def __init__(self, fused: nn.Linear, parts: int):
+        super().__init__()
+        self.rows = nn.ModuleList()
+        for weight, bias in zip(fused.weight.chunk(parts), fused.bias.chunk(parts), strict=True):
+            linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            linear.weight, linear.bias = (nn.Parameter(each, requires_grad=False) for each in (weight, bias))
+            self.rows.append(linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([linear(x) for linear in self.rows], dim=-1)
 
 
 def add_lora(model: PixArt, rank: int, alpha: float, seed: int = 0) -> PixArt:
@@ -24,6 +41,10 @@ def add_lora(model: PixArt, rank: int, alpha: float, seed: int = 0) -> PixArt:
     from peft import LoraConfig, inject_adapter_in_model
 
     model.requires_grad_(False)
+    for name, module in list(model.named_modules()):
+        parent, _, last = name.rpartition(".")
+        if last in FUSED:
+            setattr(model.get_submodule(parent), last, Unfused(module, FUSED[last]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), model, _ADAPTER)
@@ -35,7 +56,7 @@ def add_lora(model: PixArt, rank: int, alpha: float, seed: int = 0) -> PixArt:
 def read_lora(model: nn.Module) -> Lora | None:
     """The LoRA on a model; None if there is none."""
     deltas = [
-        Delta(f"{name}.weight", 0, 1, layer.lora_B[_ADAPTER].weight.flatten(1).detach(),
+        Delta(*_place(name), layer.lora_B[_ADAPTER].weight.flatten(1).detach(),
               layer.lora_A[_ADAPTER].weight.flatten(1).detach(), float(layer.lora_alpha[_ADAPTER]))
         for name, layer in _layers(model).items()
     ]  # fmt: skip
@@ -66,6 +87,12 @@ def _disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+def _place(name: str) -> tuple[str, int, int]:
+    """The weight that a layer changes, and which of how many groups of its rows."""
+    fused, found, part = name.partition(".rows.")
+    return (f"{fused}.weight", int(part), FUSED[fused.rpartition(".")[2]]) if found else (f"{name}.weight", 0, 1)
 
 
 def _layers(model: nn.Module) -> dict[str, nn.Module]:

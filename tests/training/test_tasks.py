@@ -171,6 +171,16 @@ def test_lcm_lora_is_full_distillation_with_the_student_as_its_own_target(base):
     assert lora.loss(lora.model, batch(), draws()).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_queries_keys_and_values_learn_apart_as_in_the_authors_training(base):
+    """Their LoRA is on to_q, to_k and to_v; ours is on fused matrices, which must not make them share one."""
+    deltas = read_lora(make("lcm-lora", base, lora_rank=4).model).deltas
+    parts = {delta.part: delta for delta in deltas if delta.key == "blocks.0.attn.qkv.weight"}
+    assert sorted(parts) == [0, 1, 2] and {delta.parts for delta in parts.values()} == {3}
+    assert all(delta.down.shape[0] == 4 for delta in deltas)
+    assert not any(torch.equal(parts[0].down, parts[other].down) for other in (1, 2))
+    assert sum(delta.key == "blocks.0.cross_attn.kv_linear.weight" for delta in deltas) == 2
+
+
 def test_guidance_embedding_starts_as_nothing_and_folds_into_the_bias(base):
     task = make("lcd", base, w_embedding=True)
     plain = pc.load_pixart(base)
