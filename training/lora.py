@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ..pixart_core.convert import BLOCK_NAMES
 from ..pixart_core.lora import Delta, Lora
 from ..pixart_core.model import PixArt
 
-FUSED = {"qkv": 3, "kv_linear": 2}
-"""Linears that diffusers' models hold as several, and how many."""
+FUSED = {name.rpartition(".")[2]: len(parts) for name, parts in BLOCK_NAMES.items() if len(parts) > 1}
+"""Linears that diffusers' models hold as several (qkv, kv_linear), and how many."""
 TARGETS = ["rows.0", "rows.1", "rows.2", "proj", "q_linear", "fc1", "fc2", "linear", "t_block.1", "mlp.0", "mlp.2"]
 """Every Linear and the patch convolution, by the end of its name: what the authors' list of diffusers' names covers."""
 _ADAPTER = "default"
