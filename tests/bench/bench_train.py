@@ -2,11 +2,13 @@
 
     python tests/bench/bench_train.py [--rounds 5] [--steps 2] [--skip-nano] [--skip-true-shape]
 
-1. Nano: the bundled base and recipe nano_student, on the CPU. Ours is a real step of the trainer (`Engine.step`), and
-   the same with its switch compile, which the target is for. Theirs is written as the scripts of diffusers and of the
-   authors are: teacher forwards one after the other, an average that goes over the parameters, AdamW as torch makes it
-   by default. All take turns on the same batches and noise; the first losses must agree. Medians, and the median of the
-   turns' ratios; on a busy machine run it with OMP_NUM_THREADS=1, and ratios are of CPU seconds.
+1. Nano: the bundled base and recipe nano_student, on the CPU, in float32 and, where the CPU is fast in it, in bfloat16.
+   Ours is a real step of the trainer (`Engine.step`), without and with its switch compile. Theirs is written as the
+   scripts of diffusers and of the authors are: teacher forwards one after the other, an average that goes over the
+   parameters, AdamW as torch makes it by default; for information it is also compiled, which these scripts do not do.
+   Each has a process of its own, as a training has, and all take turns on the same batches and noise; the first losses
+   must agree. Medians, and the median of the turns' ratios; on a busy machine run it with OMP_NUM_THREADS=1, and ratios
+   are of CPU seconds. The target is for the faster of the two precisions, with compile.
 2. True shape: with a CUDA device both at 1024 px, batch 12, gradient checkpointing: seconds a step and peak memory, and
    ours with 8-bit AdamW as 3 micro-batches of 4. Without one the estimate that `--dry-run` prints, and both loops at
    the true width with 2 of 28 blocks and few tokens.
@@ -17,8 +19,11 @@ Exits with 1 when a target is missed: 1.3 times as fast; with CUDA also under 24
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import functools
 import json
+import multiprocessing
 import runpy
 import statistics
 import sys
@@ -27,6 +32,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -36,6 +42,7 @@ import torch  # noqa: E402
 from pixart_delta.pixart_core.checkpoint import load_pixart, save_pixart  # noqa: E402
 from pixart_delta.pixart_core.config import PIXART_1024_MS, PixArtConfig  # noqa: E402
 from pixart_delta.pixart_core.convert import authors_to_diffusers, config_to_diffusers  # noqa: E402
+from pixart_delta.pixart_core.functional import preferred_dtype  # noqa: E402
 from pixart_delta.pixart_core.lcm import DDIM_STEPS, consistency, ddim_step, ddim_timesteps  # noqa: E402
 from pixart_delta.pixart_core.model import PixArt  # noqa: E402
 from pixart_delta.pixart_core.schedule import add_noise, predict_x0  # noqa: E402
@@ -48,6 +55,8 @@ from pixart_delta.training.estimate import GB, estimate  # noqa: E402
 from pixart_delta.training.tasks import TASKS  # noqa: E402
 
 TARGET = 1.3
+_AGREE = {"fp32": 0.02, "bf16": 0.1}
+"""Part of the first loss by which the loops may differ; the loss is a small difference of two outputs."""
 BASE = ROOT / "models/nano/base/pixart_nano_base.safetensors"
 
 
@@ -94,6 +103,9 @@ class Plain:
         base = load_pixart(config.base, torch.float32)
         self.null = base.null_caption(1).to(device)
         self.student = _diffusers_model(base).to(device).train()
+        if config.compile:
+            for block in self.student.transformer_blocks:
+                block.compile()
         self.teacher = copy.deepcopy(self.student).eval().requires_grad_(False)
         self.ema = copy.deepcopy(self.student).eval().requires_grad_(False)
         if config.gradient_checkpointing:
@@ -155,49 +167,82 @@ def _diffusers_model(base: PixArt):
     return model
 
 
-def race(loops: dict[str, Ours | Plain], rounds: int, steps: int, device: torch.device) -> dict[str, float]:
-    """Seconds a step of each; they take turns."""
-    first = {name: loop.step() for name, loop in loops.items()}
-    if max(first.values()) - min(first.values()) > 0.02 * abs(max(first.values())):
+def race(
+    loops: dict[str, Callable[[int], Any]], rounds: int, steps: int, clock_name: str, precision: str = "fp32"
+) -> dict[str, float]:
+    """Median ratio of each to "diffusers"; they take turns. Each is called with a number of steps that it is to take
+    and gives the last loss and the seconds that they took."""
+    first = {name: loop(1)[0] for name, loop in loops.items()}
+    if max(first.values()) - min(first.values()) > _AGREE[precision] * abs(max(first.values())):
         raise SystemExit(f"the objectives differ: {first}")
-    for _ in range(2):
-        for loop in loops.values():
-            loop.step()
-    clock = _cpu_clock() if device.type == "cpu" else time.perf_counter
+    for loop in loops.values():
+        loop(3)
     taken: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
         for name, loop in loops.items():
-            begin = clock()
-            for _ in range(steps):
-                loop.step()
-            taken[name].append((clock() - begin) / steps)
-    medians = {name: statistics.median(values) for name, values in taken.items()}
+            taken[name].append(loop(steps)[1] / steps)
+    ratios = {}
     for name, values in taken.items():
-        ratios = [theirs / own for own, theirs in zip(values, taken["diffusers"], strict=True)]
-        medians[f"{name}, ratio"] = statistics.median(ratios)
-        print(f"  {name:16}{1 / medians[name]:8.3f} steps/s  {medians[f'{name}, ratio']:.2f} x")
-    return medians
+        turns = [theirs / own for own, theirs in zip(values, taken["diffusers"], strict=True)]
+        ratios[name] = statistics.median(turns)
+        print(f"  {name:20}{1 / statistics.median(values):8.3f} steps/s  {ratios[name]:.2f} x  ({clock_name})")
+    return ratios
 
 
-def _cpu_clock() -> Callable[[], float]:
+class Apart:
+    """A loop in a process of its own: what another one leaves behind in the memory allocator does not help it."""
+
+    def __init__(self, kind: type[Ours | Plain], config: LcdConfig):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(kind.__name__, config.to_dict(), theirs), daemon=True)
+        self.process.start()
+
+    def __call__(self, steps: int) -> tuple[float, float]:
+        self.pipe.send(steps)
+        return self.pipe.recv()
+
+
+def _serve(kind: str, values: dict[str, Any], pipe) -> None:
+    config = make_config("lcd", values)
+    batches = Batches(config, load_pixart(config.base).config, 16, 32)
+    loop = Ours(config, batches) if kind == "Ours" else Plain(config, batches, torch.device("cpu"))
+    with contextlib.suppress(EOFError):  # nobody asks any more
+        while True:
+            pipe.send(_timed(loop, pipe.recv()))
+
+
+def _timed(loop: Ours | Plain, steps: int) -> tuple[float, float]:
+    clock, _ = _cpu_clock()
+    begin = clock()
+    for _ in range(steps):
+        loss = loop.step()
+    return loss, clock() - begin
+
+
+def _cpu_clock() -> tuple[Callable[[], float], str]:
     """CPU seconds with one thread, for busy machines; else time, because waiting threads spin."""
-    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    single = torch.get_num_threads() == 1
+    return (time.process_time, "CPU time") if single else (time.perf_counter, "time")
 
 
 def nano(rounds: int, steps: int) -> bool:
     """The bundled family on the CPU."""
     recipe, values = str(ROOT / "training/recipes/nano_student.json"), ["run=none", "data=none", f"base={BASE}"]
-    config = load_config("lcd", recipe, values)
-    compiled = load_config("lcd", recipe, [*values, "compile=true"])
-    shape, device = load_pixart(BASE).config, torch.device("cpu")
-    print(f"nano LCD, batch {config.batch_size}, {config.precision}, {torch.get_num_threads()} threads")
-    figures = race({
-        "ours, compiled": Ours(compiled, Batches(config, shape, 16, 32)),
-        "ours": Ours(config, Batches(config, shape, 16, 32)),
-        "diffusers": Plain(config, Batches(config, shape, 16, 32), device),
-    }, rounds, steps, device)  # fmt: skip
-    print(f"  target {TARGET} x", flush=True)
-    return figures["ours, compiled, ratio"] >= TARGET
+    best = 0.0
+    for precision in ("fp32", "bf16") if preferred_dtype("cpu") == torch.bfloat16 else ("fp32",):
+        config = load_config("lcd", recipe, [*values, f"precision={precision}"])
+        compiled = replace(config, compile=True)
+        print(f"nano LCD, batch {config.batch_size}, {precision}, {torch.get_num_threads()} threads", flush=True)
+        ratios = race({
+            "ours, compiled": Apart(Ours, compiled),
+            "ours": Apart(Ours, config),
+            "diffusers": Apart(Plain, config),
+            "diffusers, compiled": Apart(Plain, compiled),
+        }, rounds, steps, _cpu_clock()[1], precision)  # fmt: skip
+        best = max(best, ratios["ours, compiled"])
+    print(f"  best {best:.2f} x, target {TARGET} x", flush=True)
+    return best >= TARGET
 
 
 def true_shape(rounds: int, steps: int) -> bool:
@@ -233,8 +278,9 @@ def _narrow(rounds: int, steps: int, common: dict) -> bool:
         values = {**common, "base": _random_base(shape, folder), "batch_size": 2, "precision": "fp32"}
         config = make_config("lcd", values)
         print("\ntrue width, 2 blocks, 256 px, batch 2, float32, on the CPU")
-        ours = Ours(config, Batches(config, shape, 32, 32))
-        race({"ours": ours, "diffusers": Plain(config, Batches(config, shape, 32, 32), device)}, rounds, steps, device)
+        loops = {"ours": Ours(config, Batches(config, shape, 32, 32)),
+                 "diffusers": Plain(config, Batches(config, shape, 32, 32), device)}
+        race({name: functools.partial(_timed, loop) for name, loop in loops.items()}, rounds, steps, _cpu_clock()[1])
     return True
 
 
