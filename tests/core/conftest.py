@@ -1,7 +1,10 @@
-"""Random pipeline folders, made once a session. Tests that change one work on a copy."""
+"""Random pipeline folders and models, made once. Tests that change one work on a copy."""
 
 import pytest
 
+import pixart_core as pc
+from pixart_core import convert
+from tests.core.checkpoint_fixture import CONFIG, randomized
 from tests.fixtures_nano import make_nano_folder
 
 
@@ -18,3 +21,15 @@ def nano_released(tmp_path_factory):
 
     return make_nano_folder(tmp_path_factory.mktemp("released"), input_size=128, interpolation_scale=2.0, vae="kl",
                             dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = randomized(pc.PixArt(CONFIG))
+    model.pos_embed.copy_(convert.position_buffer(CONFIG))
+    return model
+
+
+@pytest.fixture(scope="module")
+def control():
+    return randomized(pc.ControlNetTransformer(CONFIG, 2), seed=1)

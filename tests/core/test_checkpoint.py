@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 import textwrap
@@ -14,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pixart_core as pc
-from pixart_core import convert, identify, weightfile
+from pixart_core import convert, weightfile
 from pixart_core.checkpoint import (
     CheckpointError,
     load_controlnet,
@@ -24,38 +23,7 @@ from pixart_core.checkpoint import (
     save_controlnet,
     split_controlnet,
 )
-
-ROOT = Path(__file__).parents[2]
-CONFIG = pc.PixArtConfig(input_size=8, hidden_size=48, depth=3, num_heads=4, caption_channels=16, model_max_length=8,
-                         interpolation_scale=1.0)
-OFFICIAL = json.loads((ROOT / "tests" / "goldens" / "official_checkpoint_keys.json").read_text())
-
-
-def randomized(module, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in [*module.parameters(), *module.buffers()]:
-            tensor.normal_(std=0.1, generator=generator)
-    return module.eval()
-
-
-@pytest.fixture(scope="module")
-def model():
-    model = randomized(pc.PixArt(CONFIG))
-    model.pos_embed.copy_(convert.position_buffer(CONFIG))
-    return model
-
-
-@pytest.fixture(scope="module")
-def control():
-    return randomized(pc.ControlNetTransformer(CONFIG, 2), seed=1)
-
-
-def assert_same(module, expected, without=()):
-    found, state = module.state_dict(), expected.state_dict()
-    assert found.keys() == state.keys() - set(without)
-    for name, tensor in found.items():
-        assert torch.equal(tensor, state[name]), name
+from tests.core.checkpoint_fixture import CONFIG, OFFICIAL, ROOT, assert_same, randomized, sparse_file
 
 
 def contents(path):
@@ -226,81 +194,6 @@ def test_loaded_models_can_be_trained(model, tmp_path):
     assert loaded.blocks[0].attn.qkv.weight.grad is not None
 
 
-RELEASED = pytest.mark.parametrize("name,config", [
-    ("PixArt-XL-2-1024-MS", pc.PIXART_1024_MS), ("PixArt-XL-2-512x512", pc.PIXART_512)])
-
-
-# Released shapes -------------------------------------------------------------------------------------------------
-
-def sparse_file(path, shapes, dtype="F32", size=4):
-    """A safetensors file of zeros that takes no room on disk: only its header is written."""
-    header, offset = {}, 0
-    for name, shape in shapes.items():
-        end = offset + torch.Size(shape).numel() * size
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(path, 8 + len(text) + offset)
-    return path
-
-
-@RELEASED
-def test_every_key_and_shape_of_the_released_models(tmp_path, name, config):
-    shapes = {key: tuple(shape) for key, shape in OFFICIAL[name].items()}
-    on_meta = {key: tuple(tensor.shape) for key, tensor in pc.PixArt(config, device="meta").state_dict().items()}
-    assert on_meta == shapes
-    info = pc.inspect_file(sparse_file(tmp_path / "authors.safetensors", shapes))
-    assert (info.kind, info.layout, info.config) == ("pixart", "authors", config)
-    theirs = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
-        {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}).items()}
-    (tmp_path / "folder").mkdir()
-    sparse_file(tmp_path / "folder" / "diffusion_pytorch_model.safetensors", theirs)
-    (tmp_path / "folder" / "config.json").write_text(json.dumps(convert.config_to_diffusers(config)))
-    assert pc.inspect_file(tmp_path / "folder").config == config
-
-
-@RELEASED
-def test_every_key_and_shape_of_the_released_controlnets(tmp_path, name, config):
-    shapes = {key: tuple(shape) for key, shape in OFFICIAL[f"{name}-ControlNet13"].items()}
-    on_meta = pc.ControlNetTransformer(config, 13, device="meta").state_dict()
-    assert {key: tuple(tensor.shape) for key, tensor in on_meta.items()} == shapes
-    joint = shapes | {f"base_model.{key}": tuple(shape) for key, shape in OFFICIAL[name].items()}
-    info = pc.inspect_file(sparse_file(tmp_path / "joint.safetensors", joint))
-    assert (info.kind, info.config, info.copy_blocks_num) == ("pixart+controlnet", config, 13)
-    info = pc.inspect_file(sparse_file(tmp_path / "control.safetensors", shapes))
-    assert (info.kind, info.copy_blocks_num, info.config.hidden_size) == ("controlnet", 13, 1152)
-    assert info.wiring == "transformer"
-
-
-def test_released_256_and_lcm(tmp_path):
-    shapes = dict(OFFICIAL["PixArt-XL-2-512x512"]) | {"pos_embed": [1, 256, 1152]}
-    assert pc.inspect_file(sparse_file(tmp_path / "256.safetensors", shapes)).config == pc.PIXART_256
-    # The LCM model exists in diffusers' layout only. As a lone file its micro-conditions tell what it is.
-    names = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
-        {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-1024-MS"].items()}).items()}
-    del names["caption_projection.y_embedding"]
-    assert pc.inspect_file(sparse_file(tmp_path / "lcm.safetensors", names)).config == pc.PIXART_1024_MS
-
-
-def test_a_whole_512_model_loads_from_its_shapes_alone(tmp_path):
-    path = sparse_file(tmp_path / "512.safetensors", OFFICIAL["PixArt-XL-2-512x512"], "BF16", 2)
-    loaded = pc.load_pixart(path)
-    assert loaded.config == pc.PIXART_512 and sum(p.numel() for p in loaded.parameters()) > 600e6
-
-
-def test_shapes_that_tell_nothing_need_a_configuration(model, tmp_path):
-    save_file(model.state_dict(), tmp_path / "own.safetensors")
-    assert pc.inspect_file(tmp_path / "own.safetensors").config is None
-    with pytest.raises(CheckpointError, match=r"does not say its number of attention heads .*config=PixArtConfig"):
-        pc.load_pixart(tmp_path / "own.safetensors")
-    assert_same(pc.load_pixart(tmp_path / "own.safetensors", config=CONFIG), model)
-    lone = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
-        {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-512x512"].items()}).items()}
-    with pytest.raises(CheckpointError, match="not those of exactly one released PixArt-α model"):  # 256 or 512?
-        pc.load_pixart(sparse_file(tmp_path / "lone.safetensors", lone))
-
-
 # Strictness ------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("change,problem", [
@@ -349,74 +242,6 @@ def test_weights_too_large_for_float16(model, tmp_path):
     pc.load_pixart(path)
     with pytest.raises(CheckpointError, match=r"infinite weights \(t_block.1.bias\).* cast to float16"):
         pc.load_pixart(path, dtype=torch.float16)
-
-
-# Other files -----------------------------------------------------------------------------------------------------
-
-ALIENS = {
-    "sd unet": (["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight"],
-                "sd", "a Stable Diffusion UNet or checkpoint.*Load Checkpoint"),
-    "sd unet of diffusers": (["conv_in.weight", "down_blocks.0.resnets.0.time_emb_proj.weight"], "sd",
-                             "a Stable Diffusion UNet"),
-    "flux": (["double_blocks.0.img_attn.qkv.weight"], "other transformer", "a diffusion transformer of another family"),
-    "sd3": (["joint_blocks.0.x_block.attn.qkv.weight", "x_embedder.proj.weight"], "other transformer",
-            "a diffusion transformer of another family"),
-    "vae": (["decoder.conv_in.weight", "encoder.conv_in.weight"], "vae", "an autoencoder .VAE.*Load VAE"),
-    "taesd": (["taesd_decoder.1.weight"], "vae", "an autoencoder .VAE."),
-    "t5": (["encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"], "t5",
-           "a T5 text encoder.*Text Encoder Loader"),
-    "clip": (["text_model.encoder.layers.0.mlp.fc1.weight"], "clip", "a CLIP text encoder"),
-    "lora": (["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight"], "lora", "a LoRA.*LoRA Loader"),
-    "sd controlnet": (["control_model.input_blocks.0.0.weight"], "sd-controlnet", "a ControlNet of another model"),
-    "hed": (["norm", "block1.convs.0.weight"], "hed", "a HED edge detector"),
-    "something": (["a", "b"], "unknown", "nothing that PixArt knows .it begins with a, b"),
-}
-
-
-@pytest.mark.parametrize("names,kind,message", ALIENS.values(), ids=ALIENS)
-def test_other_files_are_named_with_what_takes_them(tmp_path, names, kind, message):
-    path = tmp_path / "file.safetensors"
-    save_file({name: torch.zeros(1) for name in names}, path)
-    assert pc.inspect_file(path).kind == kind
-    with pytest.raises(CheckpointError, match=f"file.safetensors is not a PixArt-α/δ transformer but {message}"):
-        pc.load_pixart(path)
-    with pytest.raises(CheckpointError, match=f"file.safetensors is not a PixArt ControlNet but {message}"):
-        load_controlnet(path)
-
-
-def test_pixart_sigma_is_told_from_alpha(tmp_path):
-    shapes = dict(OFFICIAL["PixArt-XL-2-512x512"]) | {"y_embedder.y_embedding": [300, 4096]}
-    path = sparse_file(tmp_path / "sigma.safetensors", shapes)
-    assert pc.inspect_file(path).kind == "sigma"
-    with pytest.raises(CheckpointError, match="but a PixArt-Σ transformer .300 tokens.*Load Diffusion Model"):
-        pc.load_pixart(path)
-
-
-@pytest.mark.parametrize("sample_size,pipeline,kind", [
-    (128, None, "sigma"), (256, None, "sigma"), (64, "PixArtSigmaPipeline", "sigma"),
-    (64, "PixArtAlphaPipeline", "pixart")])
-def test_pixart_sigma_folders(tmp_path, sample_size, pipeline, kind):
-    config = pc.PixArtConfig(input_size=sample_size, interpolation_scale=2.0, micro_condition=False)
-    shapes = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
-        {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-512x512"].items()}).items()}
-    (tmp_path / "transformer").mkdir()
-    sparse_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", shapes)
-    (tmp_path / "transformer" / "config.json").write_text(json.dumps(convert.config_to_diffusers(config)))
-    if pipeline:
-        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
-    assert pc.inspect_file(tmp_path / "transformer").kind == kind
-
-
-def test_controlnet_given_to_the_model_loader(control, tmp_path):
-    path = save_controlnet(control, tmp_path / "control.safetensors")
-    with pytest.raises(CheckpointError, match="a PixArt ControlNet without its base model.*ControlNet Loader"):
-        pc.load_pixart(path)
-
-
-def test_model_given_to_the_controlnet_loader(model, tmp_path):
-    path = pc.save_pixart(model, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="is not a PixArt ControlNet but a PixArt transformer.*Model Loader"):
-        load_controlnet(path)
 
 
 # Damaged files ---------------------------------------------------------------------------------------------------
@@ -664,9 +489,3 @@ def test_controlnet_of_another_shape(control, tmp_path):
 def test_a_pickle_by_the_name_of_safetensors(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.safetensors")
     assert_same(pc.load_pixart(tmp_path / "model.safetensors", config=CONFIG), model)
-
-
-def test_every_kind_has_a_description():
-    own = {"pixart", "pixart+controlnet", "controlnet", "sigma", "unknown"}
-    kinds = {kind for kind, _ in identify._OTHER_KINDS} | own
-    assert kinds == set(identify._DESCRIPTIONS)

@@ -345,6 +345,8 @@ def test_folders_that_are_no_pipeline(nano, tmp_path):
         shutil.copytree(nano, tmp_path / "copy")
         shutil.rmtree(tmp_path / "copy" / "vae")
         pc.Pipeline.from_pretrained(tmp_path / "copy")
+    with pytest.raises(CheckpointError, match="it has no text_encoder/, vae/, transformer/. One is made of"):
+        pc.Pipeline.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="autoencoder"):
         pc.Pipeline.from_pretrained(nano, transformer=nano / "vae")
 
