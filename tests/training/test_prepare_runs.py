@@ -50,8 +50,8 @@ def before_shard(monkeypatch, name, act):
 
 def test_the_status_says_how_far_it_is(tmp_path, models, pictures, told):
     prepare(with_run(tmp_path, models))
-    looked = [("preparing", step, 9) for step in range(10)]
-    encoded = [("running", step, 9) for step in (0, 2, 4, 6, 7, 9)]
+    looked = [("preparing", step, 9) for step in (*range(10), 9)]
+    encoded = [("running", step, 9) for step in (0, 2, 4, 6, 7, 9, 9)]
     assert told == [*[("preparing", 0, 0)] * 2, *looked, *encoded, ("done", 9, 9)]
     status = RunDir(tmp_path / "run").read_status()
     assert status["pid"] == os.getpid() and status["started"] < status["time"] and status["device"] == "cpu"
@@ -61,7 +61,7 @@ def test_the_status_says_how_far_it_is(tmp_path, models, pictures, told):
     (tmp_path / "out/80x48_00000.tar").unlink()
     prepare(with_run(tmp_path, models))
     running = [each for each in told if each[0] == "running"]
-    assert running == [("running", step, 9) for step in (0, 2, 4, 6, 7, 9)]  # what is there counts as done
+    assert running == [("running", step, 9) for step in (0, 2, 4, 6, 7, 9, 9)]  # what is there counts as done
     assert told[-1] == ("done", 9, 9)
 
 
@@ -75,7 +75,8 @@ def test_time_left_while_it_is_under_way(tmp_path, models, pictures, told, monke
 def test_the_status_is_not_written_at_every_picture(tmp_path, models, pictures, told, monkeypatch):
     monkeypatch.setattr(progress, "_STATUS_SECONDS", 1e9)
     prepare(with_run(tmp_path, models))
-    assert [state for state, _, _ in told] == ["preparing", "preparing", "preparing", "running", "done"]
+    assert told == [*[("preparing", 0, 0)] * 2, ("preparing", 0, 9), ("preparing", 9, 9), ("running", 0, 9),
+                    ("running", 9, 9), ("done", 9, 9)]  # fmt: skip
 
 
 def test_a_failure_is_in_the_status(tmp_path, models, pictures):
@@ -114,7 +115,7 @@ def test_stopped_it_goes_on_where_it_was(tmp_path, models, pictures, told, monke
         before_shard(patch, "64x64_00001.tar", ask)
         assert cli.main(["prepare", *arguments]) == 0
     status = RunDir(tmp_path / "run").read_status()
-    assert (status["state"], status["steps"]) == ("stopped", 9) and status["step"] in (5, 6)
+    assert (status["state"], status["step"], status["steps"]) == ("stopped", 4, 9)  # what is on the disk
     left = {file.name for file in (tmp_path / "out").iterdir() if file.suffix in (".tar", ".tmp")}
     assert left == {"48x80_00000.tar", "64x64_00000.tar"} and not (tmp_path / "out/dataset.json").exists()
     assert RunDir(tmp_path / "run").requests() == [] and not RunDir(tmp_path / "run").is_running()
@@ -138,8 +139,14 @@ def test_the_look_at_the_pictures_can_be_stopped(tmp_path, models, pictures, tol
     monkeypatch.setattr(survey.Surveyor, "__call__", look_and_stop)
     before = signal.getsignal(signal.SIGTERM)
     assert prepare(with_run(tmp_path, models)) is None
-    assert told[-1] == ("stopped", 4, 9) and signal.getsignal(signal.SIGTERM) == before
+    assert told[-2:] == [("preparing", 4, 9), ("stopped", 0, 9)] and signal.getsignal(signal.SIGTERM) == before
     assert not (tmp_path / "out/report.txt").exists()
+
+
+def test_asked_to_stop_before_anything_is_known(tmp_path, models, pictures, told, monkeypatch):
+    monkeypatch.setattr(Encoders, "identity", lambda self: os.kill(os.getpid(), signal.SIGTERM))
+    assert prepare(with_run(tmp_path, models)) is None
+    assert told[-1] == ("stopped", 0, 9)
 
 
 def test_one_folder_of_a_run_has_one_process(tmp_path, models, pictures, monkeypatch):

@@ -60,7 +60,10 @@ class Encoders:
         return not config.latents or config.hints == "hed" or bool(config.hints and config.models)
 
     def identity(self) -> dict[str, Any]:
-        """Names the networks and settings that decide what a sample holds."""
+        """Names the networks and settings that decide what a sample holds.
+
+        The size of a batch is one: of a picture encoded alone about 0.2 % of the values differ in the last bit.
+        """
         config = self.config
         named: dict[str, Any] = {"max_tokens": config.max_tokens, "batch_size": config.batch_size}
         if self.needs_vae:

@@ -37,8 +37,10 @@ class Progress:
         self.run, self.stop = run, stop
         self.status: dict[str, Any] = {"started": psutil.Process().create_time(), "step": 0, "steps": 0}
         self._state, self._verb = "preparing", ""
+        self.kept = 0
+        """Encoded pictures that need not be encoded again."""
         self._worked = 0
-        """Pictures of this round that took time, unlike those that were done before."""
+        """Those that took time, unlike those that were done before."""
         self._began = self._said = self._written = time.monotonic()
 
     def begin(self, state: str, verb: str, total: int) -> None:
@@ -51,23 +53,18 @@ class Progress:
         Raises:
             Stopped: if somebody asked for the end.
         """
-        self.check()
-        self._state, self._verb, self._worked = state, verb, 0
+        self._state, self._verb, self._worked, self.kept = state, verb, 0, 0
         self._began = self._said = time.monotonic()
         self.status |= {"step": 0, "steps": total, "seconds_left": None, "pictures_per_second": None}
         self.say_state(state)
+        self.check()  # only now: who reads the status of one that was stopped wants to know how much there is
 
     def skip(self, count: int) -> None:
-        """So many pictures were done before.
-
-        Raises:
-            Stopped: if somebody asked for the end.
-        """
+        """So many pictures were done before."""
         if not self._worked:
             self._began = time.monotonic()
         self.status["step"] += count
         self._tell()
-        self.check()
 
     def add(self, count: int) -> None:
         """So many more pictures are done."""
@@ -82,6 +79,10 @@ class Progress:
             print(self._line(), end="\r" if sys.stdout.isatty() else "\n", flush=True)
         self._tell()
 
+    def keep(self) -> None:
+        """What is encoded so far is on the disk."""
+        self.kept = self.status["step"]
+
     def check(self) -> None:
         """Raises Stopped if somebody asked for the end."""
         if self.stop.received:
@@ -89,6 +90,7 @@ class Progress:
 
     def end(self) -> None:
         """A round is over."""
+        self.say_state(self._state)
         if self._worked:
             say(self._line())
 
@@ -139,7 +141,7 @@ def follow(config: PrepareConfig, silent: bool) -> Iterator[Progress]:
             yield progress
             progress.say_state("done", seconds_left=0)
         except Stopped:
-            progress.say_state("stopped")
+            progress.say_state("stopped", step=progress.kept)
             say("stopped: the same command goes on, and makes only the shards that are not there yet")
         except Exception as error:
             with contextlib.suppress(OSError):  # a full disk must not hide the reason

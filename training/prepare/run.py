@@ -101,8 +101,10 @@ def _make(
     progress.begin("running", "encoded", sum(len(shard.entries) for shard, _ in own))
     todo = []
     for shard, state in own:
+        progress.check()
         if shard.finished(output, state, thorough=True):
             progress.skip(len(shard.entries))
+            progress.keep()
         else:
             todo.append((shard, state))
     if len(todo) < len(own):
@@ -134,6 +136,7 @@ def _write_all(todo, config: PrepareConfig, encoders: Encoders, progress: Progre
         count = -(-len(shard.entries) // size)
         samples = _samples(shard, itertools.islice(ahead, count), encoders, progress)
         shard.finish(output, state, write_shard(output, shard.name, shard.bucket, samples))
+        progress.keep()
     progress.end()
 
 

@@ -116,6 +116,7 @@ def survey(sources: list[Source], config: PrepareConfig, part: int, parts: int, 
     first = part * len(chunks) // parts
     progress.begin("preparing", "looked at", len(sources))
     for index in [*range(first, len(chunks)), *range(first)]:
+        progress.check()
         file, state = folder / f"{index:05d}.json", surveyor.fingerprint(chunks[index])
         findings[index] = _load(file, state)
         if findings[index]:
