@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pixart_delta.training.config import ConfigError
 from pixart_delta.training.data import FeatureDataset
+from pixart_delta.training.prepare import run
 from pixart_delta.training.prepare.inside import OutsideError, is_inside
 from pixart_delta.training.prepare.run import prepare
 from pixart_delta.training.shards import DataError
@@ -82,6 +83,20 @@ def test_hints_features_and_lists_elsewhere(tmp_path, pictures, secret):
     (secret / "data_info.json").write_text(inside.read_text())
     with pytest.raises(OutsideError, match="data_info.json is, links followed, in none of the folders"):
         prepare(settings(tmp_path), dry_run=True)
+
+
+def test_a_picture_that_becomes_a_link_meanwhile(tmp_path, models, pictures, secret, monkeypatch):
+    look = run.survey
+
+    def survey(*arguments):
+        found = look(*arguments)
+        (pictures / "0004.png").unlink()
+        (pictures / "0004.png").symlink_to(secret / "0000.png")
+        return found
+
+    monkeypatch.setattr(run, "survey", survey)
+    with pytest.raises(DataError, match="0004.png has changed since it was looked at .*none of the folders"):
+        prepare(settings(tmp_path, models))
 
 
 def test_inside(tmp_path):

@@ -15,6 +15,7 @@ from ..processes import in_order
 from ..shards import DESCRIPTION, DataError, Shard, ShardInfo, write_description, write_shard
 from .encoders import Encoders
 from .inputs import HintError, InputReader, Inputs
+from .inside import OutsideError
 from .pictures import PictureError
 from .plan import PlannedShard, plan_shards, remove_others
 from .progress import Progress, follow, say
@@ -188,7 +189,7 @@ class _ReadBatch:
     def _read(self, source: Source, bucket: tuple[int, int]) -> Inputs:
         try:
             return self.reader.read(source, bucket)
-        except (PictureError, CaptionError, HintError) as error:
+        except (PictureError, CaptionError, HintError, OutsideError) as error:
             raise DataError(
                 f"{source.name} has changed since it was looked at ({error}): run `prepare` again"
             ) from error
