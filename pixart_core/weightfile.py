@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import secrets
 import shutil
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -313,7 +314,7 @@ def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike,
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise CheckpointError(f"saving {path} takes {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         save_file(_standalone(state), temporary, {"format": "pt", **(metadata or {})})
         _publish(temporary, path)
@@ -324,9 +325,15 @@ def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike,
     return path
 
 
+def temporary_name(path: Path) -> Path:
+    """Where to write what is then moved to `path`: a name of this process alone, since two hosts (or containers) on one
+    disk can have processes of the same number."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
 def save_json(values: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file as atomically as `save_weights`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
         _publish(temporary, path)

@@ -226,7 +226,11 @@ class PrepareConfig(Settings):
     )
     output: str = setting("", "folder for the dataset and its report; the same command with the same folder resumes")
     models: str = setting("", "pipeline folder (text_encoder/, tokenizer/, vae/) that encodes")
-    resolution: int = setting(1024, "px of the square bucket; the others have about its area", low=16)
+    resolution: int = setting(
+        1024,
+        "px of the square bucket, a multiple of 16; the others have about its area, and are most with 256, 512, 768 …",
+        low=16,
+    )
     multi_aspect: bool = setting(True, "sort pictures into buckets by aspect ratio; false crops all to the square")
     hints: str = setting(
         "", "for ControlNet: hed, or a folder of pictures or HED features (.npz) named as the pictures; empty = none"
@@ -244,7 +248,22 @@ class PrepareConfig(Settings):
         "auto", "of the networks; auto = float32, T5 on a GPU bfloat16", choices=("auto", "fp32", "bf16")
     )
     device: str = setting("auto", "where the networks run: auto, cpu, cuda, cuda:1, mps …")
-    batch_size: int = setting(8, "pictures encoded at once", low=1)
+    run: str = setting(
+        "",
+        "folder for status.json, as trainings keep it, and for the request `stop` in its control/; one of its own for "
+        "each part (of processes that torchrun starts the first one keeps it); empty = none",
+    )
+    only_inside: list = setting(
+        list,
+        "JSON list of folders: pictures, captions, lists and hints that are, links followed, in none of them are left "
+        "out and reported; empty = anywhere",
+    )
+    batch_size: int = setting(
+        8,
+        "pictures encoded at once; it decides about the last bits of what is encoded, so that with another one all "
+        "shards are made anew",
+        low=1,
+    )
     shard_size: int = setting(512, "largest number of pictures in a shard", low=1)
     workers: int = setting(2, "processes that read pictures", low=0)
     part: int = setting(0, "which part of the shards this process makes, 0 … parts - 1", low=0)
@@ -256,6 +275,14 @@ class PrepareConfig(Settings):
         super().__post_init__()
         if self.part >= self.parts:
             raise ConfigError(f"part is {self.part}: with parts {self.parts} it must be below {self.parts}")
+        if self.resolution % 16:
+            nearest = max(16, round(self.resolution / 16) * 16)
+            raise ConfigError(
+                f"resolution is {self.resolution}: a multiple of 16 is wanted (8 px are one of a latent, and a patch "
+                f"takes two of those); the nearest is {nearest}"
+            )
+        if not all(isinstance(each, str) and each for each in self.only_inside):
+            raise ConfigError(f"only_inside is {self.only_inside!r}: a JSON list of folders is wanted")
         if self.hints == "hed" and not self.hed:
             raise ConfigError("hints=hed needs hed: the file of the edge detector, ControlNetHED.pth")
 

@@ -6,9 +6,7 @@ import collections
 import contextlib
 import errno
 import math
-import signal
 import traceback
-from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +20,7 @@ from .engine import Engine
 from .monitor import Monitor
 from .outcome import Outcome
 from .run_dir import RunDir
+from .stop import StopSignal
 from .tasks import TASKS
 
 EXPLODED = 1e4
@@ -200,24 +199,6 @@ class Training:
             self.monitor.say("no samples: the setting `models` names no pipeline folder to make them with")
         else:
             self.monitor.picture(self.step, *drawn)
-
-
-class StopSignal:
-    """While it is entered, SIGTERM and Ctrl-C ask for a save and an orderly end."""
-
-    def __init__(self):
-        self.received = False
-
-    def __enter__(self) -> StopSignal:
-        self._before = {kind: signal.signal(kind, self._receive) for kind in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_exception) -> None:
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)
-
-    def _receive(self, _kind: int, _frame: FrameType | None) -> None:
-        self.received = True
 
 
 def _explained(error: Exception, run: RunDir, config: TrainConfig) -> Exception:

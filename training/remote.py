@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -11,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ..pixart_core.weightfile import temporary_name
 from .shards import DESCRIPTION, DataError, HashingFile, Shard, ShardInfo
 
 T = TypeVar("T")
 
 CACHE_GIGABYTES = 100
-"""What remote shards may take on this machine; the least recently used make way."""
+"""What the shards of all remote datasets may take in one cache; the least recently used make way."""
 _ATTEMPTS = 3
 
 
@@ -56,11 +58,12 @@ class Place:
 
     def _local(self, info: ShardInfo) -> Path:
         path = self.cache / f"{info.sha256[:16]}_{info.name}"
-        if path.exists():
-            os.utime(path)
-            return path
+        with contextlib.suppress(FileNotFoundError):  # not there, or making way for another process's shards just now
+            if path.stat().st_size == info.bytes:  # else it was cut short, as by a full disk or a crash
+                os.utime(path)
+                return path
         self.cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = temporary_name(path)
         url = f"{self.location}/{info.name}"
         try:
             if _retry(url, lambda: _download(url, temporary)) != info.sha256:
@@ -68,7 +71,7 @@ class Place:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _clean(self.cache)
+        _clean(self.cache.parent)
         return path
 
 
@@ -97,6 +100,8 @@ def _download(url: str, path: Path) -> str:
     with fsspec.open(url, "rb") as source, path.open("wb") as file:
         target = HashingFile(file)
         shutil.copyfileobj(source, target, 1 << 20)
+        file.flush()
+        os.fsync(file.fileno())
     return target.digest.hexdigest()
 
 
@@ -106,7 +111,12 @@ def _retry(url: str, action: Callable[[], T]) -> T:
         try:
             return action()
         except Exception as error:  # each of fsspec's file systems has its own
-            if attempt == _ATTEMPTS or isinstance(error, (FileNotFoundError, ImportError)):
+            if isinstance(error, ImportError):  # s3fs for s3://, gcsfs for gs:// …
+                scheme = url.partition("://")[0]
+                raise DataError(
+                    f"{scheme}:// needs a package that is not installed here ({error}): install it with pip"
+                ) from error
+            if attempt == _ATTEMPTS or isinstance(error, FileNotFoundError):
                 raise DataError(f"{url} cannot be read: {type(error).__name__} {error}".rstrip()) from error
             time.sleep(2**attempt)
     raise AssertionError

@@ -14,6 +14,7 @@ import io
 import json
 import mmap
 import os
+import re
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..pixart_core.weightfile import save_json
+from ..pixart_core.weightfile import save_json, temporary_name
 
 KIND = "pixart_delta_features"
 VERSION = 2
@@ -43,6 +44,14 @@ class ShardInfo:
     count: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        # A description may come from a stranger's server, and both become parts of paths.
+        if not re.fullmatch(r"\w[\w.-]*", self.name) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise DataError(
+                f"{DESCRIPTION} lists a shard of the name {self.name!r} and checksum {self.sha256!r}: names are plain, "
+                "without folders, and checksums 64 hexadecimal digits. Use a dataset that `prepare` made"
+            )
 
 
 class Shard:
@@ -120,7 +129,7 @@ def write_shard(folder: Path, name: str, bucket: tuple[int, int], samples: Itera
     """
     import webdataset
 
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
+    temporary = temporary_name(folder / name)
     count = 0
     try:
         with temporary.open("wb") as file:

@@ -38,12 +38,14 @@ def _state(run: RunDir, status: dict[str, Any]) -> str:
 
 
 def _progress(status: dict[str, Any]) -> dict[str, str | None]:
-    if "loss" not in status:
-        return {}
+    left = status.get("seconds_left") if status["state"] in ("preparing", "running") else None
+    left = {"left": None if left is None else duration(left)}
+    if "loss" not in status:  # before the first step, or of `prepare`
+        return left
     return {
         "loss": f"{status['loss']:.5f}",
         "learning rate": f"{status['learning_rate']:.3g}",
         "seconds a step": f"{status['seconds_per_step']:.3g}",
-        "left": duration(status["seconds_left"]) if status["state"] == "running" else None,
+        **left,
         "memory": f"{status['memory'] / 1e9:.2f} GB at most",
     }

@@ -1,10 +1,14 @@
-"""Shared by the tests of training: a small file system that can be filled to the last byte."""
+"""Shared by the tests of training: a small file system that can be filled to the last byte, pictures, features."""
 
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.fixtures_nano import make_text_encoder, make_vae
+from tests.training.picture_fixture import make_pictures
+from tests.training.shards_fixture import make_features
 
 
 @pytest.fixture
@@ -18,6 +22,27 @@ def small_disk(tmp_path):
         pytest.skip("mounting is not allowed here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """A text encoder and two autoencoders, of which vae/ (AutoencoderKL) is the one that is used."""
+    folder = tmp_path_factory.mktemp("models")
+    make_text_encoder(folder, width=16)
+    make_vae(folder / "vae", kind="kl")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory):
+    """A dataset that no test may change."""
+    return make_features(tmp_path_factory.mktemp("data") / "features")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of nine pictures in three buckets: 5, 2 and 2."""
+    return make_pictures(tmp_path / "pictures", 9)
 
 
 def fill(folder: Path, leave: int) -> Path:

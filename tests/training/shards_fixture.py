@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
+from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.shards import write_description, write_shard
 
 BUCKETS = {(64, 64): 12, (48, 80): 9}
@@ -65,3 +68,14 @@ def make_features(
         folder, shards, scaling_factor=1.0, caption_channels=width, hints="hed" if hint else "", pictures=number
     )
     return folder
+
+
+def take(location, count, batch_size=4, seed=1, **options):
+    """The first batches of a dataset."""
+    cache = options.pop("cache", None)
+    return list(itertools.islice(FeatureDataset(location, cache).batches(batch_size, seed, **options), count))
+
+
+def same(one, other) -> bool:
+    """Whether two batches are equal to the last bit."""
+    return one["keys"] == other["keys"] and all(torch.equal(one[name], other[name]) for name in one if name != "keys")

@@ -1,19 +1,15 @@
 """Batches of features: their order, their exactness, where they come from, and what is said when they cannot come."""
 
-import functools
 import hashlib
-import http.server
 import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -22,24 +18,11 @@ from pixart_delta.training import data as data_module
 from pixart_delta.training import remote
 from pixart_delta.training.data import DataError, FeatureDataset
 from pixart_delta.training.processes import in_order
+from pixart_delta.training.shards import write_shard
 
-from tests.training.shards_fixture import BUCKETS, make_features
+from tests.training.shards_fixture import BUCKETS, make_features, same, take
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def features(tmp_path_factory):
-    return make_features(tmp_path_factory.mktemp("data") / "features")
-
-
-def take(location, count, batch_size=4, seed=1, **options):
-    cache = options.pop("cache", None)
-    return list(itertools.islice(FeatureDataset(location, cache).batches(batch_size, seed, **options), count))
-
-
-def same(one, other):
-    return one["keys"] == other["keys"] and all(torch.equal(one[name], other[name]) for name in one if name != "keys")
 
 
 # ------------------------------------------------------------------------------------------------------------- order
@@ -199,82 +182,30 @@ def test_a_shard_with_other_content_is_named(tmp_path):
         take(bare, 1, hint=True)
 
 
-# ------------------------------------------------------------------------------------------------------------ remote
+@pytest.mark.parametrize("name", ["../x.tar", "a/x.tar", "/etc/passwd", "a\\x.tar", "..", ".x", "x.tar?y", "", "x\n"])
+def test_a_shard_of_a_strange_name_is_refused(tmp_path, name):
+    folder = make_features(tmp_path)
+    description = json.loads((folder / "dataset.json").read_text())
+    description["shards"][1]["name"] = name
+    (folder / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match="dataset.json lists a shard of the name .*without folders"):
+        FeatureDataset(folder)
+    description["shards"][1] |= {"name": "x.tar", "sha256": "../../../../../../x"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    with pytest.raises(DataError, match="checksums 64 hexadecimal digits"):
+        FeatureDataset(folder)
 
 
-@pytest.fixture
-def server(features):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        asked: list = []
+def test_two_write_the_same_shard_at_once(tmp_path):
+    """Of one process number, as two containers on one disk can have."""
+    bucket, sample = (64, 64), {"__key__": "0", "json": {}}
 
-        def log_message(self, *arguments):
-            self.asked.append(self.path)
+    def samples():
+        yield sample
+        write_shard(tmp_path, "x.tar", bucket, [sample])
 
-    handler = functools.partial(Quiet, directory=str(features))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", Quiet.asked
-        server.shutdown()
-        Quiet.asked.clear()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_shards_come_over_http_and_are_kept(server, features, tmp_path, workers):
-    url, asked = server
-    assert all(map(same, take(url, 8, cache=tmp_path, workers=workers), take(features, 8)))
-    assert len([path for path in asked if path.endswith(".tar")]) >= 5
-    asked.clear()
-    assert same(take(url, 1, cache=tmp_path)[0], take(features, 1)[0])
-    assert set(asked) == {"/dataset.json"}
-    assert {file.name[17:] for file in tmp_path.rglob("*.tar")} == {file.name for file in features.glob("*.tar")}
-
-
-def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(remote.time, "sleep", lambda _seconds: None)
-    files = fsspec.filesystem("memory")  # as s3 and all others of fsspec
-    for file in make_features(tmp_path / "local").iterdir():
-        files.pipe(f"/bucket/{file.name}", file.read_bytes())
-    url = "memory://bucket"
-    assert len(take(url, 1, cache=tmp_path / "cache")[0]["keys"]) == 4
-    files.pipe("/bucket/64x64_00000.tar", b"not what was prepared")
-    with pytest.raises(DataError, match="memory://bucket/64x64_00000.tar is damaged or not the one that dataset.json"):
-        take(url, 5, cache=tmp_path / "other")
-    files.rm("/bucket/64x64_00001.tar")
-    with pytest.raises(DataError, match="memory://bucket/64x64_0000[01].tar"):
-        take(url, 5, cache=tmp_path / "other")
-    assert not list((tmp_path / "other").rglob("*64x64_00000.tar")) and not list(tmp_path.rglob(".*.tmp"))
-    with pytest.raises(DataError, match="nowhere/dataset.json cannot be read: FileNotFoundError"):
-        FeatureDataset("memory://nowhere")
-    with pytest.raises(DataError, match="unheard-of://x/dataset.json cannot be read: ValueError Protocol not known"):
-        FeatureDataset("unheard-of://x")
-
-
-def test_a_failing_network_is_tried_again(features, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote.time, "sleep", lambda _seconds: None)
-    failures = iter([ConnectionError("reset"), ConnectionError("reset"), None] * 3)
-    real = remote._download
-
-    def flaky(url, path):
-        path.write_bytes(b"half of it")
-        if (error := next(failures)) is not None:
-            raise error
-        return real(url, path)
-
-    monkeypatch.setattr(remote, "_download", flaky)
-    url = f"file://{features}"
-    assert same(take(url, 1, cache=tmp_path)[0], take(features, 1)[0])
-    monkeypatch.setattr(remote, "_download", lambda *_: (_ for _ in ()).throw(ConnectionError("reset")))
-    with pytest.raises(DataError, match=r".tar cannot be read: ConnectionError reset"):
-        take(url, 5, cache=tmp_path / "other")
-
-
-def test_the_cache_stays_within_its_limit(features, tmp_path, monkeypatch):
-    largest = max(file.stat().st_size for file in features.glob("*.tar"))
-    monkeypatch.setattr(remote, "CACHE_GIGABYTES", 2.5 * largest / 1e9)
-    remote._open.cache_clear()
-    take(f"file://{features}", 10, cache=tmp_path)
-    kept = [file.stat().st_size for file in tmp_path.rglob("*.tar")]
-    assert 0 < sum(kept) <= 2.5 * largest
+    assert write_shard(tmp_path, "x.tar", bucket, samples()) == write_shard(tmp_path, "x.tar", bucket, [sample])
+    assert [file.name for file in tmp_path.iterdir()] == ["x.tar"]
 
 
 # --------------------------------------------------------------------------------------------------------- processes
@@ -309,6 +240,7 @@ def test_helpers_die_with_their_parent():
 import os, time
 from tests import conftest
 from pixart_delta.training.processes import in_order
+from pixart_delta.training.shards import write_shard
 
 def busy(number):
     if number:

@@ -5,6 +5,7 @@ import pytest
 import torchvision.transforms as T
 from PIL import Image
 from pixart_delta.pixart_core.resolution import bins
+from pixart_delta.training.config import ConfigError, PrepareConfig
 from pixart_delta.training.prepare.pictures import PictureError, buckets, fit, nearest_bucket, open_picture
 
 from tests.training.picture_fixture import draw_picture
@@ -36,6 +37,19 @@ def test_buckets_are_the_authors_scaled():
     assert {(128, 128), (96, 160), (160, 96), (64, 256), (256, 64)} <= set(small.values()) and len(small) == 11
     assert all(height % 16 == width % 16 == 0 for base in (64, 128, 768) for height, width in buckets(base).values())
     assert buckets(512, multi_aspect=False) == {1.0: (512, 512)}
+
+
+@pytest.mark.parametrize("resolution", range(16, 1100, 16))
+def test_every_resolution_that_is_taken_has_a_square(resolution):
+    assert PrepareConfig(input="a", output="b", resolution=resolution).resolution == resolution
+    assert buckets(resolution)[1.0] == buckets(resolution, multi_aspect=False)[1.0] == (resolution, resolution)
+
+
+@pytest.mark.parametrize("resolution, nearest", [(200, 192), (1000, 992), (100, 96), (17, 16), (1023, 1024)])
+def test_other_resolutions_are_refused(resolution, nearest):
+    for multi_aspect in (True, False):
+        with pytest.raises(ConfigError, match=f"resolution is {resolution}: a multiple of 16 .* nearest is {nearest}"):
+            PrepareConfig(input="a", output="b", resolution=resolution, multi_aspect=multi_aspect)
 
 
 @pytest.mark.parametrize("size, key", [((96, 160), 0.6), ((160, 96), 1.67), ((1000, 1000), 1.0), ((100, 400), 0.25)])

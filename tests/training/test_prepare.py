@@ -19,27 +19,8 @@ from pixart_delta.training.prepare import run
 from pixart_delta.training.prepare.run import prepare
 from pixart_delta.training.prepare.sources import CaptionError, read_sources
 
-from tests.fixtures_nano import make_text_encoder, make_vae
-from tests.training.picture_fixture import draw_picture, make_pictures
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    """A text encoder and two autoencoders, of which vae/ (AutoencoderKL) is the one that is used."""
-    folder = tmp_path_factory.mktemp("models")
-    make_text_encoder(folder, width=16)
-    make_vae(folder / "vae", kind="kl")
-    return folder
-
-
-@pytest.fixture
-def pictures(tmp_path):
-    return make_pictures(tmp_path / "pictures", 9)
-
-
-def settings(tmp_path, models, **changes):
-    values = {"input": str(tmp_path / "pictures"), "output": str(tmp_path / "out"), "models": str(models)}
-    return PrepareConfig(**values | {"resolution": 64, "shard_size": 2, "workers": 0, "batch_size": 2} | changes)
+from tests.training.picture_fixture import draw_picture, make_pictures, shard_bytes
+from tests.training.picture_fixture import prepare_settings as settings
 
 
 def samples(folder, parts=("moments.npy", "caption.npy", "json")):
@@ -47,10 +28,6 @@ def samples(folder, parts=("moments.npy", "caption.npy", "json")):
     data = FeatureDataset(folder)
     stored = [data.place.open(info).read(row, parts) for info in data.shards for row in range(info.count)]
     return {each["json"]["source"]: each for each in stored}
-
-
-def shard_bytes(folder):
-    return {file.name: file.read_bytes() for file in [*folder.glob("*.tar"), folder / "dataset.json"]}
 
 
 def test_a_folder_becomes_what_the_networks_say_of_its_pictures(tmp_path, models, pictures):
@@ -292,6 +269,20 @@ def test_hints_from_a_folder(tmp_path, models, pictures):
     }
     made = samples(tmp_path / "out", ("hint.npy", "json"))
     assert len(made) == 7 and made["0001.png"]["hint.npy"].shape == (8, 6, 10)
+
+
+def test_features_of_hints_of_another_size(tmp_path, models, pictures):
+    """They are one bad hint each, not the end of the preparation."""
+    hints = tmp_path / "hints"
+    hints.mkdir()
+    for file in pictures.glob("*.png"):
+        height, width = {1: (6, 10), 3: (10, 6)}.get(int(file.stem) % 4, (8, 8))
+        np.savez(hints / f"{file.stem}.npz", np.ones((8, height, width), np.float32))
+    np.savez(hints / "0004.npz", np.ones((8, 16, 16), np.float32))
+    report = prepare(settings(tmp_path, models, hints=str(hints)))
+    assert report.left_out == {"hint": [("0004.png", "its hint is prepared for 128 x 128 px, it for 64 x 64 px")]}
+    made = samples(tmp_path / "out", ("hint.npy", "json"))
+    assert len(made) == 8 and made["0001.png"]["hint.npy"].shape == (8, 6, 10)
 
 
 def test_the_authors_caches(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import PrepareConfig
+from .inside import check_inside
 from .official import find_cached, read_embedding, read_moments
 from .pictures import MAX_RATIO, PictureError, fit, open_picture
 from .sources import CAPTION_SUFFIXES, SUFFIXES, Source
@@ -68,12 +69,14 @@ class InputReader:
 
         Raises:
             PictureError, CaptionError, HintError: saying what is wrong.
+            OutsideError: if one of its files is not where files may be read.
         """
+        self._check_places(source)
         cached = {}
         picture = open_picture(source.path) if self.needs_picture else None
         if self.config.latents:
             cached["moments.npy"] = read_moments(_need(self.config.latents, source, (".npy",)))
-        size = (picture.height, picture.width) if picture else source.size or _pixels(cached["moments.npy"])
+        size = (picture.height, picture.width) if picture else source.size or pixels(cached["moments.npy"])
         if self.config.embeddings:
             cached["caption.npy"] = read_embedding(_need(self.config.embeddings, source, (".npz",)))
         # A cache holds one embedding, of the first prompt if a list says it at all.
@@ -83,7 +86,14 @@ class InputReader:
             inputs.picture = fit(picture, *bucket)
         if self.hint_folder:
             self._read_hint(inputs, bucket)
+        if bucket is not None:
+            check_hint(inputs, bucket)
         return inputs
+
+    def _check_places(self, source: Source) -> None:
+        if self.config.only_inside:
+            for file in (source.path, *self.files(source)):  # the picture first: its name leads to all others
+                check_inside(file, self.config.only_inside)
 
     def _read_hint(self, inputs: Inputs, bucket: tuple[int, int] | None) -> None:
         file = find_cached(self.hint_folder, inputs.source.name, _HINT_SUFFIXES)
@@ -91,9 +101,7 @@ class InputReader:
             raise HintError(f"there is no hint of this name in {self.hint_folder}")
         try:
             if file.suffix in (".npz", ".npy"):
-                hint = inputs.cached["hint.npy"] = read_moments(file)
-                if bucket is not None and _pixels(hint) != bucket:
-                    raise HintError(f"its hint is prepared for {_text(_pixels(hint))} px, it for {_text(bucket)} px")
+                inputs.cached["hint.npy"] = read_moments(file)
                 return
             hint = open_picture(file)
         except PictureError as error:
@@ -103,6 +111,13 @@ class InputReader:
             raise HintError(f"its hint is {size} px, of another shape than its {_text(inputs.size)} px")
         if bucket is not None:
             inputs.hint = fit(hint, *bucket)
+
+
+def check_hint(inputs: Inputs, bucket: tuple[int, int]) -> None:
+    """Raises HintError if a hint that is features already is of another size than the bucket (height, width in px)."""
+    hint = inputs.cached.get("hint.npy")
+    if hint is not None and pixels(hint) != bucket:
+        raise HintError(f"its hint is prepared for {_text(pixels(hint))} px, it for {_text(bucket)} px")
 
 
 def check_ratio(size: tuple[int, int]) -> None:
@@ -128,7 +143,8 @@ def _text(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _pixels(moments: np.ndarray) -> tuple[int, int]:
+def pixels(moments: np.ndarray) -> tuple[int, int]:
+    """Height, width in px of the picture that a latent stands for."""
     return moments.shape[1] * 8, moments.shape[2] * 8
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ...pixart_core.weightfile import save_json
+from ...pixart_core.weightfile import save_json, temporary_name
 from .sources import Source
 from .survey import PROBLEMS, Finding
 
@@ -61,7 +60,7 @@ class Report:
     def write(self, folder: Path) -> None:
         """Write report.txt and report.json."""
         save_json(asdict(self), folder / "report.json")
-        temporary = folder / f".report.txt.{os.getpid()}.tmp"
+        temporary = temporary_name(folder / "report.txt")
         temporary.write_text(self.text() + "\n", "utf-8")
         temporary.replace(folder / "report.txt")
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from ..config import PrepareConfig
 from ..processes import in_order
-from ..shards import DataError, Shard, ShardInfo, write_description, write_shard
+from ..shards import DESCRIPTION, DataError, Shard, ShardInfo, write_description, write_shard
 from .encoders import Encoders
 from .inputs import HintError, InputReader, Inputs
+from .inside import OutsideError
 from .pictures import PictureError
 from .plan import PlannedShard, plan_shards, remove_others
+from .progress import Progress, follow, say
 from .report import Report, count_buckets, left_out
 from .sources import CaptionError, Source, read_sources
 from .survey import survey
@@ -26,27 +27,43 @@ _LETTERS_PER_TOKEN = 3
 """Of English in T5, rather too few: what is estimated with it is rather too much."""
 _OVERHEAD = 6000
 """Bytes of a sample besides its arrays: tar headers, padding, JSON."""
-_SAY_EVERY = 10.0
-"""Seconds between lines of progress, where there is no terminal."""
 
 
-def prepare(config: PrepareConfig, dry_run: bool = False) -> Report:
-    """Make, or finish, the dataset in config.output.
+def prepare(config: PrepareConfig, dry_run: bool = False) -> Report | None:
+    """Make, or finish, the dataset in config.output. SIGTERM and Ctrl-C end it; the next call goes on.
 
     Args:
         dry_run: only look and report.
 
+    Returns:
+        What was found; None if it was stopped.
+
     Raises:
         DataError: if no picture can be used, or one changes meanwhile.
+        OutsideError: if the list of pictures is not where files may be read.
         OSError: if the disk is too small.
+        RuntimeError: if the device has too little memory.
+        RunDirError: if config.run is in use.
     """
+    with follow(config, silent=dry_run) as progress:
+        try:
+            return _prepare(config, dry_run, progress)
+        except torch.OutOfMemoryError as error:
+            raise RuntimeError(
+                f"the device is out of memory with batch_size={config.batch_size}: lower it, or set precision=bf16"
+            ) from error
+    return None
+
+
+def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report:
     part, parts = which_part(config)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     encoders = Encoders(config)
+    progress.say_state("preparing", device=str(encoders.device))
     identity = {} if dry_run else encoders.identity()  # early, because it names missing weights
-    sources = read_sources(config.input, config.pictures, config.caption_column)
-    findings = survey(sources, config, part, parts, _say)
+    sources = read_sources(config.input, config.pictures, config.caption_column, config.only_inside)
+    findings = survey(sources, config, part, parts, progress)
     shards = plan_shards(sources, findings, config.shard_size)
     report = Report(
         input=config.input,
@@ -66,7 +83,7 @@ def prepare(config: PrepareConfig, dry_run: bool = False) -> Report:
     if not report.usable:
         raise DataError(f"no picture of {config.input} can be used: {output / 'report.txt'} says why")
     if not dry_run:
-        _make(shards, [shard.state(identity) for shard in shards], part, parts, config, encoders)
+        _make(shards, [shard.state(identity) for shard in shards], part, parts, config, encoders, progress)
     return report
 
 
@@ -77,44 +94,57 @@ def which_part(config: PrepareConfig) -> tuple[int, int]:
 
 
 def _make(
-    shards: list[PlannedShard], states: list[str], part: int, parts: int, config: PrepareConfig, encoders
-) -> None:
+    shards: list[PlannedShard], states: list[str], part: int, parts: int, config: PrepareConfig, encoders: Encoders,
+    progress: Progress,
+) -> None:  # fmt: skip
     output = Path(config.output)
     own = list(zip(shards, states, strict=True))[part::parts]
-    todo = [(shard, state) for shard, state in own if not shard.finished(output, state, thorough=True)]
-    _check_disk(output, sum(_estimate(shard, config, encoders) for shard, _ in todo))
+    progress.begin("running", "encoded", sum(len(shard.entries) for shard, _ in own))
+    todo = []
+    for shard, state in own:
+        progress.check()
+        if shard.finished(output, state, thorough=True):
+            progress.skip(len(shard.entries))
+            progress.keep()
+        else:
+            todo.append((shard, state))
     if len(todo) < len(own):
-        _say(f"{len(own) - len(todo)} of {len(own)} shards are there already")
-    _write_all(todo, config, encoders, output)
+        say(f"{len(own) - len(todo)} of {len(own)} shards are there already")
+    _check_disk(output, sum(_estimate(shard, config, encoders) for shard, _ in todo))
+    if todo:
+        # Until all are made there is no dataset: the description of an earlier one would not fit the new shards.
+        (output / DESCRIPTION).unlink(missing_ok=True)
+    _write_all(todo, config, encoders, progress)
     made = [shard.finished(output, state, thorough=False) for shard, state in zip(shards, states, strict=True)]
     if None in made:
-        _say(f"this part is done; {made.count(None)} of {len(made)} shards are still to come from the other parts")
+        say(f"this part is done; {made.count(None)} of {len(made)} shards are still to come from the other parts")
     else:
         _finish(output, shards, made, config, encoders)
 
 
-def _write_all(todo, config: PrepareConfig, encoders: Encoders, output: Path) -> None:
+def _write_all(todo, config: PrepareConfig, encoders: Encoders, progress: Progress) -> None:
     """Make shards one after the other, while helper processes read ahead, over the borders of shards too."""
-    size = config.batch_size
+    size, output = config.batch_size, Path(config.output)
     batches = [
         [(source, shard.bucket) for source, _ in shard.entries[start : start + size]]
         for shard, _ in todo
         for start in range(0, len(shard.entries), size)
     ]
     ahead = in_order(_ReadBatch(config), batches, config.workers)
-    progress = _Progress(sum(len(shard.entries) for shard, _ in todo))
     for shard, state in todo:
         for leftover in output.glob(f".{shard.name}.*.tmp"):  # of a process that was killed
             leftover.unlink(missing_ok=True)
         count = -(-len(shard.entries) // size)
         samples = _samples(shard, itertools.islice(ahead, count), encoders, progress)
         shard.finish(output, state, write_shard(output, shard.name, shard.bucket, samples))
-    progress.close()
+        progress.keep()
+    progress.end()
 
 
-def _samples(shard: PlannedShard, batches: Iterator[list[Inputs]], encoders: Encoders, progress: _Progress):
+def _samples(shard: PlannedShard, batches: Iterator[list[Inputs]], encoders: Encoders, progress: Progress):
     entries = zip(itertools.count(shard.first), shard.entries)
     for batch in batches:
+        progress.check()
         for inputs, parts in zip(batch, encoders.encode(batch), strict=True):
             number, (source, finding) = next(entries)
             about = {
@@ -131,7 +161,6 @@ def _samples(shard: PlannedShard, batches: Iterator[list[Inputs]], encoders: Enc
 
 
 def _finish(output: Path, shards, made: list[ShardInfo], config: PrepareConfig, encoders: Encoders) -> None:
-    remove_others(output, shards)
     hints = config.hints if config.hints in ("", "hed") else "folder"
     pictures = sum(info.count for info in made)
     write_description(
@@ -144,7 +173,8 @@ def _finish(output: Path, shards, made: list[ShardInfo], config: PrepareConfig, 
         hints=hints,
         pictures=pictures,
     )
-    _say(f"{output} holds {pictures} prepared pictures in {len(made)} shards")
+    remove_others(output, shards)  # now that no description lists them
+    say(f"{output} holds {pictures} prepared pictures in {len(made)} shards")
 
 
 class _ReadBatch:
@@ -159,7 +189,7 @@ class _ReadBatch:
     def _read(self, source: Source, bucket: tuple[int, int]) -> Inputs:
         try:
             return self.reader.read(source, bucket)
-        except (PictureError, CaptionError, HintError) as error:
+        except (PictureError, CaptionError, HintError, OutsideError) as error:
             raise DataError(
                 f"{source.name} has changed since it was looked at ({error}): run `prepare` again"
             ) from error
@@ -183,31 +213,3 @@ def _check_disk(output: Path, needed: int) -> None:
             f"the shards need about {needed / 1e9:.2f} GB and {output} has {free / 1e9:.2f} GB free: make room there, "
             "or choose another output"
         )
-
-
-class _Progress:
-    """Pictures a second and the time left; on a terminal always, else every few seconds."""
-
-    def __init__(self, total: int):
-        self.total, self.done = total, 0
-        self.started = self.said = time.monotonic()
-
-    def add(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if sys.stdout.isatty() or now - self.said >= _SAY_EVERY:
-            self.said = now
-            print(self._line(now), end="\r" if sys.stdout.isatty() else "\n", flush=True)
-
-    def close(self) -> None:
-        if self.done:
-            _say(self._line(time.monotonic()))
-
-    def _line(self, now: float) -> str:
-        rate = self.done / max(now - self.started, 1e-9)
-        left = (self.total - self.done) / rate / 60
-        return f"{self.done}/{self.total} pictures, {rate:.1f} pictures/s, {left:.1f} min left"
-
-
-def _say(text: str) -> Any:
-    print(text, flush=True)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..shards import DataError
+from .inside import check_inside, is_inside
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -54,7 +55,9 @@ class Source:
         return found
 
 
-def read_sources(location: str | Path, pictures: str | Path = "", column: str = "") -> list[Source]:
+def read_sources(
+    location: str | Path, pictures: str | Path = "", column: str = "", only_inside: Sequence[str] = ()
+) -> list[Source]:
     """Every picture of a folder or list, sorted by name, whether it can be used or not.
 
     Args:
@@ -62,16 +65,19 @@ def read_sources(location: str | Path, pictures: str | Path = "", column: str = 
         pictures: folder that the names of a list are relative to; default: the list's own, or where PixArt's authors
             have theirs (InternImgs beside InternData).
         column: of a list's captions; default: the first of CAPTION_COLUMNS that it has.
+        only_inside: folders that a list has to be in, and that links to folders are followed into; default: anywhere.
+            A link that leads elsewhere comes as a source, so that the report names it.
 
     Raises:
         DataError: if there are none, or a list cannot be read.
+        OutsideError: if the list is not where it may be.
     """
     location = Path(location).expanduser()
     if location.is_dir():
         lists = [location / name for name in LISTS if (location / name).is_file()]
-        found = _listed(lists[0], pictures, column) if lists else _folder(location)
+        found = _listed(lists[0], pictures, column, only_inside) if lists else _folder(location, only_inside)
     elif location.is_file():
-        found = _listed(location, pictures, column)
+        found = _listed(location, pictures, column, only_inside)
     else:
         raise DataError(f"{location} does not exist: give a folder of pictures, or a list of them")
     sources: dict[str, Source] = {}
@@ -84,8 +90,12 @@ def read_sources(location: str | Path, pictures: str | Path = "", column: str = 
     return [sources[name] for name in sorted(sources)]
 
 
-def _folder(folder: Path) -> Iterator[Source]:
-    for where, _, names in os.walk(folder, followlinks=True):
+def _folder(folder: Path, only_inside: Sequence[str]) -> Iterator[Source]:
+    for where, folders, names in os.walk(folder, followlinks=True):
+        away = [name for name in folders if not is_inside(Path(where, name), only_inside)] if only_inside else []
+        for name in away:
+            folders.remove(name)
+            yield Source(Path(where, name).relative_to(folder).as_posix(), Path(where, name))
         for name in names:
             path = Path(where, name)
             if path.suffix.lower() in SUFFIXES and not name.startswith("."):
@@ -107,7 +117,8 @@ def _beside(picture: Path) -> tuple[str, ...]:
     raise CaptionError(f"there is no {picture.stem}.txt or {picture.stem}.caption beside it")
 
 
-def _listed(file: Path, pictures: str | Path, column: str) -> Iterator[Source]:
+def _listed(file: Path, pictures: str | Path, column: str, only_inside: Sequence[str]) -> Iterator[Source]:
+    check_inside(file, only_inside)
     root = Path(pictures).expanduser() if pictures else _pictures_of(file.parent)
     for number, row in enumerate(_rows(file), 1):
         name = next((row[key] for key in NAME_COLUMNS if row.get(key)), None)

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from ...pixart_core.weightfile import save_json
 from ..config import PrepareConfig
 from ..processes import in_order
-from .inputs import HintError, InputReader, check_ratio, digest
+from .inputs import HintError, InputReader, check_hint, check_ratio, digest, pixels
+from .inside import OutsideError
 from .pictures import PictureError, buckets, nearest_bucket
+from .progress import Progress
 from .sources import CaptionError, Source
 
+_VERSION = 2
+"""Of what is looked for; findings of another one are made anew."""
 CHUNK = 1024
 """Pictures whose findings share a file."""
 PROBLEMS = {
+    "outside": "outside the allowed folders",
     "unreadable": "cannot be read",
     "caption": "without a caption",
     "elongated": "too long",
@@ -62,6 +66,8 @@ class Surveyor:
     def __call__(self, source: Source) -> Finding:
         try:
             inputs = self.reader.read(source)
+        except OutsideError as error:
+            return Finding("outside", str(error))
         except CaptionError as error:
             return Finding("caption", str(error))
         except HintError as error:
@@ -73,9 +79,13 @@ class Surveyor:
         except PictureError as error:
             return Finding("elongated", str(error), *inputs.size)
         latent = inputs.cached.get("moments.npy")
-        shape = inputs.size if latent is None else (latent.shape[1] * 8, latent.shape[2] * 8)
+        shape = inputs.size if latent is None else pixels(latent)
         ratio = nearest_bucket(*shape, self.buckets)
         bucket = self.buckets[ratio] if latent is None else shape
+        try:
+            check_hint(inputs, bucket)
+        except HintError as error:
+            return Finding("hint", str(error), *inputs.size)
         contents = [digest(file.read_bytes()) for file in self.reader.files(source) if file.is_file()]
         content = digest(json.dumps([source.name, inputs.captions, contents]).encode())
         return Finding("", "", *inputs.size, ratio, bucket, contents[0], content, tuple(map(len, inputs.captions)))
@@ -83,7 +93,8 @@ class Surveyor:
     def fingerprint(self, sources: list[Source]) -> str:
         """Names the state that the sources' files are in, without reading them."""
         config = self.reader.config
-        told = [config.resolution, config.multi_aspect, config.latents, config.embeddings, config.hints]
+        told = [_VERSION, config.resolution, config.multi_aspect, config.latents, config.embeddings, config.hints]
+        told.append(config.only_inside)
         for source in sources:
             told.append([source.name, source.listed, source.size])
             for file in self.reader.files(source):
@@ -92,7 +103,7 @@ class Surveyor:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def survey(sources: list[Source], config: PrepareConfig, part: int, parts: int, say: Callable[[str], None]):
+def survey(sources: list[Source], config: PrepareConfig, part: int, parts: int, progress: Progress):
     """The findings of all sources, in their order, duplicates marked.
 
     Each of `parts` processes begins with another chunk, so that together they look at every file about once.
@@ -103,13 +114,20 @@ def survey(sources: list[Source], config: PrepareConfig, part: int, parts: int, 
     chunks = [sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK)]
     findings: list[list[Finding]] = [[] for _ in chunks]
     first = part * len(chunks) // parts
-    for done, index in enumerate([*range(first, len(chunks)), *range(first)], 1):
+    progress.begin("preparing", "looked at", len(sources))
+    for index in [*range(first, len(chunks)), *range(first)]:
+        progress.check()
         file, state = folder / f"{index:05d}.json", surveyor.fingerprint(chunks[index])
         findings[index] = _load(file, state)
-        if not findings[index]:
-            findings[index] = list(in_order(surveyor, chunks[index], config.workers))
-            save_json({"state": state, "findings": [astuple(finding) for finding in findings[index]]}, file)
-            say(f"looked at {min(done * CHUNK, len(sources))} of {len(sources)} pictures")
+        if findings[index]:
+            progress.skip(len(chunks[index]))
+            continue
+        for finding in in_order(surveyor, chunks[index], config.workers):
+            findings[index].append(finding)
+            progress.add(1)
+            progress.check()
+        save_json({"state": state, "findings": [astuple(finding) for finding in findings[index]]}, file)
+    progress.end()
     return _without_duplicates(sources, [finding for chunk in findings for finding in chunk], config.keep_duplicates)
 
 
