@@ -31,7 +31,8 @@ from aiohttp import web
 from server import PromptServer
 
 from ..training.config import TRAININGS, ConfigError
-from ..training.jobs import JobError, read_metrics
+from ..training.jobs import JobError, NoSuchJob, plain_text, read_metrics
+from ..training.run_dir import RunDirError
 from .bridge import jobs
 from .bridge.paths import PathError, checked_settings
 
@@ -41,8 +42,6 @@ BODY_LIMIT = 64 * 1024
 _LOG_LIMIT = 64 * 1024
 _SAMPLES_LISTED = 500
 _SAMPLE = re.compile(r"step_\d{1,12}\.png")
-_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Escape sequences and characters that move the cursor or turn the writing direction."""
 _NO_SNIFFING = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
 
 
@@ -73,7 +72,7 @@ def register() -> bool:
 
 
 def _list(path: dict, query: dict, body: Any) -> Any:
-    return _response(f'{{"jobs": [{", ".join(map(jobs.view_text, jobs.queue().jobs()))}]}}')
+    return _response(f'{{"jobs": [{", ".join(jobs.view_texts(jobs.queue().jobs()).values())}]}}')
 
 
 def _one(path: dict, query: dict, body: Any) -> Any:
@@ -115,7 +114,7 @@ def _log(path: dict, query: dict, body: Any) -> Any:
         return {"text": ""}
     text = text if size <= _LOG_LIMIT else text.partition("\n")[2]
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    return {"text": _CONTROL.sub("", "\n".join(lines[-_whole(query, "lines", 200, 1, 2000):]))}
+    return {"text": plain_text("\n".join(lines[-_whole(query, "lines", 200, 1, 2000):]))}
 
 
 def _create(path: dict, query: dict, body: Any) -> Any:
@@ -164,8 +163,10 @@ def _answer(work: Callable, path: dict, query: dict, body: Any) -> web.Response:
         answer = work(path, query, body)
     except Refused as error:
         return _error(error.status, str(error))
-    except JobError as error:
-        return _error(404 if str(error).startswith("there is no job") else 409, str(error))
+    except NoSuchJob as error:
+        return _error(404, str(error))
+    except (JobError, RunDirError) as error:
+        return _error(409, str(error))
     except (ConfigError, PathError) as error:
         return _error(400, str(error))
     except OSError as error:

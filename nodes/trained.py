@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from . import files
 from .bridge import jobs
+from .bridge.dataset import prepare_dataset
 from .bridge.pictures import latest_samples, loss_plot, thumbnails
 from .bridge.result import load_result, result_stamp
-from .bridge.training import find_job, follow, prepare_dataset, read_loss
+from .bridge.training import find_job, read_loss
+from .bridge.ui import about_job
 
 CATEGORY = "PixArt-δ/training"
 DTYPES = ["default", "bfloat16", "float16", "float32"]
 NO_HINTS = "none"
+_SHOWN = 16
 _JOB = "Id of a job, from a training node or from the panel. Empty: the newest training."
 
 
@@ -67,9 +70,9 @@ class PixArtDeltaDataset(io.ComfyNode):
         values = {"input": source, "models": models, "resolution": resolution, "multi_aspect": multi_aspect}
         if hints != NO_HINTS:
             values |= {"hints": "hed", "hed": hints}
-        dataset, report, job = prepare_dataset(name, values, more_settings)
-        follow(job)
-        return io.NodeOutput(dataset, report, thumbnails(source, 16), ui=ui.PreviewText(report))
+        made = prepare_dataset(name, values, more_settings, _SHOWN)
+        report = about_job(made.report, made.job)
+        return io.NodeOutput(str(made.folder), made.report, thumbnails(made.pictures), ui=report)
 
 
 class PixArtDeltaTrainingStatus(io.ComfyNode):
@@ -97,10 +100,9 @@ class PixArtDeltaTrainingStatus(io.ComfyNode):
     @classmethod
     def execute(cls, job: str) -> io.NodeOutput:
         found = find_job(job)
-        follow(found.id)
-        text = jobs.describe(jobs.view(found))
+        text = jobs.describe(found)
         samples = latest_samples(jobs.queue().run_dir(found).samples())
-        return io.NodeOutput(loss_plot(*read_loss(found)), samples, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(loss_plot(*read_loss(found)), samples, text, ui=about_job(text, found.id))
 
 
 class PixArtDeltaTrainedResult(io.ComfyNode):

@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from typing import Any, ClassVar, get_type_hints
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..training.config import COMMANDS
 from . import files
-from .bridge.training import follow, start_training
+from .bridge.training import start_training
+from .bridge.ui import about_job
 
 CATEGORY = "PixArt-δ/training"
 NONE = "none"
@@ -52,8 +53,8 @@ class TrainingNode(io.ComfyNode):
                     "the bundled one. none: no samples.")),
                 setting_input(cls.COMMAND, "sample_every"),
                 io.Combo.Input("run", options=RUN, tooltip=(
-                    "train: queue the job. estimate only: check everything, take one real step, and show memory, time "
-                    "and disk; nothing is written.")),
+                    "train: queue the job. estimate only: check everything, take one real step unless a job has the "
+                    "device, and show memory, time and disk; nothing is written.")),
                 *(setting_input(cls.COMMAND, name, advanced=True) for name in ADVANCED),
                 io.Boolean.Input("free_memory", default=False, advanced=True, tooltip=(
                     "Unload ComfyUI's own models first, so that the training has the memory.")),
@@ -77,8 +78,7 @@ class TrainingNode(io.ComfyNode):
         if samples_with != NONE:
             values |= {"models": samples_with, "sample_every": sample_every}
         job, text = start_training(cls.COMMAND, name, values, more_settings, run == RUN[1], free_memory)
-        follow(job)
-        return io.NodeOutput(job, ui=ui.PreviewText(text))
+        return io.NodeOutput(job, ui=about_job(text, job))
 
 
 class PixArtDeltaTrainLCD(TrainingNode):

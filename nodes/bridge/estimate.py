@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management as memory
+import folder_paths
 import torch
 
 from ...training.config import make_config
-from ...training.estimate import estimate, in_units, matmul_rate, model_shape
+from ...training.estimate import Estimate, estimate, in_units, matmul_rate, model_shape
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,7 +34,21 @@ def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
         seconds = expected.seconds(matmul_rate(device, _DTYPES[config.precision]))
     whole = datetime.timedelta(seconds=round(seconds * config.steps))
     have = in_units(memory.get_total_memory(device))
-    return f"{expected}\n{device} has {have}\ntime: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"
+    lines = [str(expected), f"{device} has {have}",
+             f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"]
+    return "\n".join([*lines, *_shortages(expected, device)])
+
+
+def _shortages(expected: Estimate, device: torch.device) -> list[str]:
+    """A line for each thing that there is too little of."""
+    lines, place = [], folder_paths.get_output_directory()
+    if expected.memory > memory.get_total_memory(device):
+        lines.append(f"TOO LITTLE MEMORY: this does not fit on {device}. Lower batch_size, switch "
+                     "gradient_checkpointing on, choose optimizer adamw8bit, or train a LoRA")
+    if expected.disk > shutil.disk_usage(place).free:
+        lines.append(f"TOO LITTLE ROOM: {in_units(shutil.disk_usage(place).free)} are free in {place}. Make room, or "
+                     "set keep_checkpoints=1 in more_settings")
+    return lines
 
 
 def _largest(data: Path) -> tuple[int, int] | None:

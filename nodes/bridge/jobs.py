@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ import folder_paths
 from server import PromptServer
 
 from ...training.config import TRAININGS
-from ...training.jobs import ACTIONS, Job, Queue, last_line
+from ...training.jobs import Job, Queue, count_of, last_line, process
 
 log = logging.getLogger(__name__)
 
 EVENT = "pixart_delta.jobs"
-"""Websocket event: {"jobs": [views that changed], "deleted": [ids]}; at most two a second."""
+"""Websocket event: {"jobs": [views that changed], "deleted": [ids]}; at most four a second."""
 _BUSY, _IDLE = 0.5, 2.0
 """Seconds between two looks, with and without a process."""
 _NUMBERS = ("step", "steps", "loss", "learning_rate", "seconds_per_step", "seconds_left", "memory")
@@ -36,8 +37,13 @@ def device() -> str:
     """Name of the device that ComfyUI computes on, for a job."""
     found = memory.get_torch_device()
     if found.type in ("cuda", "xpu"):
-        return f"{found.type}:{found.index or 0}"
+        return f"{found.type}:{process.machine_wide(found.type, found.index or 0)}"
     return "mps" if found.type == "mps" else "cpu"
+
+
+def running_on(name: str) -> Job | None:
+    """The job that has a device now."""
+    return next((job for job in queue().jobs() if job.active and job.device == name), None)
 
 
 def free_memory() -> None:
@@ -46,39 +52,49 @@ def free_memory() -> None:
     memory.soft_empty_cache()
 
 
-def view(job: Job) -> dict[str, Any]:
-    """What the panel shows of a job; numbers that JSON cannot say are left out."""
+def view(job: Job, waits: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the panel shows of a job; numbers that JSON cannot say are left out.
+
+    Args:
+        waits: of `Queue.waits`, if the caller has it.
+    """
     status = queue().status(job)
     numbers = {name: status[name] for name in _NUMBERS if _finite(status.get(name))}
-    unfinished = numbers.get("step", 0) < numbers.get("steps", 0)
-    quiet = job.active and job.command not in TRAININGS
-    return {
-        "id": job.id, "name": job.name, "command": job.command, "state": job.state, "reason": job.reason,
-        "device": job.device, "created": job.created, "order": job.order, "attempt": job.attempt,
-        "after": job.after, **numbers, "says": last_line(queue().log_file(job)) if quiet else "",
+    if waits is None:
+        waits = queue().waits() if job.state == "queued" else {}
+    quiet = job.active and job.command not in TRAININGS and "steps" not in numbers
+    seen = {
+        "id": job.id, "name": job.name, "command": job.command, "state": job.state,
+        "reason": job.reason or waits.get(job.id, ""), "device": job.device, "created": job.created,
+        "order": job.order, "attempt": job.attempt, "after": job.after, **numbers,
+        "says": last_line(queue().log_file(job)) if quiet else "",
         "export": Path(str(status.get("export") or "")).name,
-        "checkpoint": Path(str(status.get("checkpoint") or "")).name,
-        "actions": [name for name, states in ACTIONS.items()
-                    if job.state in states and (name != "resume" or job.state == "paused" or unfinished)],
+        "checkpoint": Path(str(status.get("checkpoint") or "")).name, "actions": queue().actions(job),
     }  # fmt: skip
+    return {**seen, "text": _words(seen)}
 
 
-def view_text(job: Job) -> str:
-    """A view as JSON. A thousand of these are a thousand objects, where the views are ten thousand, and whenever
-    Python's garbage collector has to look through many new ones it halts the whole of ComfyUI for a while."""
-    return json.dumps(view(job), allow_nan=False)
+def view_texts(jobs: list[Job]) -> dict[str, str]:
+    """Id -> view as JSON, of all jobs. A thousand of these are a thousand objects, where the views are ten thousand,
+    and when Python's garbage collector looks through many new ones, all of ComfyUI halts for a while."""
+    waits = queue().waits(jobs)
+    return {job.id: json.dumps(view(job, waits), allow_nan=False) for job in jobs}
 
 
-def describe(seen: dict[str, Any]) -> str:
-    """A view in words: "Mountains: running, step 12 of 100, loss 0.02, 3.1 min left"."""
+def describe(job: Job) -> str:
+    """A job in words: "Mountains: running, step 12 of 100, loss 0.02, 3.1 min left"."""
+    return view(job)["text"]
+
+
+def _words(seen: dict[str, Any]) -> str:
     parts = [f"{seen['name']}: {seen['state']}"]
     parts += [text for text in (seen["reason"], seen["says"]) if text]
     if "step" in seen and "steps" in seen:
-        parts.append(f"step {seen['step']} of {seen['steps']}")
+        parts.append(f"{count_of(seen['command'])} {seen['step']} of {seen['steps']}")
     if "loss" in seen:
         parts.append(f"loss {seen['loss']:.5g}")
     if "seconds_per_step" in seen:
-        parts.append(f"{seen['seconds_per_step']:.3g} s a step")
+        parts.append(f"{seen['seconds_per_step']:.3g} s a {count_of(seen['command'])}")
     if "seconds_left" in seen and seen["state"] == "running":
         parts.append(f"{seen['seconds_left'] / 60:.1f} min left")
     return ", ".join(parts)
@@ -96,13 +112,6 @@ class Watcher(threading.Thread):
         self._wake = threading.Event()
         self._told: dict[str, str] = {}
         self._complaint = ""
-        self._nodes: dict[str, set[str]] = {}
-
-    def follow(self, job_id: str, node_id: str) -> None:
-        """Show a job's progress as text under a node from now on."""
-        self._nodes.setdefault(job_id, set()).add(node_id)
-        self._told.pop(job_id, None)
-        self.wake()
 
     def wake(self) -> None:
         """Look now: something was asked for."""
@@ -114,7 +123,7 @@ class Watcher(threading.Thread):
             try:
                 jobs = queue().tick()
                 pause = _BUSY if any(job.active or job.state == "queued" for job in jobs) else _IDLE
-                self._tell({job.id: view_text(job) for job in jobs})
+                self._tell(view_texts(jobs))
                 self._complaint = ""
             except Exception as error:  # a full disk now may be free in a minute: the jobs need their watcher
                 self._complain(error)
@@ -127,12 +136,9 @@ class Watcher(threading.Thread):
     def _tell(self, views: dict[str, str]) -> None:
         changed = [json.loads(text) for job_id, text in views.items() if self._told.get(job_id) != text]
         deleted = [job_id for job_id in self._told if job_id not in views]
-        self._told = views
-        for each in changed:
-            for node_id in self._nodes.get(each["id"], ()):
-                PromptServer.instance.send_progress_text(describe(each), node_id)
         if changed or deleted:
             PromptServer.instance.send_sync(EVENT, {"jobs": changed, "deleted": deleted})
+        self._told = views
 
     def _complain(self, error: Exception) -> None:
         text = f"the training queue cannot work: {error}"

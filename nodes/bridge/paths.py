@@ -15,8 +15,8 @@ from .. import files
 ROOTS_VARIABLE = "PIXART_DELTA_ROOTS"
 """Environment variable with which who runs the server lists more folders, separated as in PATH."""
 BUNDLE = Path(__file__).resolve().parents[2] / "models"
-_OWN = ("run", "output")
-"""Settings that the queue chooses: where a job writes is not for others to say."""
+_OWN = ("run", "output", "only_inside")
+"""Settings that are chosen here: where a job writes, and what it may read, is not for others to say."""
 _LISTED = {"base": "model", "models": "pipeline", "hed": "hed"}
 """Settings that may also be a name from a loader's list (`files.names`)."""
 _TEXTS = {"caption_column", "device"}
@@ -36,6 +36,12 @@ def allowed_roots() -> list[Path]:
     return list(dict.fromkeys(Path(os.path.realpath(root)) for root in [*roots, *models, *listed]))
 
 
+def is_allowed(path: str | Path) -> bool:
+    """Whether a file or folder is, links followed, inside an allowed folder."""
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(root) for root in allowed_roots())
+
+
 def inside_roots(text: str) -> str:
     """The real path of a file or folder, given absolute or relative to ComfyUI's input or output folder.
 
@@ -46,7 +52,7 @@ def inside_roots(text: str) -> str:
         raise PathError(f"{text!r} is not a path: only folders of this machine can be read from here")
     bases = [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
     candidates = [os.path.realpath(os.path.join(base, text)) for base in bases]
-    allowed = [path for path in candidates if any(Path(path).is_relative_to(root) for root in allowed_roots())]
+    allowed = [path for path in candidates if is_allowed(path)]
     if not allowed:
         raise PathError(
             f"{text!r} is not in a folder that trainings may read: use ComfyUI's input, output or models folder, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _THUMB = 256
 _WIDTH, _HEIGHT, _MARGIN = 768, 384, 64
 _PAPER, _INK, _LINE, _CURVE = (255, 255, 255), (60, 60, 60), (225, 225, 225), (31, 111, 235)
@@ -21,18 +21,13 @@ def to_tensor(pictures: list[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB"), np.float32) / 255 for picture in pictures]))
 
 
-def thumbnails(folder: str | Path, count: int) -> Tensor:
-    """IMAGE of up to `count` pictures, evenly taken from a folder and its sub-folders, each fitted into a square."""
-    files = sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in ENDINGS)
+def thumbnails(files: list[Path]) -> Tensor:
+    """IMAGE of pictures, each fitted into a square: those that can be read, a black one if none can."""
     shown = []
-    for file in files[:: max(1, len(files) // count)]:
-        try:
+    for file in files:
+        with contextlib.suppress(OSError, Image.DecompressionBombError):  # the report names it
             with Image.open(file) as picture:
                 shown.append(ImageOps.pad(picture.convert("RGB"), (_THUMB, _THUMB)))
-        except OSError:
-            continue  # the report names it
-        if len(shown) == count:
-            break
     return to_tensor(shown or [Image.new("RGB", (_THUMB, _THUMB))])
 
 

@@ -20,7 +20,7 @@ def load_result(job: Job, dtype: str, strength: float):
     """
     file = newest_export(job)
     if file is None:
-        how = jobs.describe(jobs.view(job))
+        how = jobs.describe(job)
         raise JobError(f"{how}: there is no result yet. Wait for its end, or stop it, which saves")
     if file.stem == "controlnet":
         return watch_sampling(load_model(job.settings["base"], dtype)), load_control(str(file), dtype)

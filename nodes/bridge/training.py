@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as memory
-from comfy_execution.utils import get_executing_context
 
-from ...training.config import COMMANDS, ConfigError, load_config
+from ...training.config import COMMANDS, TRAININGS, ConfigError, load_config
 from ...training.jobs import TRAIN, Job, JobError, process, read_metrics
 from . import jobs
 from .estimate import estimate_text
 from .paths import checked_settings, inside_roots
 
 _POLL = 0.25
-_REPORT_PATIENCE = 600.0
-"""Seconds to wait for the look at the pictures of a large dataset; the job goes on in any case."""
 _PLACEHOLDER = "chosen-by-the-queue"
 
 
@@ -32,7 +29,9 @@ def start_training(command: str, name: str, values: dict[str, Any], more: str, e
     Args:
         values: settings; `base` and `models` may be names of `files.names`, `data` a job's dataset.
         more: further settings, a key=value a line.
-        estimate_only: run the trainer's own check instead, which takes one real step and writes nothing.
+        estimate_only: run the trainer's own check instead, which takes one real step (unless a job has the device)
+            and writes nothing.
+        free: take ComfyUI's models off the device when the job is queued.
 
     Returns:
         The job's id (empty with estimate_only), and a text about it.
@@ -40,46 +39,17 @@ def start_training(command: str, name: str, values: dict[str, Any], more: str, e
     Raises:
         ConfigError, PathError, JobError: naming the setting that is wrong.
     """
-    data, after = _dataset(values["data"])
-    settings = _settings(command, {**values, "data": str(data)}, more, known=data)
-    if estimate_only and not after:
+    data, ready = _dataset(values["data"])
+    settings = node_settings(command, {**values, "data": str(data)}, more, known=data)
+    busy = jobs.running_on(jobs.device())
+    if estimate_only and ready and busy is None:
         return "", _dry_run(command, settings)
     expected = estimate_text(command, settings, data)
     if estimate_only:
-        return "", f"{expected}\nThe dataset is not ready yet: run this again to also try one real step."
-    if free:
-        jobs.free_memory()
-    job = _queue(command, settings, name, after)
-    return job.id, f"{jobs.describe(jobs.view(job))}\n{expected}"
-
-
-def prepare_dataset(name: str, values: dict[str, Any], more: str) -> tuple[str, str, str]:
-    """Queue the caching of a folder's features and wait for what it says about the pictures.
-
-    Returns:
-        Folder of the dataset, report, job id. The encoding goes on in the background.
-
-    Raises:
-        ValueError: if no picture can be used.
-    """
-    job = _queue("prepare", _settings("prepare", values, more), name, "")
-    folder = jobs.queue().dataset(job)
-    report, started = folder / "report.txt", time.monotonic()
-    while not report.exists() and job.state in ("preparing", "running", "queued"):
-        memory.throw_exception_if_processing_interrupted()
-        if time.monotonic() - started > _REPORT_PATIENCE or job.state == "queued" and _waits(job):
-            break
-        time.sleep(_POLL)
-        job = jobs.queue().job(job.id)
-    if job.state == "failed":
-        raise ValueError(f"{job.name}: {job.reason}")
-    text = report.read_text(encoding="utf-8") if report.exists() else "It waits in the queue; run this again later.\n"
-    return str(folder), f"{text}{jobs.describe(jobs.view(job))}", job.id
-
-
-def _waits(job: Job) -> bool:
-    """Whether something else runs where this job is to run."""
-    return any(other.active and other.device == job.device for other in jobs.queue().jobs())
+        why = "The dataset is not ready yet" if busy is None else f"{busy.name} has the device now"
+        return "", f"{expected}\n{why}: run this again later to also try one real step."
+    job = _queued(command, settings, name, free)
+    return job.id, f"{jobs.describe(job)}\n{expected}"
 
 
 def find_job(text: str, commands: tuple[str, ...] | None = None, exported: bool = False) -> Job:
@@ -99,8 +69,7 @@ def find_job(text: str, commands: tuple[str, ...] | None = None, exported: bool 
 
 def newest_export(job: Job) -> Path | None:
     """The file that a training wrote last for use elsewhere."""
-    folder = jobs.queue().run_dir(job).path / "exports"
-    files = [file for file in folder.glob("*.safetensors") if file.is_file() and not file.is_symlink()]
+    files = jobs.queue().results(job) if job.command in TRAININGS else []
     return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
@@ -110,15 +79,13 @@ def read_loss(job: Job) -> tuple[list[int], list[float | None]]:
     return columns.get("step", []), columns.get("loss", [])
 
 
-def follow(job_id: str) -> None:
-    """Show the job's progress under the node that is running, now and later."""
-    context = get_executing_context()
-    if context is not None and job_id:
-        jobs.watcher().follow(job_id, context.node_id)
+def node_settings(command: str, values: dict[str, Any], more: str, known: Path | None = None) -> dict[str, Any]:
+    """Settings of a node as the trainer's own reader understands them, with checked paths.
 
-
-def _settings(command: str, values: dict[str, Any], more: str, known: Path | None = None) -> dict[str, Any]:
-    """Settings of a node as the trainer's own reader understands them, with checked paths."""
+    Args:
+        values, more: as in `start_training`.
+        known: folder of the data, if that needs no check.
+    """
     names = [each.name for each in fields(COMMANDS[command])]
     own = "output" if command == "prepare" else "run"
     lines = [line.strip() for line in more.splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -133,21 +100,27 @@ def _settings(command: str, values: dict[str, Any], more: str, known: Path | Non
     return checked_settings(command, {key: value for key, value in chosen.items() if key not in data}) | data
 
 
-def _dataset(text: str) -> tuple[Path, str]:
-    """Folder of prepared features, and the job that makes it if that is not done."""
-    for job in jobs.queue().jobs():
-        if job.command == "prepare" and text in (job.id, str(jobs.queue().dataset(job))):
-            return jobs.queue().dataset(job), "" if job.state == "done" else job.id
+def _dataset(text: str) -> tuple[Path, bool]:
+    """Folder of prepared features, and whether they are all there."""
+    queue = jobs.queue()
+    for job in queue.jobs():
+        if job.command == "prepare" and text in (job.id, str(queue.dataset(job))):
+            return queue.dataset(job), job.state == "done" and bool(queue.results(job))
     if not text.strip():
         raise ConfigError("dataset is not set: connect PixArt-δ Training Dataset, or name a prepared folder")
-    return Path(inside_roots(text)), ""
+    return Path(inside_roots(text)), True
 
 
-def _queue(command: str, settings: dict[str, Any], name: str, after: str) -> Job:
+def _queued(command: str, settings: dict[str, Any], name: str, free: bool) -> Job:
+    """The job of these settings; queued, with ComfyUI's models out of its way if wanted, unless it was before."""
     job = jobs.queue().same(command, settings, name)
+    if job is not None and job.state != "failed":
+        return job
+    if free:
+        jobs.free_memory()
     if job is None:
-        job = jobs.queue().create(command, settings, name, jobs.device(), after)
-    elif job.state == "failed":
+        job = jobs.queue().create(command, settings, name, jobs.device())
+    else:
         job = jobs.queue().act(job.id, "retry")
     jobs.watcher().wake()
     return job

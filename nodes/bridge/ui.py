@@ -1,18 +1,34 @@
-"""Texts for the person at the screen."""
+"""What nodes say to the person at the screen."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
+from comfy_api.latest import ui
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 log = logging.getLogger(__name__)
 
 
+JOB_KEY = "pixart_delta_job"
+"""In what a node reports of its execution: the job that it is about, whose progress the browser then shows there."""
+
+
+def about_job(text: str, job_id: str) -> dict[str, Any]:
+    """A node's report: its text, and the id of its job if there is one."""
+    return ui.PreviewText(text).as_dict() | ({JOB_KEY: [job_id]} if job_id else {})
+
+
 def say(text: str, level: int = logging.INFO) -> None:
     """Log a text and show it under the node that is running."""
     log.log(level, text)
+    show(text)
+
+
+def show(text: str) -> None:
+    """Show a text under the node that is running, until it has ended."""
     context = get_executing_context()
     if context is not None and PromptServer.instance is not None:
         PromptServer.instance.send_progress_text(text, context.node_id)

@@ -256,15 +256,17 @@ def check_a_training_can_have_the_memory(s: Setup) -> None:
     training = s.part("nodes.bridge.training")
     found: list[int] = []
 
-    def queue(*_) -> None:
+    def create(*_) -> None:
         found.append(len(model_management.loaded_models()))
         raise InterruptedError  # so that no job is queued
 
-    stand_ins = {"_dataset": lambda text: (Path(text), ""), "_settings": lambda *_, **__: {},
-                 "estimate_text": lambda *_: "", "_queue": queue}
+    queue = mock.Mock(jobs=list, same=lambda *_: None, create=create)
+    stand_ins = {"_dataset": lambda text: (Path(text), True), "node_settings": lambda *_, **__: {},
+                 "estimate_text": lambda *_: ""}
     for free in (False, True):
         model_management.load_models_gpu([s.model])
-        with mock.patch.multiple(training, **stand_ins), contextlib.suppress(InterruptedError):
+        jobs = mock.patch.object(training.jobs, "queue", lambda: queue)
+        with jobs, mock.patch.multiple(training, **stand_ins), contextlib.suppress(InterruptedError):
             training.start_training("lcd", "", {"data": "here"}, "", False, free)
     assert found[0] > 0 and found[1] == 0, found
 

@@ -296,7 +296,7 @@ def test_numbers_that_json_cannot_say_do_not_break_the_page(server, root):
 def test_damaged_jobs_are_listed_and_can_be_deleted(server, root):
     (write_job(root, "damaged") / "job.json").write_text("{")
     found = server.get(f"{JOBS}/damaged")
-    assert found["state"] == "failed" and found["actions"] == ["retry", "delete"]
+    assert found["state"] == "failed" and found["actions"] == ["delete"]
     assert post(server, "/damaged/retry")[0] == 409
     assert post(server, "/damaged/delete")[0] == 200 and ids(server) == ["holder"]
 
@@ -306,3 +306,24 @@ def test_what_cannot_be_done_now_is_a_conflict(server, root):
     assert status == 409 and "delete needs one that is" in problem
     assert post(server, "/holder/fly")[0] == 409
     assert post(server, "/no-such-job/stop")[0] == 404
+    status, problem = post(server, "/holder/sample")
+    assert status == 409 and "without the text encoder" in problem
+    status, problem = post(server, "/holder/save")  # a training's folder without its config.json
+    assert status == 409 and "holds no run" in problem
+
+
+def test_what_is_offered_fits_the_command(server, root):
+    write_job(root, "waiting", state="queued", command="prepare", order=2.0)
+    assert server.get(f"{JOBS}/holder")["actions"] == ["stop", "pause", "save", "kill"]
+    found = server.get(f"{JOBS}/waiting")
+    assert (found["reason"], found["text"]) == ("waits for holder", "waiting: queued, waits for holder")
+    write_job(root, "preparing", state="running", command="prepare", pid=pid_of(root), order=3.0,
+              identity=process.identity(pid_of(root)), device="cuda:0")  # fmt: skip
+    assert server.get(f"{JOBS}/preparing")["actions"] == ["stop", "pause", "kill"]
+    assert post(server, "/preparing/save")[0] == 409
+
+
+def test_one_badly_typed_job_stops_nothing(server, root):
+    write_job(root, "badly-typed", order=None)
+    assert ids(server) == ["holder", "badly-typed"]
+    assert server.get(f"{JOBS}/badly-typed")["state"] == "failed" and post(server, "/badly-typed/delete")[0] == 200

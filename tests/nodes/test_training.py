@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +27,24 @@ NODES = [*TRAININGS, "PixArtDeltaDataset", "PixArtDeltaTrainingStatus", "PixArtD
 WORKFLOWS = ("train_lcd", "train_lcm_lora", "train_controlnet")
 FINE_TUNE = "fine_tune"
 JOBS = "/pixart_delta/jobs"
+SCRIPT = Path(__file__).with_name("inside_jobs.py")
+CHECKS = [part.name for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
+          if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")]
+
+
+@pytest.fixture(scope="module")
+def outcomes(comfyui_path, tmp_path_factory) -> dict[str, str]:
+    """Check of inside_jobs.py -> "" or what went wrong; one interpreter runs them all."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, str(SCRIPT), str(comfyui_path), str(tmp_path_factory.mktemp("inside_jobs")), *CHECKS]
+    result = subprocess.run(command, timeout=590, capture_output=True, text=True, cwd=comfyui_path, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_inside(outcomes, check):
+    assert outcomes[check] == "", outcomes[check]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +121,8 @@ def test_a_bundled_training_runs_and_its_result_draws(server, name):
     assert again.errors == [] and len([job for job in server.get(JOBS)["jobs"] if job["name"] == training["name"]]) == 1
     status = server_text(again, find_node(graph, "PixArtDeltaTrainingStatus"))
     assert "step 2 of 2" in status and "memory of the device" in server_text(again, training_id(graph))
+    for each in (training_id(graph), find_node(graph, "PixArtDeltaTrainingStatus")):
+        assert again.outputs[each]["pixart_delta_job"] == [done["id"]], "the browser shows its progress there"
 
     drawn = to_api(load_workflow(ROOT / "workflows" / "use_trained_model.json"), server.object_info())
     drawn[find_node(drawn, "PixArtDeltaTrainedResult")]["inputs"]["job"] = done["id"]
@@ -123,6 +149,29 @@ def apply_control(graph: dict) -> None:
                           control_net=[result, 1], image=["hint", 0], vae=[vae, 0], strength=1.0, start_percent=0.0,
                           end_percent=1.0, resize="crop")  # fmt: skip
     graph[find_node(graph, "PixArtDeltaLCMSampler")]["inputs"]["positive"] = ["apply", 0]
+
+
+def test_a_dataset_grows_with_its_folder(server):
+    """Run, add a picture, run: the same job is made again from all of them, and its pictures can be seen."""
+    scenes, folder = ROOT / "models" / "nano" / "scenes", server.base / "input" / "growing"
+    folder.mkdir()
+    graph = {"data": node("PixArtDeltaDataset", folder="growing", models="bundled/nano", name="growing", resolution=128,
+                          multi_aspect=True, hints="none", path="growing", more_settings="workers=0"),
+             "save": node("SaveImage", images=["data", 2], filename_prefix="growing")}
+    jobs = []
+    for count in (1, 2, 2):
+        for name in ("000000", "000001")[:count]:
+            for ending in ("png", "txt"):
+                shutil.copy2(scenes / f"{name}.{ending}", folder / f"{name}.{ending}")
+        result = server.prompt(graph)
+        assert result.errors == [] and f"{count} can be used" in server_text(result, "data")
+        assert len(result.images) == count, "a picture of each"
+        jobs += [finish(server, "growing")]
+        assert (jobs[-1]["state"], jobs[-1]["step"]) == ("done", count)
+        assert result.outputs["data"]["pixart_delta_job"] == [jobs[-1]["id"]]
+    assert [job["attempt"] for job in jobs] == [1, 2, 2] and len({job["id"] for job in jobs}) == 1
+    settings = server.get(f"{JOBS}/{jobs[0]['id']}")["settings"]
+    assert str(server.base / "input") in settings["only_inside"]
 
 
 def test_an_estimate_starts_nothing(server):

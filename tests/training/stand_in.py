@@ -1,7 +1,8 @@
 """Stands in for training/train.py where a test is about the queue: the same run folder and requests, without torch.
 
-`data` says what it does: "steps" takes steps until it has them; "die" ends at step 2 without a word; "refuse" fails as
-the trainer does on bad data; "deaf" ignores every request; "load" stays in its first state; "full" finds the disk full.
+`data` (of `prepare`: the last part of `input`) says what it does: "steps" takes steps until it has them; "die" ends at
+step 2 without a word; "refuse" fails as the trainer does on bad data; "deaf" ignores every request; "load" stays in its
+first state; "full" finds the disk full; "mute" writes no status. A `prepare` takes as many steps as its `max_tokens`.
 """
 
 import argparse
@@ -25,6 +26,8 @@ def main() -> int:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = json.loads(Path(options.config).read_text())
+    if options.command == "prepare":
+        config |= {"data": Path(config["input"]).name, "steps": config["max_tokens"]}
     run, what = module.RunDir(config["run"]).create(), config["data"]
     with (run.path / "starts").open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -58,7 +61,8 @@ def train(run, config, step, asked) -> str:
             return "failed"
         step += 1
         run.log(step=step, loss=1 / step, learning_rate=1e-3)
-        run.write_status("running", step=step, steps=steps, loss=1 / step)
+        if what != "mute":
+            run.write_status("running", step=step, steps=steps, loss=1 / step)
         say(f"step {step}")
         for name in run.requests() if what != "deaf" else ():
             run.take(name)
@@ -69,8 +73,14 @@ def train(run, config, step, asked) -> str:
         time.sleep(0.05)
     (run.path / "saved").write_text(str(step))
     state = "done" if step >= steps else "stopped"
-    (run.path / "exports" / "pixart.safetensors").touch()
-    run.write_status(state, step=step, steps=steps, export=str(run.path / "exports" / "pixart.safetensors"))
+    export = run.path / "exports" / "pixart.safetensors"
+    if "output" not in config:
+        export.touch()
+    elif state == "done":
+        Path(config["output"]).mkdir(exist_ok=True)
+        (Path(config["output"]) / "dataset.json").write_text("{}")
+    if what != "mute":
+        run.write_status(state, step=step, steps=steps, export=str(export))
     return state
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 from pixart_delta.training.config import ConfigError
-from pixart_delta.training.jobs import JobError, Queue, job, process, read_metrics
-from pixart_delta.training.jobs import queue as queue_module
+from pixart_delta.training.jobs import JobError, NoSuchJob, Queue, job, last_line, process, read_metrics, runner
 
 from tests.training.conftest import fill
 
@@ -23,18 +22,24 @@ HERE = Path(__file__).resolve().parent
 @pytest.fixture
 def queue(tmp_path, monkeypatch):
     """A queue whose process is the stand-in; whatever it started is ended."""
-    monkeypatch.setattr(queue_module, "TRAIN", HERE / "stand_in.py")
+    monkeypatch.setattr(runner, "TRAIN", HERE / "stand_in.py")
     made = Queue(tmp_path / "jobs")
     yield made
     for each in made.jobs():
         if each.active and process.runs(each.pid, each.identity):
             process.end(each.pid, force=True)
-    for child in made._children.values():
+    for child in made._runner.children.values():
+        if child.poll() is None:
+            process.end(child.pid, force=True)
         child.wait()
 
 
-def add(queue, data="steps", steps=10_000, **more):
-    return queue.create("finetune", {"data": data, "base": "b", "steps": steps}, **more)
+def add(queue, data="steps", steps=10_000, models="", **more):
+    return queue.create("finetune", {"data": data, "base": "b", "steps": steps, "models": models}, **more)
+
+
+def add_dataset(queue, what="steps", pictures=10_000, **more):
+    return queue.create("prepare", {"input": f"/pictures/{what}", "max_tokens": pictures}, **more)
 
 
 def until(queue, job_id, *states, ticking=True):
@@ -50,9 +55,8 @@ def until(queue, job_id, *states, ticking=True):
     raise AssertionError(f"{found.state} ({found.reason}), not {states}")
 
 
-def running(queue, **more):
-    made = add(queue, **more)
-    return until(queue, made.id, "running")
+def running(queue, how=add, **more):
+    return until(queue, how(queue, **more).id, "running")
 
 
 def starts(queue, job_id) -> list[int]:
@@ -144,11 +148,11 @@ def test_a_deaf_process_can_be_ended_by_force(queue):
         time.sleep(0.02)
     assert queue.job(made.id).state == "stopping"
     queue.act(made.id, "kill")
-    assert "ended without saving" in until(queue, made.id, "done").reason
+    assert "ended without saving" in until(queue, made.id, "paused").reason, "nothing is there that could be used"
 
 
 def test_sample_and_save_reach_the_run(queue):
-    made = running(queue)
+    made = running(queue, models="m")
     queue.act(made.id, "sample")
     queue.act(made.id, "save")
     deadline = time.monotonic() + 10
@@ -197,7 +201,7 @@ def test_a_new_server_finds_the_running_process_and_its_end(queue):
 
 def test_what_ended_while_no_server_ran_is_known_afterwards(queue):
     made = running(queue, steps=5)
-    queue._children[made.id].wait()  # as init does for a process whose server is gone
+    queue._runner.children[made.id].wait()  # as init does for a process whose server is gone
     later = Queue(queue.root)
     later.tick()
     assert later.job(made.id).state == "done" and later.status(later.job(made.id))["step"] == 5
@@ -231,7 +235,7 @@ def test_a_server_that_dies_before_the_start_leaves_a_failure_to_retry(queue, mo
 def test_a_process_number_that_somebody_else_has_now_is_not_ours(queue):
     made = running(queue)
     process.end(made.pid, force=True)
-    queue._children[made.id].wait()
+    queue._runner.children[made.id].wait()
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         kept = queue.job(made.id)
@@ -251,7 +255,7 @@ def test_two_servers_on_one_folder_start_each_job_once(queue, tmp_path):
     code = (
         "import sys, time; sys.path.insert(0, sys.argv[1]); import tests.conftest\n"
         "from pathlib import Path\n"
-        "from pixart_delta.training.jobs import Queue, queue as module\n"
+        "from pixart_delta.training.jobs import Queue, runner as module\n"
         "module.TRAIN = Path(sys.argv[1]) / 'tests/training/stand_in.py'\n"
         "queue = Queue(sys.argv[2])\n"
         "end = time.monotonic() + 30\n"
@@ -267,6 +271,17 @@ def test_two_servers_on_one_folder_start_each_job_once(queue, tmp_path):
     for server in servers:
         assert server.wait(60) == 0, server.stderr.read()
     assert all(len(starts(queue, each.id)) == 1 for each in made)
+
+
+def test_the_end_of_an_earlier_attempt_is_not_taken_for_that_of_another_servers(queue):
+    made = running(queue)
+    process.end(made.pid, force=True)
+    os.waitid(os.P_PID, made.pid, os.WEXITED | os.WNOWAIT)
+    later = Queue(queue.root)
+    later.act(until(later, made.id, "failed").id, "retry")
+    assert until(later, made.id, "running").pid != made.pid
+    queue.tick()
+    assert queue.job(made.id).state == "running" and process.runs(queue.job(made.id).pid, queue.job(made.id).identity)
 
 
 def test_the_clock_going_back_changes_nothing(queue, monkeypatch):
@@ -295,13 +310,21 @@ def test_a_damaged_status_is_lived_with(queue, text):
     assert queue.status(queue.job(made.id))["step"] > 0
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"id": "x"}', '{"unknown": 1}'])
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", '{"id": "x"}', '{"unknown": 1}',
+    *(f'{{"id": ID, "command": "lcd", "settings": {{}}, "device": "cpu", {wrong}}}' for wrong in (
+        '"order": null', '"order": "first"', '"order": NaN', '"order": true', '"device": null', '"device": "gpu"',
+        '"attempt": "one"', '"settings": []', '"created": {}', '"pid": "1"', '"state": "flying"', '"result": null',
+        '"name": 5', '"after": null',
+    )),
+])  # fmt: skip
 def test_a_damaged_job_is_shown_as_failed_and_can_be_deleted(queue, text):
     made, good = add(queue), add(queue, steps=2)
-    (queue.root / made.id / "job.json").write_text(text)
+    (queue.root / made.id / "job.json").write_text(text.replace("ID", json.dumps(made.id)))
     assert "cannot be read" in until(queue, made.id, "failed").reason
     with pytest.raises(JobError, match="cannot be read"):
         queue.act(made.id, "retry")
+    assert queue.actions(queue.job(made.id)) == ["delete"]
     until(queue, good.id, "done")
     queue.act(made.id, "delete")
     assert not (queue.root / made.id).exists()
@@ -338,7 +361,7 @@ def test_a_disk_that_fills_up_under_a_queue_costs_no_job(small_disk, queue):
     assert [each.id for each in queue.jobs()] == [active.id, waiting.id]
     assert sorted(path.name for path in small_disk.glob("jobs/*/.*")) == []
 
-    child = queue._children[active.id]
+    child = queue._runner.children[active.id]
     assert child.wait(30) == 1, "it finds no room for its metrics"
     with pytest.raises(OSError, match="No space left"):
         queue.tick()  # the watcher says so and goes on ticking
@@ -352,7 +375,7 @@ def test_a_disk_that_fills_up_under_a_queue_costs_no_job(small_disk, queue):
 
 def test_a_start_that_the_system_refuses_is_a_failure(queue, monkeypatch):
     made = add(queue)
-    queue.python = "/nowhere/python"
+    queue._runner.python = "/nowhere/python"
     queue.tick()
     assert "could not be started" in queue.job(made.id).reason
 
@@ -366,7 +389,7 @@ def test_a_job_that_reads_anothers_result_waits_for_it(queue):
     bad = add(queue, data="refuse")
     third = add(queue, after=bad.id)
     assert bad.id in until(queue, third.id, "failed").reason
-    with pytest.raises(JobError):
+    with pytest.raises(NoSuchJob):
         add(queue, after="no-such-job")
 
 
@@ -428,6 +451,165 @@ def test_the_same_job_is_found_again(queue):
     assert queue.same("finetune", settings, "x").id == made.id
     assert queue.same("finetune", {**settings, "steps": 8}, "x") is None
     assert queue.same("finetune", settings, "y") is None
+
+
+# --- datasets ---
+
+
+@pytest.mark.parametrize("what", ["steps", "mute"])
+def test_a_dataset_that_outlives_its_server_is_done(queue, what):
+    """With a status and without: no exit status is left, and what ended may still be the other server's zombie."""
+    made = add_dataset(queue, what, pictures=8)
+    queue.tick()
+    zombie = queue._runner.children[made.id]
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    later = Queue(queue.root)
+    later.tick()
+    done = later.job(made.id)
+    assert (done.state, done.reason) == ("done", "")
+    assert later.status(done).get("step") == (None if what == "mute" else 8)
+    assert until(queue, made.id, "done").reason == "", "the first server agrees"
+
+
+def test_a_dataset_that_fails_says_what_becomes_of_it(queue):
+    made = add_dataset(queue, "die")
+    assert until(queue, made.id, "failed").reason.endswith("ends: step 2. Retry keeps the parts that are finished")
+    stopped = running(queue, add_dataset)
+    os.kill(stopped.pid, signal.SIGKILL)
+    assert "checkpoint" not in until(queue, stopped.id, "failed").reason
+
+
+def test_an_unfinished_dataset_is_never_done(queue):
+    made = running(queue, add_dataset)
+    reader = add(queue, data=str(queue.dataset(made)), steps=2)
+    assert reader.after == made.id, "known by the folder"
+    queue.act(made.id, "stop")
+    paused = until(queue, made.id, "paused")
+    assert "at picture" in paused.reason and "resume" in queue.actions(paused) and "stop" not in queue.actions(paused)
+    queue.tick()
+    assert queue.job(reader.id).state == "queued" and queue.waits() == {reader.id: "waits for prepare, which is paused"}
+    queue.act(made.id, "resume")
+    until(queue, made.id, "running")
+    queue.act(made.id, "kill")
+    until(queue, made.id, "paused")
+    (queue.dataset(made)).mkdir()
+    (queue.dataset(made) / "dataset.json").touch()  # as if it had just been finished
+    assert queue.act(made.id, "stop").state == "done" and "resume" not in queue.actions(queue.job(made.id))
+    until(queue, reader.id, "done")
+    (queue.dataset(made) / "dataset.json").unlink()
+    half = add(queue, after=made.id)
+    assert "is not finished" in until(queue, half.id, "failed").reason
+
+
+def test_stopped_with_nothing_made_it_is_paused(queue):
+    loading, waiting = add(queue, data="load"), add(queue)
+    queue.tick()
+    queue.act(loading.id, "stop")
+    queue.act(waiting.id, "stop")
+    for each in (loading, waiting):
+        assert "resume" in queue.actions(until(queue, each.id, "paused", ticking=each is loading))
+    queue.act(waiting.id, "resume")
+    until(queue, waiting.id, "running")
+
+
+def test_a_dataset_whose_pictures_changed_is_made_again(queue):
+    made = add_dataset(queue, pictures=2, stamp="before")
+    with pytest.raises(JobError, match="is queued"):
+        queue.again(made.id, "after")
+    until(queue, made.id, "done")
+    (queue.dataset(made) / "report.txt").write_text("old")
+    reader = queue.create("finetune", {"data": str(queue.dataset(made)), "base": "b"}, "Reader")
+    queue.tick()
+    with pytest.raises(JobError, match="training Reader reads its dataset"):
+        queue.again(made.id, "after")
+    queue.act(reader.id, "kill")
+    until(queue, reader.id, "paused")
+    again = queue.again(made.id, "after")
+    assert (again.id, again.state, again.stamp) == (made.id, "queued", "after")
+    assert not queue.results(again) and not (queue.dataset(made) / "report.txt").exists()
+    queue.act(reader.id, "resume")
+    assert queue.waits()[reader.id] == "waits for prepare"
+    (queue.root / made.id / "saved").unlink()
+    assert until(queue, made.id, "done").attempt == 2 and queue.results(again)
+
+
+def test_a_dataset_that_is_read_cannot_be_deleted(queue):
+    made = add_dataset(queue, pictures=1)
+    reader = queue.create("finetune", {"data": str(queue.dataset(made)), "base": "b"}, "Reader")
+    with pytest.raises(JobError, match="Reader, which is queued, reads what prepare made"):
+        queue.act(made.id, "delete")
+    queue.act(reader.id, "pause")
+    with pytest.raises(JobError, match="Reader, which is paused"):
+        queue.act(made.id, "delete")
+    queue.act(reader.id, "delete")
+    queue.act(made.id, "delete")
+    assert queue.jobs() == []
+
+
+def test_what_can_be_asked_depends_on_the_command(queue):
+    dataset = running(queue, add_dataset)
+    plain = running(queue, device="cuda:0")
+    drawing = running(queue, device="cuda:1", models="m")
+    for made, wanted in ((dataset, set()), (plain, {"save"}), (drawing, {"save", "sample"})):
+        assert {"save", "sample"} & set(queue.actions(made)) == wanted
+        for action in {"save", "sample"} - wanted:
+            with pytest.raises(JobError, match=r"nothing to|without the text encoder"):
+                queue.act(made.id, action)
+
+
+# --- order ---
+
+
+def test_a_stop_reaches_a_process_whose_status_is_an_earlier_ones(queue):
+    made = running(queue)
+    os.kill(made.pid, signal.SIGKILL)
+    until(queue, made.id, "failed")
+    changed = job.read_job(queue.root / made.id)
+    changed.settings = {**changed.settings, "data": "load"}
+    job.write_job(queue.root / made.id, changed)
+    queue.act(made.id, "retry")
+    queue.tick()
+    assert queue.run_dir(made).read_status()["state"] == "running", "the killed process's"
+    queue.act(made.id, "pause")
+    assert queue.run_dir(made).requests() == [], "the trainer deletes what was asked before it looked"
+    until(queue, made.id, "paused")
+
+
+def test_a_queued_job_says_what_it_waits_for(queue):
+    first, second = running(queue, name="First"), add(queue)
+    before = (queue.root / second.id / "job.json").read_bytes()
+    third = add(queue, device="cuda:0", after=second.id)
+    queue.tick()
+    assert queue.waits() == {second.id: "waits for First", third.id: "waits for finetune"}
+    assert (queue.root / second.id / "job.json").read_bytes() == before
+    queue.act(first.id, "kill")
+    assert until(queue, second.id, "running") and list(queue.waits()) == [third.id]
+
+
+def test_what_ended_last_is_the_first_of_those_that_ended(queue):
+    jobs = [add(queue, steps=1, name=name) for name in "abc"]
+    queue.act(jobs[2].id, "start")
+    for each in (jobs[2], jobs[0], jobs[1]):
+        until(queue, each.id, "done")
+    assert [each.name for each in queue.jobs()] == ["b", "a", "c"]
+
+
+def test_a_device_has_the_machines_number(monkeypatch):
+    for visible, number in (("3", 3), ("2, 3", 2), ("", 0), ("GPU-12ab", 0), ("-1", 0)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert process.machine_wide("cuda", 0) == number
+    for visible, device, left in (("3", "cuda:3", "3"), ("3", "cuda:0", "0"), ("", "cuda:1", "1"),
+                                  ("GPU-12ab,GPU-34cd", "cuda:1", "GPU-34cd"), ("1", "cpu", "")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert process.environment(device)["CUDA_VISIBLE_DEVICES"] == left
+    monkeypatch.setenv("ZE_AFFINITY_MASK", "5,6")
+    assert process.machine_wide("xpu", 1) == 6 and process.environment("xpu:6")["ZE_AFFINITY_MASK"] == "6"
+
+
+def test_what_a_log_says_is_plain_text(queue):
+    made = add(queue, data="refuse")
+    queue.log_file(made).write_bytes(b"fine\n\x1b[31merror: \x07bad \xe2\x80\xaename\x1b[0m\n\x1b[2K\n")
+    assert last_line(queue.log_file(made)) == "error: bad name"
 
 
 # --- metrics ---

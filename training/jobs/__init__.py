@@ -10,11 +10,13 @@ so that a server which starts later, or a second one beside it, finds every job 
 """
 
 from . import process
-from .job import ACTIVE, STATES, Job, JobError
+from .job import ACTIVE, STATES, Job, JobError, NoSuchJob
 from .metrics import read_metrics
-from .queue import ACTIONS, TRAIN, Queue
-from .verdict import last_line
+from .queue import ACTIONS, Queue
+from .runner import TRAIN
+from .verdict import count_of, last_line, plain_text
 
 __all__ = [
-    "ACTIONS", "ACTIVE", "STATES", "TRAIN", "Job", "JobError", "Queue", "last_line", "process", "read_metrics",
+    "ACTIONS", "ACTIVE", "STATES", "TRAIN", "Job", "JobError", "NoSuchJob", "Queue", "count_of", "last_line",
+    "plain_text", "process", "read_metrics",
 ]  # fmt: skip

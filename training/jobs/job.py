@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import secrets
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 STATES = ("queued", "preparing", "running", "paused", "stopping", "done", "failed")
 ACTIVE = ("preparing", "running", "stopping")
 """States in which a process exists."""
+ENDED = ("paused", "done", "failed")
 FILE = "job.json"
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 DEVICE = re.compile(r"cpu|mps|(cuda|xpu):\d{1,2}")
 
 
 class JobError(ValueError):
-    """A job that does not exist, or something it cannot do now; the message says what can be done."""
+    """Something that a job cannot be or do now; the message says what can be done."""
+
+
+class NoSuchJob(JobError):
+    """A job that does not exist, or no more."""
 
 
 @dataclass
@@ -33,18 +39,21 @@ class Job:
     """One of training.config.COMMANDS."""
     settings: dict[str, Any]
     device: str
-    """cpu, mps, cuda:N or xpu:N: one job at a time runs on each."""
+    """cpu, mps, cuda:N or xpu:N, N counted over the whole machine: one job at a time runs on each."""
     name: str = ""
     """What the person called it."""
     state: str = "queued"
     reason: str = ""
     """Why it is in this state, for people."""
     order: float = 0.0
-    """Place in the queue: the smallest goes first. A number of its own, since clocks go back."""
+    """Place in the queue: the smallest goes first. When it ends it gets the largest, so that what ended last is known.
+    A number of its own, since clocks go back."""
     created: float = 0.0
     """Unix time, to show."""
     after: str = ""
     """Job whose result this one reads: it starts when that one is done, and fails when that one fails."""
+    stamp: str = ""
+    """Of what it was made from (a dataset's pictures), to see whether that has changed since."""
     wanted: str = ""
     """While stopping: the state to end in (paused or done)."""
     pid: int | None = None
@@ -60,6 +69,14 @@ class Job:
         return self.state in ACTIVE
 
 
+def _plain(kind: Any) -> Any:
+    return int | float if kind is float else get_origin(kind) if get_origin(kind) is dict else kind
+
+
+_TYPES = {name: _plain(kind) for name, kind in get_type_hints(Job).items()}
+"""Field -> what `isinstance` wants."""
+
+
 def new_id(command: str, name: str) -> str:
     """A folder name nobody has: from the name as far as its letters are plain, and a random end."""
     plain = unicodedata.normalize("NFKD", name or command).encode("ascii", "ignore").decode().lower()
@@ -68,18 +85,33 @@ def new_id(command: str, name: str) -> str:
 
 
 def read_job(folder: Path) -> Job:
-    """The job of a folder; one whose file is damaged comes out as failed, so that it can be seen and deleted."""
+    """The job of a folder; one whose file is damaged comes out as failed, so that it can be seen and deleted.
+
+    Raises:
+        NoSuchJob: if the folder holds none.
+    """
     try:
-        values = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        job = Job(**values)
-        if job.id != folder.name or job.state not in STATES or not isinstance(job.settings, dict):
-            raise ValueError("it is not a job of this folder")
+        job = Job(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        _check(job, folder.name)
         return job
     except (OSError, ValueError, TypeError) as error:
         if not (folder / FILE).exists():
-            raise JobError(f"there is no job {folder.name}: it was deleted") from None
+            raise NoSuchJob(f"there is no job {folder.name}: it was deleted") from None
         reason = f"{FILE} cannot be read ({error}): delete the job"
         return Job(folder.name, "", {}, "cpu", folder.name, "failed", reason)
+
+
+def _check(job: Job, name: str) -> None:
+    """Raises ValueError on a job that is not this folder's, or on a field of another type than it has."""
+    for each, kind in _TYPES.items():
+        value = getattr(job, each)
+        endless = isinstance(value, float) and not math.isfinite(value)
+        if not isinstance(value, kind) or isinstance(value, bool) or endless:
+            raise ValueError(f"{each} is {value!r}")
+    if job.id != name or job.state not in STATES:
+        raise ValueError("it is not a job of this folder")
+    if not DEVICE.fullmatch(job.device):
+        raise ValueError(f"device is {job.device!r}")
 
 
 def write_job(folder: Path, job: Job) -> None:

@@ -45,8 +45,25 @@ def _give_way(pid: int) -> None:
         Path(f"/proc/{pid}/autogroup").write_text("10")
 
 
+_VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
+"""Variable by which a process is told the devices that it may see, and in which order."""
+
+
+def machine_wide(kind: str, number: int) -> int:
+    """The number that a device of ours has on the machine, where the variable says it in plain numbers.
+
+    Two servers that see one device each both call theirs cuda:0; their jobs lie in one queue.
+    """
+    visible = _plain_numbers(os.environ.get(_VISIBLE.get(kind, ""), ""))
+    return visible[number] if number < len(visible) else number
+
+
 def environment(device: str) -> dict[str, str]:
-    """Our variables, with those that leave a process the one device that its job is for."""
+    """Our variables, with those that leave a process the one device that its job is for.
+
+    Args:
+        device: as in `Job.device`: its number is the machine's.
+    """
     kind, _, number = device.partition(":")
     values = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     values["PYTHONIOENCODING"] = "utf-8"
@@ -56,13 +73,21 @@ def environment(device: str) -> dict[str, str]:
         # times as long on a busy machine.
         values.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
         values.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    elif kind == "cuda":
-        visible = [each for each in values.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
-        # ComfyUI's cuda:1 is the second of the devices that it sees itself.
-        values["CUDA_VISIBLE_DEVICES"] = visible[int(number)] if int(number) < len(visible) else number
-    elif kind == "xpu":
-        values["ZE_AFFINITY_MASK"] = number
+    elif kind in _VISIBLE:
+        variable = _VISIBLE[kind]
+        named = [each for each in values.get(variable, "").split(",") if each]
+        # Devices that are named otherwise (GPU-1234…) are counted as we see them.
+        counted = not _plain_numbers(values.get(variable, "")) and int(number) < len(named)
+        values[variable] = named[int(number)] if counted else number
+        if "HIP_VISIBLE_DEVICES" in values and values["HIP_VISIBLE_DEVICES"] == os.environ.get(variable):
+            values["HIP_VISIBLE_DEVICES"] = values[variable]  # ComfyUI's --cuda-device sets both, the second for ROCm
     return values
+
+
+def _plain_numbers(listed: str) -> list[int]:
+    """The devices of such a variable; none where one is not a plain number."""
+    parts = [part.strip() for part in listed.split(",") if part.strip()]
+    return [int(part) for part in parts] if all(part.isdecimal() for part in parts) else []
 
 
 def identity(pid: int) -> str | None:

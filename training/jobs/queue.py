@@ -1,43 +1,30 @@
-"""The queue: who runs next, what became of those that ran, and what people ask of them.
-
-All state is in the folder, and everything that changes it happens in a turn of its lock: any number of servers may
-hold a `Queue` on one folder and call `tick`, which starts and settles jobs.
-"""
+"""The queue: who runs next, and what people ask of jobs. Any number of servers may call `tick` on one folder."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import os
+import math
 import secrets
 import shutil
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..config import TRAININGS, make_config
-from ..run_dir import RunDir, RunDirError
+from ..run_dir import RunDir
 from . import process
-from .job import ACTIVE, DEVICE, FILE, IDENTIFIER, Job, JobError, new_id, read_job, replace_json, write_job
-from .lock import turn
-from .verdict import verdict
+from .job import ACTIVE, DEVICE, Job, JobError, new_id
+from .runner import Runner
+from .store import DATASET, Store, place
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
-SETTINGS, LOG = "settings.json", "process.log"
 NAME_LENGTH = 80
-_OWN = {"prepare": ("output", "dataset")}
-"""Setting of a command that names what it writes, and where that is in the job's folder; else `run`, the folder."""
-_GRACE = 120.0
-"""Seconds after which a start whose process nobody saw is given up (its server died in that very moment)."""
-_KEPT = ("step", "steps", "loss", "export", "checkpoint", "message", "memory", "seconds_per_step")
+_ALLOWED = ("only_inside",)
+"""Settings that say what a job may do, not what it makes."""
 
 
-class Queue:
-    """The jobs of one folder.
+class Queue(Store):
+    """The jobs of one folder, and their processes.
 
     Args:
         root: folder of the job folders; made with the first job.
@@ -45,58 +32,55 @@ class Queue:
     """
 
     def __init__(self, root: str | Path, python: str = sys.executable):
-        self.root, self.python = Path(root), python
-        self._children: dict[str, subprocess.Popen] = {}
-        self._waiting_since: dict[str, float] = {}
-        self._cache: dict[str, tuple[tuple, Job]] = {}
-        self._thread_lock = threading.RLock()
+        super().__init__(root)
+        self._runner = Runner(self, python)
 
     # --- looking ---
 
-    def jobs(self) -> list[Job]:
-        """All jobs: active ones, then the queue in its order, then the rest, newest first."""
-        with self._thread_lock:
-            found = []
-            with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:
-                for entry in entries:
-                    if IDENTIFIER.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                        with contextlib.suppress(JobError):
-                            found.append(self._read(entry.name))
-            self._cache = {job.id: self._cache[job.id] for job in found if job.id in self._cache}
-            return sorted(found, key=_place)
+    def actions(self, job: Job) -> list[str]:
+        """Which of ACTIONS can be asked of it now."""
+        return [name for name, states in ACTIONS.items() if job.state in states and not self._hindrance(job, name)]
 
-    def job(self, job_id: str) -> Job:
-        """One job. Raises JobError when there is none of that id."""
-        if not IDENTIFIER.fullmatch(job_id) or (self.root / job_id).is_symlink():
-            raise JobError(f"there is no job {job_id!r}")
-        with self._thread_lock:
-            return self._read(job_id)
+    def waits(self, jobs: Iterable[Job] | None = None) -> dict[str, str]:
+        """Id -> what a queued job waits for, in words; those that only wait for the next `tick` are missing.
 
-    def run_dir(self, job: Job) -> RunDir:
-        """The folder of a job as a run."""
-        return RunDir(self.root / job.id)
+        Args:
+            jobs: all jobs, if the caller has them.
+        """
+        jobs = self.jobs() if jobs is None else list(jobs)
+        sources, busy = {job.id: job for job in jobs}, {job.device: job for job in jobs if job.active}
+        said = {}
+        for job in jobs:
+            source = sources.get(job.after)
+            first = source if source is not None and source.state != "done" else busy.get(job.device)
+            if job.state == "queued" and first is not None:
+                said[job.id] = f"waits for {first.name}" + (", which is paused" if first.state == "paused" else "")
+        return said
 
-    def log_file(self, job: Job) -> Path:
-        """What its process printed."""
-        return self.root / job.id / LOG
+    def readers(self, job: Job) -> list[Job]:
+        """Jobs that read its result and have not ended for good."""
+        return [each for each in self.jobs() if each.after == job.id and each.state not in ("done", "failed")]
 
-    def dataset(self, job: Job) -> Path:
-        """Where a `prepare` job leaves its dataset and the report."""
-        return self.root / job.id / _OWN["prepare"][1]
-
-    def status(self, job: Job) -> dict[str, Any]:
-        """How far it is: the run's own status while a process runs, what was kept of it afterwards."""
-        if not job.active:
-            return dict(job.result)
-        status = self._run_status(job)
-        return status if status.get("pid") == job.pid else dict(job.result)
+    def same(self, command: str, settings: dict[str, Any], name: str) -> Job | None:
+        """The job that was made from these very settings, if it is still there."""
+        for job in self.jobs():
+            if job.command == command and job.name == (name or command):
+                wanted = make_config(command, {**settings, **self._own(command, job.id)}).to_dict()
+                if _without_leave(job.settings) == _without_leave(wanted):
+                    return job
+        return None
 
     # --- changing ---
 
     def create(
-        self, command: str, settings: dict[str, Any], name: str = "", device: str = "cpu", after: str = ""
-    ) -> Job:
+        self, command: str, settings: dict[str, Any], name: str = "", device: str = "cpu", after: str = "",
+        stamp: str = "",
+    ) -> Job:  # fmt: skip
         """Queue a job; its run folder is chosen here.
+
+        Args:
+            after: job whose result it reads; found here when that is a `prepare` job's dataset.
+            stamp: of what it is made from, for `again`.
 
         Raises:
             JobError: on a name or device that cannot be.
@@ -109,26 +93,38 @@ class Queue:
             self.job(after)
         job_id = new_id(command, name)
         config = make_config(command, {**settings, **self._own(command, job_id)})
-        with self._turn():
-            order = max((job.order for job in self.jobs()), default=0.0) + 1
+        with self.turn():
+            order, after = self.next_order(), after or self._maker_of(settings.get("data"))
             job = Job(job_id, command, config.to_dict(), device, name or command, order=order, created=time.time())
-            job.after = after
+            job.after, job.stamp = after, stamp
             RunDir(self.root / job_id).create()
             try:
-                self._write(job)
+                self.write(job)
             except OSError:  # a full disk: leave nothing half-made
                 shutil.rmtree(self.root / job_id, ignore_errors=True)
                 raise
         return job
 
-    def same(self, command: str, settings: dict[str, Any], name: str) -> Job | None:
-        """The job that was made from these very settings, if it is still there."""
-        for job in self.jobs():
-            if job.command == command and job.name == (name or command):
-                wanted = make_config(command, {**settings, **self._own(command, job.id)}).to_dict()
-                if job.settings == wanted:
-                    return job
-        return None
+    def again(self, job_id: str, stamp: str) -> Job:
+        """Queue a `prepare` job that has ended once more, because its pictures are others now.
+
+        Raises:
+            JobError: while a training reads its dataset, or when it has not ended.
+        """
+        with self.turn():
+            job = self.job(job_id)
+            if job.state not in ("done", "failed"):
+                raise JobError(f"job {job.name} is {job.state}: only one that has ended can be made again")
+            if reader := next((each for each in self.readers(job) if each.active), None):
+                raise JobError(
+                    f"the pictures of {job.name} have changed, and training {reader.name} reads its dataset: stop that "
+                    "training or wait for its end, or give this dataset another name, which makes a new one"
+                )
+            # A dataset that is being made has no description: it is not to be taken for a finished one. Shards stay.
+            for name in ("dataset.json", "report.txt", "report.json"):
+                (self.dataset(job) / name).unlink(missing_ok=True)
+            job.stamp, job.result = stamp, {}
+            return self.put(job, "queued", "")
 
     def act(self, job_id: str, action: str, before: str = "") -> Job | None:
         """Do one of ACTIONS to a job; `before` (a job's id; empty = the end) is for `move`. Returns it as it is then.
@@ -138,51 +134,67 @@ class Queue:
         """
         if action not in ACTIONS:
             raise JobError(f"no action {action!r}: {', '.join(ACTIONS)}")
-        with self._turn():
+        with self.turn():
             job = self.job(job_id)
-            self._settle(job)
+            self._runner.settle(job)
             allowed = ACTIONS[action]
             if job.state not in allowed:
                 raise JobError(f"job {job.name} is {job.state}: {action} needs one that is {' or '.join(allowed)}")
-            return getattr(self, f"_{action}")(job, before) if action == "move" else getattr(self, f"_{action}")(job)
+            if hindrance := self._hindrance(job, action):
+                raise JobError(f"job {job.name}: {hindrance}")
+            if action == "move":
+                return self._move(job, before)
+            return getattr(self, f"_{action}")(job)
 
     def tick(self) -> list[Job]:
         """Settle jobs whose process has ended, start those whose turn it is; returns all, as `jobs` does."""
         if not self.root.is_dir():
             return []
-        with self._turn():
+        with self.turn():
             jobs = self.jobs()
             for job in jobs:
-                self._settle(job)
-            busy = {job.device for job in jobs if job.active}
-            states = {job.id: job.state for job in jobs}
+                self._runner.settle(job)
+            busy, sources = {job.device for job in jobs if job.active}, {job.id: job for job in jobs}
             for job in jobs:
-                if job.state != "queued" or job.device in busy:
+                if job.state != "queued":
                     continue
-                if job.after and states.get(job.after) != "done":
-                    if states.get(job.after) in (None, "failed"):
-                        self._put(job, "failed", f"job {job.after}, whose result it reads, has failed or was deleted")
-                    continue
-                self._launch(job)
-                busy.add(job.device)
-            return sorted(jobs, key=_place)
+                source, named = sources.get(job.after), f"job {job.after}, whose result it reads,"
+                if job.after and (source is None or source.state == "failed"):
+                    self.put(job, "failed", f"{named} has failed or was deleted")
+                elif source is not None and source.state == "done" and not self.results(source):
+                    self.put(job, "failed", f"{named} is not finished: run its node again")
+                elif job.device not in busy and (source is None or source.state == "done"):
+                    self._runner.launch(job)
+                    busy.add(job.device)
+            return sorted(jobs, key=place)
 
     # --- the actions ---
+
+    def _hindrance(self, job: Job, action: str) -> str:
+        """Why a job in a state for it cannot do this all the same; empty if it can."""
+        if not job.command and action != "delete":
+            return job.reason  # damaged
+        if action in ("sample", "save") and job.command not in TRAININGS:
+            return f"it makes a dataset, and has nothing to {action}"
+        if action == "sample" and not job.settings.get("models"):
+            return "it was started without the text encoder and autoencoder that draw samples"
+        if action == "stop" and job.state == "paused" and not self.results(job):
+            return "it has made nothing yet that could be used: resume or delete it"
+        if action == "resume" and job.state == "done":
+            if job.command not in TRAININGS:
+                return "its dataset is finished" if self.results(job) else ""
+            return "it has taken all its steps" if _number(job, "step") >= _number(job, "steps") > 0 else ""
+        return ""
 
     def _start(self, job: Job) -> Job:
         """To the front of the queue."""
         job.order = min(each.order for each in self.jobs()) - 1
-        return self._put(job, "queued", "")
+        return self.put(job, "queued", "")
 
     def _resume(self, job: Job) -> Job:
-        if job.state == "done" and job.result.get("step", 0) >= job.result.get("steps", 0):
-            raise JobError(f"job {job.name} has taken all its steps")
-        return self._put(job, "queued", "")
+        return self.put(job, "queued", "")
 
-    def _retry(self, job: Job) -> Job:
-        if not job.command:
-            raise JobError(f"job {job.name}: {job.reason}")
-        return self._put(job, "queued", "")
+    _retry = _resume
 
     def _stop(self, job: Job) -> Job:
         return self._end(job, "done")
@@ -193,7 +205,7 @@ class Queue:
     def _kill(self, job: Job) -> Job:
         """End the process now; what was not saved is lost."""
         job.wanted = job.wanted or "paused"
-        self._put(job, "stopping", "ended without saving")
+        self.put(job, "stopping", "ended without saving")
         if process.runs(job.pid, job.identity):
             process.end(job.pid, force=True)
         return job
@@ -215,10 +227,12 @@ class Queue:
         low = line[at - 1].order if at > 0 else (line[at].order - 2 if line else job.order)
         high = line[at].order if at < len(line) else low + 2
         job.order = (low + high) / 2
-        return self._put(job, job.state, job.reason)
+        return self.put(job, job.state, job.reason)
 
     def _delete(self, job: Job) -> None:
         """Its whole folder: moved aside first, so that it is gone in one go."""
+        if reader := next(iter(self.readers(job)), None):
+            raise JobError(f"job {reader.name}, which is {reader.state}, reads what {job.name} made: delete that first")
         folder = self.root / job.id
         grave = self.root / f".deleted-{job.id}-{secrets.token_hex(3)}"
         folder.rename(grave)
@@ -227,118 +241,28 @@ class Queue:
 
     def _end(self, job: Job, wanted: str) -> Job:
         if not job.active:
-            # Never started, or paused: there is nothing to end.
-            return self._put(job, wanted, "stopped by you" if wanted == "done" else "taken out of the queue by you")
+            # In the queue, or paused: there is nothing to end, and nothing is done as long as nothing is made.
+            done = wanted == "done" and self.results(job)
+            return self.put(job, *(("done", "stopped by you") if done else ("paused", "taken out of the queue by you")))
         job.wanted = wanted
-        self._put(job, "stopping", "saves and ends")
-        run = self.run_dir(job)
-        if self._run_status(job).get("state") == "running":
-            run.request("stop")
-        elif job.pid is not None:
-            # It is loading and has nothing to save; a signal also reaches it when it does not look at requests yet.
-            process.end(job.pid)
+        self.put(job, "stopping", "saves and ends")
+        self._runner.ask_to_end(job)
         return job
 
-    # --- the process ---
-
-    def _launch(self, job: Job) -> None:
-        folder = self.root / job.id
-        job.pid, job.identity, job.wanted = None, "", ""
-        job.attempt += 1
-        self._put(job, "preparing", "")
-        try:
-            for name in self.run_dir(job).requests():
-                self.run_dir(job).take(name)
-            replace_json(folder / SETTINGS, job.settings)
-            arguments = [self.python, "-u", str(TRAIN), job.command, "--config", str(folder / SETTINGS)]
-            child = process.spawn(arguments, folder / LOG, process.environment(job.device))
-        except OSError as error:
-            self._put(job, "failed", f"could not be started: {error}")
-            return
-        self._children[job.id] = child
-        job.pid, job.identity = child.pid, process.identity(child.pid) or "ended"
-        self._write(job)
-
-    def _settle(self, job: Job) -> None:
-        """Bring the state of an active job up to what its process does."""
-        if not job.active:
-            return
-        child = self._children.get(job.id)
-        code = child.poll() if child is not None else None  # also takes the zombie away
-        if job.pid is None and not self._adopt(job):
-            return
-        if code is None and process.runs(job.pid, job.identity):
-            quiet = job.command not in TRAININGS  # has no status of its own
-            if job.state == "preparing" and (quiet or self.status(job).get("state") == "running"):
-                self._put(job, "running", "")
-            return
-        if child is not None:
-            code = child.wait()  # it may have ended between the two looks above
-        self._children.pop(job.id, None)
-        self._conclude(job, code)
-
-    def _adopt(self, job: Job) -> bool:
-        """Find the process of a start that was not written down; False while it may still show up."""
-        pid = process.find(str(self.root / job.id / SETTINGS))
-        known = process.identity(pid) if pid is not None else None
-        if known is not None:
-            job.pid, job.identity = pid, known
-            self._write(job)
-            return True
-        since = self._waiting_since.setdefault(job.id, time.monotonic())
-        return time.monotonic() - since > _GRACE or process.lists_arguments()
-
-    def _conclude(self, job: Job, code: int | None) -> None:
-        status = self._run_status(job)
-        ours = status if status.get("pid") == job.pid else {}
-        job.result = {name: ours[name] for name in _KEPT if name in ours} or job.result
-        state, reason = verdict(job, ours, code, self.log_file(job))
-        job.wanted, job.pid, job.identity = "", None, ""
-        self._waiting_since.pop(job.id, None)
-        self._put(job, state, reason)
-
-    def _run_status(self, job: Job) -> dict[str, Any]:
-        """The run's status; nothing when there is none or it is damaged."""
-        try:
-            status = self.run_dir(job).read_status()
-        except (RunDirError, OSError):
-            return {}
-        return status if isinstance(status, dict) else {}
-
-    # --- files ---
+    # --- places ---
 
     def _own(self, command: str, job_id: str) -> dict[str, str]:
-        """The setting that says where the job writes: in its own folder."""
-        name, place = _OWN.get(command, ("run", ""))
-        return {name: str(self.root / job_id / place)}
-
-    @contextlib.contextmanager
-    def _turn(self) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        with self._thread_lock, turn(self.root / ".lock"):
-            yield
-
-    def _put(self, job: Job, state: str, reason: str) -> Job:
-        job.state, job.reason = state, reason
-        self._write(job)
-        return job
-
-    def _write(self, job: Job) -> None:
-        write_job(self.root / job.id, job)
-        self._cache.pop(job.id, None)
-
-    def _read(self, job_id: str) -> Job:
-        """A copy of a job, parsed again only when its file was replaced. Copies share `settings` and `result`."""
+        """The settings that say where the job writes: in its own folder."""
         folder = self.root / job_id
-        try:
-            info = os.stat(folder / FILE)
-            stamp = (info.st_mtime_ns, info.st_ino, info.st_size)
-        except OSError:
-            stamp = ()
-        kept = self._cache.get(job_id)
-        if kept is None or kept[0] != stamp or not stamp:
-            kept = self._cache[job_id] = (stamp, read_job(folder))
-        return dataclasses.replace(kept[1])
+        return {"run": str(folder)} | ({"output": str(folder / DATASET)} if command == "prepare" else {})
+
+    def _maker_of(self, data: Any) -> str:
+        """Id of the `prepare` job whose dataset this folder is; empty if it is none."""
+        for job in self.jobs():
+            if isinstance(data, str) and job.command == "prepare" and Path(data).parent.name == job.id:
+                # By its name first: to look at the links of every job's folder takes long.
+                return job.id if Path(data).resolve() == self.dataset(job).resolve() else ""
+        return ""
 
 
 ACTIONS: dict[str, tuple[str, ...]] = {
@@ -353,7 +277,7 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "save": ("running",),
     "kill": ACTIVE,
 }
-"""What can be asked of a job, and the states in which it can."""
+"""What can be asked of a job, and the states in which it can; `Queue.actions` knows what hinders one besides."""
 
 
 def check_name(name: str) -> None:
@@ -364,7 +288,11 @@ def check_name(name: str) -> None:
         )
 
 
-def _place(job: Job) -> tuple:
-    if job.active:
-        return (0, job.order)
-    return (1, job.order) if job.state == "queued" else (2, -job.order)
+def _without_leave(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _ALLOWED}
+
+
+def _number(job: Job, name: str) -> float:
+    """A count in the kept status; 0 where it is missing or damaged."""
+    value = job.result.get(name)
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else 0

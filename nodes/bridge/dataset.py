@@ -1,0 +1,134 @@
+"""What the dataset node does: pictures to a `prepare` job, its report, and a few of the pictures to show."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as memory
+from comfy.utils import ProgressBar
+
+from ...training.jobs import Job
+from ...training.prepare.sources import CAPTION_SUFFIXES, Source, read_sources
+from . import jobs
+from .paths import allowed_roots, is_allowed
+from .training import node_settings
+from .ui import show
+
+_POLL = 0.25
+_PATIENCE = 60.0
+"""Seconds that ComfyUI's queue waits for the look at the pictures; the job goes on in any case."""
+_FOLDERS = ("hints", "latents", "embeddings")
+"""Settings that may name a folder with files of each picture."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What the node shows."""
+
+    folder: Path
+    report: str
+    job: str
+    """Id."""
+    pictures: list[Path]
+    """Some of those it is made from, evenly taken."""
+
+
+def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) -> Dataset:
+    """Queue the caching of a folder's features and wait for what it says about the pictures.
+
+    Queued anew when the pictures are others than last time. The encoding goes on in the background.
+
+    Args:
+        values: settings of `prepare`.
+        more: further settings, a key=value a line.
+        shown: how many of the pictures to name.
+
+    Raises:
+        ConfigError, PathError: naming the setting that is wrong.
+        JobError: if the pictures have changed while a training reads the dataset.
+        ValueError: if no picture can be used.
+    """
+    settings = node_settings("prepare", values, more) | {"only_inside": [str(root) for root in allowed_roots()]}
+    sources = _sources(settings)
+    job = _queued(settings, name, _stamp(settings, sources))
+    folder = jobs.queue().dataset(job)
+    text, job = _report(job, folder / "report.txt")
+    if job.state == "failed":
+        raise ValueError(f"{job.name}: {job.reason}")
+    picked = [source.path for source in sources[:: max(1, len(sources) // shown)][:shown]]
+    return Dataset(folder, f"{text}{jobs.describe(job)}", job.id, [path for path in picked if is_allowed(path)])
+
+
+def _queued(settings: dict[str, Any], name: str, stamp: str) -> Job:
+    """The job of these settings, made from the pictures as they are now."""
+    queue = jobs.queue()
+    job = queue.same("prepare", settings, name)
+    if job is None:
+        job = queue.create("prepare", settings, name, jobs.device(), stamp=stamp)
+    elif job.state == "failed" or job.state == "done" and (job.stamp != stamp or not queue.results(job)):
+        job = queue.again(job.id, stamp)
+    jobs.watcher().wake()
+    return job
+
+
+def _report(job: Job, file: Path) -> tuple[str, Job]:
+    """What the job says about the pictures, or why it does not yet; and the job as it is then."""
+    started, told, bar = time.monotonic(), "", ProgressBar(1)
+    while not file.exists() and (job.active or job.state == "queued"):
+        memory.throw_exception_if_processing_interrupted()
+        blocked = job.state == "queued" and job.id in jobs.queue().waits()
+        if blocked or time.monotonic() - started > _PATIENCE:
+            break
+        seen = jobs.view(job)
+        if seen["text"] != told:
+            told = seen["text"]
+            show(told)
+            bar.update_absolute(seen.get("step", 0), max(1, seen.get("steps", 1)))
+        time.sleep(_POLL)
+        job = jobs.queue().job(job.id)
+    if file.exists():
+        return file.read_text(encoding="utf-8"), job
+    if job.state == "paused":
+        return "It is paused: resume it in the panel, then run this again.\n", job
+    where = "It waits in the queue" if job.state == "queued" else "The pictures are still being looked at"
+    return f"{where}; run this again later for the report.\n", job
+
+
+def _sources(settings: dict[str, Any]) -> list[Source]:
+    """The pictures as `prepare` reads them; none where it will say what is wrong."""
+    try:
+        return read_sources(settings["input"], settings.get("pictures", ""), settings.get("caption_column", ""),
+                            settings["only_inside"])
+    except (ValueError, OSError):
+        return []
+
+
+def _stamp(settings: dict[str, Any], sources: list[Source]) -> str:
+    """Changes when a picture, a caption, or another file that it is made from does, comes or goes."""
+    # What a list says is in the sources; other captions are in files beside the pictures.
+    seen = hashlib.sha256(repr([(source.listed, source.size) for source in sources]).encode())
+    for count, file in enumerate(sorted(_files(settings, sources))):
+        if count % 1024 == 0:
+            memory.throw_exception_if_processing_interrupted()
+        try:
+            about = os.stat(file)
+        except OSError:
+            continue
+        seen.update(f"{file} {about.st_size} {about.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return seen.hexdigest()
+
+
+def _files(settings: dict[str, Any], sources: list[Source]) -> Iterator[Path]:
+    for source in sources:
+        yield source.path
+        if source.listed is None:
+            yield from (source.path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
+    for folder in sorted({settings.get(name, "") for name in _FOLDERS} - {"", "hed"}):
+        for where, _, names in os.walk(folder):
+            yield from (Path(where, each) for each in names)
