@@ -126,7 +126,7 @@ def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(serve
     closed_at = job(server, lcd).get("step", 0)
     until(lambda: job(server, lcd).get("step", 0) > closed_at + 3)
     page = request.getfixturevalue("page")
-    page.locator(f'li[data-job="{lcd}"] .pxd-row').click()
+    open_job(page, lcd)
     state_of(page, lcd, "running")
 
     # A live curve and a first sample, while a picture is made.
@@ -168,7 +168,7 @@ def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(serve
     # Its result is a picture, and the person is told of the end.
     page.locator('[data-action="stop"]').click()
     state_of(page, lcd, "done")
-    page.locator(".p-toast-message", has_text="Training done").wait_for()
+    page.locator(".p-toast-message", has_text="Training stopped").wait_for()
     text_to_image(server, job=lcd)
     keep(page, "panel_done")
 
@@ -179,25 +179,50 @@ def pretended(server):
     root = server.base / "output" / "pixart_delta" / "training"
     for i in range(3):
         folder = root / f"made-{i}"
-        (folder / "samples").mkdir(parents=True)
-        settings = {"run": str(folder), "data": "d", "base": "b"}
-        values = {"id": folder.name, "command": "lcd", "settings": settings, "device": "cpu", "name": f"made {i}",
-                  "state": "failed" if i == 0 else "done", "order": 100.0 + i,
-                  "result": {"step": 900, "steps": 1000, "loss": 0.01}}  # fmt: skip
+        pretend(folder, 100.0 + i, state="failed" if i == 0 else "done", name=f"made {i}")
         if i == 0:
-            values |= {"name": HOSTILE, "reason": HOSTILE}
+            change(folder, name=HOSTILE, reason=HOSTILE)
             (folder / "process.log").write_text(f"first\n{HOSTILE}\nlast\n")
             shutil.copy(ROOT / "workflows" / "base_model_14_steps.jpg", folder / "samples" / "step_00000001.png")
             sample = {"step": 1, "prompts": [HOSTILE]}
             (folder / "samples" / "step_00000001.json").write_text(json.dumps(sample))
-        with (folder / "metrics.jsonl").open("w") as file:
-            file.writelines(f'{{"step": {n}, "loss": {1 / n}, "learning_rate": 0.001}}\n' for n in range(1, 900))
-        (folder / "job.json").write_text(json.dumps(values))
+        write_metrics(folder, 899)
     return root
 
 
+def pretend(folder: Path, order: float, **values) -> None:
+    """A job as its file keeps it."""
+    (folder / "samples").mkdir(parents=True)
+    settings = {"run": str(folder), "data": "d", "base": "b"}
+    change(folder, **{"id": folder.name, "command": "lcd", "settings": settings, "device": "cpu", "name": folder.name,
+                      "order": order, "result": {"step": 900, "steps": 1000, "loss": 0.01}, **values})  # fmt: skip
+
+
+def change(folder: Path, **values) -> None:
+    file = folder / "job.json"
+    old = json.loads(file.read_text()) if file.exists() else {}
+    file.with_suffix(".new").write_text(json.dumps(old | values))
+    file.with_suffix(".new").replace(file)
+
+
+def write_metrics(folder: Path, steps: int) -> None:
+    lines = (f'{{"step": {n}, "loss": {1 / n}, "learning_rate": 0.001}}\n' for n in range(1, steps + 1))
+    (folder / "metrics.jsonl").write_text("".join(lines))
+
+
+def row(page, job_id: str):
+    return page.locator(f'li[data-job="{job_id}"] .pxd-row')
+
+
+def open_job(page, job_id: str):
+    """The opened row's detail, whatever was open before."""
+    if row(page, job_id).get_attribute("aria-expanded") != "true":
+        row(page, job_id).click()
+    return page.locator(f'li[data-job="{job_id}"] .pxd-detail')
+
+
 def test_hostile_text_is_shown_as_text(server, page, pretended):
-    page.locator('li[data-job="made-0"] .pxd-row').click()
+    open_job(page, "made-0")
     page.locator(".pxd-log summary").click()
     page.wait_for_function("() => document.querySelector('.pxd-log pre').textContent.includes('last')")
     log = page.locator(".pxd-log pre").inner_text()
@@ -240,7 +265,7 @@ def test_fits_the_theme_and_a_narrow_window(server, page, pretended, palette):
 
 
 def test_deleting_asks_first(server, page, pretended):
-    page.locator('li[data-job="made-1"] .pxd-row').click()
+    open_job(page, "made-1")
     page.locator('[data-action="delete"]').click()
     page.get_by_role("button", name="Cancel").click()
     assert (pretended / "made-1").exists()
@@ -253,7 +278,7 @@ def test_deleting_asks_first(server, page, pretended):
 def test_two_renderers_one_panel(page, pretended):
     """With Nodes 2.0 nothing changes: the panel is no part of a node."""
     page.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
-    page.locator('li[data-job="made-2"] .pxd-row').click()
+    open_job(page, "made-2")
     page.wait_for_function("() => Number(document.querySelector('.pxd-chart').dataset.points) >= 899")
     keep(page, "panel_nodes_2")
     page.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
