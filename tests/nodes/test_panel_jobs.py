@@ -69,9 +69,10 @@ def test_a_node_shows_its_job_and_keeps_its_id(panel, pretended, made, graph, vu
     for node in (2, 3):
         panel.evaluate(EXECUTED, [node, output])
     panel.evaluate(EXECUTED, [4, {"pixart_delta_job": ["made-0"]}])
-    panel.evaluate(EXECUTED, [1, {"pixart_delta_job": ["of-another-server"]}])
     until_line(panel, 3, "Lake: paused · step 900 of 1000 · loss 0.01")
-    assert set(lines(panel)) == {"3", "4"}, "under nodes of ours only, of jobs that there are only"
+    for other in ("of-another-server", "made-2"):
+        panel.evaluate(EXECUTED, [1, {"pixart_delta_job": [other]}])
+        assert set(lines(panel)) == {"3", "4"}, "only of jobs that there are, under nodes of ours that can make them"
 
     # Shown by the renderer, as text whatever it holds.
     shown = panel.locator(".pxd-line", has_text="Lake")
@@ -216,7 +217,7 @@ def test_samples_are_read_when_seen_and_anew_when_redrawn(panel, made):
     wide = "wide => document.querySelector('.pxd-samples img').naturalWidth === wide"
     panel.wait_for_function(wide, arg=8)
     panel.wait_for_load_state("networkidle")
-    assert 0 < len(asked) < 150, "those far down are read when they are scrolled to"
+    assert 0 < len(asked) < 100, "those far down are read when they are scrolled to"
 
     (folder / "samples" / "step_00000300.png").unlink()
     Image.new("RGB", (16, 16)).save(folder / "samples" / "step_00000300.png")

@@ -3,6 +3,11 @@ import { h, setText } from "./dom.mjs";
 import { line } from "./text.mjs";
 
 const JOB = "pixart_delta_job"; // in a node's output, and in its properties: saved with the workflow
+// What a node's jobs are. Another graph may have been opened since its prompt was sent, with another node of the same id.
+const COMMAND = {
+    PixArtDeltaDataset: "prepare", PixArtDeltaTrainLCD: "lcd", PixArtDeltaTrainLCMLora: "lcm-lora",
+    PixArtDeltaTrainControlNet: "controlnet", PixArtDeltaFineTune: "finetune",
+};
 const WIDGET = "pixart_delta_line";
 const LINE = 16; // px
 const MOST = 12; // lines; more scroll
@@ -33,6 +38,7 @@ export class Lines {
     #take(node, output) {
         const id = output[JOB]?.[0];
         if (id) {
+            if (!fits(node, this.store.jobs.get(id))) return;
             node.properties[JOB] = id;
             this.#show(node);
         } else if (output.text) {
@@ -45,8 +51,14 @@ export class Lines {
     #show(node) {
         // A workflow may come from another server, and a job may have been deleted: then there is nothing to say.
         const job = this.store.jobs.get(node.properties[JOB]);
-        put(node, job ? line(job) : "");
+        put(node, job && fits(node, job) ? line(job) : "");
     }
+}
+
+/** Whether a job can be the node's; also if it is not known yet. */
+function fits(node, job) {
+    const command = COMMAND[node.comfyClass];
+    return !job || !command || job.command === command;
 }
 
 /** All nodes of a graph, those of its subgraphs too. */
