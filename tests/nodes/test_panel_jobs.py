@@ -103,6 +103,16 @@ def test_an_estimate_is_shown_under_its_node(panel, pretended, graph):
     until_line(panel, 3, "memory 3 GB\n<img")
     assert panel.evaluate("() => window.hacked") is None
     assert "pixart_delta_job" not in panel.evaluate("() => window.app.graph.getNodeById(3).properties")
+    # Other nodes of ours say theirs by the frontend's own means: it would be there twice.
+    loader = panel.evaluate(
+        """() => {
+            const node = LiteGraph.createNode("PixArtDeltaModelLoader");
+            window.app.graph.add(node);
+            return node.id;
+        }"""
+    )
+    panel.evaluate(EXECUTED, [loader, {"text": ["a plan"]}])
+    assert set(lines(panel)) == {"3"}
 
 
 def test_a_dataset_has_words_of_its_own(panel, made):

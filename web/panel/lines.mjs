@@ -1,12 +1,13 @@
-// What became of its job, as a text under each of our nodes that made one or asked for one.
+// What became of its job, as a text under each node that makes jobs or asks for one.
 import { h, setText } from "./dom.mjs";
 import { line } from "./text.mjs";
 
 const JOB = "pixart_delta_job"; // in a node's output, and in its properties: saved with the workflow
-// What a node's jobs are. Another graph may have been opened since its prompt was sent, with another node of the same id.
+// These nodes, and what their jobs are ("": any). Checked, because another graph may have been opened since the prompt was
+// sent, with another node of the same id.
 const COMMAND = {
     PixArtDeltaDataset: "prepare", PixArtDeltaTrainLCD: "lcd", PixArtDeltaTrainLCMLora: "lcm-lora",
-    PixArtDeltaTrainControlNet: "controlnet", PixArtDeltaFineTune: "finetune",
+    PixArtDeltaTrainControlNet: "controlnet", PixArtDeltaFineTune: "finetune", PixArtDeltaTrainingStatus: "",
 };
 const WIDGET = "pixart_delta_line";
 const LINE = 16; // px
@@ -20,7 +21,7 @@ export class Lines {
 
     /** Follow the jobs of a new node, if it is one of ours. */
     attend(node) {
-        if (!node.comfyClass?.startsWith("PixArtDelta")) return;
+        if (!(node.comfyClass in COMMAND)) return;
         const before = node.onExecuted;
         node.onExecuted = (output) => {
             before?.call(node, output);
@@ -31,7 +32,7 @@ export class Lines {
     /** Show what the store holds now under the nodes of the open graph. */
     update() {
         for (const node of nodes(this.app.rootGraph ?? this.app.graph)) {
-            if (node.comfyClass?.startsWith("PixArtDelta") && node.properties?.[JOB]) this.#show(node);
+            if (node.comfyClass in COMMAND && node.properties?.[JOB]) this.#show(node);
         }
     }
 
