@@ -1,9 +1,14 @@
-// Registers the sidebar tab. Everything below panel/ and vendor/ is .mjs: ComfyUI itself imports every .js file here.
+// Registers the sidebar tab and the lines under nodes. Everything below panel/ and vendor/ is .mjs: ComfyUI itself imports
+// every .js file here.
 import { api } from "/scripts/api.js";
 import { app } from "/scripts/app.js";
+import { Lines } from "./panel/lines.mjs";
 import { Panel } from "./panel/panel.mjs";
 import { Store } from "./panel/store.mjs";
-import { loadTexts, t } from "./panel/text.mjs";
+import { loadTexts, t, tFor } from "./panel/text.mjs";
+
+const store = new Store(api);
+const lines = new Lines(app, store);
 
 function addStyle(path) {
     const link = document.createElement("link");
@@ -12,22 +17,30 @@ function addStyle(path) {
     document.head.append(link);
 }
 
+function tellEnd({ detail: job }) {
+    // Ended by a person it is done, too, and then has a reason.
+    const end = job.state === "done" && job.reason ? "stopped" : job.state;
+    app.extensionManager.toast.add({
+        severity: { done: "success", stopped: "info", failed: "error" }[end],
+        summary: tFor(job, `toast_${end}`),
+        detail: job.reason ? `${job.name}: ${job.reason}` : job.name,
+        life: end === "failed" ? 20000 : 8000,
+    });
+}
+
 app.registerExtension({
     name: "pixart_delta.training",
+    nodeCreated(node) {
+        lines.attend(node);
+    },
+    afterConfigureGraph() {
+        lines.update();
+    },
     async setup() {
         addStyle("./vendor/uplot/uPlot.min.css");
         addStyle("./panel/panel.css");
         await loadTexts(api, app);
-        const store = new Store(api);
-        store.addEventListener("ended", ({ detail: job }) => {
-            const done = job.state === "done";
-            app.extensionManager.toast.add({
-                severity: done ? "success" : "error",
-                summary: t(done ? "toast_done" : "toast_failed"),
-                detail: job.reason ? `${job.name}: ${job.reason}` : job.name,
-                life: done ? 8000 : 20000,
-            });
-        });
+        store.addEventListener("ended", tellEnd);
         store.start();
         let panel = null;
         app.extensionManager.registerSidebarTab({

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from tests.nodes.panel import HOSTILE, change, end_trainings, open_panel, pretend, write_metrics
+from tools.comfy_server import ComfyServer, comfyui_trees
+
+ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -39,3 +45,39 @@ def open_page(browser):
         return page
 
     return open_
+
+
+@pytest.fixture(scope="session")
+def panel_server(tmp_path_factory):
+    """A server of the newest ComfyUI for the tests of the panel."""
+    with ComfyServer(next(iter(comfyui_trees().values())), tmp_path_factory.mktemp("panel")) as running:
+        running.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "what's new seen"})
+        yield running
+        end_trainings(running)
+
+
+@pytest.fixture(scope="session")
+def panel(panel_server, open_page):
+    """A page with the panel open; at the end nothing has gone wrong in it."""
+    page = open_page(panel_server, 1500, 1000, timeout=120_000)
+    open_panel(page)
+    yield page
+    assert page.errors == []
+    page.close()
+
+
+@pytest.fixture(scope="session")
+def pretended(panel_server):
+    """Jobs that have ended, written as files: one full of hostile text, one with a long curve."""
+    root = panel_server.base / "output" / "pixart_delta" / "training"
+    for i in range(3):
+        folder = root / f"made-{i}"
+        pretend(folder, 100.0 + i, state="failed" if i == 0 else "done", name=f"made {i}")
+        if i == 0:
+            change(folder, name=HOSTILE, reason=HOSTILE)
+            (folder / "process.log").write_text(f"first\n{HOSTILE}\nlast\n")
+            shutil.copy(ROOT / "workflows" / "base_model_14_steps.jpg", folder / "samples" / "step_00000001.png")
+            sample = {"step": 1, "prompts": [HOSTILE]}
+            (folder / "samples" / "step_00000001.json").write_text(json.dumps(sample))
+        write_metrics(folder, 899)
+    return root

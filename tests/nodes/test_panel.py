@@ -4,84 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import time
-import urllib.error
 from pathlib import Path
 
 import pytest
 
-from tools.comfy_server import ComfyServer, comfyui_trees
+from tests.nodes.panel import job, jobs, keep, open_job, open_panel, state_of, until
 from tools.workflow_api import find_node, load_workflow, to_api
 
 ROOT = Path(__file__).resolve().parents[2]
-READY = "() => window.app?.extensionManager && window.app.graph && document.querySelector('.pi-chart-line')"
-HOSTILE = "<img src=x onerror='window.hacked = true'>\x1b[31m<script>window.hacked = true</script>\u202e"
-PICTURES = os.environ.get("PIXART_DELTA_SCREENSHOTS")
-"""Folder to keep screenshots in."""
-
-
 pytestmark = pytest.mark.host
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with ComfyServer(next(iter(comfyui_trees().values())), tmp_path_factory.mktemp("panel")) as running:
-        running.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "what's new seen"})
-        yield running
-        end_trainings(running)
-
-
-def end_trainings(server) -> None:
-    for job in jobs(server):
-        if "kill" in job["actions"]:
-            act(server, job["id"], "kill")
-    until(lambda: not any("kill" in job["actions"] for job in jobs(server)))
-
-
-@pytest.fixture(scope="module")
-def page(server, open_page):
-    page = open_page(server, 1500, 1000, timeout=120_000)
-    open_panel(page)
-    yield page
-    assert page.errors == []
-    page.close()
-
-
-def open_panel(page) -> None:
-    page.wait_for_function(READY)
-    if not page.locator(".pxd-panel").is_visible():
-        page.locator("button:has(.pi-chart-line)").first.click()
-    page.locator(".pxd-panel").wait_for()
-
-
-def jobs(server) -> list[dict]:
-    return server.get("/pixart_delta/jobs")["jobs"]
-
-
-def job(server, job_id: str) -> dict:
-    return server.get(f"/pixart_delta/jobs/{job_id}")
-
-
-def act(server, job_id: str, action: str) -> None:
-    try:
-        server.post(f"/pixart_delta/jobs/{job_id}/{action}", {})
-    except urllib.error.HTTPError as error:
-        assert error.code == 409, error.read()  # it ended by itself
-
-
-def until(condition, seconds: float = 240):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    raise AssertionError("it did not come about")
-
-
-def keep(page, name: str) -> None:
-    if PICTURES:
-        page.screenshot(path=Path(PICTURES) / f"{name}.png")
 
 
 def run_template(page, server, steps: int) -> str:
@@ -110,122 +41,95 @@ def text_to_image(server, **trained):
     return result
 
 
-def state_of(page, job_id: str, state: str) -> None:
-    page.locator(f'li[data-job="{job_id}"] .pxd-state[data-state="{state}"]').wait_for()
-
-
-def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(server, open_page, request):
-    first = open_page(server, 1500, 1000, timeout=120_000)
+def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(panel_server, open_page, request):
+    first = open_page(panel_server, 1500, 1000, timeout=120_000)
     open_panel(first)
-    lcd = run_template(first, server, steps=100_000)
+    lcd = run_template(first, panel_server, steps=100_000)
     state_of(first, lcd, "running")
     assert first.errors == []
     first.close()
 
     # The browser is closed, and the training goes on; opened again, it shows what has become of it.
-    closed_at = job(server, lcd).get("step", 0)
-    until(lambda: job(server, lcd).get("step", 0) > closed_at + 3)
-    page = request.getfixturevalue("page")
-    page.locator(f'li[data-job="{lcd}"] .pxd-row').click()
-    state_of(page, lcd, "running")
+    closed_at = job(panel_server, lcd).get("step", 0)
+    until(lambda: job(panel_server, lcd).get("step", 0) > closed_at + 3)
+    panel = request.getfixturevalue("panel")
+    open_job(panel, lcd)
+    state_of(panel, lcd, "running")
 
     # A live curve and a first sample, while a picture is made.
-    page.wait_for_function("() => Number(document.querySelector('.pxd-chart').dataset.points) >= 5")
-    text_to_image(server)
-    page.locator(".pxd-samples img").first.wait_for()
-    before = job(server, lcd)["step"]
-    page.wait_for_function(f"() => Number(document.querySelector('.pxd-chart').dataset.points) > {before}")
-    assert page.locator(".pxd-chart canvas").count() == 1
-    keep(page, "panel_running")
+    panel.wait_for_function("() => Number(document.querySelector('.pxd-chart').dataset.points) >= 5")
+    text_to_image(panel_server)
+    panel.locator(".pxd-samples img").first.wait_for()
+    before = job(panel_server, lcd)["step"]
+    panel.wait_for_function(f"() => Number(document.querySelector('.pxd-chart').dataset.points) > {before}")
+    assert panel.locator(".pxd-chart canvas").count() == 1
+    keep(panel, "panel_running")
 
     # Stop, resume, sample now.
-    page.locator('[data-action="stop"]').click()
-    state_of(page, lcd, "done")
-    stopped = job(server, lcd)
+    panel.locator('[data-action="stop"]').click()
+    state_of(panel, lcd, "done")
+    stopped = job(panel_server, lcd)
     assert stopped["reason"].startswith("stopped at step") and stopped["export"] == "pixart.safetensors"
-    page.locator('[data-action="resume"]').click()
-    state_of(page, lcd, "running")
-    shown = page.locator(".pxd-samples button").count()
-    page.locator('[data-action="sample"]').click()
-    page.wait_for_function(f"() => document.querySelectorAll('.pxd-samples button').length > {shown}")
+    panel.locator('[data-action="resume"]').click()
+    state_of(panel, lcd, "running")
+    shown = panel.locator(".pxd-samples button").count()
+    panel.locator('[data-action="sample"]').click()
+    panel.wait_for_function(f"() => document.querySelectorAll('.pxd-samples button').length > {shown}")
 
     # The page is loaded again; then the server dies and comes back, and the page finds it by itself.
-    page.reload()
-    open_panel(page)
-    state_of(page, lcd, "running")
-    pid = json.loads((server.base / "output/pixart_delta/training" / lcd / "job.json").read_text())["pid"]
-    server.process.kill()
-    server.process.wait()
-    page.locator(".pxd-offline").wait_for()
-    server.start()
-    page.locator(".pxd-offline").wait_for(state="hidden")
-    state_of(page, lcd, "running")
+    panel.reload()
+    open_panel(panel)
+    state_of(panel, lcd, "running")
+    pid = json.loads((panel_server.base / "output/pixart_delta/training" / lcd / "job.json").read_text())["pid"]
+    panel_server.process.kill()
+    panel_server.process.wait()
+    panel.locator(".pxd-offline").wait_for()
+    panel_server.start()
+    panel.locator(".pxd-offline").wait_for(state="hidden")
+    state_of(panel, lcd, "running")
     os.kill(pid, 0)
-    assert json.loads((server.base / "output/pixart_delta/training" / lcd / "job.json").read_text())["pid"] == pid
-    step = job(server, lcd)["step"]
-    until(lambda: job(server, lcd)["step"] > step)
+    assert json.loads((panel_server.base / "output/pixart_delta/training" / lcd / "job.json").read_text())["pid"] == pid
+    step = job(panel_server, lcd)["step"]
+    until(lambda: job(panel_server, lcd)["step"] > step)
 
     # Its result is a picture, and the person is told of the end.
-    page.locator('[data-action="stop"]').click()
-    state_of(page, lcd, "done")
-    page.locator(".p-toast-message", has_text="Training done").wait_for()
-    text_to_image(server, job=lcd)
-    keep(page, "panel_done")
+    panel.locator('[data-action="stop"]').click()
+    state_of(panel, lcd, "done")
+    panel.locator(".p-toast-message", has_text="Training stopped").wait_for()
+    text_to_image(panel_server, job=lcd)
+    keep(panel, "panel_done")
 
 
-@pytest.fixture(scope="module")
-def pretended(server):
-    """Jobs that have ended, written as files: one full of hostile text, one with a long curve."""
-    root = server.base / "output" / "pixart_delta" / "training"
-    for i in range(3):
-        folder = root / f"made-{i}"
-        (folder / "samples").mkdir(parents=True)
-        settings = {"run": str(folder), "data": "d", "base": "b"}
-        values = {"id": folder.name, "command": "lcd", "settings": settings, "device": "cpu", "name": f"made {i}",
-                  "state": "failed" if i == 0 else "done", "order": 100.0 + i,
-                  "result": {"step": 900, "steps": 1000, "loss": 0.01}}  # fmt: skip
-        if i == 0:
-            values |= {"name": HOSTILE, "reason": HOSTILE}
-            (folder / "process.log").write_text(f"first\n{HOSTILE}\nlast\n")
-            shutil.copy(ROOT / "workflows" / "base_model_14_steps.jpg", folder / "samples" / "step_00000001.png")
-            sample = {"step": 1, "prompts": [HOSTILE]}
-            (folder / "samples" / "step_00000001.json").write_text(json.dumps(sample))
-        with (folder / "metrics.jsonl").open("w") as file:
-            file.writelines(f'{{"step": {n}, "loss": {1 / n}, "learning_rate": 0.001}}\n' for n in range(1, 900))
-        (folder / "job.json").write_text(json.dumps(values))
-    return root
-
-
-def test_hostile_text_is_shown_as_text(server, page, pretended):
-    page.locator('li[data-job="made-0"] .pxd-row').click()
-    page.locator(".pxd-log summary").click()
-    page.wait_for_function("() => document.querySelector('.pxd-log pre').textContent.includes('last')")
-    log = page.locator(".pxd-log pre").inner_text()
+def test_hostile_text_is_shown_as_text(panel_server, panel, pretended):
+    open_job(panel, "made-0")
+    panel.locator(".pxd-log summary").click()
+    panel.wait_for_function("() => document.querySelector('.pxd-log pre').textContent.includes('last')")
+    log = panel.locator(".pxd-log pre").inner_text()
     assert "<script>" in log and "\x1b" not in log and "\u202e" not in log
-    page.locator(".pxd-samples button").click()
-    assert "onerror" in page.locator(".pxd-dialog[open] li").inner_text()
-    page.keyboard.press("Escape")
-    assert "<script>" in page.locator('li[data-job="made-0"] .pxd-name').inner_text()
-    assert page.evaluate("() => window.hacked") is None
-    assert page.locator(".pxd-panel script, .pxd-dialog script").count() == 0
+    panel.locator(".pxd-samples button").click()
+    assert "onerror" in panel.locator(".pxd-dialog[open] li").inner_text()
+    panel.keyboard.press("Escape")
+    assert "<script>" in panel.locator('li[data-job="made-0"] .pxd-name').inner_text()
+    assert panel.evaluate("() => window.hacked") is None
+    assert panel.locator(".pxd-panel script, .pxd-dialog script").count() == 0
 
 
-def test_works_with_the_keyboard_alone(page, pretended):
-    page.locator('li[data-job="made-2"] .pxd-row').focus()
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("Enter")
-    assert page.locator('li[data-job="made-1"] .pxd-row').get_attribute("aria-expanded") == "true"
-    page.keyboard.press("Tab")
-    assert page.evaluate("() => document.activeElement.dataset.action") == "resume"
-    assert page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle") == "solid"
+def test_works_with_the_keyboard_alone(panel, pretended):
+    panel.locator('li[data-job="made-2"] .pxd-row').focus()
+    panel.keyboard.press("ArrowDown")
+    panel.keyboard.press("Enter")
+    assert panel.locator('li[data-job="made-1"] .pxd-row').get_attribute("aria-expanded") == "true"
+    panel.keyboard.press("Tab")
+    assert panel.evaluate("() => document.activeElement.dataset.action") == "resume"
+    assert panel.evaluate("() => getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
 @pytest.mark.parametrize("palette", ["light", "dark"])
-def test_fits_the_theme_and_a_narrow_window(server, page, pretended, palette):
-    page.evaluate("palette => window.app.extensionManager.setting.set('Comfy.ColorPalette', palette)", palette)
-    page.wait_for_timeout(500)
-    page.set_viewport_size({"width": 700, "height": 900})
-    light = page.evaluate(
+def test_fits_the_theme_and_a_narrow_window(panel_server, panel, pretended, palette):
+    panel.evaluate("palette => window.app.extensionManager.setting.set('Comfy.ColorPalette', palette)", palette)
+    panel.wait_for_timeout(500)
+    panel.set_viewport_size({"width": 700, "height": 900})
+    light = panel.evaluate(
         """() => {
             const number = colour => colour.match(/[\\d.]+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0);
             const panel = getComputedStyle(document.querySelector(".pxd-panel"));
@@ -233,27 +137,27 @@ def test_fits_the_theme_and_a_narrow_window(server, page, pretended, palette):
         }"""
     )
     assert light == (palette == "light"), "text and background are too alike"
-    wide = page.locator(".pxd-panel").evaluate("panel => panel.scrollWidth - panel.clientWidth")
+    wide = panel.locator(".pxd-panel").evaluate("panel => panel.scrollWidth - panel.clientWidth")
     assert wide <= 1, "it scrolls sideways"
-    keep(page, f"panel_{palette}")
-    page.set_viewport_size({"width": 1500, "height": 1000})
+    keep(panel, f"panel_{palette}")
+    panel.set_viewport_size({"width": 1500, "height": 1000})
 
 
-def test_deleting_asks_first(server, page, pretended):
-    page.locator('li[data-job="made-1"] .pxd-row').click()
-    page.locator('[data-action="delete"]').click()
-    page.get_by_role("button", name="Cancel").click()
+def test_deleting_asks_first(panel_server, panel, pretended):
+    open_job(panel, "made-1")
+    panel.locator('[data-action="delete"]').click()
+    panel.get_by_role("button", name="Cancel").click()
     assert (pretended / "made-1").exists()
-    page.locator('[data-action="delete"]').click()
-    page.get_by_role("button", name="Delete").last.click()
-    page.locator('li[data-job="made-1"]').wait_for(state="detached")
+    panel.locator('[data-action="delete"]').click()
+    panel.get_by_role("button", name="Delete").last.click()
+    panel.locator('li[data-job="made-1"]').wait_for(state="detached")
     assert not (pretended / "made-1").exists()
 
 
-def test_two_renderers_one_panel(page, pretended):
+def test_two_renderers_one_panel(panel, pretended):
     """With Nodes 2.0 nothing changes: the panel is no part of a node."""
-    page.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
-    page.locator('li[data-job="made-2"] .pxd-row').click()
-    page.wait_for_function("() => Number(document.querySelector('.pxd-chart').dataset.points) >= 899")
-    keep(page, "panel_nodes_2")
-    page.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
+    panel.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', true)")
+    open_job(panel, "made-2")
+    panel.wait_for_function("() => Number(document.querySelector('.pxd-chart').dataset.points) >= 899")
+    keep(panel, "panel_nodes_2")
+    panel.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")

@@ -10,6 +10,7 @@ const MOST = 3000; // points; with more the whole is read anew, thinned by the s
 export class Chart {
     element = h("figure", { class: "pxd-chart", "aria-label": t("chart") });
     #data = [[], [], []];
+    #generation = 0;
     #logarithmic = localStorage.getItem("pixart_delta.logarithmic") === "1";
 
     constructor() {
@@ -26,21 +27,36 @@ export class Chart {
     async update(store, id) {
         const steps = this.#data[0];
         const since = steps.length && steps.length < MOST ? steps.at(-1) : -1;
+        const generation = this.#generation;
         const { columns } = await store.get(`/${id}/metrics?since=${since}`);
-        if (!columns.step) return;
+        // Forgotten while the server answered: these would be the tail of another curve.
+        if (generation !== this.#generation) return;
+        if (!columns.step) {
+            if (since < 0) this.#clear();
+            return;
+        }
         const fresh = [columns.step, columns.loss ?? [], columns.learning_rate ?? []];
         this.#data = since < 0 ? fresh : this.#data.map((old, i) => [...old, ...fresh[i]]);
         this.#draw();
     }
 
-    /** Forget what was read: a resumed run takes its last steps again. */
+    /** Forget what was read: a resumed run takes its last steps again. The old curve is seen until the new one is read. */
     reset() {
+        this.#generation += 1;
         this.#data = [[], [], []];
     }
 
     destroy() {
         this.observer.disconnect();
         this.plot?.destroy();
+    }
+
+    /** No curve: a run that began anew has no step yet. */
+    #clear() {
+        this.plot?.destroy();
+        this.plot = null;
+        this.note.hidden = false;
+        this.element.dataset.points = 0;
     }
 
     #draw() {
@@ -85,7 +101,7 @@ export class Chart {
             cursor: { drag: { x: true, y: false } },
             scales: { x: { time: false }, loss: { distr: this.#logarithmic ? 3 : 1 }, rate: {} },
             series: [
-                { label: t("step", { step: "", steps: "" }).split(" ")[0], value },
+                { label: t("steps"), value },
                 { label: t("loss"), scale: "loss", stroke: () => colour("--pxd-loss"), width: 1.5, spanGaps: true, value },
                 { label: t("learning_rate"), scale: "rate", stroke: () => colour("--pxd-rate"), width: 1, dash: [4, 3], value },
             ],

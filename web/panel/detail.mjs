@@ -1,32 +1,38 @@
-// One training: buttons, numbers, chart, samples, log.
+// One job: buttons, numbers, chart, samples, log. A dataset's preparation has no curve and no samples.
 import { Chart } from "./chart.mjs";
 import { arrange, h, setText } from "./dom.mjs";
 import { Gallery } from "./gallery.mjs";
-import { bytes, duration, number, t } from "./text.mjs";
+import { bytes, number, t, tFor } from "./text.mjs";
 
 const ORDER = ["start", "resume", "retry", "pause", "stop", "sample", "save", "up", "down", "kill", "delete"];
 const ICON = {
     start: "play", resume: "play", retry: "replay", pause: "pause", stop: "stop", sample: "image", save: "save",
     up: "arrow-up", down: "arrow-down", kill: "times", delete: "trash",
 };
+const UNFIT = { prepare: ["sample", "save"] }; // what means nothing to a command
 const LOOK = 1000; // ms between two looks at the metrics of a running job; samples and log every third
 
 export class Detail {
     #buttons = new Map();
+    #busy = false;
+    #changes = 0;
     #drawn = "";
     #looks = 0;
+    #reading = false;
 
     constructor(store, app, id) {
         Object.assign(this, { store, app, id });
         this.reason = h("p", { class: "pxd-reason" });
         this.bar = h("div", { class: "pxd-buttons" });
         this.facts = h("dl", { class: "pxd-facts" });
-        this.chart = new Chart();
-        this.gallery = new Gallery(store, id);
+        if (this.job.command !== "prepare") {
+            this.chart = new Chart();
+            this.gallery = new Gallery(store, id);
+        }
         this.text = h("pre", { tabindex: "0" });
-        this.log = h("details", { class: "pxd-log", ontoggle: () => this.log.open && this.#readLog() }, h("summary", {}, t("log")), this.text);
-        this.element = h("section", { class: "pxd-detail" },
-            this.reason, this.bar, this.facts, this.chart.element, this.gallery.element, this.log);
+        this.log = h("details", { class: "pxd-log", ontoggle: () => this.log.open && this.#change() }, h("summary", {}, t("log")), this.text);
+        const pictures = [this.chart, this.gallery].filter(Boolean).map((each) => each.element);
+        this.element = h("section", { class: "pxd-detail" }, this.reason, this.bar, this.facts, ...pictures, this.log);
         this.update();
         this.timer = setInterval(() => this.#look(), LOOK);
         this.#read();
@@ -43,28 +49,29 @@ export class Detail {
         setText(this.reason, job.reason);
         this.reason.hidden = !job.reason;
         this.element.dataset.state = job.state;
-        const offered = job.actions.flatMap((action) => (action === "move" ? ["up", "down"] : [action]));
+        const fitting = job.actions.filter((action) => !UNFIT[job.command]?.includes(action));
+        const offered = fitting.flatMap((action) => (action === "move" ? ["up", "down"] : [action]));
         arrange(this.bar, ORDER.filter((name) => offered.includes(name)).map((name) => this.#button(name)));
         this.#showFacts(job);
         const drawn = `${job.state} ${job.attempt} ${this.store.online}`;
         if (this.#drawn && drawn !== this.#drawn) {
-            this.chart.reset();
-            this.#read();
+            this.chart?.reset();
+            this.#change();
         }
         this.#drawn = drawn;
     }
 
     destroy() {
         clearInterval(this.timer);
-        this.chart.destroy();
-        this.gallery.destroy();
+        this.chart?.destroy();
+        this.gallery?.destroy();
     }
 
     #showFacts(job) {
         const facts = {
             loss: job.loss !== undefined && number(job.loss),
             learning_rate: job.learning_rate !== undefined && number(job.learning_rate),
-            rate: job.seconds_per_step !== undefined && t("seconds_per_step", { value: number(job.seconds_per_step) }),
+            rate: job.seconds_per_step !== undefined && tFor(job, "seconds_per_step", { value: number(job.seconds_per_step) }),
             memory: job.memory > 0 && bytes(job.memory),
             device: job.device,
             command: job.command,
@@ -83,22 +90,22 @@ export class Detail {
     #button(name) {
         if (!this.#buttons.has(name)) {
             this.#buttons.set(name, h("button",
-                { type: "button", class: "pxd-button", "data-action": name, onclick: () => this.#press(name) },
-                h("i", { class: `pi pi-${ICON[name]}`, "aria-hidden": "true" }), t(name)));
+                { type: "button", class: "pxd-button", "data-action": name, title: tFor(this.job, `${name}_hint`), onclick: () => this.#press(name) },
+                h("i", { class: `pi pi-${ICON[name]}`, "aria-hidden": "true" }), tFor(this.job, name)));
         }
         return this.#buttons.get(name);
     }
 
     async #press(name) {
         const job = this.job;
+        if (this.#busy) return;
         if (name === "delete" || name === "kill") {
             const sure = await this.app.extensionManager.dialog.confirm({
-                title: t(`${name}_title`), message: t(`${name}_message`, { name: job.name }), type: "delete",
+                title: tFor(job, `${name}_title`), message: tFor(job, `${name}_message`, { name: job.name }), type: "delete",
             });
             if (!sure) return;
         }
-        const button = this.#button(name);
-        button.disabled = true;
+        this.#setBusy(true);
         try {
             if (name === "up" || name === "down") await this.#move(name);
             else await this.store.act(this.id, name);
@@ -106,8 +113,14 @@ export class Detail {
         } catch (error) {
             this.#say("error", t("request_failed"), error.message);
         } finally {
-            button.disabled = false;
+            this.#setBusy(false);
         }
+    }
+
+    /** While one request is under way no other is sent. Not `disabled`: that would take the focus from the button. */
+    #setBusy(busy) {
+        this.#busy = busy;
+        for (const button of this.#buttons.values()) button.setAttribute("aria-disabled", busy);
     }
 
     async #move(direction) {
@@ -126,18 +139,28 @@ export class Detail {
         if (busy && !document.hidden && this.store.online) this.#read(this.#looks++ % 3 === 0);
     }
 
+    /** Read everything anew, after what is being read now: that may be from before the change. */
+    #change() {
+        this.#changes += 1;
+        this.#read();
+    }
+
     async #read(everything = true) {
-        if (this.reading) return;
-        this.reading = true;
-        try {
-            await this.chart.update(this.store, this.id);
-            if (everything) await this.gallery.update();
-            if (everything && this.log.open) await this.#readLog();
-        } catch {
-            // The store notices that the server is gone, and says so; the next look reads again.
-        } finally {
-            this.reading = false;
-        }
+        if (this.#reading) return;
+        this.#reading = true;
+        let seen;
+        do {
+            everything ||= seen !== undefined;
+            seen = this.#changes;
+            try {
+                await this.chart?.update(this.store, this.id);
+                if (everything) await this.gallery?.update();
+                if (everything && this.log.open) await this.#readLog();
+            } catch {
+                // The store notices that the server is gone, and says so; the next look reads again.
+            }
+        } while (seen !== this.#changes);
+        this.#reading = false;
     }
 
     async #readLog() {
@@ -146,14 +169,4 @@ export class Detail {
         setText(this.text, text);
         if (atEnd) this.text.scrollTop = this.text.scrollHeight;
     }
-}
-
-/** "step 12 of 100 · loss 0.02 · 3 min left", as far as it is known. */
-export function summary(job) {
-    const parts = [];
-    if (job.step !== undefined) parts.push(t(job.steps === undefined ? "step_only" : "step", job));
-    if (job.loss !== undefined) parts.push(`${t("loss")} ${number(job.loss)}`);
-    if (job.state === "running" && job.seconds_left !== undefined) parts.push(t("left", { time: duration(job.seconds_left) }));
-    if (job.says) parts.push(job.says);
-    return parts.join(" · ");
 }

@@ -15,10 +15,15 @@ export function setText(element, text) {
     if (element.textContent !== text) element.textContent = text;
 }
 
-/** Make a parent hold exactly these children, moving none that are in place (the focus stays). */
+/**
+ * Make a parent hold exactly these children, moving none that are in place. The one with the focus never moves, the others
+ * do around it: an element that is put in anew loses focus and scroll.
+ */
 export function arrange(parent, children) {
     for (const child of [...parent.children]) if (!children.includes(child)) child.remove();
+    const still = [...parent.children].find((child) => child.contains(document.activeElement));
     children.forEach((child, i) => {
-        if (parent.children[i] !== child) parent.insertBefore(child, parent.children[i] ?? null);
+        if (child === still) while (parent.children[i] !== child) parent.append(parent.children[i]);
+        else if (parent.children[i] !== child) parent.insertBefore(child, parent.children[i] ?? null);
     });
 }

@@ -30,24 +30,34 @@ export class Gallery {
         this.#samples = samples;
         this.note.hidden = samples.length > 0;
         // The newest first; only those are made that are new.
-        arrange(this.row, samples.map((sample, i) => this.#thumb(sample, i)).reverse());
+        arrange(this.row, samples.map((sample) => this.#thumb(sample)).reverse());
+        const urls = new Set(samples.map((sample) => this.#url(sample)));
+        for (const url of this.#thumbs.keys()) if (!urls.has(url)) this.#thumbs.delete(url);
     }
 
     destroy() {
         this.dialog.remove();
     }
 
-    #thumb(sample, i) {
-        if (!this.#thumbs.has(sample.name)) {
+    #thumb(sample) {
+        const url = this.#url(sample);
+        if (!this.#thumbs.has(url)) {
             const label = t("sample_at", { step: sample.step });
             // One that could not be read, because the server was away, is made anew by the next update.
-            const forget = () => this.#thumbs.delete(sample.name);
-            const image = h("img", { src: this.store.sampleUrl(this.id, sample.name), alt: label, loading: "lazy", onerror: forget });
+            const forget = () => this.#thumbs.delete(url);
+            // Before its source, so that it is lazy from the start.
+            const image = h("img", { loading: "lazy", decoding: "async", src: url, alt: label, onerror: forget });
             const button = h("button", { type: "button", title: label, onclick: () => this.#open(sample.name) },
                 image, h("span", {}, String(sample.step)));
-            this.#thumbs.set(sample.name, button);
+            this.#thumbs.set(url, button);
         }
-        return this.#thumbs.get(sample.name);
+        return this.#thumbs.get(url);
+    }
+
+    /** Of its picture; another one when it was drawn anew, as after a retry. */
+    #url(sample) {
+        const version = sample.time ?? this.store.jobs.get(this.id)?.attempt ?? 0;
+        return `${this.store.sampleUrl(this.id, sample.name)}?version=${version}`;
     }
 
     #open(name) {
@@ -59,7 +69,7 @@ export class Gallery {
         const sample = this.#samples[index];
         if (!sample) return;
         this.#shown = index;
-        this.picture.src = this.store.sampleUrl(this.id, sample.name);
+        this.picture.src = this.#url(sample);
         this.picture.alt = t("sample_at", { step: sample.step });
         setText(this.caption, t("sample_at", { step: sample.step }));
         this.prompts.replaceChildren(...sample.prompts.map((prompt) => h("li", {}, prompt)));

@@ -14,15 +14,23 @@ export function t(key, values = {}) {
     return (texts[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 }
 
+/** The string of a key for a job: its command's own (prepare_step), where there is one, or else that of all (step). */
+export function tFor(job, key, values = {}) {
+    const own = `${job.command}_${key}`;
+    return t(own in texts ? own : key, values);
+}
+
 export function duration(seconds) {
-    if (seconds < 60) return `${Math.max(0, Math.round(seconds))} s`;
-    if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
-    const hours = Math.floor(seconds / 3600);
-    return hours < 48 ? `${hours} h ${Math.round((seconds % 3600) / 60)} min` : `${Math.round(hours / 24)} d`;
+    const whole = Math.max(0, Math.round(seconds));
+    if (whole < 60) return t("seconds", { seconds: whole });
+    if (whole < 3600) return t("minutes", { minutes: Math.floor(whole / 60), seconds: whole % 60 });
+    const minutes = Math.round(whole / 60);
+    if (minutes < 48 * 60) return t("hours", { hours: Math.floor(minutes / 60), minutes: minutes % 60 });
+    return t("days", { days: Math.round(minutes / 1440) });
 }
 
 export function bytes(count) {
-    return count >= 1e9 ? `${(count / 1e9).toFixed(2)} GB` : `${(count / 1e6).toFixed(0)} MB`;
+    return count >= 1e9 ? t("gigabytes", { value: (count / 1e9).toFixed(2) }) : t("megabytes", { value: (count / 1e6).toFixed(0) });
 }
 
 export function number(value) {
@@ -30,4 +38,21 @@ export function number(value) {
     if (value === 0) return "0";
     const size = Math.abs(value);
     return size >= 1e-3 && size < 1e5 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
+}
+
+/** "step 12 of 100 · loss 0.02 · 3 min left", as far as it is known. */
+export function summary(job) {
+    const parts = [];
+    if (job.step !== undefined) parts.push(tFor(job, job.steps === undefined ? "step_only" : "step", job));
+    if (job.loss !== undefined) parts.push(`${t("loss")} ${number(job.loss)}`);
+    if (job.state === "running" && job.seconds_left !== undefined) parts.push(t("left", { time: duration(job.seconds_left) }));
+    // The last line of a log, where there are no numbers.
+    if (job.says && job.step === undefined) parts.push(job.says);
+    return parts.join(" · ");
+}
+
+/** The same for a place that says nothing else of the job: "Mountains: running · step 12 of 100 · 3 min left". */
+export function line(job) {
+    const parts = [`${job.name}: ${t(job.state)}`, summary(job), job.reason];
+    return parts.filter(Boolean).join(" · ");
 }

@@ -1,0 +1,94 @@
+// What became of its job, as a text under each node that makes jobs or asks for one.
+import { h, setText } from "./dom.mjs";
+import { line } from "./text.mjs";
+
+const JOB = "pixart_delta_job"; // in a node's output, and in its properties: saved with the workflow
+// These nodes, and what their jobs are ("": any). Checked, because another graph may have been opened since the prompt was
+// sent, with another node of the same id.
+const COMMAND = {
+    PixArtDeltaDataset: "prepare", PixArtDeltaTrainLCD: "lcd", PixArtDeltaTrainLCMLora: "lcm-lora",
+    PixArtDeltaTrainControlNet: "controlnet", PixArtDeltaFineTune: "finetune", PixArtDeltaTrainingStatus: "",
+};
+const WIDGET = "pixart_delta_line";
+const LINE = 16; // px
+const MOST = 12; // lines; more scroll
+
+export class Lines {
+    constructor(app, store) {
+        Object.assign(this, { app, store });
+        store.addEventListener("change", () => this.update());
+    }
+
+    /** Follow the jobs of a new node, if it is one of ours. */
+    attend(node) {
+        if (!(node.comfyClass in COMMAND)) return;
+        const before = node.onExecuted;
+        node.onExecuted = (output) => {
+            before?.call(node, output);
+            if (output) this.#take(node, output);
+        };
+    }
+
+    /** Show what the store holds now under the nodes of the open graph. */
+    update() {
+        for (const node of nodes(this.app.rootGraph ?? this.app.graph)) {
+            if (node.comfyClass in COMMAND && node.properties?.[JOB]) this.#show(node);
+        }
+    }
+
+    #take(node, output) {
+        const id = output[JOB]?.[0];
+        if (id) {
+            if (!fits(node, this.store.jobs.get(id))) return;
+            node.properties[JOB] = id;
+            this.#show(node);
+        } else if (output.text) {
+            // It made no job: an estimate. Nothing else of the frontend shows a text of these nodes.
+            delete node.properties[JOB];
+            put(node, output.text.join("\n"));
+        }
+    }
+
+    #show(node) {
+        // A workflow may come from another server, and a job may have been deleted: then there is nothing to say.
+        const job = this.store.jobs.get(node.properties[JOB]);
+        put(node, job && fits(node, job) ? line(job) : "");
+    }
+}
+
+/** Whether a job can be the node's; also if it is not known yet. */
+function fits(node, job) {
+    const command = COMMAND[node.comfyClass];
+    return !job || !command || job.command === command;
+}
+
+/** All nodes of a graph, those of its subgraphs too. */
+function* nodes(graph) {
+    for (const node of graph?.nodes ?? []) {
+        yield node;
+        if (node.subgraph) yield* nodes(node.subgraph);
+    }
+}
+
+/** Put a text under a node; an empty one takes it away. A DOM widget, which both renderers show, never saved. */
+function put(node, text) {
+    const widget = node.widgets?.find((each) => each.name === WIDGET);
+    if (widget?.element.textContent === text || (!widget && !text)) return;
+    if (!text) {
+        node.removeWidget(widget);
+    } else {
+        setText((widget ?? add(node)).element, text);
+    }
+    node.setDirtyCanvas(true, true);
+}
+
+function add(node) {
+    const element = h("div", { class: "pxd-line" });
+    const height = () => LINE * Math.min(MOST, 2 + element.textContent.split("\n").length) + 8;
+    // Its type is nobody else's: Nodes 2.0 then shows the element itself.
+    const widget = node.addDOMWidget(WIDGET, WIDGET, element, {
+        serialize: false, hideOnZoom: false, getValue: () => element.textContent, getMinHeight: height, getMaxHeight: height,
+    });
+    widget.serialize = false;
+    return widget;
+}
