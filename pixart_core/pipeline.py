@@ -79,8 +79,8 @@ class Pipeline:
             raise CheckpointError(f"pipeline folder {folder} does not exist: give a folder with model_index.json")
         needed = ["text_encoder", "vae", *(["transformer"] if transformer is None else [])]
         if lacking := [name for name in needed if not (folder / name).is_dir()]:
-            raise CheckpointError(f"{folder} is not a pipeline folder: it has no {'/, '.join(lacking)}/. One is made of "
-                                  f"{'/, '.join(needed)}/, as PixArt's repositories on Hugging Face are")
+            raise CheckpointError(f"{folder} is not a pipeline folder: it has no {'/, '.join(lacking)}/. One is made "
+                                  f"of {'/, '.join(needed)}/, as PixArt's repositories on Hugging Face are")
         device = torch.device(device) if device is not None else default_device()
         text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         text = TextEncoder.from_pretrained(folder, text_dtype, device, quantization, cache)

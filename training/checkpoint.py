@@ -7,7 +7,6 @@ state belongs to, and a checksum of every tensor. A file has its name when it is
 from __future__ import annotations
 
 import json
-import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..pixart_core.convert import summary
 from ..pixart_core.weightfile import CheckpointError, save_weights
+from .disk import require_room
 from .distribute import from_main, like, local, on_main, whole
 from .engine import Engine
 from .run_dir import RunDir
@@ -34,32 +34,25 @@ class Checkpoint:
     tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
     """Name -> shape and type."""
     facts: dict[str, Any]
-    """`step`, `numbers`, `frozen`, `global_batch`, `pending` and `checksums`."""
+    """`step`, `batches` (micro-batches taken), `numbers`, `frozen`, `global_batch`, `pending` and `checksums`."""
 
 
-def check_disk(run: RunDir, engine: Engine) -> None:
-    """Whether the run's checkpoints will fit beside what is on its disk.
+def check_disk(run: RunDir, size: float, keep: int) -> None:
+    """Whether a run's checkpoints, of `size` bytes each, will fit beside what is on its disk.
 
     Raises:
-        CheckpointError: if they will not.
+        DiskError: if they will not.
     """
-    config = engine.config
     # One more than are kept, because the newest is written before the oldest is deleted.
-    needed = engine.checkpoint_bytes() * (config.keep_checkpoints + 1)
-    needed -= sum(file.stat().st_size for file in run.checkpoints())
-    free = shutil.disk_usage(run.path).free
-    if needed > free:
-        raise CheckpointError(
-            f"the checkpoints of {run.path} take {needed / 1e9:.2f} GB more, but only {free / 1e9:.2f} GB are free "
-            f"there: free some space, lower keep_checkpoints ({config.keep_checkpoints}), or choose another run folder"
-        )
+    needed = size * (keep + 1) - sum(file.stat().st_size for file in run.checkpoints())
+    require_room(run.path, needed, f"the checkpoints of {run.path}", f"lower keep_checkpoints ({keep})")
 
 
-def save_checkpoint(run: RunDir, engine: Engine, step: int, pending: Any, keep: int) -> Path:
+def save_checkpoint(run: RunDir, engine: Engine, step: int, keep: int, **facts: Any) -> Path:
     """Write the checkpoint of `step`, then delete all but the newest `keep`. All processes must call it.
 
     Args:
-        pending: what the loop wants back after resuming, ready for JSON.
+        facts: what the loop wants back after resuming, ready for JSON: see `Checkpoint.facts`.
 
     Raises:
         CheckpointError: if the disk is full; earlier checkpoints are as they were.
@@ -68,15 +61,15 @@ def save_checkpoint(run: RunDir, engine: Engine, step: int, pending: Any, keep: 
     state = _gather(engine)
 
     def write() -> None:
-        facts = {
+        about = {
+            **facts,
             "step": step,
             "numbers": engine.numbers(),
             "frozen": engine.frozen_fingerprint,
             "global_batch": engine.global_batch,
-            "pending": pending,
             "checksums": _checksums(state),
         }
-        save_weights(state, path, {"training": json.dumps(facts)})
+        save_weights(state, path, {"training": json.dumps(about)})
         for old in run.checkpoints()[:-keep]:
             old.unlink()
 

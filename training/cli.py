@@ -8,6 +8,7 @@ import logging
 import sys
 
 from .config import COMMANDS, TRAININGS, ConfigError, describe, load_config
+from .packages import explain_import
 from .status import describe_run
 
 NANO_PARTS = ("autoencoder", "text_encoder", "scenes", "hed", "evaluate", "evaluate_control", "curve", "family")
@@ -21,10 +22,16 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of a 4-bit kernel that nothing here uses
     try:
         _run(options)
+    except ImportError as error:
+        return _fail(explain_import(error))
     except (ConfigError, OSError, ValueError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _fail(str(error))
     return 0
+
+
+def _fail(problem: str) -> int:
+    print(f"error: {problem}", file=sys.stderr)
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +72,7 @@ def _run(options: argparse.Namespace) -> None:
         print(describe_run(options.run))
         return
     given = [f"run={options.run}"] if getattr(options, "run", None) else []
-    config = load_config(command, options.config, given + options.set)
+    config = load_config(command, options.config, given + options.set).located()
     if command == "prepare":
         from .prepare.run import prepare
 

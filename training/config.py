@@ -8,41 +8,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
-
-class ConfigError(ValueError):
-    """A setting that is unknown, missing or out of range."""
-
-
-def setting(default: Any, help: str, **limits: Any) -> Any:
-    """A field with its description and limits (`low`, `high`, `choices`); a callable default makes the value."""
-    how = "default_factory" if callable(default) else "default"
-    return field(**{how: default}, metadata={"help": help, **limits})
-
-
-@dataclass(kw_only=True)
-class Settings:
-    """What every command's settings can do: check themselves, and become plain values."""
-
-    required: ClassVar[tuple[str, ...]] = ("run",)
-    """Settings without which there is nothing to do."""
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for each in fields(self):
-            _check(each.name, getattr(self, each.name), hints[each.name], each.metadata)
-        for name in self.required:
-            if not getattr(self, name):
-                raise ConfigError(f"{name} is not set: {type(self).__dataclass_fields__[name].metadata['help']}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return dataclasses.asdict(self)
+from .settings import ConfigError, Settings, path, setting
 
 
 @dataclass(kw_only=True)
@@ -51,10 +22,10 @@ class TrainConfig(Settings):
 
     required: ClassVar[tuple[str, ...]] = ("run", "data", "base")
 
-    run: str = setting("", "folder of this run; the same command with the same folder resumes")
-    data: str = setting("", "folder or URL of prepared features (made by `prepare`)")
-    base: str = setting("", "checkpoint to start from, in any layout that load_pixart reads")
-    models: str = setting("", "pipeline folder (text_encoder/, tokenizer/, vae/) for samples; empty = no samples")
+    run: str = path("folder of this run; the same command with the same folder resumes")
+    data: str = path("folder or URL of prepared features (made by `prepare`)")
+    base: str = path("checkpoint to start from, in any layout that load_pixart reads")
+    models: str = path("pipeline folder (text_encoder/, tokenizer/, vae/) for samples; empty = no samples")
     steps: int = setting(10_000, "optimiser steps in all", low=1)
     batch_size: int = setting(16, "pictures of one process in one micro-batch", low=1)
     accumulation: int = setting(1, "micro-batches whose gradients make one step", low=1)
@@ -69,7 +40,6 @@ class TrainConfig(Settings):
     adam_beta2: float = setting(0.999, "AdamW's second beta", low=0.0, high=1.0)
     adam_epsilon: float = setting(1e-10, "AdamW's epsilon", low=0.0)
     clip_norm: float = setting(0.01, "largest gradient norm; 0 = no clipping", low=0.0)
-    ema_decay: float = setting(0.95, "decay of the averaged weights", low=0.0, high=1.0)
     precision: str = setting(
         "bf16", "of the matrix products; trained weights and optimiser stay float32", choices=("fp32", "bf16", "fp16")
     )
@@ -83,7 +53,12 @@ class TrainConfig(Settings):
     log_every: int = setting(10, "steps between lines of metrics", low=1)
     checkpoint_every: int = setting(500, "steps between checkpoints", low=1)
     keep_checkpoints: int = setting(2, "checkpoints to keep", low=1)
-    sample_every: int = setting(0, "steps between grids of samples; 0 = only when asked for", low=0)
+    sample_every: int = setting(
+        0,
+        "steps between grids of samples; 0 = only when asked for. lcd and lcm-lora draw them in 4 steps; finetune and "
+        "controlnet in 14 steps with guidance (DPM-Solver++), because their base is no few-step model",
+        low=0,
+    )
     sample_count: int = setting(4, "pictures of a grid of samples", low=1)
     tensorboard: bool = setting(True, "also write TensorBoard events, if tensorboard is installed")
 
@@ -92,7 +67,7 @@ class TrainConfig(Settings):
 class DistillConfig(TrainConfig):
     """What `lcd` and `lcm-lora` share (paper Algorithm 1; values of App. B.1 and the authors' code)."""
 
-    base: str = setting("", "the teacher, which the student starts from")
+    base: str = path("the teacher, which the student starts from")
     guidance: float = setting(4.5, "guidance scale ω that is distilled into the student", low=0.0)
     loss: str = setting("huber", "distance of prediction and target", choices=("huber", "l2"))
     huber_c: float = setting(0.001, "c of the pseudo-Huber distance", low=0.0)
@@ -110,6 +85,9 @@ class DistillConfig(TrainConfig):
 class LcdConfig(DistillConfig):
     """`lcd`: Latent Consistency Distillation of the whole model (paper Algorithm 1)."""
 
+    ema_decay: float = setting(
+        0.95, "decay of the averaged weights, which are the target; 0 = the student itself", low=0.0, high=1.0
+    )
     w_embedding: bool = setting(
         False,
         "embed ω as LCM does: drawn from w_min … w_max for each picture; the export is made for ω = guidance",
@@ -128,11 +106,13 @@ class LcdConfig(DistillConfig):
 
 @dataclass(kw_only=True)
 class LcmLoraConfig(DistillConfig):
-    """`lcm-lora`: the same distillation into LoRA layers on the frozen base; the target is the current student."""
+    """`lcm-lora`: the same distillation into LoRA layers on the frozen base; the target is the current student.
+
+    There is no averaged network, as in the authors' script.
+    """
 
     lora_rank: int = setting(32, "rank of the LoRA layers", low=1)
     lora_alpha: float = setting(8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0)
-    ema_decay: float = setting(0.0, "not used: there is no averaged network, as in the authors' script", high=0.0)
 
 
 @dataclass(kw_only=True)
@@ -145,7 +125,10 @@ class FinetuneConfig(TrainConfig):
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0.0)
     clip_norm: float = setting(1.0, "largest gradient norm; 0 = no clipping", low=0.0)
     ema_decay: float = setting(
-        0.9995, "decay of the averaged weights, reached as (1 + step) / (10 + step); 0 = none", low=0.0, high=1.0
+        0.9995,
+        "decay of the averaged weights, reached as (1 + step) / (10 + step); 0 = none, as always for a LoRA",
+        low=0.0,
+        high=1.0,
     )
     caption_drop: float = setting(0.1, "share of captions replaced by the learned null caption", low=0.0, high=1.0)
     snr_weight_cap: float = setting(
@@ -163,6 +146,11 @@ class FinetuneConfig(TrainConfig):
             raise ConfigError("give either base (a checkpoint) or model (the shape of a new one)")
         if self.lora_rank and not self.base:
             raise ConfigError("lora_rank needs base: LoRA layers are trained on a checkpoint")
+        if self.lora_rank and self.ema_decay not in (0.0, type(self).ema_decay):
+            raise ConfigError(
+                f"ema_decay is {self.ema_decay}: a LoRA (lora_rank) has no averaged weights, leave it out"
+            )
+        self.ema_decay = 0.0 if self.lora_rank else self.ema_decay
 
 
 @dataclass(kw_only=True)
@@ -189,9 +177,9 @@ class ControlNetConfig(TrainConfig):
 class SampleConfig(Settings):
     """`sample`: pictures from a run's newest weights."""
 
-    run: str = setting("", "folder of the run, or one of its checkpoints")
-    models: str = setting("", "pipeline folder with text_encoder/, tokenizer/ and vae/; empty = the run's own setting")
-    output: str = setting("", "picture to write; empty = in samples/ of the run")
+    run: str = path("folder of the run, or one of its checkpoints")
+    models: str = path("pipeline folder with text_encoder/, tokenizer/ and vae/; empty = the run's own setting")
+    output: str = path("picture to write; empty = in samples/ of the run")
     prompts: list = setting(list, "JSON list of prompts; empty = captions of the run's data")
     count: int = setting(4, "pictures, when no prompts are given", low=1)
     seed: int = setting(0, "of the noise", low=0)
@@ -201,13 +189,14 @@ class SampleConfig(Settings):
 class ExportConfig(Settings):
     """`export`: a run's newest weights as a small file for use elsewhere."""
 
-    run: str = setting("", "folder of the run, or one of its checkpoints")
-    output: str = setting("", "file or folder to write; empty = in exports/ of the run")
+    run: str = path("folder of the run, or one of its checkpoints")
+    output: str = path("file or folder to write; empty = in exports/ of the run")
     layout: str = setting(
-        "authors",
-        "authors = ComfyUI and the authors' code, diffusers, peft = folder with adapter_config.json (LoRA), "
-        "joint = the authors' file of base and control",
-        choices=("authors", "diffusers", "peft", "joint"),
+        "comfyui",
+        "comfyui = one file for ComfyUI (a model or control in the authors' names, a LoRA in diffusers'); diffusers; "
+        "peft = a LoRA as the authors' script saves it, a folder with adapter_config.json; joint = the authors' file "
+        "of base and control",
+        choices=("comfyui", "diffusers", "peft", "joint"),
     )
     dtype: str = setting("fp16", "of the weights in the file", choices=("fp16", "bf16", "fp32"))
     average: bool = setting(True, "the averaged weights, where the run has them, not the last ones")
@@ -219,28 +208,27 @@ class PrepareConfig(Settings):
 
     required: ClassVar[tuple[str, ...]] = ("input", "output")
 
-    input: str = setting(
-        "",
+    input: str = path(
         "folder of pictures with captions beside them (picture.txt or .caption; several lines are different wordings), "
-        "or a list: metadata.jsonl, metadata.csv or data_info.json, or a folder with one",
+        "or a list: metadata.jsonl, metadata.csv or data_info.json, or a folder with one"
     )
-    output: str = setting("", "folder for the dataset and its report; the same command with the same folder resumes")
-    models: str = setting("", "pipeline folder (text_encoder/, tokenizer/, vae/) that encodes")
+    output: str = path("folder for the dataset and its report; the same command with the same folder resumes")
+    models: str = path("pipeline folder (text_encoder/, tokenizer/, vae/) that encodes")
     resolution: int = setting(
         1024,
         "px of the square bucket, a multiple of 16; the others have about its area, and are most with 256, 512, 768 …",
         low=16,
     )
     multi_aspect: bool = setting(True, "sort pictures into buckets by aspect ratio; false crops all to the square")
-    hints: str = setting(
-        "", "for ControlNet: hed, or a folder of pictures or HED features (.npz) named as the pictures; empty = none"
+    hints: str = path(
+        "for ControlNet: hed, or a folder of pictures or HED features (.npz) named as the pictures; empty = none"
     )
-    hed: str = setting("", "ControlNetHED.pth or a narrower one, for hints=hed")
-    pictures: str = setting("", "folder that a list's names are relative to; empty = where the list is")
+    hed: str = path("ControlNetHED.pth or a narrower one, for hints=hed")
+    pictures: str = path("folder that a list's names are relative to; empty = where the list is")
     caption_column: str = setting("", "of a list; empty = text, caption or prompt")
     keep_duplicates: bool = setting(False, "keep pictures whose file is the same as another's")
-    latents: str = setting("", "folder of VAE features (.npy) that PixArt's authors' tools made; empty = encode")
-    embeddings: str = setting("", "folder of T5 features (.npz) that PixArt's authors' tools made; empty = encode")
+    latents: str = path("folder of VAE features (.npy) that PixArt's authors' tools made; empty = encode")
+    embeddings: str = path("folder of T5 features (.npz) that PixArt's authors' tools made; empty = encode")
     max_tokens: int = setting(120, "tokens that a caption is cut to", low=1)
     clean_caption: bool = setting(False, "remove addresses, markup and the like from captions, as the authors did")
     quantization: str = setting("none", "of the text encoder (bitsandbytes)", choices=("none", "int8", "int4"))
@@ -248,10 +236,9 @@ class PrepareConfig(Settings):
         "auto", "of the networks; auto = float32, T5 on a GPU bfloat16", choices=("auto", "fp32", "bf16")
     )
     device: str = setting("auto", "where the networks run: auto, cpu, cuda, cuda:1, mps …")
-    run: str = setting(
-        "",
+    run: str = path(
         "folder for status.json, as trainings keep it, and for the request `stop` in its control/; one of its own for "
-        "each part (of processes that torchrun starts the first one keeps it); empty = none",
+        "each part (of processes that torchrun starts the first one keeps it); empty = none"
     )
     only_inside: list = setting(
         list,
@@ -314,11 +301,13 @@ def load_config(command: str, file: str | None, overrides: Iterable[str]) -> Set
         if not isinstance(values, dict):
             raise ConfigError(f"the configuration {file} is not a JSON object of settings")
     hints = get_type_hints(COMMANDS[command])
+    kinds = {each.name: hints[each.name] for each in fields(COMMANDS[command])}
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
             raise ConfigError(f"--set takes key=value, got {override!r}")
-        values[name] = _parse(name, text, hints.get(name))
+        # The text of an unknown name stays as it is: what is wrong is the name, and `make_config` says so.
+        values[name] = _parse(name, text, kinds.get(name, str))
     return make_config(command, values)
 
 
@@ -355,18 +344,3 @@ def _parse(name: str, text: str, kind: Any) -> Any:
         return float(text) if kind is float else json.loads(text.lower() if kind is bool else text)
     except ValueError as error:
         raise ConfigError(f"{name}={text}: not a {getattr(kind, '__name__', 'value')}") from error
-
-
-def _check(name: str, value: Any, kind: type, limits: Any) -> None:
-    wanted = (int, float) if kind is float else kind
-    if not isinstance(value, wanted) or isinstance(value, bool) and kind is not bool:
-        noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, kind.__name__)
-        raise ConfigError(f"{name} is {value!r}: {noun} is wanted")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name} is {value}: a finite number is wanted")
-    if "choices" in limits and value not in limits["choices"]:
-        raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(limits['choices'])}")
-    if "low" in limits and value < limits["low"] or "high" in limits and value > limits["high"]:
-        raise ConfigError(
-            f"{name} is {value}: it must be between {limits.get('low', '-∞')} and {limits.get('high', '∞')}"
-        )

@@ -100,7 +100,7 @@ class FeatureDataset:
             self._require_hints()
         planned = self._numbered(size, seed, start, rank, world)
         for batch in in_order(_Reader(self, seed, hint), planned, workers):
-            yield _as_float(batch)
+            yield _widened(batch)
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
         """The shard that holds a sample, and its row there."""
@@ -120,7 +120,7 @@ class FeatureDataset:
         numbers = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
         reader = _Reader(self, 0, hint)
         samples = [reader.sample(number, _generator(0, number)) for number in itertools.islice(numbers, count)]
-        return _as_float(_collate(samples)), [sample["prompt"] for sample in samples]
+        return _widened(_collate(samples)), [sample["prompt"] for sample in samples]
 
     def _require_hints(self) -> None:
         if not self.description.get("hints"):
@@ -172,7 +172,7 @@ def _generator(*numbers: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state[0]) >> 1)
 
 
-_AS_FLOAT = ("caption", "hint")
+_STORED_HALF = ("caption", "hint")
 """Leave a reading process as they are stored, in half precision: they pass through scarce shared memory."""
 
 
@@ -206,8 +206,8 @@ class _Reader:
         return out
 
 
-def _as_float(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.float() if name in _AS_FLOAT else value for name, value in batch.items()}
+def _widened(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.float() if name in _STORED_HALF else value for name, value in batch.items()}
 
 
 def _draw(moments: np.ndarray, scale: float, generator: torch.Generator) -> Tensor:
@@ -219,9 +219,13 @@ def _draw(moments: np.ndarray, scale: float, generator: torch.Generator) -> Tens
     return (mean + deviation * torch.randn(mean.shape, generator=generator)) * scale
 
 
+def padded(tokens: int) -> int:
+    """Length of the captions of a batch whose longest has so many tokens."""
+    return -(-tokens // CAPTION_PADDING) * CAPTION_PADDING
+
+
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    longest = max(len(sample["caption"]) for sample in samples)
-    longest = -(-longest // CAPTION_PADDING) * CAPTION_PADDING
+    longest = padded(max(len(sample["caption"]) for sample in samples))
     caption = samples[0]["caption"].new_zeros(len(samples), longest, samples[0]["caption"].shape[1])
     mask = torch.zeros(len(samples), longest, dtype=torch.uint8)
     for row, sample in enumerate(samples):

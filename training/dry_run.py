@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import datetime
 import math
-import shutil
 import time
-from pathlib import Path
 
 import psutil
 import torch
 
 from ..pixart_core.vae import load_vae
+from .checkpoint import check_disk
 from .config import ConfigError, TrainConfig
 from .data import FeatureDataset
+from .disk import in_units
 from .distribute import connect
-from .engine import Engine
-from .estimate import estimate, in_units, matmul_rate, model_shape
+from .engine import make_engine
+from .estimate import estimate, matmul_rate, model_shape
 from .run_dir import RunDir
-from .tasks import TASKS
 from .tasks.base import DTYPES
 
 
@@ -26,23 +25,25 @@ def dry_run(command: str, config: TrainConfig) -> None:
     """Check all settings and files, print an estimate, take one step, and print what that took.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RunDirError: what `train` would raise, and if the disk is too small.
+        ConfigError, DataError, CheckpointError, RunDirError, DiskError: what `train` would raise.
     """
-    RunDir(config.run).check_config(command, config.to_dict())
+    run = RunDir(config.run)
+    run.check_config(command, config.to_dict())
     if config.models:
         load_vae(config.models)
     data = FeatureDataset(config.data)
     accelerator = connect(config)
     device = accelerator.device
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
-    expected = estimate(command, config, model_shape(config), height, width)
+    expected = estimate(command, config, model_shape(config), height, width, accelerator.num_processes)
     seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision]))
-    _check_disk(config, expected.disk)
+    if accelerator.is_main_process:  # the others' host need not have the run's disk
+        check_disk(run, expected.checkpoint, config.keep_checkpoints)
     say = print if accelerator.is_main_process else _silent
     say(f"{len(data)} pictures of {len(data.buckets)} sizes, the largest {width}x{height}; on {device}\n{expected}")
     whole = datetime.timedelta(seconds=round(seconds * config.steps))
     say(f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps", flush=True)
-    engine = Engine(config, TASKS[command](config), accelerator)
+    engine = make_engine(command, config, data, accelerator)
     batches = data.batches(
         config.batch_size, config.seed, 0, accelerator.process_index, accelerator.num_processes,
         hint=engine.task.needs_hint,
@@ -60,18 +61,6 @@ def dry_run(command: str, config: TrainConfig) -> None:
         f"{in_units(memory)} {what}. Nothing was written"
     )
     accelerator.end_training()
-
-
-def _check_disk(config: TrainConfig, needed: float) -> None:
-    folder = Path(config.run).absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ConfigError(
-            f"run {config.run} needs {in_units(needed)} for checkpoints, but only {in_units(free)} are free there: "
-            f"lower keep_checkpoints ({config.keep_checkpoints}), or choose another folder"
-        )
 
 
 def _memory(device: torch.device) -> tuple[str, int]:

@@ -19,9 +19,22 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .config import TrainConfig
+from .data import FeatureDataset
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
 from .draws import Draws, moved
-from .tasks import Task
+from .tasks import TASKS, Task
+
+
+def make_engine(command: str, config: TrainConfig, data: FeatureDataset, accelerator: Accelerator) -> Engine:
+    """The engine of a command, for data that fits it.
+
+    Raises:
+        ConfigError: if a setting, or the data, does not fit the base model.
+        CheckpointError: if the base is none.
+    """
+    task = TASKS[command](config)
+    task.check_data(data)
+    return Engine(config, task, accelerator)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Activations are counted per token and channel from what autograd keeps of a block (tests compare with its own hooks):
 under autocast the tokens between products are float32, products and attention have the half precision. Left out: what
-the driver takes (0.5 GB with CUDA), work space of libraries, fragmentation.
+the driver takes (0.5 GB with CUDA), work space of libraries, fragmentation, and the one or two blocks that sharding has
+whole at a time.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.identify import inspect_file
 from ..pixart_core.model import PixArt
 from .config import TrainConfig
+from .disk import GB as GB  # who reads an estimate wants its units, too
+from .disk import in_units
 from .lora import FUSED
 
 _EFFICIENCY = 0.6
 """Share of a bare matrix product's speed that a step of this model reaches; the rest is norms, softmax, optimiser."""
 _FORWARDS = {"finetune": 0, "lcd": 3, "lcm-lora": 3, "controlnet": 0}
 """Forwards without gradient a step: the teacher's two, and the target's."""
-GB = 1e9
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one process. `str(estimate)` is a table."""
+    """Of one of the processes. `str(estimate)` is a table."""
 
     weights: float
     """Bytes of trained weights, with the half copies that autograd keeps (not of blocks that are recomputed)."""
@@ -74,17 +76,15 @@ class Estimate:
         ])  # fmt: skip
 
 
-def in_units(size: float) -> str:
-    """Bytes for people."""
-    return f"{size / GB:.2f} GB" if size >= 0.1 * GB else f"{size / 1e6:.1f} MB"
-
-
-def estimate(command: str, config: TrainConfig, shape: PixArtConfig, height: int, width: int) -> Estimate:
+def estimate(
+    command: str, config: TrainConfig, shape: PixArtConfig, height: int, width: int, processes: int = 1
+) -> Estimate:
     """What a process of a training takes.
 
     Args:
         shape: of the base model.
         height, width: of the largest pictures, px.
+        processes: of the training; with sharding=fsdp each keeps its share of what is trained, and of the average.
     """
     half = 4 if config.precision == "fp32" else 2
     base = _parameters(PixArt(shape, device="meta"))
@@ -95,15 +95,16 @@ def estimate(command: str, config: TrainConfig, shape: PixArtConfig, height: int
         trained, frozen = _lora_parameters(shape, rank), base * half
     else:
         trained, frozen = base, base * half if command == "lcd" else 0
-    averaged = config.ema_decay > 0 and not rank
+    averaged = getattr(config, "ema_decay", 0.0) > 0
+    share = 1 / processes if config.sharding == "fsdp" else 1
     moment = 1 if config.optimizer == "adamw8bit" else 4
     tokens = math.ceil(height / 8 / shape.patch_size) * math.ceil(width / 8 / shape.patch_size)
     return Estimate(
-        weights=trained * (4 if half == 4 or config.gradient_checkpointing else 4 + half),
+        weights=trained * (4 * share + (0 if half == 4 or config.gradient_checkpointing else half)),
         frozen=frozen,
-        average=4 * trained * averaged,
-        gradients=4 * trained,
-        moments=2 * moment * trained,
+        average=4 * trained * averaged * share,
+        gradients=4 * trained * share,
+        moments=2 * moment * trained * share,
         activations=_activations(command, config, shape, tokens, half),
         flops=_flops(command, config, shape, tokens) * config.batch_size * config.accumulation,
         checkpoint=trained * (4 + 4 * averaged + 2 * moment),

@@ -20,11 +20,11 @@ from .config import ConfigError
 from .lora import read_lora
 
 LAYOUTS = {
-    "pixart": ("authors", "diffusers"),
-    "lora": ("authors", "peft"),
-    "controlnet": ("authors", "diffusers", "joint"),
+    "pixart": ("comfyui", "diffusers"),
+    "lora": ("comfyui", "peft"),
+    "controlnet": ("comfyui", "diffusers", "joint"),
 }
-"""What each kind of network can be written as; ComfyUI reads the first of each."""
+"""What each kind of network can be written as."""
 
 # The modules of diffusers' transformer that have LoRA layers, as the authors' script names them.
 _PEFT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_out", "ff.net.0.proj", "ff.net.2", "proj", "linear",
@@ -38,10 +38,10 @@ def kind_of(model: nn.Module) -> str:
     return "lora" if read_lora(model) else "pixart"
 
 
-def default_name(model: nn.Module, layout: str = "authors") -> str:
+def default_name(model: nn.Module, layout: str = "comfyui") -> str:
     """Of the file or folder that a layout is."""
     kind = kind_of(model)
-    if layout == "authors":
+    if layout == "comfyui":
         return f"{kind}.safetensors"
     is_folder = layout == "peft" or kind == "pixart"
     return f"{kind}_{layout}" if is_folder else f"{kind}_{layout}.safetensors"
@@ -68,14 +68,14 @@ def write_weights(
     known = LAYOUTS[kind]
     if layout not in known:
         raise ConfigError(f"layout is {layout!r}: a {kind} is written as {', '.join(known[:-1])} or {known[-1]}")
-    if kind == "pixart":
-        return save_pixart(model, path, layout, dtype=dtype, metadata=description)
     if kind == "lora":
         lora = _cast(read_lora(model), dtype)
-        return save_lora(lora, path, description) if layout == "authors" else save_peft(lora, path, description, model)
+        return save_lora(lora, path, description) if layout == "comfyui" else save_peft(lora, path, description, model)
+    names = "diffusers" if layout == "diffusers" else "authors"
+    if kind == "pixart":
+        return save_pixart(model, path, names, dtype=dtype, metadata=description)
     joint = read_pixart(base)[1] if layout == "joint" else None
-    layout = "authors" if joint else layout
-    return save_controlnet(model, path, layout, dtype=dtype, metadata=description, base=joint)
+    return save_controlnet(model, path, names, dtype=dtype, metadata=description, base=joint)
 
 
 def save_peft(lora: Lora, folder: Path, description: Mapping[str, Any], model: nn.Module) -> Path:

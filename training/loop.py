@@ -7,6 +7,7 @@ import contextlib
 import errno
 import math
 import traceback
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,13 +16,14 @@ from accelerate.utils import gather_object
 from .checkpoint import check_disk, resume, save_checkpoint
 from .config import TrainConfig
 from .data import FeatureDataset
+from .disk import DiskError
 from .distribute import connect, on_main
-from .engine import Engine
+from .engine import make_engine
 from .monitor import Monitor
 from .outcome import Outcome
+from .packages import explain_import
 from .run_dir import RunDir
 from .stop import StopSignal
-from .tasks import TASKS
 
 EXPLODED = 1e4
 """No objective here has a loss of more than a few: noise has unit variance, and so have latents."""
@@ -35,14 +37,16 @@ def train(command: str, config: TrainConfig) -> None:
     """Run, or resume, until config.steps; ends early, saved, on SIGTERM, Ctrl-C or the request `stop`.
 
     Raises:
-        TrainingError: if the loss explodes, memory or disk run out, or another process of the run is lost.
-        RunDirError, CheckpointError, DataError, ConfigError: if it cannot begin.
+        TrainingError: if the loss explodes, memory or disk run out, a package is missing, or another process of the run
+            is lost.
+        RunDirError, CheckpointError, DataError, ConfigError, DiskError: if it cannot begin.
     """
     accelerator = connect(config)
     run = RunDir(config.run)
     monitor = Monitor(run, config, accelerator.device, silent=not accelerator.is_main_process)
     with contextlib.ExitStack() as held:
-        stop = held.enter_context(StopSignal())
+        says = "saving and stopping after this step" if accelerator.is_main_process else ""
+        stop = held.enter_context(StopSignal(says))
         on_main(accelerator, lambda: _open(run, command, config, held))
         held.callback(monitor.close)
         try:
@@ -60,10 +64,13 @@ def train(command: str, config: TrainConfig) -> None:
 
 
 def _open(run: RunDir, command: str, config: TrainConfig, held: contextlib.ExitStack) -> None:
-    """Take the folder, unless it is another's."""
+    """Take the folder, unless it is another's. The settings of a run that has checkpoints are replaced when it was
+    resumed, not before: what it holds must stay usable if it cannot be."""
     run.create()
     held.enter_context(run.lock())
-    run.write_config(command, config.to_dict())
+    run.check_config(command, config.to_dict())
+    if not run.checkpoints():
+        run.write_config(command, config.to_dict())
     run.remove_leftovers()
     for name in run.requests():  # of an earlier process
         run.take(name)
@@ -78,11 +85,13 @@ class Training:
     ):  # fmt: skip
         self.config, self.accelerator, self.run, self.monitor, self.stop = config, accelerator, run, monitor, stop
         self.data = FeatureDataset(config.data)
-        self.engine = Engine(config, TASKS[command](config), accelerator)
-        on_main(accelerator, lambda: check_disk(run, self.engine))
+        self.engine = make_engine(command, config, self.data, accelerator)
+        on_main(accelerator, lambda: check_disk(run, self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
         """Step of the newest checkpoint."""
-        self.step = self._resume()
+        self.step = self.batches = 0
+        """Steps taken, and micro-batches that they took: the place in the data."""
+        self._resume(command)
         self._asked: set[str] = set()
         self._unread: collections.deque[Outcome] = collections.deque()
         self._ahead = 1 if accelerator.device.type == "cuda" else 0
@@ -91,48 +100,64 @@ class Training:
         """Steps until the last one, or until somebody asks to stop."""
         config = self.config
         batches = self.data.batches(
-            config.batch_size, config.seed, self.step * config.accumulation, self.accelerator.process_index,
+            config.batch_size, config.seed, self.batches, self.accelerator.process_index,
             self.accelerator.num_processes, config.workers, self.engine.task.needs_hint,
         )  # fmt: skip
         while self.step < config.steps and "stop" not in self._asked:
             wishes = self._wishes()
             result = self.engine.step(self.step, batches)
             self.step += 1
+            self.batches += config.accumulation
             self._read(Outcome(result, wishes, self.accelerator))
-            if self._is_due("sample", config.sample_every):
+            if self._asked_for("sample") or self._is_due(config.sample_every):
                 self._sample()
-            if self._is_due("save", config.checkpoint_every):
+            if self._asked_for("save"):
+                self._save()
+                self._export("running", "saved")
+            elif self._is_due(config.checkpoint_every):
                 self._save()
 
     def finish(self) -> None:
         """Save and export."""
         self._save()
-        with self.engine.whole():
-            on_main(self.accelerator, self._export)
-
-    def _export(self) -> None:
-        exported = self.engine.task.export(self.run.path / "exports", self.step)
         state = "done" if self.step >= self.config.steps else "stopped"
-        self.monitor.say_state(state, step=self.step, seconds_left=0, export=str(exported))
-        self.monitor.say(f"{state} at step {self.step} of {self.config.steps}: {exported}")
+        self._export(state, state)
 
-    def _resume(self) -> int:
+    def _export(self, state: str, what: str) -> None:
+        """Write what there is for use elsewhere, in place of what was written before."""
+
+        def write() -> None:
+            exported = self.engine.task.export(self.run.path / "exports", self.step)
+            left = {} if state == "running" else {"seconds_left": 0}
+            self.monitor.say_state(state, step=self.step, export=str(exported), **left)
+            self.monitor.say(f"{what} at step {self.step} of {self.config.steps}: {exported}")
+
+        with self.engine.whole():
+            on_main(self.accelerator, write)
+
+    def _resume(self, command: str) -> None:
+        """Go to where the newest checkpoint is, if there is one."""
         checkpoint = resume(self.run, self.engine, self.monitor.say)
-        if checkpoint is None:
-            on_main(self.accelerator, lambda: self.run.forget_metrics(after=0))
-            self.monitor.begin(0, [])
-            return 0
-        step, before = checkpoint.facts["step"], checkpoint.facts["global_batch"]
-        on_main(self.accelerator, lambda: self.run.forget_metrics(after=step))
-        self.monitor.say(f"resuming from {checkpoint.path} at step {step}")
-        if before != self.engine.global_batch:
+        facts = {"step": 0, "pending": []} if checkpoint is None else checkpoint.facts
+        self.step = facts["step"]
+        if checkpoint is not None:
+            on_main(self.accelerator, lambda: self.run.write_config(command, self.config.to_dict()))
+            self.batches = self._place_in_data(facts)
+            self.monitor.say(f"resuming from {checkpoint.path} at step {self.step}")
+            self.saved, self.monitor.status["checkpoint"] = self.step, checkpoint.path.name
+        on_main(self.accelerator, lambda: self.run.forget_metrics(after=self.step))
+        self.monitor.begin(self.step, facts["pending"])
+
+    def _place_in_data(self, facts: dict[str, Any]) -> int:
+        """Micro-batches to leave out, because their pictures were seen."""
+        before, now = facts["global_batch"], self.engine.global_batch
+        if before != now:
             self.monitor.say(
-                f"a micro-batch had {before} pictures over all processes and now has {self.engine.global_batch}: "
-                "the order of the data begins anew from here"
+                f"a micro-batch had {before} pictures over all processes and now has {now}: from here the data comes "
+                "in another order"
             )
-        self.saved, self.monitor.status["checkpoint"] = step, checkpoint.path.name
-        self.monitor.begin(step, checkpoint.facts["pending"])
-        return step
+        batches = facts.get("batches", self.step * self.config.accumulation)  # not in a file of an earlier version
+        return batches * before // now
 
     def _wishes(self) -> list[str]:
         """What is asked of the next step. A request is taken here, once."""
@@ -143,10 +168,14 @@ class Training:
                 wishes.append(name)
         return wishes
 
-    def _is_due(self, name: str, every: int) -> bool:
+    def _asked_for(self, name: str) -> bool:
+        """Whether somebody asked; once."""
         asked = name in self._asked
         self._asked.discard(name)
-        return asked or bool(every) and self.step % every == 0
+        return asked
+
+    def _is_due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
 
     def _read(self, newest: Outcome) -> None:
         """Take in what steps gave. On a GPU the newest is left for later, so that the next step is queued meanwhile."""
@@ -185,7 +214,10 @@ class Training:
         self._read_all_but(0)  # so that nothing that exploded is saved
         if self.saved == self.step:
             return
-        path = save_checkpoint(self.run, self.engine, self.step, self.monitor.pending, self.config.keep_checkpoints)
+        path = save_checkpoint(
+            self.run, self.engine, self.step, self.config.keep_checkpoints, batches=self.batches,
+            pending=self.monitor.pending,
+        )  # fmt: skip
         self.saved = self.step
         self.monitor.say_state("running", step=self.step, checkpoint=path.name)
 
@@ -205,6 +237,8 @@ def _explained(error: Exception, run: RunDir, config: TrainConfig) -> Exception:
     """The error with what it means and the way out, where the bare one does not say."""
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return TrainingError(f"the disk of {run.path} is full: free some space and run the same command again")
+    if isinstance(error, ImportError):
+        return TrainingError(explain_import(error))
     if isinstance(error, torch.OutOfMemoryError):
         return TrainingError(
             f"the device is out of memory with batch_size={config.batch_size}: lower it (and raise accumulation), or "
@@ -223,7 +257,7 @@ def _explained(error: Exception, run: RunDir, config: TrainConfig) -> Exception:
 def _record(error: Exception, run: RunDir, monitor: Monitor, accelerator: Accelerator) -> None:
     """Leave the reason in the folder; the disk may be full, and another error must not hide this one."""
     with contextlib.suppress(OSError):
-        details = "" if isinstance(error, (TrainingError, ValueError)) else f"\n{traceback.format_exc()}"
+        details = "" if isinstance(error, (TrainingError, DiskError, ValueError)) else f"\n{traceback.format_exc()}"
         run.append_log(f"process {accelerator.process_index} failed: {error}{details}")
     with contextlib.suppress(OSError):
         monitor.say_state("failed", message=str(error))

@@ -14,10 +14,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from .config import TrainConfig
-from .run_dir import RunDir
+from .run_dir import RunDir, RunDirError
 from .status import duration
 
 _STATUS_SECONDS = 0.5
+_OF_A_PROCESS = ("state", "pid", "time", "memory", "message")
+"""Parts of a status that the next process of the run does not take over."""
 
 
 class Monitor:
@@ -31,7 +33,8 @@ class Monitor:
     def __init__(self, run: RunDir, config: TrainConfig, device: torch.device, silent: bool = False):
         self.run, self.config, self.device, self.silent = run, config, device, silent
         self.status: dict[str, Any] = {
-            "started": psutil.Process().create_time(), "step": 0, "steps": config.steps, "device": str(device)
+            "step": 0, **_earlier(run), "steps": config.steps, "device": str(device),
+            "started": psutil.Process().create_time(),
         }  # fmt: skip
         self.pending: list[float] = []
         """Losses since the last line of metrics; a part of checkpoints, so that a resumed run averages the same."""
@@ -137,6 +140,15 @@ class Monitor:
             return torch.cuda.max_memory_allocated(self.device)
         self._peak = max(self._peak, psutil.Process().memory_info().rss)
         return self._peak
+
+
+def _earlier(run: RunDir) -> dict[str, Any]:
+    """What the process before this one said, if it left something to go on from: true until this one gets there."""
+    try:
+        status = run.read_status() if run.checkpoints() else {}
+    except RunDirError:  # damaged
+        return {}
+    return {name: value for name, value in status.items() if name not in _OF_A_PROCESS}
 
 
 def _open_board(monitor: Monitor) -> Any:

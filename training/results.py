@@ -27,10 +27,11 @@ def sample(config: SampleConfig) -> Path:
     if not models:
         raise ConfigError("models is not set, and the run has none: the pipeline folder to make samples with")
     device = default_device()
+    # The text encoder goes before the networks come: both at once may be too much for the device.
+    batch = _prompted(task, models, config.prompts, device) if config.prompts else _examples(task, config.count)
     for network in (task.model, task.ema, *task.frozen):
         if network is not None:
             network.to(device)
-    batch = _prompted(task, models, config.prompts) if config.prompts else _examples(task, config.count)
     path = Path(config.output) if config.output else run.path / "samples" / f"sample_{step:08d}_{config.seed}.png"
     draw_grid(task, batch, load_vae(models, device=device), config.seed).save(path)
     return path
@@ -48,14 +49,14 @@ def _examples(task: Task, count: int) -> dict[str, Any]:
     return FeatureDataset(task.config.data).examples(count, task.needs_hint)[0]
 
 
-def _prompted(task: Task, models: str, prompts: list[str]) -> dict[str, Tensor]:
+def _prompted(task: Task, models: str, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
     """A batch for prompts, in the model's own size; for a ControlNet with the hints of the run's data."""
     shape = task.model.config
-    caption, mask = TextEncoder.from_pretrained(models).encode(prompts, shape.model_max_length)
+    caption, mask = TextEncoder.from_pretrained(models, device=device).encode(prompts, shape.model_max_length)
     batch = {"latent": torch.empty(len(prompts), shape.in_channels, shape.input_size, shape.input_size)}
     if task.needs_hint:
         batch = {name: value for name, value in _examples(task, len(prompts)).items() if name != "keys"}
         hints = len(batch["latent"])
         if hints < len(prompts):
             raise ConfigError(f"prompts are {len(prompts)}, but the run's data has only {hints} hints of one size")
-    return {**batch, "caption": caption, "caption_mask": mask}
+    return {**batch, "caption": caption.float(), "caption_mask": mask}

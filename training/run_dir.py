@@ -1,6 +1,6 @@
 """The run folder: what a run writes, and how others read it and make requests. Standard library only.
 
-config.json      {"command", "config"}, written before the first step
+config.json      {"command", "config"}, written before the first step, and again when a run was resumed
 status.json      state (preparing, running, done, stopped, failed), pid, started, time, step, steps, loss, …
 metrics.jsonl    one JSON object a line
 samples/         step_00000500.png, one grid of pictures, and step_00000500.json
@@ -29,8 +29,10 @@ else:
 
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
-_SAME_RUN = ("base", "data", "model", "seed")
-"""Settings that may not change between two halves of a run; a command's tensors decide about the rest."""
+_SAME_RUN = (
+    "base", "data", "model", "seed", "lora_rank", "lora_alpha", "beta_schedule", "w_embedding", "copy_blocks", "wiring",
+)  # fmt: skip
+"""Settings that say what is trained, and on what: they may not change between two halves of a run."""
 _LOCK_OFFSET = 1 << 20
 """On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
 
@@ -111,7 +113,8 @@ class RunDir:
             differing = [f"its command was {earlier['command']}, not {command}"]
         if differing:
             raise RunDirError(
-                f"{self.path} holds another run ({'; '.join(differing)}): choose a new folder, or delete it"
+                f"{self.path} holds another run ({'; '.join(differing)}): give it its own settings, choose a new "
+                "folder, or delete it"
             )
 
     def write_config(self, command: str, config: dict[str, Any]) -> None:
@@ -167,7 +170,7 @@ class RunDir:
             file.write(line + "\n")
 
     def request(self, name: str) -> None:
-        """Ask the run to `stop` (save, export, end), to `save` or to `sample` now.
+        """Ask the run to `stop` (save, export, end), to `save` (with an export) or to `sample` now.
 
         Raises:
             ValueError: on another name.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from .disk import in_units
 from .run_dir import RunDir
 
 
@@ -47,5 +48,5 @@ def _progress(status: dict[str, Any]) -> dict[str, str | None]:
         "learning rate": f"{status['learning_rate']:.3g}",
         "seconds a step": f"{status['seconds_per_step']:.3g}",
         **left,
-        "memory": f"{status['memory'] / 1e9:.2f} GB at most",
+        "memory": f"{in_units(status['memory'])} at most",
     }

@@ -83,9 +83,9 @@ def losses(run: RunDir) -> list[float]:
     return [line["loss"] for line in run.metrics()]
 
 
-def forked(command: str, values: dict[str, Any]) -> multiprocessing.Process:
-    """Start training in a forked process."""
-    return start(_train, command, values, lambda: None)
+def forked(command: str, values: dict[str, Any], prepare: Callable[[], Any] = lambda: None) -> multiprocessing.Process:
+    """Start training in a forked process, where `prepare` may patch things."""
+    return start(_train, command, values, prepare)
 
 
 def wait_until(condition: Callable[[], Any], patience: float = PATIENCE) -> Any:

@@ -71,6 +71,13 @@ def test_a_misspelt_setting_gets_a_suggestion(name, meant):
         make(**{name: 1})
 
 
+def test_a_misspelt_setting_gets_a_suggestion_on_the_command_line_whatever_its_value(capsys):
+    for given in ("precison=fp32", "precison=1", "precison="):
+        assert main(["lcd", "--set", given]) == 1
+        assert capsys.readouterr().err == "error: lcd has no setting precison: did you mean precision?\n"
+    assert main(["lcd", "--set", "required=run"]) == 1 and "has no setting required" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
 def test_a_number_that_is_none_is_refused_from_everywhere(text, tmp_path):
     pairs = [f"{name}={value}" for name, value in NEEDED.items()]
@@ -114,6 +121,41 @@ def test_files_and_texts_that_are_none_are_named(tmp_path):
         make("finetune", model={"depth": 2})
     with pytest.raises(ConfigError, match="lora_rank needs base"):
         make("finetune", base="", model={"depth": 2}, lora_rank=4)
+
+
+def test_no_setting_does_nothing():
+    for given in (0.0, 0.9995):  # none wanted, and none said
+        assert make("finetune", lora_rank=4, ema_decay=given).ema_decay == 0.0
+    lora = make("finetune", lora_rank=4)
+    assert make_config("finetune", lora.to_dict()) == lora and make("finetune").ema_decay == 0.9995
+    with pytest.raises(
+        ConfigError, match=r"ema_decay is 0.9: a LoRA \(lora_rank\) has no averaged weights, leave it out"
+    ):
+        make("finetune", lora_rank=4, ema_decay=0.9)
+    with pytest.raises(ConfigError, match="lcm-lora has no setting ema_decay"):
+        make("lcm-lora", ema_decay=0.0)
+
+
+NO_PATHS = {"caption_column", "device"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_paths_mean_the_same_from_any_directory(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    texts = [each.name for each in fields(COMMANDS[command]) if each.type == "str" and "choices" not in each.metadata]
+    paths = sorted(set(texts) - NO_PATHS)
+    config = make_config(command, {name: f"a/../{name}" for name in paths}).located()
+    assert [getattr(config, name) for name in paths] == [str(tmp_path / name) for name in paths]
+    assert config.located() == config
+    away = make_config(command, {name: "s3://bucket/../x" for name in paths})
+    assert away.located() == away
+    at_home = make_config(command, {name: "~/x" for name in paths}).located()
+    assert {getattr(at_home, name) for name in paths} == {str(tmp_path / "home/x")}
+
+
+def test_the_hints_of_edges_are_no_path():
+    assert make_config("prepare", {"input": "i", "output": "o", "hints": "hed", "hed": "h"}).located().hints == "hed"
 
 
 COMMAND_OF = {

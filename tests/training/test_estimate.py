@@ -14,10 +14,12 @@ from pixart_delta.training.cli import main
 from pixart_delta.training.config import load_config, make_config
 from pixart_delta.training.draws import Draws
 from pixart_delta.training.estimate import GB, estimate, matmul_rate
+from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.tasks import TASKS
 
 from tests.fixtures_nano import nano_config, random_pixart
 from tests.training import runs_fixture
+from tests.training.conftest import fill
 
 SIDE = 32  # of the latent
 CONFIG = nano_config(depth=5, hidden_size=96, num_heads=4, input_size=SIDE)
@@ -108,6 +110,16 @@ def test_every_switch_moves_its_part(change, part, sign):
     assert sign * (getattr(after, part) - getattr(before, part)) > 0
 
 
+def test_sharding_divides_what_is_trained_and_not_what_is_kept_of_a_step():
+    config = settings("lcd", sharding="fsdp", precision="fp32")
+    one, four = (estimate("lcd", config, CONFIG, 256, 256, processes) for processes in (1, 4))
+    shared = ("weights", "average", "gradients", "moments")
+    assert all(getattr(four, name) == getattr(one, name) / 4 > 0 for name in shared)
+    assert {**dataclasses.asdict(four), **{name: getattr(one, name) for name in shared}} == dataclasses.asdict(one)
+    plain = settings("lcd", precision="fp32")
+    assert estimate("lcd", plain, CONFIG, 256, 256, 4) == estimate("lcd", plain, CONFIG, 256, 256) == one
+
+
 def test_the_matrix_rate_of_this_machine_is_plausible():
     assert 1e8 < matmul_rate(torch.device("cpu"), torch.float32) < 1e14
 
@@ -152,7 +164,7 @@ def test_a_dry_run_in_float16_may_overflow_at_first(material, tmp_path, capsys):
     ({"base": "nowhere.safetensors"}, "nowhere.safetensors"),
     ({"batch_size": 50}, "lower batch_size"),
     ({"learning_rate": "nan"}, "learning_rate is nan: a finite number is wanted"),
-    ({"keep_checkpoints": 10**9}, "lower keep_checkpoints"),
+    ({"keep_checkpoints": 10**9}, "are free there: free some space, lower keep_checkpoints (1000000000), or choose"),
 ])  # fmt: skip
 def test_a_dry_run_names_what_is_wrong(values, message, material, tmp_path, capsys):
     status, said = call("lcd", material, tmp_path / "run", capsys, **values)
@@ -165,6 +177,19 @@ def test_control_without_hints_says_how_to_prepare_them(material, tmp_path, caps
     plain = make_features(tmp_path / "plain", width=64, hint=False)
     status, said = call("controlnet", {**material, "data": str(plain)}, tmp_path / "run", capsys)
     assert status == 1 and "was prepared without hints: run `prepare` again with hints=hed or a folder" in said.err
+
+
+def test_a_dry_run_counts_the_checkpoints_that_are_there(material, small_disk, capsys):
+    """With less room than for three, but two of them lie there already."""
+    values = runs_fixture.settings("lcd", material, small_disk / "run", steps=4, checkpoint_every=2)
+    runs_fixture.run_here("lcd", values)
+    size = max(file.stat().st_size for file in RunDir(small_disk / "run").checkpoints())
+    ballast = fill(small_disk, leave=2 * size)
+    assert call("lcd", material, small_disk / "run", capsys, steps=8)[0] == 0
+    status, said = call("lcd", material, small_disk / "other", capsys)
+    assert status == 1 and "lower keep_checkpoints (2)" in said.err
+    ballast.unlink()
+    assert call("lcd", material, small_disk / "other", capsys)[0] == 0
 
 
 def test_a_dry_run_in_the_folder_of_another_run(material, tmp_path, capsys):

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from pixart_delta.pixart_core.checkpoint import save_pixart
+from pixart_delta.pixart_core.text import TextEncoder
+from pixart_delta.training import results
 from pixart_delta.training.config import ConfigError, make_config
 from pixart_delta.training.export import LAYOUTS
 from pixart_delta.training.results import export, sample
@@ -168,9 +170,9 @@ def test_a_control_loads_alone_and_joined_with_its_base(base, tmp_path):
         found = control(plain, x["latent"], x["timestep"], x["caption"], hint, *rest)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), layout
     names = {layout: set(load_file(tmp_path / f"{layout}.safetensors")) for layout in LAYOUTS["controlnet"]}
-    assert {"controlnet.0.before_proj.weight", "controlnet.1.copied_block.attn.qkv.weight"} < names["authors"]
+    assert {"controlnet.0.before_proj.weight", "controlnet.1.copied_block.attn.qkv.weight"} < names["comfyui"]
     assert "controlnet_blocks.1.transformer_block.attn1.to_q.weight" in names["diffusers"]
-    assert names["joint"] == names["authors"] | {f"base_model.{name}" for name in load_file(base)}
+    assert names["joint"] == names["comfyui"] | {f"base_model.{name}" for name in load_file(base)}
     joined = pc.load_pixart(tmp_path / "joint.safetensors")
     assert all(torch.equal(joined.state_dict()[name], tensor) for name, tensor in plain.state_dict().items())
 
@@ -201,9 +203,9 @@ def test_a_file_says_how_it_was_made_but_not_where(command, base, tmp_path):
 
 
 @pytest.mark.parametrize("command,layout,message", [
-    ("lcd", "peft", "a pixart is written as authors or diffusers"),
-    ("lcm-lora", "diffusers", "a lora is written as authors or peft"),
-    ("controlnet", "peft", "a controlnet is written as authors, diffusers or joint"),
+    ("lcd", "peft", "a pixart is written as comfyui or diffusers"),
+    ("lcm-lora", "diffusers", "a lora is written as comfyui or peft"),
+    ("controlnet", "peft", "a controlnet is written as comfyui, diffusers or joint"),
 ])  # fmt: skip
 def test_layouts_that_do_not_exist_are_named(command, layout, message, base, tmp_path):
     with pytest.raises(ConfigError, match=message):
@@ -249,6 +251,21 @@ def test_samples_of_a_run(command, runs, tmp_path):
     side = 64 if command == "controlnet" else 128  # of the hints in the data; of the model
     prompted = Image.open(sample(make_config("sample", values)))
     assert prompted.size == (2 * side + 4, 2 * side + 4 if command == "controlnet" else side)
+
+
+def test_prompts_are_encoded_where_the_networks_run(runs, tmp_path, monkeypatch):
+    """Not on the CPU by default, where T5-XXL takes minutes."""
+    asked = []
+    open_encoder = TextEncoder.from_pretrained
+
+    def note(path, device=None):
+        asked.append(device)
+        return open_encoder(path, device=device)
+
+    monkeypatch.setattr(TextEncoder, "from_pretrained", note)
+    monkeypatch.setattr(results, "default_device", lambda: torch.device("cpu", 0))
+    values = {"run": str(runs / "lcd"), "prompts": ["a lake"], "output": str(tmp_path / "x.png")}
+    assert sample(make_config("sample", values)).exists() and asked == [torch.device("cpu", 0)]
 
 
 def test_samples_without_a_pipeline_folder(runs):

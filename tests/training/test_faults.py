@@ -3,6 +3,9 @@
 import functools
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,9 @@ from pixart_delta.training.checkpoint import newest_readable
 from pixart_delta.training.cli import main
 from pixart_delta.training.config import ConfigError, make_config
 from pixart_delta.training.data import FeatureDataset
+from pixart_delta.training.disk import DiskError
 from pixart_delta.training.distribute import connect
+from pixart_delta.training.dry_run import dry_run
 from pixart_delta.training.engine import Engine
 from pixart_delta.training.loop import TrainingError
 from pixart_delta.training.monitor import Monitor
@@ -23,6 +28,8 @@ from pixart_delta.training.tasks import TASKS
 from tests.training import shards_fixture
 from tests.training.conftest import fill
 from tests.training.runs_fixture import (
+    COMMANDS,
+    PATIENCE,
     forked,
     losses,
     make_material,
@@ -111,7 +118,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_step(small_disk, m
     fill(small_disk, leave=2**20)
     values = settings("finetune", material, small_disk / "run", **SHORT)
     with pytest.raises(
-        CheckpointError, match="take 0.0. GB more, but only 0.00 GB are free.*lower keep_checkpoints .2."
+        DiskError, match="need .* MB more, but only 1.0 MB are free there: .*lower keep_checkpoints .2."
     ):
         run_here("finetune", values)
     assert RunDir(small_disk / "run").read_status()["state"] == "failed"
@@ -156,6 +163,25 @@ def test_two_runs_on_one_folder(material, tmp_path):
     assert run.checkpoints()[-1].stem == f"step_{status['step']:08d}" and Path(status["export"]).exists()
 
 
+def test_a_second_ctrl_c_ends_at_once(material, tmp_path, capfd):
+    def stuck():
+        Engine.step = lambda *_: time.sleep(600)
+
+    process = forked("finetune", settings("finetune", material, tmp_path, **SHORT), stuck)
+    status = tmp_path / "status.json"
+    assert wait_until(lambda: status.exists() and '"running"' in status.read_text())
+    said = []
+    for _ in range(2):  # one press, which a launcher passes on
+        os.kill(process.pid, signal.SIGINT)
+        wait_until(lambda: said.append(capfd.readouterr().err) or "saving and stopping" in "".join(said))
+    assert "".join(said).count("saving and stopping after this step; Ctrl-C again ends at once") == 1
+    time.sleep(1.1)
+    assert process.is_alive()
+    os.kill(process.pid, signal.SIGINT)
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGINT
+
+
 def test_a_learning_rate_that_is_no_number(material, tmp_path, capsys):
     for value in ("NaN", "Infinity", "-1", '"fast"'):
         given = {**settings("lcd", material, tmp_path / "run"), "learning_rate": value}
@@ -187,6 +213,52 @@ def test_memory_that_runs_out_says_what_to_lower(material, tmp_path, monkeypatch
     monkeypatch.setattr(TASKS["finetune"], "loss", fail)
     with pytest.raises(TrainingError, match="out of memory with batch_size=2: lower it .*gradient_checkpointing=true"):
         run_here("finetune", settings("finetune", material, tmp_path, **SHORT))
+
+
+@pytest.mark.parametrize("features,problem", [
+    ({"width": 64, "tokens": (130, 6)}, r"captions of up to 130 tokens, .* has 120: run `prepare` .* max_tokens=120$"),
+    ({"width": 16}, "text embeddings of 16 channels, and .*base.safetensors reads 64: run `prepare` with the text enc"),
+])  # fmt: skip
+@pytest.mark.parametrize("command", COMMANDS)
+def test_data_that_the_base_cannot_read_is_named_before_the_first_step(
+    command, features, problem, material, tmp_path, capsys
+):
+    data = str(shards_fixture.make_features(tmp_path / "features", **features))
+    values = settings(command, material, tmp_path / "run", **SHORT, data=data)
+    with pytest.raises(ConfigError, match=problem):
+        run_here(command, values)
+    assert RunDir(tmp_path / "run").read_status()["state"] == "failed"
+    with pytest.raises(ConfigError, match=problem):
+        dry_run(command, make_config(command, values))
+
+
+def test_captions_as_long_as_the_null_caption_are_read(material, tmp_path):
+    data = str(shards_fixture.make_features(tmp_path / "features", width=64, tokens=(120, 1)))
+    run_here("lcd", settings("lcd", material, tmp_path / "run", **{**SHORT, "steps": 1}, data=data))
+
+
+TRAIN = Path(__file__).resolve().parents[2] / "training/train.py"
+HOW = f'{sys.executable} -m pip install "{TRAIN.parents[1]}[train]"'
+
+
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(material, tmp_path, capsys):
+    values = settings("lcd", material, tmp_path / "run", **SHORT)
+    program = (
+        "import runpy, sys; sys.modules['accelerate'] = None; sys.argv = sys.argv[1:]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, TRAIN, "lcd", *_as_arguments(values)], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr == f"error: accelerate is not installed. What training needs is installed by: {HOW}\n"
+
+
+def test_a_package_that_is_missed_later_is_named_in_the_status_too(material, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert main(["lcm-lora", *_as_arguments(settings("lcm-lora", material, tmp_path / "run", **SHORT))]) == 1
+    message = RunDir(tmp_path / "run").read_status()["message"]
+    assert message.startswith("peft is not installed. ") and HOW in message and message in capsys.readouterr().err
 
 
 def test_no_compiler_says_what_to_do(material, tmp_path):

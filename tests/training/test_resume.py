@@ -9,8 +9,12 @@ import torch
 from pixart_delta.pixart_core import weightfile
 from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training import checkpoint
+from pixart_delta.training.config import make_config
+from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.monitor import Monitor
+from pixart_delta.training.results import export
 from pixart_delta.training.run_dir import RunDir, RunDirError
+from pixart_delta.training.status import describe_run
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -199,6 +203,65 @@ def test_a_finished_run_is_left_as_it_is(short):
     run_here("finetune", config)
     assert short.checkpoints()[-1].stat().st_mtime_ns == before and short.read_status()["state"] == "done"
     assert len(losses(short)) == 6
+
+
+def test_a_refused_resume_leaves_a_run_that_can_be_used(material, tmp_path):
+    """Its settings and how far it is: else `export` builds another network, and a list of jobs shows step 0."""
+    values = settings("controlnet", material, tmp_path, **{**SHORT, "steps": 2})
+    run = run_here("controlnet", values)
+    before, status = run.read_config(), run.read_status()
+    with pytest.raises(RunDirError, match="holds another run .copy_blocks was 2 and is 1"):
+        run_here("controlnet", {**values, "copy_blocks": 1, "steps": 4})
+    assert run.read_config() == before and run.read_status() == status
+    with pytest.raises(CheckpointError, match="its weights are of another shape"):
+        run_here("controlnet", {**values, "ema_decay": 0.9, "steps": 4})
+    assert run.read_config() == before
+    failed = run.read_status()
+    assert failed["state"] == "failed" and "another shape" in failed["message"]
+    assert all(failed[name] == status[name] for name in ("step", "checkpoint", "export", "loss"))
+    assert "step: 2 of 4" in describe_run(str(tmp_path))
+    export(make_config("export", {"run": str(tmp_path)}))
+    assert run_here("controlnet", {**values, "steps": 4}).read_config()["config"]["steps"] == 4
+    assert run.read_status()["step"] == 4 and "message" not in run.read_status()
+
+
+def keys_of_steps(monkeypatch):
+    """Names of the pictures of every micro-batch that is taken from now on."""
+    seen = []
+    batches = FeatureDataset.batches
+
+    def note(self, *arguments):
+        for batch in batches(self, *arguments):
+            seen.append(batch["keys"])
+            yield batch
+
+    monkeypatch.setattr(FeatureDataset, "batches", note)
+    return seen
+
+
+def test_another_accumulation_goes_on_at_the_same_place_in_the_data(material, tmp_path, monkeypatch):
+    seen = keys_of_steps(monkeypatch)
+    run_here("finetune", settings("finetune", material, tmp_path / "straight", **{**SHORT, "steps": 9}))
+    straight = seen[:]
+    seen.clear()
+    values = settings("finetune", material, tmp_path / "changing", **SHORT)
+    for steps, accumulation in ((2, 2), (3, 3), (5, 1)):
+        run_here("finetune", {**values, "steps": steps, "accumulation": accumulation})
+    assert seen == straight
+
+
+def test_another_batch_size_goes_on_at_about_the_same_place_in_the_data(material, tmp_path, monkeypatch):
+    """After four batches of two: the third of four, and not the fifth."""
+    seen = keys_of_steps(monkeypatch)
+    run_here(
+        "finetune", settings("finetune", material, tmp_path / "straight", **{**SHORT, "steps": 4, "batch_size": 4})
+    )
+    expected = seen[2:4]
+    seen.clear()
+    values = settings("finetune", material, tmp_path / "changing", **SHORT)
+    run_here("finetune", {**values, "steps": 4})
+    run_here("finetune", {**values, "steps": 6, "batch_size": 4})
+    assert seen[4:] == expected
 
 
 def test_another_batch_size_is_said(material, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from pixart_delta.pixart_core.identify import inspect_file
 from pixart_delta.training import engine as engine_module
 from pixart_delta.training import monitor as monitor_module
 from pixart_delta.training.config import make_config
@@ -115,6 +116,29 @@ def test_requests_are_taken_once(material, tmp_path, monkeypatch):
     assert Image.open(run.samples()[0]).size == (8, 8)
     assert json.loads((tmp_path / "samples/step_00000003.json").read_text()) == {"step": 3, "prompts": ["a", "b"]}
     assert [file.stem for file in run.checkpoints()] == ["step_00000003", "step_00000006"]
+
+
+def test_a_request_to_save_leaves_a_file_to_use_and_a_checkpoint_that_is_due_does_not(material, tmp_path, monkeypatch):
+    there = {}
+    add = Monitor.add
+
+    def look(self, number, *values):
+        add(self, number, *values)
+        if number == 3:
+            there[3] = list((tmp_path / "exports").iterdir())
+            self.run.request("save")
+        if number == 5:
+            status = self.run.read_status()
+            assert pc.load_pixart(status["export"]).config.depth == 3
+            about = inspect_file(status["export"]).metadata["training"]
+            there[5] = status["state"], status["checkpoint"], about["step"]
+
+    monkeypatch.setattr(Monitor, "add", look)
+    run_here("lcd", settings("lcd", material, tmp_path, **SHORT))
+    assert there == {3: [], 5: ("running", "step_00000004.safetensors", 4)}
+    assert [file.name for file in (tmp_path / "exports").iterdir()] == ["pixart.safetensors"]
+    assert inspect_file(tmp_path / "exports/pixart.safetensors").metadata["training"]["step"] == 6
+    assert "saved at step 4 of 6: " in (tmp_path / "log.txt").read_text()
 
 
 def test_samples_come_every_so_many_steps_and_change_nothing(material, tmp_path, monkeypatch):

@@ -126,10 +126,10 @@ def follow(config: PrepareConfig, silent: bool) -> Iterator[Progress]:
     Raises:
         RunDirError: if another process works in config.run, or it holds a training.
     """
-    # All processes of torchrun are told the same folder.
-    run = RunDir(config.run) if config.run and not silent and int(os.environ.get("RANK", 0)) == 0 else None
+    silent = silent or int(os.environ.get("RANK", 0)) > 0  # all processes of torchrun are told the same folder
+    run = RunDir(config.run) if config.run and not silent else None
     with contextlib.ExitStack() as held:
-        progress = Progress(run, held.enter_context(StopSignal()))
+        progress = Progress(run, held.enter_context(StopSignal("" if silent else "stopping: finished shards stay")))
         if run is not None:
             run.path.mkdir(parents=True, exist_ok=True)
             held.enter_context(run.lock())

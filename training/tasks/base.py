@@ -20,7 +20,7 @@ from ...pixart_core.model import PixArt
 from ...pixart_core.vae import load_vae
 from ..attention import plain_attention
 from ..config import ConfigError, TrainConfig
-from ..data import FeatureDataset
+from ..data import CAPTION_PADDING, FeatureDataset, padded
 from ..draws import Draws
 from ..export import default_name, write_weights
 from ..sampling import draw_grid
@@ -89,6 +89,26 @@ class Task(ABC):
         """The base's learned unconditional caption (L, D), if it has one."""
         return self.model.y_embedder.y_embedding
 
+    def check_data(self, data: FeatureDataset) -> None:
+        """Whether the base reads captions as wide as the data's, and can leave out ones as long as its longest.
+
+        Raises:
+            ConfigError: if not.
+        """
+        about, base, null = data.description, self.config.base or "the model", self.null_caption()
+        width, expected = about.get("caption_channels"), self.model.config.caption_channels
+        if width is not None and width != expected:
+            raise ConfigError(
+                f"data {data.place} holds text embeddings of {width} channels, and {base} reads {expected}: run "
+                "`prepare` with the text encoder that belongs to it, or choose another base"
+            )
+        longest = about.get("max_tokens", 0)
+        if null is not None and padded(longest) > len(null):
+            raise ConfigError(
+                f"data {data.place} holds captions of up to {longest} tokens, and the learned null caption of {base} "
+                f"has {len(null)}: run `prepare` again with max_tokens={len(null) // CAPTION_PADDING * CAPTION_PADDING}"
+            )
+
     def sample(self, count: int) -> tuple[Image, list[str]] | None:
         """A grid of at most `count` pictures for the data's own captions, the same ones every time, and these captions;
         None where `models` names no pipeline folder to decode them with."""
@@ -113,7 +133,7 @@ class Task(ABC):
         return self.write(folder / default_name(self.model), step=step)
 
     def write(
-        self, path: Path, layout: str = "authors", dtype: torch.dtype = torch.float16, average: bool = True,
+        self, path: Path, layout: str = "comfyui", dtype: torch.dtype = torch.float16, average: bool = True,
         step: int | None = None,
     ) -> Path:  # fmt: skip
         """Write `result`; see `export.write_weights`. step: after which it was taken, for the description in the file.
