@@ -90,7 +90,8 @@ def _samples(path: dict, query: dict, body: Any) -> Any:
     listed = []
     for file in jobs.queue().run_dir(_job(path)).samples()[-_SAMPLES_LISTED:]:
         if _SAMPLE.fullmatch(file.name):
-            listed.append({"name": file.name, "step": int(file.stem[5:]), "prompts": _prompts(file)})
+            listed.append({"name": file.name, "step": int(file.stem[5:]), "prompts": _prompts(file),
+                           "time": file.stat().st_mtime})  # after a retry one may be drawn anew
     return {"samples": listed}
 
 

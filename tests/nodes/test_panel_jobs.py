@@ -158,18 +158,18 @@ def test_the_focus_stays_where_jobs_move_and_change(panel, made):
 def test_a_button_at_work_keeps_the_focus_and_sends_once(panel, made):
     made("busy")
     asked = []
-    panel.route("**/busy/stop", lambda route: asked.append(route))
+    panel.route("**/busy/resume", lambda route: asked.append(route))
     state_of(panel, "busy", "paused")
-    stop = open_job(panel, "busy").locator('[data-action="stop"]')
-    stop.focus()
+    resume = open_job(panel, "busy").locator('[data-action="resume"]')
+    resume.focus()
     panel.keyboard.press("Enter")
-    panel.locator('[data-action="stop"][aria-disabled="true"]').wait_for()
+    panel.locator('[data-action="resume"][aria-disabled="true"]').wait_for()
     panel.keyboard.press("Enter")
-    assert panel.evaluate(FOCUSED) == "stop"
+    assert panel.evaluate(FOCUSED) == "resume"
     assert len(asked) == 1
     asked[0].fulfill(status=409, json={"error": "not now"})
-    panel.locator('[data-action="stop"][aria-disabled="false"]').wait_for()
-    panel.unroute("**/busy/stop")
+    panel.locator('[data-action="resume"][aria-disabled="false"]').wait_for()
+    panel.unroute("**/busy/resume")
 
 
 def test_the_open_row_closes_and_opens_again(panel, pretended):

@@ -250,7 +250,8 @@ def test_the_samples_route_gives_samples_only(server, root, tmp_path):
     (tmp_path / "secret.png").write_text("secret")
     (folder / "samples" / "step_00000600.png").symlink_to(tmp_path / "secret.png")
     listed = server.get(f"{JOBS}/holder/samples")["samples"]
-    assert listed[0] == {"name": "step_00000500.png", "step": 500, "prompts": ["a lake"]}
+    drawn = (folder / "samples" / "step_00000500.png").stat().st_mtime
+    assert listed[0] == {"name": "step_00000500.png", "step": 500, "prompts": ["a lake"], "time": drawn}
     status, answer, headers = call(server, "GET", f"{JOBS}/holder/samples/step_00000500.png")
     assert (status, answer, headers["Content-Type"]) == (200, picture, "image/png")
     assert headers["X-Content-Type-Options"] == "nosniff"

@@ -229,7 +229,8 @@ def test_a_server_that_dies_before_the_start_leaves_a_failure_to_retry(queue, mo
         queue.tick()
     later = Queue(queue.root)
     later.tick()
-    assert later.job(made.id).state == "failed"
+    assert later.job(made.id).state == "preparing", "its arguments may not show yet"
+    until(later, made.id, "failed")
 
 
 def test_a_process_number_that_somebody_else_has_now_is_not_ours(queue):

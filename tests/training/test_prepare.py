@@ -14,6 +14,7 @@ from pixart_delta.pixart_core.weightfile import save_weights
 from pixart_delta.training import cli, shards
 from pixart_delta.training.config import ConfigError, PrepareConfig
 from pixart_delta.training.data import DataError, FeatureDataset
+from pixart_delta.training.disk import DiskError
 from pixart_delta.training.nano.scene_folder import draw_folder
 from pixart_delta.training.prepare import run
 from pixart_delta.training.prepare.run import prepare
@@ -205,8 +206,8 @@ def test_a_run_that_breaks_off_leaves_whole_shards_only(tmp_path, models, pictur
 
 def test_a_disk_that_is_too_small_is_noticed_before_the_start(tmp_path, models, pictures, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(run.shutil, "disk_usage", lambda _path: usage._replace(free=10_000))
-    with pytest.raises(OSError, match="need about 0.00 GB and .* has 0.00 GB free: make room there"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=10_000))
+    with pytest.raises(DiskError, match="the shards of .* need .* MB more, but only .* MB are free there: free some"):
         prepare(settings(tmp_path, models))
     assert not list((tmp_path / "out").glob("*.tar"))
 

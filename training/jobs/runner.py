@@ -13,8 +13,10 @@ from .store import LOG, SETTINGS, Store
 from .verdict import verdict
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
-_GRACE = 120.0
-"""Seconds after which a start whose process nobody saw is given up (its server died in that very moment)."""
+_GRACE = {True: 1.0, False: 120.0}
+"""Seconds after which a start whose process nobody saw is given up (its server died in that very moment): where the
+system lists arguments, those of a process that was just started take a moment to show, and elsewhere it has to be
+waited for what the process writes."""
 _KEPT = ("step", "steps", "loss", "export", "checkpoint", "message", "memory", "seconds_per_step")
 
 
@@ -85,7 +87,7 @@ class Runner:
             self.store.write(job)
             return True
         since = self._waiting_since.setdefault(job.id, time.monotonic())
-        return time.monotonic() - since > _GRACE or process.lists_arguments()
+        return time.monotonic() - since > _GRACE[process.lists_arguments()]
 
     def _conclude(self, job: Job, code: int | None) -> None:
         store, status = self.store, self.store.run_status(job)

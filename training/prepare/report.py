@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...pixart_core.weightfile import save_json, temporary_name
+from ..disk import in_units
 from .sources import Source
 from .survey import PROBLEMS, Finding
 
@@ -54,7 +55,7 @@ class Report:
                 "  A batch takes pictures of one bucket: train with batch_size no larger than a bucket that is "
                 "to be used, or prepare with multi_aspect=false"
             )
-        lines.append(f"{self.shards} shards, about {_size(self.bytes)}; {_size(self.free)} are free")
+        lines.append(f"{self.shards} shards, about {in_units(self.bytes)}; {in_units(self.free)} are free")
         return "\n".join(lines)
 
     def write(self, folder: Path) -> None:
@@ -78,7 +79,3 @@ def count_buckets(findings: list[Finding]) -> dict[str, int]:
     """Usable pictures of each size."""
     counts = Counter(finding.bucket for finding in findings if not finding.problem)
     return {f"{height}x{width}": count for (height, width), count in sorted(counts.items())}
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..config import PrepareConfig
+from ..disk import require_room
 from ..processes import in_order
 from ..shards import DESCRIPTION, DataError, Shard, ShardInfo, write_description, write_shard
 from .encoders import Encoders
@@ -41,7 +42,7 @@ def prepare(config: PrepareConfig, dry_run: bool = False) -> Report | None:
     Raises:
         DataError: if no picture can be used, or one changes meanwhile.
         OutsideError: if the list of pictures is not where files may be read.
-        OSError: if the disk is too small.
+        DiskError: if the disk is too small.
         RuntimeError: if the device has too little memory.
         RunDirError: if config.run is in use.
     """
@@ -110,7 +111,7 @@ def _make(
             todo.append((shard, state))
     if len(todo) < len(own):
         say(f"{len(own) - len(todo)} of {len(own)} shards are there already")
-    _check_disk(output, sum(_estimate(shard, config, encoders) for shard, _ in todo))
+    require_room(output, sum(_estimate(shard, config, encoders) for shard, _ in todo), f"the shards of {output}")
     if todo:
         # Until all are made there is no dataset: the description of an earlier one would not fit the new shards.
         (output / DESCRIPTION).unlink(missing_ok=True)
@@ -204,12 +205,3 @@ def _estimate(shard: PlannedShard, config: PrepareConfig, encoders: Encoders) ->
         tokens = sum(min(config.max_tokens, letters // _LETTERS_PER_TOKEN + 2) for letters in finding.letters)
         total += latent * (2 if config.hints else 1) + tokens * width * 2 + _OVERHEAD
     return total
-
-
-def _check_disk(output: Path, needed: int) -> None:
-    free = shutil.disk_usage(output).free
-    if needed > free:
-        raise OSError(
-            f"the shards need about {needed / 1e9:.2f} GB and {output} has {free / 1e9:.2f} GB free: make room there, "
-            "or choose another output"
-        )

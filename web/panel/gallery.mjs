@@ -56,8 +56,7 @@ export class Gallery {
 
     /** Of its picture; another one when it was drawn anew, as after a retry. */
     #url(sample) {
-        const version = sample.time ?? this.store.jobs.get(this.id)?.attempt ?? 0;
-        return `${this.store.sampleUrl(this.id, sample.name)}?version=${version}`;
+        return `${this.store.sampleUrl(this.id, sample.name)}?time=${sample.time}`;
     }
 
     #open(name) {
