@@ -59,7 +59,9 @@ def api_graph(comfy_server, name: str) -> dict:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_are_the_pipelines(comfy_server, name):
+    """In float32: where a CPU is fast in bfloat16, its roundings alone are as large after 14 steps with guidance."""
     graph = api_graph(comfy_server, name)
+    graph[find_node(graph, "PixArtDeltaModelLoader")]["inputs"]["dtype"] = "float32"
     hint = {}
     if name in CONTROLLED:
         picture = graph[find_node(graph, "PixArtDeltaExamplePicture")]["inputs"]["picture"]
@@ -70,7 +72,7 @@ def test_pictures_are_the_pipelines(comfy_server, name):
     base = "base" in name
     sampler = graph[find_node(graph, "KSampler" if base else "PixArtDeltaLCMSampler")]["inputs"]
     transformer = NANO / "base" / "pixart_nano_base.safetensors" if base else None
-    pipeline = pc.Pipeline.from_pretrained(NANO, transformer=transformer)
+    pipeline = pc.Pipeline.from_pretrained(NANO, torch.float32, transformer=transformer)
     theirs = pipeline(text["prompt"], steps=sampler["steps"], seed=sampler["seed"], width=size["width"],
                       height=size["height"], sampler="dpm" if base else "lcm", guidance=sampler.get("cfg"), **hint)
     limit = 4 if "8bit" in name else 1  # the pipeline's text encoder is not quantised

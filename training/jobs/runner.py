@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -65,8 +66,9 @@ class Runner:
             if job.state == "preparing" and self.store.run_status(job).get("state") == "running":
                 self.store.put(job, "running", "")
             return
-        if child is not None:
-            code = child.wait()  # it may have ended between the two looks above
+        if child is not None and code is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = child.wait(5)  # it has ended between the two looks above, or a thread of it is about to
         self.children.pop(job.id, None)
         self._conclude(job, code)
 
