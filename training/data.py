@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .draws import generator_for
 from .processes import in_order
 from .remote import Place
 from .shards import KIND, VERSION, DataError, ShardInfo
@@ -81,8 +82,8 @@ class FeatureDataset:
 
         Yields:
             latent (b, 4, h, w), scaled, drawn from the autoencoder's posterior; caption (b, L, D); caption_mask (b, L);
-            image_size (b, 2) in px; aspect_ratio (b, 1); hint (b, 4, h, w) if wanted; all float32 but the mask;
-            keys: names of the pictures.
+            image_size (b, 2) in px; aspect_ratio (b, 1); hint (b, 4, h, w) if wanted; keys: names of the pictures.
+            The caption is in half precision, as it is stored, the mask uint8, the rest float32.
 
         Raises:
             DataError: if no bucket fills a batch, hints are wanted and there are none, or a shard is damaged.
@@ -100,7 +101,7 @@ class FeatureDataset:
             self._require_hints()
         planned = self._numbered(size, seed, start, rank, world)
         for batch in in_order(_Reader(self, seed, hint), planned, workers):
-            yield _widened(batch)
+            yield _unpacked(batch)
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
         """The shard that holds a sample, and its row there."""
@@ -119,8 +120,9 @@ class FeatureDataset:
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == largest]
         numbers = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
         reader = _Reader(self, 0, hint)
-        samples = [reader.sample(number, _generator(0, number)) for number in itertools.islice(numbers, count)]
-        return _widened(_collate(samples)), [sample["prompt"] for sample in samples]
+        samples = [reader.sample(number, generator_for(0, number)) for number in itertools.islice(numbers, count)]
+        batch = {name: widened(value) for name, value in _collate(samples).items()}
+        return batch, [sample["prompt"] for sample in samples]
 
     def _require_hints(self) -> None:
         if not self.description.get("hints"):
@@ -137,7 +139,7 @@ class FeatureDataset:
 
     def _plan(self, size: int, seed: int, epoch: int) -> Tensor:
         """Sample numbers (batches, size) of an epoch."""
-        generator = _generator(seed, epoch)
+        generator = generator_for(seed, epoch)
         queues = [
             self._shuffled(bucket, generator)[: count // size * size].view(-1, size)
             for bucket, count in self.buckets.items()
@@ -167,15 +169,6 @@ def _mix(samples: list[Tensor], generator: torch.Generator) -> Tensor:
     return together[torch.randperm(len(together), generator=generator)]
 
 
-def _generator(*numbers: int) -> torch.Generator:
-    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]) >> 1)
-
-
-_STORED_HALF = ("caption", "hint")
-"""Leave a reading process as they are stored, in half precision: they pass through scarce shared memory."""
-
-
 class _Reader:
     """Planned batches to tensors; runs in the reading processes."""
 
@@ -184,7 +177,7 @@ class _Reader:
 
     def __call__(self, planned: tuple[int, list[tuple[int, int]]]) -> dict[str, Any]:
         number, rows = planned
-        return _collate([self.sample(sample, _generator(self.seed, number, row)) for row, sample in rows])
+        return _packed(_collate([self.sample(sample, generator_for(self.seed, number, row)) for row, sample in rows]))
 
     def sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
         info, row = self.dataset.locate(sample)
@@ -196,8 +189,8 @@ class _Reader:
         out = {
             "latent": _draw(stored["moments.npy"], scale, generator),
             "caption": torch.from_numpy(stored["caption.npy"][first : first + about["tokens"][wording]]),
-            "image_size": torch.tensor([about["height"], about["width"]], dtype=torch.float32),
-            "aspect_ratio": torch.tensor([about["ratio"]], dtype=torch.float32),
+            "image_size": (about["height"], about["width"]),
+            "aspect_ratio": (about["ratio"],),
             "keys": about["source"],
             "prompt": about["captions"][wording],
         }
@@ -206,8 +199,38 @@ class _Reader:
         return out
 
 
-def _widened(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.float() if name in _STORED_HALF else value for name, value in batch.items()}
+_ALIGNMENT = 64
+"""Bytes; of each tensor in a packed batch."""
+
+
+def _packed(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch whose tensors are one: what passes between processes takes its time for each tensor, not for its size."""
+    tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
+    places, size = {}, 0
+    for name, value in tensors.items():
+        places[name] = (size, value.nbytes, value.dtype, value.shape)
+        size += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT
+    together = torch.empty(size, dtype=torch.uint8)
+    for name, value in tensors.items():
+        start, length, *_ = places[name]
+        together[start : start + length] = value.flatten().view(torch.uint8)
+    rest = {name: value for name, value in batch.items() if name not in tensors}
+    return {"together": together, "places": places, "rest": rest}
+
+
+def _unpacked(packed: dict[str, Any]) -> dict[str, Any]:
+    """What was given to `_packed`; the tensors share memory."""
+    together = packed["together"]
+    tensors = {
+        name: together[start : start + length].view(dtype).view(shape)
+        for name, (start, length, dtype, shape) in packed["places"].items()
+    }
+    return {**tensors, **packed["rest"]}
+
+
+def widened(value: Any) -> Any:
+    """What was stored in half precision as what is computed with."""
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
 
 
 def _draw(moments: np.ndarray, scale: float, generator: torch.Generator) -> Tensor:
@@ -225,15 +248,14 @@ def padded(tokens: int) -> int:
 
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    longest = padded(max(len(sample["caption"]) for sample in samples))
-    caption = samples[0]["caption"].new_zeros(len(samples), longest, samples[0]["caption"].shape[1])
-    mask = torch.zeros(len(samples), longest, dtype=torch.uint8)
-    for row, sample in enumerate(samples):
-        caption[row, : len(sample["caption"])] = sample["caption"]
-        mask[row, : len(sample["caption"])] = 1
-    stacked = {
-        name: torch.stack([sample[name] for sample in samples])
-        for name in samples[0]
-        if name not in ("caption", "keys", "prompt")
+    lengths = [len(sample["caption"]) for sample in samples]
+    caption = samples[0]["caption"].new_zeros(len(samples), padded(max(lengths)), samples[0]["caption"].shape[1])
+    for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
+        caption[row, :length] = sample["caption"]
+    together = {
+        name: torch.stack([sample[name] for sample in samples]) for name in ("latent", "hint") if name in samples[0]
     }
-    return {**stacked, "caption": caption, "caption_mask": mask, "keys": [sample["keys"] for sample in samples]}
+    for name in ("image_size", "aspect_ratio"):
+        together[name] = torch.tensor([sample[name] for sample in samples], dtype=torch.float32)
+    mask = (torch.arange(caption.shape[1]) < torch.tensor(lengths)[:, None]).to(torch.uint8)
+    return {**together, "caption": caption, "caption_mask": mask, "keys": [sample["keys"] for sample in samples]}

@@ -29,7 +29,7 @@ class Draws:
 
     def __init__(self, seed: int, step: int, micro: int, total: int, rows: slice, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
-        self._generators = [_generator(seed, step, micro, row) for row in range(total)[rows]]
+        self._generators = [generator_for(seed, step, micro, row) for row in range(total)[rows]]
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """(b, *shape) float32, standard normal."""
@@ -52,7 +52,7 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _generator(*place: int) -> torch.Generator:
+def generator_for(*place: int) -> torch.Generator:
     """A generator for a place; hashed, because neighbouring seeds of its algorithm are related."""
     digest = hashlib.blake2b(repr(place).encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

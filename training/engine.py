@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .config import TrainConfig
-from .data import FeatureDataset
+from .data import FeatureDataset, widened
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
 from .draws import Draws, moved
 from .tasks import TASKS, Task
@@ -141,7 +141,7 @@ class Engine:
         return whole_networks(self.accelerator, self.task, self.skeletons)
 
     def _backward(self, batch: dict[str, Tensor], number: int, micro: int) -> Tensor:
-        batch = {name: moved(value, self.device) for name, value in batch.items()}
+        batch = {name: widened(moved(value, self.device)) for name, value in batch.items()}
         rows = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         draws = Draws(self.config.seed, number, micro, self.global_batch, rows, self.device)
         with self.task.autocast():  # ends before the backward pass, and with it the half copies that it keeps

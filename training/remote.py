@@ -54,7 +54,7 @@ class Place:
 
     def open(self, info: ShardInfo) -> Shard:
         """A shard, brought here first if it is elsewhere. The last ones stay open."""
-        return _open(Path(self.location, info.name) if not self.is_remote else self._local(info), info)
+        return _open(self._local(info) if self.is_remote else f"{self.location}/{info.name}", info)
 
     def _local(self, info: ShardInfo) -> Path:
         path = self.cache / f"{info.sha256[:16]}_{info.name}"
@@ -76,8 +76,8 @@ class Place:
 
 
 @functools.lru_cache(maxsize=160)  # more than the shards of a shuffled window: opening one takes 0.05 s
-def _open(path: Path, info: ShardInfo) -> Shard:
-    return Shard(path, info)
+def _open(path: str | Path, info: ShardInfo) -> Shard:
+    return Shard(Path(path), info)
 
 
 def _clean(folder: Path) -> None:

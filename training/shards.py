@@ -9,9 +9,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
+import math
 import mmap
 import os
 import re
@@ -28,6 +30,8 @@ from ..pixart_core.weightfile import save_json, temporary_name
 KIND = "pixart_delta_features"
 VERSION = 2
 DESCRIPTION = "dataset.json"
+_NPY_PREFIX = 10
+"""Bytes of an .npy file (version 1) before its header: magic, version, and the header's length."""
 
 
 class DataError(ValueError):
@@ -85,7 +89,7 @@ class Shard:
         """
         key = self.keys[row]
         try:
-            return {part: _decode(part, self._map[slice(*self._samples[key][part])]) for part in parts}
+            return {part: _decode(part, self._map, *self._samples[key][part]) for part in parts}
         except KeyError as error:
             raise self.error(f"has no {error} for sample {key}") from error
         except (ValueError, EOFError) as error:
@@ -96,8 +100,27 @@ class Shard:
         return DataError(f"shard {self.path} {problem}. Run `prepare` again on its folder: it makes bad shards anew")
 
 
-def _decode(part: str, data: bytes) -> Any:
-    return json.loads(data) if part == "json" else np.load(io.BytesIO(data), allow_pickle=False)
+def _decode(part: str, data: mmap.mmap, start: int, end: int) -> Any:
+    if part == "json":
+        return json.loads(data[start:end])
+    begin = start + _NPY_PREFIX + int.from_bytes(data[start + _NPY_PREFIX - 2 : start + _NPY_PREFIX], "little")
+    shape, order, dtype = _array_header(data[start:begin])
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError(f"{part} holds {end - begin} bytes for an array {shape} of {dtype}")
+    return np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape, order=order).copy()
+
+
+@functools.lru_cache(maxsize=1024)
+def _array_header(header: bytes) -> tuple[tuple[int, ...], str, np.dtype]:
+    """Shape, order and type that the head of an .npy file (version 1) names. Kept: there are few different ones, and
+    numpy takes longer to read one than to read the array."""
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("an array is not in version 1 of numpy's format")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise ValueError("an array holds Python objects, which are not read: they could carry code")
+    return shape, "F" if fortran else "C", dtype
 
 
 def hash_file(path: Path) -> str:

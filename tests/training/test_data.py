@@ -35,7 +35,9 @@ def test_what_a_batch_holds(features):
         "latent": (4, 4, height, width), "hint": (4, 4, height, width), "caption": (4, batch["caption"].shape[1], 16),
         "caption_mask": (4, batch["caption"].shape[1]), "image_size": (4, 2), "aspect_ratio": (4, 1),
     }  # fmt: skip
-    assert all(value.dtype == torch.float32 for name, value in batch.items() if name not in ("keys", "caption_mask"))
+    kinds = {name: value.dtype for name, value in batch.items() if name != "keys"}
+    assert kinds.pop("caption") == torch.float16 and kinds.pop("caption_mask") == torch.uint8
+    assert set(kinds.values()) == {torch.float32}
     assert batch["image_size"].tolist() == [[height * 8, width * 8]] * 4
     assert "hint" not in take(features, 1)[0]
 
