@@ -1,10 +1,11 @@
-"""Shared by the tests of training: a small file system that can be filled to the last byte, pictures, features."""
+"""Shared by the tests of training: a file system that can be filled to the last byte, pictures, features, a queue."""
 
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from pixart_delta.training.jobs import Queue, process, runner
 
 from tests.fixtures_nano import make_text_encoder, make_vae
 from tests.training.picture_fixture import make_pictures
@@ -43,6 +44,21 @@ def features(tmp_path_factory):
 def pictures(tmp_path):
     """A folder of nine pictures in three buckets: 5, 2 and 2."""
     return make_pictures(tmp_path / "pictures", 9)
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch):
+    """A queue whose process is the stand-in; whatever it started is ended."""
+    monkeypatch.setattr(runner, "TRAIN", Path(__file__).with_name("stand_in.py"))
+    made = Queue(tmp_path / "jobs")
+    yield made
+    for each in made.jobs():
+        if each.active and process.runs(each.pid, each.identity):
+            process.end(each.pid, force=True)
+    for child in made._runner.children.values():
+        if child.poll() is None:
+            process.end(child.pid, force=True)
+        child.wait()
 
 
 def fill(folder: Path, leave: int) -> Path:

@@ -1,0 +1,110 @@
+"""The queue's `prepare` jobs: when a dataset is done, made again, and may go."""
+
+import os
+import signal
+
+import pytest
+from pixart_delta.training.jobs import JobError, Queue
+
+from tests.training.jobs_fixture import add, add_dataset, running, until
+
+
+@pytest.mark.parametrize("what", ["steps", "mute"])
+def test_a_dataset_that_outlives_its_server_is_done(queue, what):
+    """With a status and without: no exit status is left, and what ended may still be the other server's zombie."""
+    made = add_dataset(queue, what, pictures=8)
+    queue.tick()
+    zombie = queue._runner.children[made.id]
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    later = Queue(queue.root)
+    later.tick()
+    done = later.job(made.id)
+    assert (done.state, done.reason) == ("done", "")
+    assert later.status(done).get("step") == (None if what == "mute" else 8)
+    assert until(queue, made.id, "done").reason == "", "the first server agrees"
+
+
+def test_a_dataset_that_fails_says_what_becomes_of_it(queue):
+    made = add_dataset(queue, "die")
+    assert until(queue, made.id, "failed").reason.endswith("ends: step 2. Retry keeps the parts that are finished")
+    stopped = running(queue, add_dataset)
+    os.kill(stopped.pid, signal.SIGKILL)
+    assert "checkpoint" not in until(queue, stopped.id, "failed").reason
+
+
+def test_an_unfinished_dataset_is_never_done(queue):
+    made = running(queue, add_dataset)
+    reader = add(queue, data=str(queue.dataset(made)), steps=2)
+    assert reader.after == made.id, "known by the folder"
+    queue.act(made.id, "stop")
+    paused = until(queue, made.id, "paused")
+    assert "at picture" in paused.reason and "resume" in queue.actions(paused) and "stop" not in queue.actions(paused)
+    queue.tick()
+    assert queue.job(reader.id).state == "queued" and queue.waits() == {reader.id: "waits for prepare, which is paused"}
+    queue.act(made.id, "resume")
+    until(queue, made.id, "running")
+    queue.act(made.id, "kill")
+    until(queue, made.id, "paused")
+    (queue.dataset(made)).mkdir()
+    (queue.dataset(made) / "dataset.json").touch()  # as if it had just been finished
+    assert queue.act(made.id, "stop").state == "done" and "resume" not in queue.actions(queue.job(made.id))
+    until(queue, reader.id, "done")
+    (queue.dataset(made) / "dataset.json").unlink()
+    half = add(queue, after=made.id)
+    assert "is not finished" in until(queue, half.id, "failed").reason
+
+
+def test_stopped_with_nothing_made_it_is_paused(queue):
+    loading, waiting = add(queue, data="load"), add(queue)
+    queue.tick()
+    queue.act(loading.id, "stop")
+    queue.act(waiting.id, "stop")
+    for each in (loading, waiting):
+        assert "resume" in queue.actions(until(queue, each.id, "paused", ticking=each is loading))
+    queue.act(waiting.id, "resume")
+    until(queue, waiting.id, "running")
+
+
+def test_a_dataset_whose_pictures_changed_is_made_again(queue):
+    made = add_dataset(queue, pictures=2, stamp="before")
+    with pytest.raises(JobError, match="is queued"):
+        queue.again(made.id, "after")
+    until(queue, made.id, "done")
+    (queue.dataset(made) / "report.txt").write_text("old")
+    reader = queue.create("finetune", {"data": str(queue.dataset(made)), "base": "b"}, "Reader")
+    queue.tick()
+    with pytest.raises(JobError, match="training Reader reads its dataset"):
+        queue.again(made.id, "after")
+    queue.act(reader.id, "kill")
+    until(queue, reader.id, "paused")
+    again = queue.again(made.id, "after")
+    assert (again.id, again.state, again.stamp) == (made.id, "queued", "after")
+    assert not queue.results(again) and not (queue.dataset(made) / "report.txt").exists()
+    queue.act(reader.id, "resume")
+    assert queue.waits()[reader.id] == "waits for prepare"
+    (queue.root / made.id / "saved").unlink()
+    assert until(queue, made.id, "done").attempt == 2 and queue.results(again)
+
+
+def test_a_dataset_that_is_read_cannot_be_deleted(queue):
+    made = add_dataset(queue, pictures=1)
+    reader = queue.create("finetune", {"data": str(queue.dataset(made)), "base": "b"}, "Reader")
+    with pytest.raises(JobError, match="Reader, which is queued, reads what prepare made"):
+        queue.act(made.id, "delete")
+    queue.act(reader.id, "pause")
+    with pytest.raises(JobError, match="Reader, which is paused"):
+        queue.act(made.id, "delete")
+    queue.act(reader.id, "delete")
+    queue.act(made.id, "delete")
+    assert queue.jobs() == []
+
+
+def test_what_can_be_asked_depends_on_the_command(queue):
+    dataset = running(queue, add_dataset)
+    plain = running(queue, device="cuda:0")
+    drawing = running(queue, device="cuda:1", models="m")
+    for made, wanted in ((dataset, set()), (plain, {"save"}), (drawing, {"save", "sample"})):
+        assert {"save", "sample"} & set(queue.actions(made)) == wanted
+        for action in {"save", "sample"} - wanted:
+            with pytest.raises(JobError, match=r"nothing to|without the text encoder"):
+                queue.act(made.id, action)
