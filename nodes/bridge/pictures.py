@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 _THUMB = 256
-_WIDTH, _HEIGHT, _MARGIN = 768, 384, 64
+_WIDTH, _HEIGHT, _MARGIN, _LETTERS = 768, 384, 80, 20
 _PAPER, _INK, _LINE, _CURVE = (255, 255, 255), (60, 60, 60), (225, 225, 225), (31, 111, 235)
 
 
@@ -43,6 +43,7 @@ def loss_plot(steps: list[int], losses: list[float | None]) -> Tensor:
     """IMAGE of the loss over steps, on a logarithmic scale where all of it is positive."""
     picture = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
     pen = ImageDraw.Draw(picture)
+    pen.font = ImageFont.load_default(_LETTERS)
     points = [(step, loss) for step, loss in zip(steps, losses, strict=True) if loss is not None]
     if not points:
         pen.text((_MARGIN, _HEIGHT // 2), "no loss yet", _INK)
@@ -61,9 +62,9 @@ def loss_plot(steps: list[int], losses: list[float | None]) -> Tensor:
     for share in (0, 0.25, 0.5, 0.75, 1):
         value = low + share * spread
         pen.line([(_MARGIN, y(value)), (_WIDTH - _MARGIN / 2, y(value))], _LINE)
-        pen.text((4, y(value) - 6), f"{10**value if logarithmic else value:.4g}", _INK)
+        pen.text((_MARGIN - 8, y(value)), f"{10**value if logarithmic else value:.3g}", _INK, anchor="rm")
         step = round(first + share * (last - first))
-        pen.text((x(step) - 8, _HEIGHT - _MARGIN / 2 + 8), str(step), _INK)
+        pen.text((x(step), _HEIGHT - _MARGIN / 2 + 8), str(step), _INK, anchor="mt")
     pen.text((_MARGIN, 8), "loss over steps" + (", logarithmic" if logarithmic else ""), _INK)
     line = [(x(step), y(scale(loss))) for step, loss in points]
     pen.line(line if len(line) > 1 else [line[0], line[0]], _CURVE, 2)
