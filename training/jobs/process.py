@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,7 +43,11 @@ def _give_way(pid: int) -> None:
         os.setpriority(os.PRIO_PROCESS, pid, min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
     # Linux shares the cores out between sessions first, and a process's own priority counts only within its session.
     with contextlib.suppress(OSError):  # another system, or one that is set up otherwise
-        Path(f"/proc/{pid}/autogroup").write_text("10")
+        try:
+            Path(f"/proc/{pid}/autogroup").write_text("10")
+        except BlockingIOError:  # who is not root may do it ten times a second
+            time.sleep(0.15)
+            Path(f"/proc/{pid}/autogroup").write_text("10")
 
 
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
