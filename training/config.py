@@ -49,7 +49,11 @@ class TrainConfig(Settings):
     gradient_checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory, more time")
     compile: bool = setting(False, "torch.compile the networks")
     seed: int = setting(43, "of the order, the noise and the timesteps", low=0)
-    workers: int = setting(2, "processes that load data", low=0)
+    workers: int = setting(
+        -1,
+        "processes that load data; -1 = 2, but none for local data on a CPU, all of whose cores compute anyway",
+        low=-1,
+    )
     log_every: int = setting(10, "steps between lines of metrics", low=1)
     checkpoint_every: int = setting(500, "steps between checkpoints", low=1)
     keep_checkpoints: int = setting(2, "checkpoints to keep", low=1)

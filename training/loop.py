@@ -101,7 +101,7 @@ class Training:
         config = self.config
         batches = self.data.batches(
             config.batch_size, config.seed, self.batches, self.accelerator.process_index,
-            self.accelerator.num_processes, config.workers, self.engine.task.needs_hint,
+            self.accelerator.num_processes, self._workers(), self.engine.task.needs_hint,
         )  # fmt: skip
         while self.step < config.steps and "stop" not in self._asked:
             wishes = self._wishes()
@@ -116,6 +116,12 @@ class Training:
                 self._export("running", "saved")
             elif self._is_due(config.checkpoint_every):
                 self._save()
+
+    def _workers(self) -> int:
+        """Processes that load data. Beside two cores that compute they cost a step as much as they save it."""
+        if self.config.workers >= 0:
+            return self.config.workers
+        return 0 if self.accelerator.device.type == "cpu" and not self.data.place.is_remote else 2
 
     def finish(self) -> None:
         """Save and export."""

@@ -3,8 +3,8 @@
     python tests/bench/bench_data.py [--pictures 200] [--steps 80]
 
 1. `prepare` of nano scenes with the bundled family: looked at, encoded and written, pictures a second.
-2. Nano training steps (the base model's, the shortest there are, batch 32) on them with workers=2: the share of the
-   time that is spent waiting for data, after the first ten steps. With workers=0 for comparison.
+2. Nano training steps (the base model's, the shortest there are, batch 32) on them as they are by default: the share of
+   the time that is spent waiting for data, after the first ten steps. With workers=2 for comparison.
 3. Reading shards of 1024 px and T5-XXL's width, as a GPU's training would: pictures a second and process.
 
 Exits with 1 when the steps of 2. wait 2 % of their time or more.
@@ -81,12 +81,13 @@ def measure(pictures: int, steps: int) -> bool:
         folder = Path(name)
         print(f"prepare: {measure_prepare(folder, pictures):.1f} pictures/s of 128 px, on the CPU", flush=True)
         shares = {}
-        for workers in (0, 2):
+        for workers in (-1, 2):
             seconds, shares[workers] = measure_waiting(folder, steps, workers)
-            print(f"nano step, workers={workers}: {seconds:.3f} s, {shares[workers]:.2%} waiting for data", flush=True)
+            name = "default" if workers < 0 else workers
+            print(f"nano step, workers={name}: {seconds:.3f} s, {shares[workers]:.2%} waiting for data", flush=True)
         for workers in (0, 2):
             print(f"reading 1024 px shards, workers={workers}: {measure_reading(folder, workers):.0f} pictures/s")
-    return shares[2] < LIMIT
+    return shares[-1] < LIMIT
 
 
 if __name__ == "__main__":

@@ -278,6 +278,16 @@ def test_status_is_written_at_most_twice_a_second(material, tmp_path, monkeypatc
     assert written == ["preparing", "running", "running", "done"]  # the third is the last save's
 
 
+@pytest.mark.parametrize("scheme, workers", [("", 0), ("file://", 2)])
+def test_on_a_cpu_only_remote_data_is_loaded_by_processes_of_its_own(material, tmp_path, monkeypatch, scheme, workers):
+    asked, batches = [], FeatureDataset.batches
+    monkeypatch.setattr(FeatureDataset, "batches", lambda self, *all: asked.append(all[5]) or batches(self, *all))
+    monkeypatch.setenv("PIXART_DELTA_CACHE", str(tmp_path / "cache"))
+    run_here("lcd", settings("lcd", material, tmp_path / "run", **SHORT | {
+        "workers": -1, "steps": 1, "data": f"{scheme}{material['data']}"}))  # fmt: skip
+    assert asked == [workers]
+
+
 def test_status_says_when_a_run_was_killed(material, tmp_path):
     def kill_at_two():
         Monitor.add = after_step(2, lambda run: os.kill(os.getpid(), signal.SIGKILL))
