@@ -71,8 +71,9 @@ class PixArtDeltaDataset(io.ComfyNode):
         if hints != NO_HINTS:
             values |= {"hints": "hed", "hed": hints}
         made = prepare_dataset(name, values, more_settings, _SHOWN)
-        report = about_job(made.report, made.job)
-        return io.NodeOutput(str(made.folder), made.report, thumbnails(made.pictures), ui=report)
+        found, _, job = made.report.rpartition("\n")
+        about = about_job(f"{job}\n{found}", made.job)
+        return io.NodeOutput(str(made.folder), made.report, thumbnails(made.pictures), ui=about)
 
 
 class PixArtDeltaTrainingStatus(io.ComfyNode):

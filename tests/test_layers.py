@@ -17,6 +17,7 @@ ALLOWED = {
         "nodes", "pixart_core", "training.jobs", "training.run_dir", "training.config",
         "training.estimate",  # what a training will take is shown before it starts
         "training.prepare.sources",  # which pictures a dataset is made from: to show some, and to see that they changed
+        "training.prepare.inside",  # which files may be read
     },
     "training": {"training", "pixart_core"},
     "": {"nodes"},  # the root __init__.py

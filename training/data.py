@@ -100,8 +100,7 @@ class FeatureDataset:
         if hint:
             self._require_hints()
         planned = self._numbered(size, seed, start, rank, world)
-        for batch in in_order(_Reader(self, seed, hint), planned, workers):
-            yield _unpacked(batch)
+        yield from in_order(_Reader(self, seed, hint), planned, workers)
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
         """The shard that holds a sample, and its row there."""
@@ -177,7 +176,7 @@ class _Reader:
 
     def __call__(self, planned: tuple[int, list[tuple[int, int]]]) -> dict[str, Any]:
         number, rows = planned
-        return _packed(_collate([self.sample(sample, generator_for(self.seed, number, row)) for row, sample in rows]))
+        return _collate([self.sample(sample, generator_for(self.seed, number, row)) for row, sample in rows])
 
     def sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
         info, row = self.dataset.locate(sample)
@@ -197,35 +196,6 @@ class _Reader:
         if self.hint:
             out["hint"] = _draw(stored["hint.npy"], scale, generator)
         return out
-
-
-_ALIGNMENT = 64
-"""Bytes; of each tensor in a packed batch."""
-
-
-def _packed(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch whose tensors are one: what passes between processes takes its time for each tensor, not for its size."""
-    tensors = {name: value.contiguous() for name, value in batch.items() if isinstance(value, Tensor)}
-    places, size = {}, 0
-    for name, value in tensors.items():
-        places[name] = (size, value.nbytes, value.dtype, value.shape)
-        size += -(-value.nbytes // _ALIGNMENT) * _ALIGNMENT
-    together = torch.empty(size, dtype=torch.uint8)
-    for name, value in tensors.items():
-        start, length, *_ = places[name]
-        together[start : start + length] = value.flatten().view(torch.uint8)
-    rest = {name: value for name, value in batch.items() if name not in tensors}
-    return {"together": together, "places": places, "rest": rest}
-
-
-def _unpacked(packed: dict[str, Any]) -> dict[str, Any]:
-    """What was given to `_packed`; the tensors share memory."""
-    together = packed["together"]
-    tensors = {
-        name: together[start : start + length].view(dtype).view(shape)
-        for name, (start, length, dtype, shape) in packed["places"].items()
-    }
-    return {**tensors, **packed["rest"]}
 
 
 def widened(value: Any) -> Any:

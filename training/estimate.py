@@ -21,7 +21,6 @@ from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.identify import inspect_file
 from ..pixart_core.model import PixArt
 from .config import TrainConfig
-from .disk import GB as GB  # who reads an estimate wants its units, too
 from .disk import in_units
 from .lora import FUSED
 

@@ -33,6 +33,7 @@ class Dataset:
 
     folder: Path
     report: str
+    """Its last line says how far the job is."""
     job: str
     """Id."""
     pictures: list[Path]

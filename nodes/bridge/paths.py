@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import folder_paths
 
 from ...training.config import COMMANDS
+from ...training.prepare.inside import is_inside
 from .. import files
 
 ROOTS_VARIABLE = "PIXART_DELTA_ROOTS"
@@ -38,8 +39,7 @@ def allowed_roots() -> list[Path]:
 
 def is_allowed(path: str | Path) -> bool:
     """Whether a file or folder is, links followed, inside an allowed folder."""
-    real = Path(os.path.realpath(path))
-    return any(real.is_relative_to(root) for root in allowed_roots())
+    return is_inside(Path(path), [str(root) for root in allowed_roots()])
 
 
 def inside_roots(text: str) -> str:

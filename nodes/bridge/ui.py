@@ -17,7 +17,7 @@ JOB_KEY = "pixart_delta_job"
 
 
 def about_job(text: str, job_id: str) -> dict[str, Any]:
-    """A node's report: its text, and the id of its job if there is one."""
+    """A node's report: its text, whose first line says how far its job is, and the id of the job if there is one."""
     return ui.PreviewText(text).as_dict() | ({JOB_KEY: [job_id]} if job_id else {})
 
 

@@ -47,11 +47,12 @@ from pixart_delta.pixart_core.lcm import DDIM_STEPS, consistency, ddim_step, ddi
 from pixart_delta.pixart_core.model import PixArt  # noqa: E402
 from pixart_delta.pixart_core.schedule import add_noise, predict_x0  # noqa: E402
 from pixart_delta.training.config import LcdConfig, load_config, make_config  # noqa: E402
+from pixart_delta.training.disk import GB  # noqa: E402
 from pixart_delta.training.distill import distance  # noqa: E402
 from pixart_delta.training.distribute import connect  # noqa: E402
 from pixart_delta.training.draws import Draws  # noqa: E402
 from pixart_delta.training.engine import Engine  # noqa: E402
-from pixart_delta.training.estimate import GB, estimate  # noqa: E402
+from pixart_delta.training.estimate import estimate  # noqa: E402
 from pixart_delta.training.tasks import TASKS  # noqa: E402
 
 TARGET = 1.3
@@ -103,11 +104,12 @@ class Plain:
         base = load_pixart(config.base, torch.float32)
         self.null = base.null_caption(1).to(device)
         self.student = _diffusers_model(base).to(device).train()
-        if config.compile:
-            for block in self.student.transformer_blocks:
-                block.compile()
         self.teacher = copy.deepcopy(self.student).eval().requires_grad_(False)
         self.ema = copy.deepcopy(self.student).eval().requires_grad_(False)
+        if config.compile:  # only now: a copy is not compiled
+            for block in (*self.student.transformer_blocks, *self.teacher.transformer_blocks,
+                          *self.ema.transformer_blocks):  # fmt: skip
+                block.compile()
         if config.gradient_checkpointing:
             self.student.enable_gradient_checkpointing()
         self.optimizer = torch.optim.AdamW(

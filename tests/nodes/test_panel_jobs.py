@@ -65,11 +65,12 @@ def test_a_node_shows_its_job_and_keeps_its_id(panel, pretended, made, graph, vu
     folder = made("nodes-job", name="Lake")
     panel.evaluate("vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
     widgets = panel.evaluate("() => window.app.graph.serialize().nodes.map(node => node.widgets_values)")
-    output = {"text": ["as it was then"], "pixart_delta_job": ["nodes-job"]}
+    output = {"text": ["as it was then\nmemory 3 GB"], "pixart_delta_job": ["nodes-job"]}
     for node in (2, 3):
         panel.evaluate(EXECUTED, [node, output])
     panel.evaluate(EXECUTED, [4, {"pixart_delta_job": ["made-0"]}])
     until_line(panel, 3, "Lake: paused · step 900 of 1000 · loss 0.01")
+    until_line(panel, 3, "loss 0.01\nmemory 3 GB")  # its estimate stays, below how far it is now
     for other in ("of-another-server", "made-2"):
         panel.evaluate(EXECUTED, [1, {"pixart_delta_job": [other]}])
         assert set(lines(panel)) == {"3", "4"}, "only of jobs that there are, under nodes of ours that can make them"

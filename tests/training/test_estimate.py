@@ -12,8 +12,9 @@ from pixart_delta.pixart_core.config import PIXART_512, PIXART_1024_MS
 from pixart_delta.pixart_core.memory import transformer_parameters
 from pixart_delta.training.cli import main
 from pixart_delta.training.config import load_config, make_config
+from pixart_delta.training.disk import GB
 from pixart_delta.training.draws import Draws
-from pixart_delta.training.estimate import GB, estimate, matmul_rate
+from pixart_delta.training.estimate import estimate, matmul_rate
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.tasks import TASKS
 

@@ -17,6 +17,7 @@ STATES = ("queued", "preparing", "running", "paused", "stopping", "done", "faile
 ACTIVE = ("preparing", "running", "stopping")
 """States in which a process exists."""
 ENDED = ("paused", "done", "failed")
+"""States in which there is no process, and nothing is waited for."""
 FILE = "job.json"
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 DEVICE = re.compile(r"cpu|mps|(cuda|xpu):\d{1,2}")

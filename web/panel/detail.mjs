@@ -9,7 +9,6 @@ const ICON = {
     start: "play", resume: "play", retry: "replay", pause: "pause", stop: "stop", sample: "image", save: "save",
     up: "arrow-up", down: "arrow-down", kill: "times", delete: "trash",
 };
-const UNFIT = { prepare: ["sample", "save"] }; // what means nothing to a command
 const LOOK = 1000; // ms between two looks at the metrics of a running job; samples and log every third
 
 export class Detail {
@@ -49,8 +48,7 @@ export class Detail {
         setText(this.reason, job.reason);
         this.reason.hidden = !job.reason;
         this.element.dataset.state = job.state;
-        const fitting = job.actions.filter((action) => !UNFIT[job.command]?.includes(action));
-        const offered = fitting.flatMap((action) => (action === "move" ? ["up", "down"] : [action]));
+        const offered = job.actions.flatMap((action) => (action === "move" ? ["up", "down"] : [action]));
         arrange(this.bar, ORDER.filter((name) => offered.includes(name)).map((name) => this.#button(name)));
         this.#showFacts(job);
         const drawn = `${job.state} ${job.attempt} ${this.store.online}`;

@@ -14,6 +14,8 @@ const LINE = 16; // px
 const MOST = 12; // lines; more scroll
 
 export class Lines {
+    #rest = new WeakMap(); // node -> what its text says besides: an estimate, a report
+
     constructor(app, store) {
         Object.assign(this, { app, store });
         store.addEventListener("change", () => this.update());
@@ -41,6 +43,8 @@ export class Lines {
         if (id) {
             if (!fits(node, this.store.jobs.get(id))) return;
             node.properties[JOB] = id;
+            // The first line says how far the job was, and how far it is now comes in its place.
+            this.#rest.set(node, (output.text ?? []).join("\n").trimEnd().split("\n").slice(1));
             this.#show(node);
         } else if (output.text) {
             // It made no job: an estimate. Nothing else of the frontend shows a text of these nodes.
@@ -52,7 +56,7 @@ export class Lines {
     #show(node) {
         // A workflow may come from another server, and a job may have been deleted: then there is nothing to say.
         const job = this.store.jobs.get(node.properties[JOB]);
-        put(node, job && fits(node, job) ? line(job) : "");
+        put(node, job && fits(node, job) ? [line(job), ...(this.#rest.get(node) ?? [])].join("\n") : "");
     }
 }
 
