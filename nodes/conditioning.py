@@ -20,38 +20,84 @@ class PixArtDeltaTextEncode(io.ComfyNode):
             display_name="PixArt-δ Text Encode",
             category=CATEGORY,
             description="Encodes a prompt as PixArt was trained to read it: lower case, at most 120 tokens, no "
-                        "weighting brackets, with the picture's size beside it.",
+            "weighting brackets, with the picture's size beside it.",
             inputs=[
-                io.Clip.Input("clip", tooltip="A T5 from PixArt-δ Text Encoder Loader, or from CLIPLoader (type "
-                                              "pixart)."),
-                io.String.Input("prompt", multiline=True, dynamic_prompts=True,
-                                tooltip="What the picture shows. Everything after 120 tokens (about 90 words) is cut "
-                                        "off."),
-                io.String.Input("negative_prompt", multiline=True, dynamic_prompts=True, default="", tooltip=(
-                    "What the picture should not show. Read by base models with cfg above 1; LCM models (cfg 1) ignore "
-                    "it.")),
-                io.Int.Input("width", default=0, min=0, max=16384, step=8, tooltip=(
-                    "Width in pixels that the 1024 px models are told (micro-conditioning). 0: the latent's own. "
-                    "Connect PixArt-δ Resolution here.")),
-                io.Int.Input("height", default=0, min=0, max=16384, step=8,
-                             tooltip="Height in pixels that the 1024 px models are told. 0: the latent's own."),
-                io.Combo.Input("unconditional", options=UNCONDITIONAL, tooltip=(
-                    "What a base model is steered away from: the negative prompt (empty is fine, as in diffusers), or "
-                    "the null caption that the model learned (as the authors' code does; needs the model input).")),
-                io.Boolean.Input("clean_caption", default=False, tooltip=(
-                    "Also remove web addresses, markup, hashtags and file names, as the authors do.")),
-                io.Model.Input("model", optional=True, tooltip="Only for \"learned null caption\": the MODEL that "
-                                                               "holds it."),
+                io.Clip.Input(
+                    "clip", tooltip="A T5 from PixArt-δ Text Encoder Loader, or from CLIPLoader (type pixart)."
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What the picture shows. Everything after 120 tokens (about 90 words) is cut off.",
+                ),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip=(
+                        "What the picture should not show. Read by base models with cfg above 1; LCM models (cfg 1) "
+                        "ignore it."
+                    ),
+                ),
+                io.Int.Input(
+                    "width",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=8,
+                    tooltip=(
+                        "Width in pixels that the 1024 px models are told (micro-conditioning). 0: the latent's own. "
+                        "Connect PixArt-δ Resolution here."
+                    ),
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=16384,
+                    step=8,
+                    tooltip="Height in pixels that the 1024 px models are told. 0: the latent's own.",
+                ),
+                io.Combo.Input(
+                    "unconditional",
+                    options=UNCONDITIONAL,
+                    tooltip=(
+                        "What a base model is steered away from: the negative prompt (empty is fine, as in "
+                        "diffusers), or the null caption that the model learned (as the authors' code does; needs the "
+                        "model input)."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "clean_caption",
+                    default=False,
+                    tooltip=("Also remove web addresses, markup, hashtags and file names, as the authors do."),
+                ),
+                io.Model.Input(
+                    "model", optional=True, tooltip='Only for "learned null caption": the MODEL that holds it.'
+                ),
             ],
-            outputs=[io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt."),
-                     io.Conditioning.Output("negative", display_name="negative", tooltip="The unconditional side.")],
+            outputs=[
+                io.Conditioning.Output("positive", display_name="positive", tooltip="The prompt."),
+                io.Conditioning.Output("negative", display_name="negative", tooltip="The unconditional side."),
+            ],
         )
 
     @classmethod
-    def execute(cls, clip, prompt: str, negative_prompt: str, width: int, height: int, unconditional: str,
-                clean_caption: bool, model=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        clip,
+        prompt: str,
+        negative_prompt: str,
+        width: int,
+        height: int,
+        unconditional: str,
+        clean_caption: bool,
+        model=None,
+    ) -> io.NodeOutput:
         if unconditional == UNCONDITIONAL[1] and model is None:
-            raise ValueError("\"learned null caption\" is stored in the transformer: connect the model input")
+            raise ValueError('"learned null caption" is stored in the transformer: connect the model input')
         null_from = model if unconditional == UNCONDITIONAL[1] else None
         return io.NodeOutput(*encode_prompts(clip, prompt, negative_prompt, width, height, clean_caption, null_from))
 
@@ -64,18 +110,25 @@ class PixArtDeltaResolution(io.ComfyNode):
             display_name="PixArt-δ Resolution",
             category=CATEGORY,
             description="Turns a wished size into one of the sizes that the model was trained on (the authors' "
-                        "aspect-ratio bins) and makes the empty latent for it.",
+            "aspect-ratio bins) and makes the empty latent for it.",
             inputs=[
                 io.Int.Input("width", default=1024, min=8, max=16384, step=8, tooltip="Wished width in pixels."),
                 io.Int.Input("height", default=1024, min=8, max=16384, step=8, tooltip="Wished height in pixels."),
-                io.Combo.Input("bins", options=["1024", "512", "256", "off"], tooltip=(
-                    "Table of trained sizes to choose from: the one of your model. off: exactly the wished size, which "
-                    "must be multiples of 8 (for the bundled nano models, or to try other sizes).")),
+                io.Combo.Input(
+                    "bins",
+                    options=["1024", "512", "256", "off"],
+                    tooltip=(
+                        "Table of trained sizes to choose from: the one of your model. off: exactly the wished size, "
+                        "which must be multiples of 8 (for the bundled nano models, or to try other sizes)."
+                    ),
+                ),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Pictures made at once."),
             ],
-            outputs=[io.Latent.Output("latent", display_name="latent", tooltip="Empty latent of the chosen size."),
-                     io.Int.Output("width", display_name="width", tooltip="Chosen width in pixels."),
-                     io.Int.Output("height", display_name="height", tooltip="Chosen height in pixels.")],
+            outputs=[
+                io.Latent.Output("latent", display_name="latent", tooltip="Empty latent of the chosen size."),
+                io.Int.Output("width", display_name="width", tooltip="Chosen width in pixels."),
+                io.Int.Output("height", display_name="height", tooltip="Chosen height in pixels."),
+            ],
         )
 
     @classmethod

@@ -24,8 +24,15 @@ _SEARCHED = {
     "hed": (FOLDER,),
     "pipeline": (FOLDER,),
 }
-_PART = {"model": "transformer", "text_encoder": "text_encoder", "vae": "vae", "lora": "", "controlnet": "controlnet",
-         "hed": "", "pipeline": ""}
+_PART = {
+    "model": "transformer",
+    "text_encoder": "text_encoder",
+    "vae": "vae",
+    "lora": "",
+    "controlnet": "controlnet",
+    "hed": "",
+    "pipeline": "",
+}
 """Sub-folder of a diffusers pipeline folder that each kind lives in."""
 _BUNDLED = {
     "model": {
@@ -112,9 +119,11 @@ def _found(kind: str) -> dict[str, str]:
             for path in _folders(Path(root), _PART[kind], _DEPTH):
                 found.setdefault(path.relative_to(root).as_posix() + "/", str(path))
             if kind == "pipeline":
-                found |= {path.parent.relative_to(root).as_posix() + "/": str(path.parent)
-                          for path in _folders(Path(root), "text_encoder", _DEPTH)
-                          if (path.parent / "vae").is_dir() and path.parent != Path(root)}
+                found |= {
+                    path.parent.relative_to(root).as_posix() + "/": str(path.parent)
+                    for path in _folders(Path(root), "text_encoder", _DEPTH)
+                    if (path.parent / "vae").is_dir() and path.parent != Path(root)
+                }
         if folder == FOLDER and kind not in ("lora", "hed"):
             continue  # its files are parts of the folders found above
         for name in folder_paths.get_filename_list(folder):

@@ -59,9 +59,13 @@ def register() -> bool:
         return False
     routes = PromptServer.instance.routes
     for path, work in (
-        ("/jobs", _list), ("/jobs/{id}", _one), ("/jobs/{id}/metrics", _metrics), ("/jobs/{id}/samples", _samples),
-        ("/jobs/{id}/samples/{name}", _sample), ("/jobs/{id}/log", _log),
-    ):  # fmt: skip
+        ("/jobs", _list),
+        ("/jobs/{id}", _one),
+        ("/jobs/{id}/metrics", _metrics),
+        ("/jobs/{id}/samples", _samples),
+        ("/jobs/{id}/samples/{name}", _sample),
+        ("/jobs/{id}/log", _log),
+    ):
         routes.get("/pixart_delta" + path)(_handler(work))
     for path, work in (("/jobs", _create), ("/jobs/{id}/{action}", _act)):
         routes.post("/pixart_delta" + path)(_handler(work, changes=True))
@@ -82,16 +86,20 @@ def _one(path: dict, query: dict, body: Any) -> Any:
 
 def _metrics(path: dict, query: dict, body: Any) -> Any:
     job = _job(path)
-    return read_metrics(jobs.queue().run_dir(job).path / "metrics.jsonl", _whole(query, "since", -1, -1),
-                        _whole(query, "points", 1000, 2, 5000))
+    return read_metrics(
+        jobs.queue().run_dir(job).path / "metrics.jsonl",
+        _whole(query, "since", -1, -1),
+        _whole(query, "points", 1000, 2, 5000),
+    )
 
 
 def _samples(path: dict, query: dict, body: Any) -> Any:
     listed = []
     for file in jobs.queue().run_dir(_job(path)).samples()[-_SAMPLES_LISTED:]:
         if _SAMPLE.fullmatch(file.name):
-            listed.append({"name": file.name, "step": int(file.stem[5:]), "prompts": _prompts(file),
-                           "time": file.stat().st_mtime})  # after a retry one may be drawn anew
+            listed.append(
+                {"name": file.name, "step": int(file.stem[5:]), "prompts": _prompts(file), "time": file.stat().st_mtime}
+            )  # after a retry one may be drawn anew
     return {"samples": listed}
 
 
@@ -115,7 +123,7 @@ def _log(path: dict, query: dict, body: Any) -> Any:
         return {"text": ""}
     text = text if size <= _LOG_LIMIT else text.partition("\n")[2]
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    return {"text": plain_text("\n".join(lines[-_whole(query, "lines", 200, 1, 2000):]))}
+    return {"text": plain_text("\n".join(lines[-_whole(query, "lines", 200, 1, 2000) :]))}
 
 
 def _create(path: dict, query: dict, body: Any) -> Any:
@@ -123,7 +131,7 @@ def _create(path: dict, query: dict, body: Any) -> Any:
     if command not in TRAININGS:
         raise Refused(400, f"no training {command!r}: {', '.join(TRAININGS)}")
     if not isinstance(settings, dict) or not isinstance(name, str) or set(body) - {"command", "settings", "name"}:
-        raise Refused(400, "a job is {\"command\": text, \"settings\": object, \"name\": text}")
+        raise Refused(400, 'a job is {"command": text, "settings": object, "name": text}')
     job = jobs.queue().create(command, checked_settings(command, settings), name, jobs.device())
     jobs.watcher().wake()
     return jobs.view(job)

@@ -18,30 +18,59 @@ class PixArtDeltaLCMSampler(io.ComfyNode):
             display_name="PixArt-δ LCM Sampler",
             category=CATEGORY,
             description="Samples a distilled (LCM) PixArt model in 1 to 8 steps. Guidance is built into the model, so "
-                        "there is no cfg and no negative prompt. A seed gives the same picture as pixart_core's "
-                        "Pipeline.",
+            "there is no cfg and no negative prompt. A seed gives the same picture as pixart_core's "
+            "Pipeline.",
             inputs=[
-                io.Model.Input("model", tooltip="A distilled model from PixArt-δ Model Loader, or a base model with an "
-                                                "LCM-LoRA. PixArt-δ LCM Sampling is not needed."),
+                io.Model.Input(
+                    "model",
+                    tooltip="A distilled model from PixArt-δ Model Loader, or a base model with an "
+                    "LCM-LoRA. PixArt-δ LCM Sampling is not needed.",
+                ),
                 io.Conditioning.Input("positive", tooltip="The encoded prompt."),
-                io.Latent.Input("latent_image", tooltip="Empty latent of the wished size and batch, or an encoded "
-                                                        "picture to change (with denoise below 1)."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                             tooltip="Starting noise. The same seed and settings give the same picture."),
-                io.Int.Input("steps", default=4, min=1, max=MAX_STEPS, tooltip="4 is what the model was made for; 2 is "
-                                                                             "faster, 8 adds detail."),
-                io.Combo.Input("grid", options=list(GRIDS), tooltip=(
-                    "Which timesteps are visited. diffusers: 999, 759, 499, 259 for 4 steps; official: 999, 759, 519, "
-                    "279 as the authors' first code.")),
-                io.Float.Input("denoise", default=1.0, min=0.02, max=1.0, step=0.01, tooltip=(
-                    "1 starts from noise; lower values keep more of the given picture.")),
+                io.Latent.Input(
+                    "latent_image",
+                    tooltip="Empty latent of the wished size and batch, or an encoded "
+                    "picture to change (with denoise below 1).",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Starting noise. The same seed and settings give the same picture.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=4,
+                    min=1,
+                    max=MAX_STEPS,
+                    tooltip="4 is what the model was made for; 2 is faster, 8 adds detail.",
+                ),
+                io.Combo.Input(
+                    "grid",
+                    options=list(GRIDS),
+                    tooltip=(
+                        "Which timesteps are visited. diffusers: 999, 759, 499, 259 for 4 steps; official: 999, 759, "
+                        "519, 279 as the authors' first code."
+                    ),
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.02,
+                    max=1.0,
+                    step=0.01,
+                    tooltip=("1 starts from noise; lower values keep more of the given picture."),
+                ),
             ],
             outputs=[io.Latent.Output(tooltip="The sampled latent, for VAE Decode.")],
         )
 
     @classmethod
-    def execute(cls, model, positive, latent_image: dict, seed: int, steps: int, grid: str,
-                denoise: float) -> io.NodeOutput:
+    def execute(
+        cls, model, positive, latent_image: dict, seed: int, steps: int, grid: str, denoise: float
+    ) -> io.NodeOutput:
         return io.NodeOutput(run_lcm(model, positive, latent_image, seed, steps, grid, denoise))
 
 
@@ -53,9 +82,12 @@ class PixArtDeltaLCMSampling(io.ComfyNode):
             display_name="PixArt-δ LCM Sampling",
             category=CATEGORY,
             description="Makes the stock KSampler sample a distilled PixArt model correctly. Set it to sampler lcm, "
-                        "scheduler simple, cfg 1, and 4 steps; other settings are pointed out when it runs.",
-            inputs=[io.Model.Input("model", tooltip="A distilled model from PixArt-δ Model Loader, or a base model "
-                                                    "with an LCM-LoRA.")],
+            "scheduler simple, cfg 1, and 4 steps; other settings are pointed out when it runs.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="A distilled model from PixArt-δ Model Loader, or a base model with an LCM-LoRA."
+                )
+            ],
             outputs=[io.Model.Output(tooltip="The MODEL for KSampler.")],
         )
 

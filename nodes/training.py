@@ -40,30 +40,67 @@ class TrainingNode(io.ComfyNode):
             category=CATEGORY,
             description=cls.ABOUT,
             inputs=[
-                io.Combo.Input("base", options=files.names("model"), tooltip=(
-                    "The model to start from: a base model, not a distilled one.")),
-                io.String.Input("dataset", default="", tooltip=(
-                    "Prepared features: from PixArt-δ Training Dataset, or a folder of `train.py prepare`.")),
-                io.String.Input("name", default="", tooltip=(
-                    "What the job is called in the panel. Run again with the same name and settings, and nothing is "
-                    "started anew.")),
+                io.Combo.Input(
+                    "base",
+                    options=files.names("model"),
+                    tooltip=("The model to start from: a base model, not a distilled one."),
+                ),
+                io.String.Input(
+                    "dataset",
+                    default="",
+                    tooltip=("Prepared features: from PixArt-δ Training Dataset, or a folder of `train.py prepare`."),
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip=(
+                        "What the job is called in the panel. Run again with the same name and settings, and nothing "
+                        "is started anew."
+                    ),
+                ),
                 *(setting_input(cls.COMMAND, name) for name in ("steps", "batch_size", "learning_rate", *cls.OWN)),
-                io.Combo.Input("samples_with", options=[*files.names("pipeline"), NONE], tooltip=(
-                    "Text encoder and autoencoder that draw the samples: a pipeline folder in models/pixart_delta, or "
-                    "the bundled one. none: no samples.")),
+                io.Combo.Input(
+                    "samples_with",
+                    options=[*files.names("pipeline"), NONE],
+                    tooltip=(
+                        "Text encoder and autoencoder that draw the samples: a pipeline folder in "
+                        "models/pixart_delta, or the bundled one. none: no samples."
+                    ),
+                ),
                 setting_input(cls.COMMAND, "sample_every"),
-                io.Combo.Input("run", options=RUN, tooltip=(
-                    "train: queue the job. estimate only: check everything, take one real step unless a job has the "
-                    "device, and show memory, time and disk; nothing is written.")),
+                io.Combo.Input(
+                    "run",
+                    options=RUN,
+                    tooltip=(
+                        "train: queue the job. estimate only: check everything, take one real step unless a job has "
+                        "the device, and show memory, time and disk; nothing is written."
+                    ),
+                ),
                 *(setting_input(cls.COMMAND, name, advanced=True) for name in ADVANCED),
-                io.Boolean.Input("free_memory", default=False, advanced=True, tooltip=(
-                    "Unload ComfyUI's own models first, so that the training has the memory.")),
-                io.String.Input("more_settings", default="", multiline=True, advanced=True, tooltip=(
-                    "Any further setting of the trainer, one key=value a line; `python training/train.py "
-                    f"{cls.COMMAND} --help` lists them.")),
+                io.Boolean.Input(
+                    "free_memory",
+                    default=False,
+                    advanced=True,
+                    tooltip=("Unload ComfyUI's own models first, so that the training has the memory."),
+                ),
+                io.String.Input(
+                    "more_settings",
+                    default="",
+                    multiline=True,
+                    advanced=True,
+                    tooltip=(
+                        "Any further setting of the trainer, one key=value a line; `python training/train.py "
+                        f"{cls.COMMAND} --help` lists them."
+                    ),
+                ),
             ],
-            outputs=[io.String.Output("job", display_name="job", tooltip=(
-                "Id of the job: for PixArt-δ Training Status and PixArt-δ Use Trained Result."))],
+            outputs=[
+                io.String.Output(
+                    "job",
+                    display_name="job",
+                    tooltip=("Id of the job: for PixArt-δ Training Status and PixArt-δ Use Trained Result."),
+                )
+            ],
             is_output_node=True,
         )
 
@@ -72,8 +109,18 @@ class TrainingNode(io.ComfyNode):
         return time.time()  # asked again each time: the job may have been deleted
 
     @classmethod
-    def execute(cls, base: str, dataset: str, name: str, samples_with: str, sample_every: int, run: str,
-                free_memory: bool, more_settings: str, **settings: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        base: str,
+        dataset: str,
+        name: str,
+        samples_with: str,
+        sample_every: int,
+        run: str,
+        free_memory: bool,
+        more_settings: str,
+        **settings: Any,
+    ) -> io.NodeOutput:
         values = {"base": base, "data": dataset, **settings}
         if samples_with != NONE:
             values |= {"models": samples_with, "sample_every": sample_every}
@@ -83,19 +130,23 @@ class TrainingNode(io.ComfyNode):
 
 class PixArtDeltaTrainLCD(TrainingNode):
     COMMAND, TITLE, OWN = "lcd", "PixArt-δ Train LCD", ("guidance",)
-    ABOUT = ("Latent Consistency Distillation, as in the paper: makes a model that draws in 2 to 4 steps from a base "
-             "model. Runs in the background.")
+    ABOUT = (
+        "Latent Consistency Distillation, as in the paper: makes a model that draws in 2 to 4 steps from a base "
+        "model. Runs in the background."
+    )
 
 
 class PixArtDeltaTrainLCMLora(TrainingNode):
     COMMAND, TITLE, OWN = "lcm-lora", "PixArt-δ Train LCM-LoRA", ("guidance", "lora_rank")
-    ABOUT = ("The same distillation into a LoRA: a small file that makes its base model draw in 4 steps, for less "
-             "memory. Runs in the background.")
+    ABOUT = (
+        "The same distillation into a LoRA: a small file that makes its base model draw in 4 steps, for less "
+        "memory. Runs in the background."
+    )
 
 
 class PixArtDeltaTrainControlNet(TrainingNode):
     COMMAND, TITLE, OWN = "controlnet", "PixArt-δ Train ControlNet", ("copy_blocks",)
-    ABOUT = ("Trains a ControlNet-Transformer on a dataset with hints, such as edges. Runs in the background.")
+    ABOUT = "Trains a ControlNet-Transformer on a dataset with hints, such as edges. Runs in the background."
 
 
 class PixArtDeltaFineTune(TrainingNode):

@@ -22,38 +22,56 @@ _OPTIONAL = ("pos_embed", "y_embedder.y_embedding")  # diffusers' layout drops t
 
 
 def _expected(config: PixArtConfig, copy_blocks_num: int = 0) -> dict[str, tuple[int, ...]]:
-    model = ControlNetTransformer(config, copy_blocks_num, device="meta") if copy_blocks_num else PixArt(
-        config, device="meta")
+    model = (
+        ControlNetTransformer(config, copy_blocks_num, device="meta")
+        if copy_blocks_num
+        else PixArt(config, device="meta")
+    )
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _problems(shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]],
-              optional: tuple[str, ...] = ()) -> list[str]:
+def _problems(
+    shapes: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], optional: tuple[str, ...] = ()
+) -> list[str]:
     """What keeps tensors of these shapes from being the expected ones, in words."""
     missing = [name for name in expected if name not in shapes and name not in optional]
     extra = [name for name in shapes if name not in expected]
-    wrong = [f"{name} is {list(shapes[name])} instead of {list(expected[name])}" for name in expected
-             if name in shapes and tuple(shapes[name]) != expected[name]]
-    return ([f"it lacks {summary(missing)}"] if missing else []) + (
-        [f"it has unknown {summary(extra)}"] if extra else []) + ([summary(wrong, 3)] if wrong else [])
+    wrong = [
+        f"{name} is {list(shapes[name])} instead of {list(expected[name])}"
+        for name in expected
+        if name in shapes and tuple(shapes[name]) != expected[name]
+    ]
+    return (
+        ([f"it lacks {summary(missing)}"] if missing else [])
+        + ([f"it has unknown {summary(extra)}"] if extra else [])
+        + ([summary(wrong, 3)] if wrong else [])
+    )
 
 
 def _require(path: Path, shapes: Mapping[str, tuple[int, ...]], config: PixArtConfig, copy_blocks_num: int = 0) -> None:
     problems = _problems(shapes, _expected(config, copy_blocks_num), _OPTIONAL)
     if problems:
         what = f"ControlNet of {copy_blocks_num} blocks" if copy_blocks_num else "transformer"
-        raise CheckpointError(f"{path} does not fit a PixArt {what} of hidden size {config.hidden_size}, depth "
-                              f"{config.depth}: {'; '.join(problems)}")
+        raise CheckpointError(
+            f"{path} does not fit a PixArt {what} of hidden size {config.hidden_size}, depth "
+            f"{config.depth}: {'; '.join(problems)}"
+        )
 
 
 def _needs_config(path: Path, argument: str) -> CheckpointError:
-    return CheckpointError(f"{path} is a PixArt file that does not say its number of attention heads or its position "
-                           "grid, and its shapes are not those of exactly one released PixArt-α model: keep diffusers' "
-                           f"config.json beside it, or give {argument}")
+    return CheckpointError(
+        f"{path} is a PixArt file that does not say its number of attention heads or its position "
+        "grid, and its shapes are not those of exactly one released PixArt-α model: keep diffusers' "
+        f"config.json beside it, or give {argument}"
+    )
 
 
-def read_pixart(path: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None,
-                config: PixArtConfig | None = None) -> tuple[PixArtConfig, dict[str, Tensor]]:
+def read_pixart(
+    path: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    config: PixArtConfig | None = None,
+) -> tuple[PixArtConfig, dict[str, Tensor]]:
     """The configuration and state dict (authors' names) of a transformer in any layout, checked name by name.
 
     Args:
@@ -88,16 +106,23 @@ def _common_dtype(file: WeightFile, section: Section) -> torch.dtype | None:
     found = {file.tensors[name].dtype for names in section.plan.values() for name in names}
     unknown = [dtype for dtype in found if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point]
     if unknown:
-        raise CheckpointError(f"{file.path} holds weights quantised to {unknown[0]}: load it with ComfyUI's own "
-                              "loader, or take a 16- or 32-bit version")
+        raise CheckpointError(
+            f"{file.path} holds weights quantised to {unknown[0]}: load it with ComfyUI's own "
+            "loader, or take a 16- or 32-bit version"
+        )
     widest = max(found, key=lambda dtype: dtype.itemsize)
     if widest.itemsize == 1:
         return torch.bfloat16
     return None if len(found) == 1 else widest
 
 
-def load_pixart(path: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None,
-                operations=nn, config: PixArtConfig | None = None) -> PixArt:
+def load_pixart(
+    path: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    operations=nn,
+    config: PixArtConfig | None = None,
+) -> PixArt:
     """A transformer from a file or folder in any known layout, strict, in eval mode.
 
     The weights are the mapped file itself as long as they need no cast, no fusing and no other device.
@@ -117,9 +142,15 @@ def load_pixart(path: str | os.PathLike, dtype: torch.dtype | None = None, devic
     return model.eval()
 
 
-def save_pixart(model_or_state: PixArt | Mapping[str, Tensor], path: str | os.PathLike, layout: str = "authors",
-                config: PixArtConfig | None = None, dtype: torch.dtype | None = None,
-                metadata: Mapping[str, Any] | None = None, max_shard_size: str | int | None = None) -> Path:
+def save_pixart(
+    model_or_state: PixArt | Mapping[str, Tensor],
+    path: str | os.PathLike,
+    layout: str = "authors",
+    config: PixArtConfig | None = None,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    max_shard_size: str | int | None = None,
+) -> Path:
     """Save a transformer as safetensors, atomically, with its configuration in the metadata.
 
     Args:
@@ -154,8 +185,9 @@ def save_pixart(model_or_state: PixArt | Mapping[str, Tensor], path: str | os.Pa
     return folder
 
 
-def _save_sharded(state: dict[str, Tensor], folder: Path, header: dict[str, str],
-                  max_shard_size: str | int | None) -> None:
+def _save_sharded(
+    state: dict[str, Tensor], folder: Path, header: dict[str, str], max_shard_size: str | int | None
+) -> None:
     name = "diffusion_pytorch_model.safetensors"
     if max_shard_size is None:
         save_weights(state, folder / name, header)
@@ -163,7 +195,8 @@ def _save_sharded(state: dict[str, Tensor], folder: Path, header: dict[str, str]
     from huggingface_hub import split_torch_state_dict_into_shards
 
     split = split_torch_state_dict_into_shards(
-        state, filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size=max_shard_size)
+        state, filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
     for file, names in split.filename_to_tensors.items():
         save_weights({name: state[name] for name in names}, folder / file, header)
     if split.is_sharded:
@@ -182,8 +215,12 @@ def _header(kind: str, config: PixArtConfig, metadata: Mapping[str, Any] | None,
     return {METADATA_KEY: json.dumps({**(metadata or {}), "kind": kind, "config": config.to_dict(), **more})}
 
 
-def read_controlnet(path: str | os.PathLike, dtype: torch.dtype | None = None, device: torch.device | str | None = None,
-                    config: PixArtConfig | None = None) -> tuple[PixArtConfig, int, str, dict[str, Tensor]]:
+def read_controlnet(
+    path: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    config: PixArtConfig | None = None,
+) -> tuple[PixArtConfig, int, str, dict[str, Tensor]]:
     """The base's configuration, copied blocks, wiring (a key of `controlnet.WIRINGS`) and state dict of a ControlNet.
 
     Takes the authors' joint file (base and control), a control-only file, and the layout of diffusers' example
@@ -210,13 +247,18 @@ def _require_copies(path: Path, config: PixArtConfig, copies: int, wiring: str) 
     try:
         WIRINGS[wiring].check_copies(config, copies)
     except ValueError as error:
-        raise CheckpointError(f"{path}: a ControlNet of {copies} blocks does not fit a base model of depth "
-                              f"{config.depth}: {error}") from error
+        raise CheckpointError(
+            f"{path}: a ControlNet of {copies} blocks does not fit a base model of depth {config.depth}: {error}"
+        ) from error
 
 
-def load_controlnet(path: str | os.PathLike, dtype: torch.dtype | None = None,
-                    device: torch.device | str | None = None, operations=nn,
-                    config: PixArtConfig | None = None) -> ControlNetTransformer:
+def load_controlnet(
+    path: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    operations=nn,
+    config: PixArtConfig | None = None,
+) -> ControlNetTransformer:
     """A ControlNet from any layout of `read_controlnet`, strict, in eval mode, memory-mapped.
 
     Of class `ControlNetUNet` where the file says so.
@@ -227,10 +269,16 @@ def load_controlnet(path: str | os.PathLike, dtype: torch.dtype | None = None,
     return control.eval()
 
 
-def save_controlnet(model_or_state: ControlNetTransformer | Mapping[str, Tensor], path: str | os.PathLike,
-                    layout: str = "authors", config: PixArtConfig | None = None, dtype: torch.dtype | None = None,
-                    metadata: Mapping[str, Any] | None = None,
-                    base: PixArt | Mapping[str, Tensor] | None = None, wiring: str | None = None) -> Path:
+def save_controlnet(
+    model_or_state: ControlNetTransformer | Mapping[str, Tensor],
+    path: str | os.PathLike,
+    layout: str = "authors",
+    config: PixArtConfig | None = None,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    base: PixArt | Mapping[str, Tensor] | None = None,
+    wiring: str | None = None,
+) -> Path:
     """Save a ControlNet as a safetensors file.
 
     Args:
@@ -263,8 +311,12 @@ def save_controlnet(model_or_state: ControlNetTransformer | Mapping[str, Tensor]
     return save_weights(state, path, _header(kind, config, metadata, copy_blocks_num=copies, wiring=wiring))
 
 
-def split_controlnet(joint: str | os.PathLike, base_path: str | os.PathLike, control_path: str | os.PathLike,
-                     dtype: torch.dtype | None = None) -> tuple[Path, Path]:
+def split_controlnet(
+    joint: str | os.PathLike,
+    base_path: str | os.PathLike,
+    control_path: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+) -> tuple[Path, Path]:
     """Write the authors' joint file as two safetensors files: the base model and the ControlNet.
 
     Raises:
@@ -275,12 +327,18 @@ def split_controlnet(joint: str | os.PathLike, base_path: str | os.PathLike, con
         raise CheckpointError(f"{joint} is not a base model and its ControlNet in one file but {info.describe()}")
     config, base = read_pixart(joint)
     _, _, wiring, control = read_controlnet(joint)
-    return (save_pixart(base, base_path, config=config, dtype=dtype),
-            save_controlnet(control, control_path, config=config, dtype=dtype, wiring=wiring))
+    return (
+        save_pixart(base, base_path, config=config, dtype=dtype),
+        save_controlnet(control, control_path, config=config, dtype=dtype, wiring=wiring),
+    )
 
 
-def merge_controlnet(base_path: str | os.PathLike, control_path: str | os.PathLike, joint: str | os.PathLike,
-                     dtype: torch.dtype | None = None) -> Path:
+def merge_controlnet(
+    base_path: str | os.PathLike,
+    control_path: str | os.PathLike,
+    joint: str | os.PathLike,
+    dtype: torch.dtype | None = None,
+) -> Path:
     """Write a base model and a ControlNet, each in any layout, as the authors' joint file (as safetensors).
 
     Raises:

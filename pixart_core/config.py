@@ -36,8 +36,16 @@ class PixArtConfig:
     """Whether the output also carries the variance half (twice in_channels)."""
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "hidden_size", "depth", "num_heads", "caption_channels", "model_max_length",
-                     "patch_size", "in_channels"):
+        for name in (
+            "input_size",
+            "hidden_size",
+            "depth",
+            "num_heads",
+            "caption_channels",
+            "model_max_length",
+            "patch_size",
+            "in_channels",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size % self.num_heads:

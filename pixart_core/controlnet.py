@@ -18,8 +18,9 @@ class ControlBlock(nn.Module):
         dim = config.hidden_size
         if first:
             self.before_proj = operations.Linear(dim, dim, dtype=dtype, device=device)
-        self.copied_block = Block(dim, config.num_heads, config.mlp_ratio, dtype=dtype, device=device,
-                                  operations=operations)
+        self.copied_block = Block(
+            dim, config.num_heads, config.mlp_ratio, dtype=dtype, device=device, operations=operations
+        )
         self.after_proj = operations.Linear(dim, dim, dtype=dtype, device=device)
 
     def forward(self, hint: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
@@ -42,10 +43,23 @@ class ControlNetTransformer(nn.Module):
         self.config = config
         self.controlnet = nn.ModuleList(
             ControlBlock(config, index == 0, dtype=dtype, device=device, operations=operations)
-            for index in range(copy_blocks_num))
+            for index in range(copy_blocks_num)
+        )
 
-    def forward(self, base: PixArt, latent, timestep, caption, hint, caption_mask=None, image_size=None,
-                aspect_ratio=None, *, attention=None, block_hook=None) -> list[Tensor | None]:
+    def forward(
+        self,
+        base: PixArt,
+        latent,
+        timestep,
+        caption,
+        hint,
+        caption_mask=None,
+        image_size=None,
+        aspect_ratio=None,
+        *,
+        attention=None,
+        block_hook=None,
+    ) -> list[Tensor | None]:
         """hint (B, in_channels, h, w): scaled latent of the edge map; the rest as in `PixArt.forward`.
 
         `block_hook` is put around the copies; what it runs returns a pair of tensors.
@@ -94,10 +108,16 @@ class ControlNetUNet(ControlNetTransformer):
 
     wiring = "unet"
 
-    def __init__(self, config: PixArtConfig, copy_blocks_num: int | None = None, dtype=None, device=None,
-                 operations=nn):
-        super().__init__(config, config.depth // 2 if copy_blocks_num is None else copy_blocks_num, dtype=dtype,
-                         device=device, operations=operations)
+    def __init__(
+        self, config: PixArtConfig, copy_blocks_num: int | None = None, dtype=None, device=None, operations=nn
+    ):
+        super().__init__(
+            config,
+            config.depth // 2 if copy_blocks_num is None else copy_blocks_num,
+            dtype=dtype,
+            device=device,
+            operations=operations,
+        )
 
     def connect(self, residuals: list[Tensor]) -> list[Tensor | None]:
         return [None] * (self.config.depth - 1 - len(residuals)) + residuals[::-1]
@@ -105,8 +125,10 @@ class ControlNetUNet(ControlNetTransformer):
     @staticmethod
     def check_copies(config: PixArtConfig, copy_blocks_num: int) -> None:
         if 2 * copy_blocks_num != config.depth:
-            raise ValueError("ControlNet-UNet copies the first half of the base's blocks: copy_blocks_num must be "
-                             f"depth / 2 = {config.depth / 2:g}, got {copy_blocks_num}")
+            raise ValueError(
+                "ControlNet-UNet copies the first half of the base's blocks: copy_blocks_num must be "
+                f"depth / 2 = {config.depth / 2:g}, got {copy_blocks_num}"
+            )
 
 
 def hint_rgb(hint: Tensor) -> Tensor:

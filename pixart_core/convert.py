@@ -129,8 +129,10 @@ def diffusers_to_authors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ValueError: as `diffusers_sources`.
     """
-    return {target: state[names[0]] if len(names) == 1 else torch.cat([state[name] for name in names])
-            for target, names in diffusers_sources(state).items()}
+    return {
+        target: state[names[0]] if len(names) == 1 else torch.cat([state[name] for name in names])
+        for target, names in diffusers_sources(state).items()
+    }
 
 
 def authors_to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,8 +168,10 @@ def config_to_diffusers(config: PixArtConfig) -> dict[str, Any]:
         ValueError: if diffusers cannot express the shape.
     """
     if config.mlp_ratio != 4.0:
-        raise ValueError(f"diffusers' PixArt transformer has mlp_ratio 4, this model has {config.mlp_ratio}: "
-                         "save it in the authors' layout")
+        raise ValueError(
+            f"diffusers' PixArt transformer has mlp_ratio 4, this model has {config.mlp_ratio}: "
+            "save it in the authors' layout"
+        )
     return {
         "_class_name": "PixArtTransformer2DModel",
         "_diffusers_version": "0.30.0",
@@ -199,7 +203,8 @@ def config_from_diffusers(values: Mapping[str, Any]) -> PixArtConfig:
     """
     name = values.get("_class_name", "PixArtTransformer2DModel")
     is_pixart = name == "PixArtTransformer2DModel" or (  # the general class that the first releases were saved with
-        name == "Transformer2DModel" and values.get("norm_type") == "ada_norm_single")
+        name == "Transformer2DModel" and values.get("norm_type") == "ada_norm_single"
+    )
     if not is_pixart or values.get("caption_channels") is None:
         raise ValueError(f"config.json describes a {name}, not a PixArt transformer")
     sample_size = values.get("sample_size", 128)

@@ -60,10 +60,13 @@ def position_embedding(height: int, width: int, dim: int, base_size: int, scale:
     """
     rows = torch.arange(height, dtype=torch.float32, device=device) / (height / base_size) / scale
     columns = torch.arange(width, dtype=torch.float32, device=device) / (width / base_size) / scale
-    grid = torch.cat([
-        _sincos_1d(columns, dim // 2)[None].expand(height, -1, -1),
-        _sincos_1d(rows, dim // 2)[:, None].expand(-1, width, -1),
-    ], dim=-1)
+    grid = torch.cat(
+        [
+            _sincos_1d(columns, dim // 2)[None].expand(height, -1, -1),
+            _sincos_1d(rows, dim // 2)[:, None].expand(-1, width, -1),
+        ],
+        dim=-1,
+    )
     return grid.reshape(1, height * width, dim)
 
 
@@ -96,7 +99,8 @@ def preferred_dtype(device: torch.device | str | None = None) -> torch.dtype:
     if kind == "cpu":
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         fast = capabilities.get("amx_bf16", False) or (
-            capabilities.get("avx512_bf16", False) and _bfloat16_speed() > _WORTH_IT)
+            capabilities.get("avx512_bf16", False) and _bfloat16_speed() > _WORTH_IT
+        )
         return torch.bfloat16 if fast else torch.float32
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16

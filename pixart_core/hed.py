@@ -29,9 +29,12 @@ class _Stage(nn.Module):
 
     def __init__(self, width_in: int, width: int, depth: int, dtype=None, device=None, operations=nn):
         super().__init__()
-        self.convs = nn.Sequential(*(
-            operations.Conv2d(width if index else width_in, width, 3, padding=1, dtype=dtype, device=device)
-            for index in range(depth)))
+        self.convs = nn.Sequential(
+            *(
+                operations.Conv2d(width if index else width_in, width, 3, padding=1, dtype=dtype, device=device)
+                for index in range(depth)
+            )
+        )
         self.projection = operations.Conv2d(width, 1, 1, dtype=dtype, device=device)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,8 +68,12 @@ class HED(nn.Module):
         return sides
 
 
-def load_hed(path: str | os.PathLike, dtype: torch.dtype | None = torch.float32,
-             device: torch.device | str | None = None, operations=nn) -> HED:
+def load_hed(
+    path: str | os.PathLike,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str | None = None,
+    operations=nn,
+) -> HED:
     """The network from ControlNetHED.pth, or a narrower one of the same layout, strict, in eval mode.
 
     Args:
@@ -77,16 +84,20 @@ def load_hed(path: str | os.PathLike, dtype: torch.dtype | None = torch.float32,
     """
     file = open_weights(path)
     if (info := inspect_file(path)).kind != "hed":
-        raise CheckpointError(f"{path} is not a HED edge detector but {info.describe()}. The released one is "
-                              "ControlNetHED.pth in lllyasviel/Annotators on Hugging Face")
+        raise CheckpointError(
+            f"{path} is not a HED edge detector but {info.describe()}. The released one is "
+            "ControlNetHED.pth in lllyasviel/Annotators on Hugging Face"
+        )
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     widths = tuple(shapes.get(f"block{index + 1}.convs.0.weight", (0,))[0] for index in range(len(_DEPTHS)))
     model = HED(widths, device="meta", operations=operations)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
     if wrong:
-        raise CheckpointError(f"{path} is not laid out as ControlNetHED.pth is: these are missing, unknown or of "
-                              f"another shape: {summary(wrong)}")
+        raise CheckpointError(
+            f"{path} is not laid out as ControlNetHED.pth is: these are missing, unknown or of "
+            f"another shape: {summary(wrong)}"
+        )
     state = file.assemble({name: (name,) for name in expected}, dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
@@ -124,11 +135,15 @@ def detect(model: HED, images: Tensor, safe: bool = False, scribble: bool = Fals
 def _rgb(images: Tensor) -> Tensor:
     """(B, H, W, C) pictures of 1, 3 or 4 channels -> (B, 3, H, W) float32."""
     if images.ndim != 4 or images.shape[-1] not in _CHANNELS or not images.is_floating_point():
-        raise ValueError(f"pictures are (B, H, W, C) in floating point, with C 1, 3 or 4; got shape "
-                         f"{tuple(images.shape)}, {images.dtype}")
+        raise ValueError(
+            f"pictures are (B, H, W, C) in floating point, with C 1, 3 or 4; got shape "
+            f"{tuple(images.shape)}, {images.dtype}"
+        )
     if min(images.shape[1:3]) < MIN_SIDE:
-        raise ValueError(f"HED takes pictures of at least {MIN_SIDE} px a side, got {images.shape[2]} x "
-                         f"{images.shape[1]}: enlarge them first")
+        raise ValueError(
+            f"HED takes pictures of at least {MIN_SIDE} px a side, got {images.shape[2]} x "
+            f"{images.shape[1]}: enlarge them first"
+        )
     images = images.float()
     if not images.isfinite().all():
         raise ValueError("the picture holds NaN or infinite values: look at the node that made it")
@@ -157,7 +172,7 @@ def _soft_edges(model: HED, picture: Tensor, resolution: int) -> Tensor:
 
 def _blur(x: Tensor, sigma: float, radius: int) -> Tensor:
     """Gaussian blur of (1, 1, H, W) with mirrored borders."""
-    kernel = torch.exp(-torch.arange(-radius, radius + 1, device=x.device) ** 2 / (2 * sigma**2))
+    kernel = torch.exp(-(torch.arange(-radius, radius + 1, device=x.device) ** 2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
     rows = F.conv2d(_mirror(x, radius, 2), kernel.view(1, 1, -1, 1))
     return F.conv2d(_mirror(rows, radius, 3), kernel.view(1, 1, 1, -1))
@@ -177,8 +192,8 @@ def _scribble(edges: Tensor) -> Tensor:
     for dy, dx in ((0, 1), (1, 0), (1, 1), (1, -1)):  # a ridge is a maximum along one of four lines
         padded = F.pad(x, (1, 1, 1, 1), value=-torch.inf)
         height, width = x.shape[-2:]
-        ahead = padded[..., 1 + dy:1 + dy + height, 1 + dx:1 + dx + width]
-        behind = padded[..., 1 - dy:1 - dy + height, 1 - dx:1 - dx + width]
+        ahead = padded[..., 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+        behind = padded[..., 1 - dy : 1 - dy + height, 1 - dx : 1 - dx + width]
         ridge |= (x >= ahead) & (x >= behind)
     lines = (ridge & (x > 127)).float() * 255
     return (_blur(lines, 3.0, 9).round() > 4).float()

@@ -24,41 +24,83 @@ METADATA_KEY = "pixart_delta"
 """Of safetensors files: JSON with `kind`, `config` and whatever else the maker wanted to say."""
 
 # What precedes the names of a transformer: nothing, ComfyUI, the authors' joint file, DistributedDataParallel.
-_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "base_model.", "module.", "module.base_model.", "model.",
-             "transformer.")
+_PREFIXES = (
+    "",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "base_model.",
+    "module.",
+    "module.base_model.",
+    "model.",
+    "transformer.",
+)
 _CONTROL_PREFIXES = ("", "module.", "controlnet.", "model.")
 # A whole checkpoint saved by ComfyUI carries these beside its transformer.
 _OTHER_COMPONENTS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_model.", "model_ema.")
 
 _AUTHORS_MARKS = ("x_embedder.proj.weight", "y_embedder.y_proj.fc1.weight", "blocks.0.cross_attn.kv_linear.weight")
-_DIFFUSERS_MARKS = ("pos_embed.proj.weight", "caption_projection.linear_1.weight",
-                    "transformer_blocks.0.attn2.to_k.weight")
+_DIFFUSERS_MARKS = (
+    "pos_embed.proj.weight",
+    "caption_projection.linear_1.weight",
+    "transformer_blocks.0.attn2.to_k.weight",
+)
 
 _RELEASED_CONTROL = 1152  # hidden size of the released ControlNets, whose shapes do not tell 512 from 1024 px
 
 # Other files, by a part of a tensor name that only they have; the first match counts.
 _OTHER_KINDS = (
-    ("lora", ("lora_A", "lora_B", "lora_up", "lora_down", "lora.up", "lora.down", "lora_linear_layer", "hada_w1",
-              "lokr_w1")),
+    (
+        "lora",
+        ("lora_A", "lora_B", "lora_up", "lora_down", "lora.up", "lora.down", "lora_linear_layer", "hada_w1", "lokr_w1"),
+    ),
     ("sd-controlnet", ("control_model.", "input_hint_block.", "controlnet_cond_embedding.")),
-    ("sd", ("input_blocks.0.0.weight", "down_blocks.0.resnets.0.time_emb_proj.weight",
-            "down_blocks.1.resnets.0.time_emb_proj.weight")),
-    ("other transformer", ("double_blocks.", "joint_blocks.", "joint_transformer_blocks.", "single_transformer_blocks.",
-                           "x_embedder.proj", "img_in.")),
+    (
+        "sd",
+        (
+            "input_blocks.0.0.weight",
+            "down_blocks.0.resnets.0.time_emb_proj.weight",
+            "down_blocks.1.resnets.0.time_emb_proj.weight",
+        ),
+    ),
+    (
+        "other transformer",
+        (
+            "double_blocks.",
+            "joint_blocks.",
+            "joint_transformer_blocks.",
+            "single_transformer_blocks.",
+            "x_embedder.proj",
+            "img_in.",
+        ),
+    ),
     ("t5", ("block.0.layer.0.SelfAttention.q.weight",)),
     ("clip", ("text_model.encoder.layers.0.", "transformer.resblocks.0.")),
-    ("vae", ("decoder.conv_in.weight", "encoder.conv_in.weight", "taesd_decoder.", "taesd_encoder.",
-             "decoder.layers.0.weight", "decoder.layers.1.weight", "first_stage_model.")),
+    (
+        "vae",
+        (
+            "decoder.conv_in.weight",
+            "encoder.conv_in.weight",
+            "taesd_decoder.",
+            "taesd_encoder.",
+            "decoder.layers.0.weight",
+            "decoder.layers.1.weight",
+            "first_stage_model.",
+        ),
+    ),
     ("hed", ("block1.convs.0.weight",)),
 )
 
 _DESCRIPTIONS = {
     "pixart": ("a PixArt transformer", "the node “PixArt-δ Model Loader”"),
-    "pixart+controlnet": ("a PixArt transformer with its ControlNet in one file",
-                          "the nodes “PixArt-δ Model Loader” and “PixArt-δ ControlNet Loader”"),
+    "pixart+controlnet": (
+        "a PixArt transformer with its ControlNet in one file",
+        "the nodes “PixArt-δ Model Loader” and “PixArt-δ ControlNet Loader”",
+    ),
     "controlnet": ("a PixArt ControlNet without its base model", "the node “PixArt-δ ControlNet Loader”"),
-    "sigma": ("a PixArt-Σ transformer (300 tokens, SDXL's autoencoder), not PixArt-α/δ",
-              "ComfyUI's own node “Load Diffusion Model”"),
+    "sigma": (
+        "a PixArt-Σ transformer (300 tokens, SDXL's autoencoder), not PixArt-α/δ",
+        "ComfyUI's own node “Load Diffusion Model”",
+    ),
     "lora": ("a LoRA", "the node “PixArt-δ LoRA Loader”"),
     "sd-controlnet": ("a ControlNet of another model family", "ComfyUI's own node “Load ControlNet Model”"),
     "sd": ("a Stable Diffusion UNet or checkpoint", "ComfyUI's own nodes “Load Checkpoint” and “Load Diffusion Model”"),
@@ -115,23 +157,44 @@ def identify(file: WeightFile) -> FileInfo:
     """As `inspect_file`, of a file that is open."""
     metadata = own_metadata(file)
     base, control = sections(file)
-    floating = [info.dtype for info in file.tensors.values()
-                if isinstance(info.dtype, torch.dtype) and info.dtype.is_floating_point]
-    info = FileInfo(file.path, "unknown", "", None, max(floating, key=lambda dtype: dtype.itemsize, default=None),
-                    sum(torch.Size(tensor.shape).numel() for tensor in file.tensors.values()), metadata=metadata,
-                    names=tuple(sorted(file.tensors)[:4]))
+    floating = [
+        info.dtype
+        for info in file.tensors.values()
+        if isinstance(info.dtype, torch.dtype) and info.dtype.is_floating_point
+    ]
+    info = FileInfo(
+        file.path,
+        "unknown",
+        "",
+        None,
+        max(floating, key=lambda dtype: dtype.itemsize, default=None),
+        sum(torch.Size(tensor.shape).numel() for tensor in file.tensors.values()),
+        metadata=metadata,
+        names=tuple(sorted(file.tensors)[:4]),
+    )
     kind = next((kind for kind, marks in _OTHER_KINDS if any(m in name for name in file.tensors for m in marks)), None)
     if kind == "lora":
         return replace(info, kind="lora")
     if base:
         config = _config(file, base, metadata)
         is_sigma = METADATA_KEY not in file.metadata and _is_sigma(file, base)
-        return replace(info, kind="sigma" if is_sigma else "pixart+controlnet" if control else "pixart",
-                       layout=base.layout, config=None if is_sigma else config,
-                       copy_blocks_num=control.copies if control else 0, wiring=_wiring(file, control))
+        return replace(
+            info,
+            kind="sigma" if is_sigma else "pixart+controlnet" if control else "pixart",
+            layout=base.layout,
+            config=None if is_sigma else config,
+            copy_blocks_num=control.copies if control else 0,
+            wiring=_wiring(file, control),
+        )
     if control:
-        return replace(info, kind="controlnet", layout=control.layout, config=_control_config(control, metadata),
-                       copy_blocks_num=control.copies, wiring=_wiring(file, control))
+        return replace(
+            info,
+            kind="controlnet",
+            layout=control.layout,
+            config=_control_config(control, metadata),
+            copy_blocks_num=control.copies,
+            wiring=_wiring(file, control),
+        )
     return replace(info, kind=kind or "unknown")
 
 
@@ -151,13 +214,13 @@ class Section:
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
     """One more than the highest block number behind a prefix."""
-    indices = {name[len(prefix):].split(".")[0] for name in names if name.startswith(prefix)}
+    indices = {name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)}
     return 1 + max((int(index) for index in indices if index.isdecimal()), default=-1)
 
 
 def _section(file: WeightFile, prefix: str, names: Iterable[str], layout: str) -> Section:
     """Map `names`, which begin with `prefix`, to the authors'."""
-    stripped = {name[len(prefix):]: name for name in names}
+    stripped = {name[len(prefix) :]: name for name in names}
     if layout == "diffusers":
         try:
             sources = diffusers_sources(stripped)
@@ -166,8 +229,9 @@ def _section(file: WeightFile, prefix: str, names: Iterable[str], layout: str) -
     else:
         sources = {name: (name,) for name in stripped}
     plan = {target: tuple(stripped[name] for name in parts) for target, parts in sources.items()}
-    return Section(layout, plan, {target: _fused_shape([file.tensors[name] for name in parts])
-                                   for target, parts in plan.items()})
+    return Section(
+        layout, plan, {target: _fused_shape([file.tensors[name] for name in parts]) for target, parts in plan.items()}
+    )
 
 
 def _fused_shape(parts: list[TensorInfo]) -> tuple[int, ...]:
@@ -187,11 +251,12 @@ def _base_section(file: WeightFile, taken: set[str]) -> Section | None:
     for prefix in _PREFIXES:
         for layout, marks in (("authors", _AUTHORS_MARKS), ("diffusers", _DIFFUSERS_MARKS)):
             if all(prefix + mark in file.tensors for mark in marks):
-                names = [name for name in file.tensors
-                         if name not in taken and not name.startswith(_OTHER_COMPONENTS)]
+                names = [name for name in file.tensors if name not in taken and not name.startswith(_OTHER_COMPONENTS)]
                 if stray := [name for name in names if not name.startswith(prefix)]:
-                    raise CheckpointError(f"{file.path} holds a PixArt transformer and tensors that do not belong to "
-                                          f"one: {summary(stray)}")
+                    raise CheckpointError(
+                        f"{file.path} holds a PixArt transformer and tensors that do not belong to "
+                        f"one: {summary(stray)}"
+                    )
                 comfyui = layout == "authors" and "diffusion_model." in prefix
                 return replace(_section(file, prefix, names, layout), layout="comfyui" if comfyui else layout)
     return None
@@ -200,8 +265,10 @@ def _base_section(file: WeightFile, taken: set[str]) -> Section | None:
 def control_section(file: WeightFile) -> Section | None:
     """The ControlNet in a file; None if there is none."""
     for prefix in _CONTROL_PREFIXES:
-        for layout, stem, mark in (("authors", "controlnet.", "0.copied_block.attn.qkv.weight"),
-                                   ("diffusers", "controlnet_blocks.", "0.transformer_block.attn1.to_q.weight")):
+        for layout, stem, mark in (
+            ("authors", "controlnet.", "0.copied_block.attn.qkv.weight"),
+            ("diffusers", "controlnet_blocks.", "0.transformer_block.attn1.to_q.weight"),
+        ):
             if prefix + stem + mark in file.tensors:
                 names = [name for name in file.tensors if name.startswith(prefix + stem)]
                 return _section(file, prefix, names, layout)
@@ -244,9 +311,12 @@ def _config(file: WeightFile, base: Section, metadata: Mapping[str, Any]) -> Pix
 def _is_released(base: Section, config: PixArtConfig) -> bool:
     """Whether a file is of this released shape: by width, depth, micro-conditions and the size of its position grid."""
     grid = base.shapes.get("pos_embed", (1, 64**2) if config.micro_condition else (1, 0))  # only one has the former
-    return (base.shapes["x_embedder.proj.weight"][0] == config.hidden_size
-            and count_blocks(base.plan, "blocks.") == config.depth and grid[1] == config.base_size**2
-            and ("csize_embedder.mlp.0.weight" in base.plan) == config.micro_condition)
+    return (
+        base.shapes["x_embedder.proj.weight"][0] == config.hidden_size
+        and count_blocks(base.plan, "blocks.") == config.depth
+        and grid[1] == config.base_size**2
+        and ("csize_embedder.mlp.0.weight" in base.plan) == config.micro_condition
+    )
 
 
 def _control_config(control: Section, metadata: Mapping[str, Any]) -> PixArtConfig | None:
@@ -260,6 +330,8 @@ def _wiring(file: WeightFile, control: Section | None) -> str:
     """Released files are ControlNet-Transformers; ours say what they are, as the names would not tell."""
     wiring = own_metadata(file).get("wiring", ControlNetTransformer.wiring) if control else ""
     if control and wiring not in WIRINGS:
-        raise CheckpointError(f"{file.path} holds a ControlNet of unknown wiring {wiring!r}; known are "
-                              f"{', '.join(WIRINGS)}: update PixArt-δ")
+        raise CheckpointError(
+            f"{file.path} holds a ControlNet of unknown wiring {wiring!r}; known are "
+            f"{', '.join(WIRINGS)}: update PixArt-δ"
+        )
     return wiring

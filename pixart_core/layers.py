@@ -33,10 +33,17 @@ class Conditions:
 
     def repeat(self, times: int) -> Conditions:
         """The same conditions for a batch repeated `times` times."""
+
         def tile(x: Tensor | None) -> Tensor | None:
             return None if x is None else x.repeat(times, *[1] * (x.ndim - 1))
-        return replace(self, time=tile(self.time), modulation=tile(self.modulation), caption=tile(self.caption),
-                       mask=tile(self.mask))
+
+        return replace(
+            self,
+            time=tile(self.time),
+            modulation=tile(self.modulation),
+            caption=tile(self.caption),
+            mask=tile(self.mask),
+        )
 
 
 class Mlp(nn.Module):

@@ -117,8 +117,10 @@ def sample_lcm(
             fresh = noises[step].to(latent) if noises is not None else _draw(latent, generator)
             latent = add_noise(denoised, fresh, torch.full_like(t, timesteps[step + 1]), table)
     if not torch.isfinite(denoised).all():
-        raise ValueError("the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
-                         "(try bfloat16 or float32)")
+        raise ValueError(
+            "the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
+            "(try bfloat16 or float32)"
+        )
     return denoised
 
 

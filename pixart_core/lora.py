@@ -30,10 +30,22 @@ _PEFT_PREFIXES = ("unet.base_model.model.", "transformer.base_model.model.", "ba
 _DOTTED_PREFIXES = ("transformer.", "lora_transformer.", "unet.", "model.diffusion_model.", "diffusion_model.", "")
 _FLAT_PREFIXES = ("lora_transformer_", "lora_unet_", "lycoris_")
 
-_DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight", "_lora.down.weight",
-         ".lora_linear_layer.down.weight")
-_UP = (".lora_B.weight", ".lora_B.default.weight", ".lora_up.weight", ".lora.up.weight", "_lora.up.weight",
-       ".lora_linear_layer.up.weight")
+_DOWN = (
+    ".lora_A.weight",
+    ".lora_A.default.weight",
+    ".lora_down.weight",
+    ".lora.down.weight",
+    "_lora.down.weight",
+    ".lora_linear_layer.down.weight",
+)
+_UP = (
+    ".lora_B.weight",
+    ".lora_B.default.weight",
+    ".lora_up.weight",
+    ".lora.up.weight",
+    "_lora.up.weight",
+    ".lora_linear_layer.up.weight",
+)
 _ALPHA = (".alpha",)
 
 
@@ -126,17 +138,24 @@ def load_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
     return parse_lora(state, str(path), alpha, config, own_metadata(file))
 
 
-def parse_lora(state: Mapping[str, Tensor], name: str = "LoRA", alpha: float | None = None,
-               adapter_config: Mapping[str, Any] | None = None, metadata: Mapping[str, Any] | None = None) -> Lora:
+def parse_lora(
+    state: Mapping[str, Tensor],
+    name: str = "LoRA",
+    alpha: float | None = None,
+    adapter_config: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Lora:
     """A LoRA from its tensors; arguments and errors as in `load_lora`. `adapter_config` is PEFT's."""
     if not any(key.endswith(_DOWN) for key in state):
         kinds = [kind for kind, mark in (("LoHa", "hada_w"), ("LoKr", "lokr_w")) if any(mark in key for key in state)]
-        raise CheckpointError(f"{name} is {f'a {kinds[0]}, not a plain LoRA' if kinds else 'not a LoRA'}: "
-                              f"it holds {summary(state, 3)}")
+        raise CheckpointError(
+            f"{name} is {f'a {kinds[0]}, not a plain LoRA' if kinds else 'not a LoRA'}: it holds {summary(state, 3)}"
+        )
     config = adapter_config or {}
     if config.get("use_dora") or any("dora_scale" in key or "lora_magnitude_vector" in key for key in state):
-        raise CheckpointError(f"{name} is a DoRA, which changes weights in another way than a LoRA: train or export it "
-                              "without use_dora")
+        raise CheckpointError(
+            f"{name} is a DoRA, which changes weights in another way than a LoRA: train or export it without use_dora"
+        )
     modules = _modules(state, name)
     deltas, strange = [], []
     for stem, tensors in modules.items():
@@ -152,8 +171,13 @@ def parse_lora(state: Mapping[str, Tensor], name: str = "LoRA", alpha: float | N
         if up.flatten(1).shape[1] != down.shape[0]:
             raise CheckpointError(f"{name} is damaged: {stem} has rank {down.shape[0]} and {up.flatten(1).shape[1]}")
         own = tensors.get("alpha")
-        value = (alpha if alpha is not None else own.item() if own is not None
-                 else _peft_alpha(target, down.shape[0], config, prefix))
+        value = (
+            alpha
+            if alpha is not None
+            else own.item()
+            if own is not None
+            else _peft_alpha(target, down.shape[0], config, prefix)
+        )
         deltas.append(Delta(key, part, parts, up.flatten(1), down.flatten(1), float(value)))
     if strange:
         raise CheckpointError(f"{name} is a LoRA for another model: PixArt has no {summary(strange, 3)}")
@@ -181,10 +205,10 @@ def _target(stem: str) -> tuple[str, str]:
     """(module name in the authors' or diffusers' way, the prefix before it). KeyError if it is not one of PixArt's."""
     for prefix in _FLAT_PREFIXES:
         if stem.startswith(prefix):
-            return _unflatten(stem[len(prefix):]), prefix
+            return _unflatten(stem[len(prefix) :]), prefix
     for prefix in _PEFT_PREFIXES + _DOTTED_PREFIXES:
         if stem.startswith(prefix):
-            return stem[len(prefix):].replace(".processor.", "."), prefix
+            return stem[len(prefix) :].replace(".processor.", "."), prefix
     raise KeyError(stem)
 
 
@@ -232,8 +256,10 @@ def require_fit(lora: Lora, weights: Mapping[str, Tensor]) -> None:
         expected = (delta.parts * delta.up.shape[0], delta.down.shape[1])
         found = tuple(weights[delta.key].flatten(1).shape) if delta.key in weights else None
         if found != expected:
-            raise CheckpointError(f"{lora.name} does not fit this PixArt model: {delta.key} is "
-                                  f"{list(found) if found else 'missing'}, the LoRA is made for {list(expected)}")
+            raise CheckpointError(
+                f"{lora.name} does not fit this PixArt model: {delta.key} is "
+                f"{list(found) if found else 'missing'}, the LoRA is made for {list(expected)}"
+            )
 
 
 @torch.no_grad()

@@ -32,8 +32,14 @@ class TextShape:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> TextShape:
         """From the config.json of a T5 encoder."""
-        return cls(config["d_model"], config["num_layers"], config["num_heads"] * config["d_kv"], config["num_heads"],
-                   config["d_ff"], config["vocab_size"])
+        return cls(
+            config["d_model"],
+            config["num_layers"],
+            config["num_heads"] * config["d_kv"],
+            config["num_heads"],
+            config["d_ff"],
+            config["vocab_size"],
+        )
 
     @property
     def linears(self) -> int:
@@ -49,8 +55,11 @@ class TextShape:
     def weight_bytes(self, dtype: torch.dtype, quantization: str = "none") -> float:
         """Bytes of the weights in memory; see `text.TextEncoder` for the quantizations."""
         rows = self.layers * (4 * self.inner + 2 * self.ff)
-        linears = {"none": self.linears * dtype.itemsize, "int8": self.linears * _INT8_BYTES + 4 * rows,
-                   "int4": self.linears * _NF4_BYTES}
+        linears = {
+            "none": self.linears * dtype.itemsize,
+            "int8": self.linears * _INT8_BYTES + 4 * rows,
+            "int4": self.linears * _NF4_BYTES,
+        }
         if quantization not in linears:
             raise ValueError(f"unknown quantization {quantization!r}: choose one of {', '.join(linears)}")
         return linears[quantization] + self.others * dtype.itemsize
@@ -120,7 +129,8 @@ class MemoryPlan:
         lines = [self.title, f"{unit:8}{'text':>8}{'transf.':>9}{'vae':>7}{'activ.':>8}{'total':>8}"]
         for s in self.stages:
             text, transformer, vae, rest, total = (
-                scale * x for x in (s.text, s.transformer, s.vae, s.activations, s.total))
+                scale * x for x in (s.text, s.transformer, s.vae, s.activations, s.total)
+            )
             lines.append(f"{s.name:8}{text:8.2f}{transformer:9.2f}{vae:7.2f}{rest:8.2f}{total:8.2f}")
         return "\n".join([*lines, f"peak {scale * self.peak:.2f} {unit}"])
 
@@ -135,8 +145,18 @@ def transformer_parameters(config: PixArtConfig) -> int:
     micro = 2 * ((256 * c // 3 + c // 3) + (c // 3) ** 2 + c // 3) if config.micro_condition else 0
     caption = config.caption_channels * c + c + c * c + c + config.model_max_length * config.caption_channels
     patch, out = config.patch_size**2, config.patch_size**2 * config.out_channels
-    return (config.depth * block + scalar + micro + caption + (6 * c * c + 6 * c) + patch * config.in_channels * c + c
-            + out * c + out + 2 * c)
+    return (
+        config.depth * block
+        + scalar
+        + micro
+        + caption
+        + (6 * c * c + 6 * c)
+        + patch * config.in_channels * c
+        + c
+        + out * c
+        + out
+        + 2 * c
+    )
 
 
 def memory_plan(
@@ -196,6 +216,8 @@ def memory_plan(
         resident = [weights[other] / GB if keep or other == stage else 0.0 for other in weights]
         stages.append(Stage(stage, *resident, activations[stage] / GB))
     leaves = "all models stay" if keep else "each model leaves after its stage"
-    title = (f"memory for {batch} x {width}x{height} px, {str(dtype).removeprefix('torch.')}, "
-             f"text encoder {quantization if quantization != 'none' else 'not quantised'}, {leaves}")
+    title = (
+        f"memory for {batch} x {width}x{height} px, {str(dtype).removeprefix('torch.')}, "
+        f"text encoder {quantization if quantization != 'none' else 'not quantised'}, {leaves}"
+    )
     return MemoryPlan(tuple(stages), title)

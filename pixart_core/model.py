@@ -42,7 +42,8 @@ class PixArt(nn.Module):
         # Kept only so that the authors' files load strictly: forward computes the grid of the size it is given.
         self.register_buffer("pos_embed", torch.zeros(1, config.base_size**2, dim, dtype=dtype, device=device))
         self.blocks = nn.ModuleList(
-            Block(dim, config.num_heads, config.mlp_ratio, **kwargs) for _ in range(config.depth))
+            Block(dim, config.num_heads, config.mlp_ratio, **kwargs) for _ in range(config.depth)
+        )
         self.final_layer = FinalLayer(dim, config.patch_size**2 * config.out_channels, **kwargs)
 
     def forward(
@@ -102,13 +103,20 @@ class PixArt(nn.Module):
         if height % size or width % size:
             latent = F.pad(latent, (0, -width % size, 0, -height % size), mode="replicate")
         rows, columns = latent.shape[-2] // size, latent.shape[-1] // size
-        position = position_embedding(rows, columns, self.config.hidden_size, self.config.base_size,
-                                      self.config.interpolation_scale, latent.device)
+        position = position_embedding(
+            rows,
+            columns,
+            self.config.hidden_size,
+            self.config.base_size,
+            self.config.interpolation_scale,
+            latent.device,
+        )
         # Contiguous: the convolution leaves channels first, a sum keeps that, and every block's norm would copy.
         return (self.x_embedder(latent) + position.to(dtype)).contiguous()
 
-    def embed_conditions(self, latent, timestep, caption, caption_mask=None, image_size=None, aspect_ratio=None,
-                         attention=None) -> Conditions:
+    def embed_conditions(
+        self, latent, timestep, caption, caption_mask=None, image_size=None, aspect_ratio=None, attention=None
+    ) -> Conditions:
         """Timestep, micro-conditions and caption as the blocks read them; arguments as in `forward`."""
         dtype = self.compute_dtype(latent)
         time = self.t_embedder(timestep, dtype)
@@ -132,8 +140,10 @@ class PixArt(nn.Module):
         """
         embedding = self.y_embedder.y_embedding
         if embedding is None:
-            raise ValueError("this checkpoint has no learned null caption (y_embedding): diffusers' layout drops it. "
-                             "Encode an empty prompt with T5 instead, or load the authors' .pth file")
+            raise ValueError(
+                "this checkpoint has no learned null caption (y_embedding): diffusers' layout drops it. "
+                "Encode an empty prompt with T5 instead, or load the authors' .pth file"
+            )
         return embedding[:length].expand(batch, -1, -1)
 
     def _unpatchify(self, x: Tensor, height: int, width: int) -> Tensor:
@@ -144,13 +154,17 @@ class PixArt(nn.Module):
 
     def _check(self, latent: Tensor, caption: Tensor, control: Sequence[Tensor | None] | None) -> None:
         if latent.ndim != 4 or latent.shape[1] != self.config.in_channels:
-            raise ValueError(f"this PixArt model takes latents with {self.config.in_channels} channels (B, C, h, w), "
-                             f"got shape {tuple(latent.shape)}: use the autoencoder of Stable Diffusion 1.x "
-                             "(f8, 4 channels)")
+            raise ValueError(
+                f"this PixArt model takes latents with {self.config.in_channels} channels (B, C, h, w), "
+                f"got shape {tuple(latent.shape)}: use the autoencoder of Stable Diffusion 1.x "
+                "(f8, 4 channels)"
+            )
         if caption.shape[-1] != self.config.caption_channels:
-            raise ValueError(f"captions are {caption.shape[-1]} wide, this PixArt model takes "
-                             f"{self.config.caption_channels}: use the text encoder that it was trained with "
-                             "(T5 v1.1 XXL for the released models)")
+            raise ValueError(
+                f"captions are {caption.shape[-1]} wide, this PixArt model takes "
+                f"{self.config.caption_channels}: use the text encoder that it was trained with "
+                "(T5 v1.1 XXL for the released models)"
+            )
         if control is not None and len(control) > len(self.blocks):
             raise ValueError(f"{len(control)} control residuals for a model of {len(self.blocks)} blocks")
 
@@ -166,8 +180,11 @@ class PixArt(nn.Module):
         embedders = [self.t_embedder]
         if self.config.micro_condition:
             embedders += [self.csize_embedder, self.ar_embedder]
-        for linear in [e.mlp[i] for e in embedders for i in (0, 2)] + [self.t_block[1], self.y_embedder.y_proj.fc1,
-                                                                       self.y_embedder.y_proj.fc2]:
+        for linear in [e.mlp[i] for e in embedders for i in (0, 2)] + [
+            self.t_block[1],
+            self.y_embedder.y_proj.fc1,
+            self.y_embedder.y_proj.fc2,
+        ]:
             nn.init.normal_(linear.weight, std=0.02)
         for block in self.blocks:
             nn.init.zeros_(block.cross_attn.proj.weight)

@@ -48,8 +48,10 @@ class Pipeline:
 
     def __init__(self, transformer: PixArt, text: TextEncoder, vae, controlnet=None, device=None, low_memory=False):
         if text.width != transformer.config.caption_channels:
-            raise ValueError(f"the text encoder {text.folder} makes embeddings {text.width} wide, the transformer "
-                             f"takes {transformer.config.caption_channels}: use the encoder that it was trained with")
+            raise ValueError(
+                f"the text encoder {text.folder} makes embeddings {text.width} wide, the transformer "
+                f"takes {transformer.config.caption_channels}: use the encoder that it was trained with"
+            )
         self.transformer, self.text, self.vae = transformer, text, vae
         self.device = torch.device("cpu" if device is None else device)
         self.low_memory = low_memory
@@ -58,8 +60,18 @@ class Pipeline:
         self.controlnet = controlnet
 
     @classmethod
-    def from_pretrained(cls, folder, dtype=None, device=None, quantization=None, *, transformer=None, controlnet=None,
-                        cache=None, low_memory=False) -> Pipeline:
+    def from_pretrained(
+        cls,
+        folder,
+        dtype=None,
+        device=None,
+        quantization=None,
+        *,
+        transformer=None,
+        controlnet=None,
+        cache=None,
+        low_memory=False,
+    ) -> Pipeline:
         """Open a diffusers pipeline folder: transformer/, text_encoder/, tokenizer/, vae/ and maybe controlnet/.
 
         Args:
@@ -79,14 +91,17 @@ class Pipeline:
             raise CheckpointError(f"pipeline folder {folder} does not exist: give a folder with model_index.json")
         needed = ["text_encoder", "vae", *(["transformer"] if transformer is None else [])]
         if lacking := [name for name in needed if not (folder / name).is_dir()]:
-            raise CheckpointError(f"{folder} is not a pipeline folder: it has no {'/, '.join(lacking)}/. One is made "
-                                  f"of {'/, '.join(needed)}/, as PixArt's repositories on Hugging Face are")
+            raise CheckpointError(
+                f"{folder} is not a pipeline folder: it has no {'/, '.join(lacking)}/. One is made "
+                f"of {'/, '.join(needed)}/, as PixArt's repositories on Hugging Face are"
+            )
         device = torch.device(device) if device is not None else default_device()
         text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         text = TextEncoder.from_pretrained(folder, text_dtype, device, quantization, cache)
         start = "cpu" if low_memory else device
-        model = load_pixart(folder / "transformer" if transformer is None else transformer,
-                            dtype or preferred_dtype(device), start)
+        model = load_pixart(
+            folder / "transformer" if transformer is None else transformer, dtype or preferred_dtype(device), start
+        )
         if controlnet is None and (folder / "controlnet").is_dir():
             controlnet = folder / "controlnet"
         pipeline = cls(model, text, load_vae(folder, dtype, device), controlnet, device, low_memory)
@@ -95,15 +110,40 @@ class Pipeline:
 
     def memory_plan(self, width: int | None = None, height: int | None = None, batch: int = 1) -> MemoryPlan:
         """What a picture needs in memory, stage by stage."""
-        return memory_plan(self.transformer.config, TextShape.from_config(self.text.config),
-                           VaeShape.from_module(self.vae), height, width, batch, self._dtype, self.text.quantization,
-                           vae_dtype=self.vae.dtype, text_dtype=self.text.dtype, keep=not self.low_memory)
+        return memory_plan(
+            self.transformer.config,
+            TextShape.from_config(self.text.config),
+            VaeShape.from_module(self.vae),
+            height,
+            width,
+            batch,
+            self._dtype,
+            self.text.quantization,
+            vae_dtype=self.vae.dtype,
+            text_dtype=self.text.dtype,
+            keep=not self.low_memory,
+        )
 
-    def __call__(self, prompt: str | Sequence[str], steps: int | None = None, seed: int = 0, width: int | None = None,
-                 height: int | None = None, grid: str = "diffusers", negative_prompt: str = "",
-                 guidance: float | None = None, sampler: str = "lcm", hint=None, batch: int = 1,
-                 callback: Callback | None = None, use_bins: bool = False, clean_caption: bool = False,
-                 hint_strength: float = 1.0, hint_start: float = 0.0, hint_end: float = 1.0) -> list[Any]:
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        steps: int | None = None,
+        seed: int = 0,
+        width: int | None = None,
+        height: int | None = None,
+        grid: str = "diffusers",
+        negative_prompt: str = "",
+        guidance: float | None = None,
+        sampler: str = "lcm",
+        hint=None,
+        batch: int = 1,
+        callback: Callback | None = None,
+        use_bins: bool = False,
+        clean_caption: bool = False,
+        hint_strength: float = 1.0,
+        hint_start: float = 0.0,
+        hint_end: float = 1.0,
+    ) -> list[Any]:
         """Make pictures.
 
         Args:
@@ -135,17 +175,47 @@ class Pipeline:
         """
         asked = self._size(width, height)
         size = nearest_bin(*asked, self.transformer.config.input_size * FACTOR) if use_bins else asked
-        latent = self.sample(prompt, steps, seed, size[1], size[0], grid, negative_prompt, guidance, sampler, hint,
-                             batch, callback, clean_caption, hint_strength, hint_start, hint_end)
+        latent = self.sample(
+            prompt,
+            steps,
+            seed,
+            size[1],
+            size[0],
+            grid,
+            negative_prompt,
+            guidance,
+            sampler,
+            hint,
+            batch,
+            callback,
+            clean_caption,
+            hint_strength,
+            hint_start,
+            hint_end,
+        )
         with self._stage("decode"):
             return to_pil(decode(self.vae, latent, asked))
 
     @torch.no_grad()
-    def sample(self, prompt: str | Sequence[str], steps: int | None = None, seed: int = 0, width: int | None = None,
-               height: int | None = None, grid: str = "diffusers", negative_prompt: str = "",
-               guidance: float | None = None, sampler: str = "lcm", hint=None, batch: int = 1,
-               callback: Callback | None = None, clean_caption: bool = False, hint_strength: float = 1.0,
-               hint_start: float = 0.0, hint_end: float = 1.0) -> Tensor:
+    def sample(
+        self,
+        prompt: str | Sequence[str],
+        steps: int | None = None,
+        seed: int = 0,
+        width: int | None = None,
+        height: int | None = None,
+        grid: str = "diffusers",
+        negative_prompt: str = "",
+        guidance: float | None = None,
+        sampler: str = "lcm",
+        hint=None,
+        batch: int = 1,
+        callback: Callback | None = None,
+        clean_caption: bool = False,
+        hint_strength: float = 1.0,
+        hint_start: float = 0.0,
+        hint_end: float = 1.0,
+    ) -> Tensor:
         """As `__call__`, but returns the latent (B, 4, height / 8, width / 8), float32."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         height, width = self._size(width, height)
@@ -171,8 +241,13 @@ class Pipeline:
             with self._stage("hint"):
                 hint = self._hint_latent(hint, height, width, len(prompts) * batch)
         with self._stage("sample"):
-            control = None if hint is None else _Control(
-                self._load_controlnet(), hint, hint_strength, 999 * (1 - hint_start), 999 * (1 - hint_end))
+            control = (
+                None
+                if hint is None
+                else _Control(
+                    self._load_controlnet(), hint, hint_strength, 999 * (1 - hint_start), 999 * (1 - hint_end)
+                )
+            )
             model_fn = self._model_fn(*conditions, control, guidance)
             generator = torch.Generator("cpu").manual_seed(seed)
             shape = (len(prompts) * batch, self.transformer.config.in_channels, height // FACTOR, width // FACTOR)
@@ -196,8 +271,9 @@ class Pipeline:
         for name, value in (("width", width), ("height", height)):
             if isinstance(value, bool) or not isinstance(value, int) or value < FACTOR or value % FACTOR:
                 nearest = max(FACTOR, int(value) // FACTOR * FACTOR)
-                raise ValueError(f"{name} must be a multiple of {FACTOR} px, got {value}: try {nearest} "
-                                 f"or {nearest + FACTOR}")
+                raise ValueError(
+                    f"{name} must be a multiple of {FACTOR} px, got {value}: try {nearest} or {nearest + FACTOR}"
+                )
         return height, width
 
     def _encode(self, prompts: list[str], negative: str, guided: bool, batch: int, clean_caption: bool):
@@ -246,11 +322,14 @@ class Pipeline:
             hint = encode(self.vae, pictures.permute(0, 2, 3, 1))
         shape = (self.transformer.config.in_channels, height // FACTOR, width // FACTOR)
         if tuple(hint.shape[1:]) != shape or len(hint) not in (1, count):
-            raise ValueError(f"a hint is a PIL image, 1 or {count} pictures (B, H, W, 3), or a latent (B, "
-                             f"{', '.join(map(str, shape))}); got shape {tuple(hint.shape)}")
+            raise ValueError(
+                f"a hint is a PIL image, 1 or {count} pictures (B, H, W, 3), or a latent (B, "
+                f"{', '.join(map(str, shape))}); got shape {tuple(hint.shape)}"
+            )
         if not hint.isfinite().all():
-            raise ValueError("the hint's latent holds NaN or infinite values: the autoencoder is damaged, or its dtype "
-                             "overflows")
+            raise ValueError(
+                "the hint's latent holds NaN or infinite values: the autoencoder is damaged, or its dtype overflows"
+            )
         return hint.to(self.device).expand(count, -1, -1, -1)
 
     def _stage(self, name: str) -> _Stage:
@@ -316,8 +395,15 @@ def sample_dpm(model_fn: ModelFn, noise: Tensor, steps: int, callback: Callback 
     """
     from diffusers import DPMSolverMultistepScheduler
 
-    scheduler = DPMSolverMultistepScheduler(NUM_TIMESTEPS, BETA_START, BETA_END, "linear", solver_order=2,
-                                            algorithm_type="dpmsolver++", prediction_type="epsilon")
+    scheduler = DPMSolverMultistepScheduler(
+        NUM_TIMESTEPS,
+        BETA_START,
+        BETA_END,
+        "linear",
+        solver_order=2,
+        algorithm_type="dpmsolver++",
+        prediction_type="epsilon",
+    )
     scheduler.set_timesteps(steps, noise.device)
     latent = noise.float() * scheduler.init_noise_sigma
     for step, timestep in enumerate(scheduler.timesteps):
@@ -326,8 +412,10 @@ def sample_dpm(model_fn: ModelFn, noise: Tensor, steps: int, callback: Callback 
         if callback is not None:
             callback(step, scheduler.model_outputs[-1])
     if not torch.isfinite(latent).all():
-        raise ValueError("the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
-                         "(try bfloat16 or float32)")
+        raise ValueError(
+            "the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
+            "(try bfloat16 or float32)"
+        )
     return latent
 
 

@@ -15,15 +15,18 @@ _BINS_1024 = {
     1.29: (1152, 896), 1.38: (1152, 832), 1.46: (1216, 832), 1.67: (1280, 768), 1.75: (1344, 768), 2.0: (1408, 704),
     2.09: (1472, 704), 2.4: (1536, 640), 2.5: (1600, 640), 2.89: (1664, 576), 3.0: (1728, 576), 3.11: (1792, 576),
     3.62: (1856, 512), 3.75: (1920, 512), 3.88: (1984, 512), 4.0: (2048, 512),
-}
+}  # fmt: skip
 _TRAINING_ONLY = {0.26, 0.27, 2.89, 3.11, 3.62, 3.75, 3.88}
 
 Bins = dict[float, tuple[int, int]]
 
 
 def _scaled(base: int, training: bool) -> Bins:
-    return {ratio: (height * base // 1024, width * base // 1024) for ratio, (height, width) in _BINS_1024.items()
-            if training or ratio not in _TRAINING_ONLY}
+    return {
+        ratio: (height * base // 1024, width * base // 1024)
+        for ratio, (height, width) in _BINS_1024.items()
+        if training or ratio not in _TRAINING_ONLY
+    }
 
 
 ASPECT_RATIO_256 = _scaled(256, training=False)
@@ -71,4 +74,4 @@ def resize_and_crop(images: Tensor, height: int, width: int) -> Tensor:
     new_height, new_width = max(int(old_height * ratio), height), max(int(old_width * ratio), width)
     images = F.interpolate(images, size=(new_height, new_width), mode="bilinear", align_corners=False)
     top, left = (new_height - height) // 2, (new_width - width) // 2
-    return images[..., top:top + height, left:left + width]
+    return images[..., top : top + height, left : left + width]

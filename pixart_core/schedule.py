@@ -28,8 +28,11 @@ def alphas_cumprod(scaled_linear: bool = False) -> Tensor:
 def signal_and_noise(timestep: Tensor, like: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """√ᾱ_t and √(1 − ᾱ_t) for timestep (B,), float32, shaped to broadcast over `like` (B, …)."""
     table = alphas_cumprod() if table is None else table
-    alpha = table.to(timestep.device)[timestep.long()] if timestep.device.type != "mps" else (
-        table[timestep.long().cpu()].float().to(timestep.device))  # MPS has no float64
+    alpha = (
+        table.to(timestep.device)[timestep.long()]
+        if timestep.device.type != "mps"
+        else (table[timestep.long().cpu()].float().to(timestep.device))
+    )  # MPS has no float64
     shape = (-1, *[1] * (like.ndim - 1))
     return alpha.sqrt().float().view(shape), (1 - alpha).sqrt().float().view(shape)
 

@@ -46,11 +46,15 @@ def normalize_prompt(text: str, clean_caption: bool = False) -> str:
         raise TypeError(f"a prompt is a string, got {type(text).__name__}")
     if not clean_caption:
         return text.lower().strip()
-    missing = [name for module, name in (("bs4", "beautifulsoup4"), ("ftfy", "ftfy"))
-               if importlib.util.find_spec(module) is None]
+    missing = [
+        name
+        for module, name in (("bs4", "beautifulsoup4"), ("ftfy", "ftfy"))
+        if importlib.util.find_spec(module) is None
+    ]
     if missing:
-        raise ImportError(f"clean_caption needs {' and '.join(missing)}: pip install {' '.join(missing)}, "
-                          "or turn clean_caption off")
+        raise ImportError(
+            f"clean_caption needs {' and '.join(missing)}: pip install {' '.join(missing)}, or turn clean_caption off"
+        )
     from diffusers import PixArtAlphaPipeline
 
     clean = functools.partial(PixArtAlphaPipeline._clean_caption, PixArtAlphaPipeline)  # reads class attributes only
@@ -142,10 +146,11 @@ class TextEncoder:
         rows = self.tokenizer(list(texts), add_special_tokens=True).input_ids
         for index, ids in enumerate(rows):
             if len(ids) > max_length:
-                cut = self.tokenizer.decode(ids[max_length - 1:-1])
-                logger.warning("the prompt has %d tokens and PixArt reads %d; this was cut off: %r", len(ids),
-                               max_length, cut)
-                rows[index] = ids[:max_length - 1] + ids[-1:]
+                cut = self.tokenizer.decode(ids[max_length - 1 : -1])
+                logger.warning(
+                    "the prompt has %d tokens and PixArt reads %d; this was cut off: %r", len(ids), max_length, cut
+                )
+                rows[index] = ids[: max_length - 1] + ids[-1:]
         return rows
 
     @torch.no_grad()
@@ -170,7 +175,7 @@ class TextEncoder:
         embeddings = {text: self._cached(text, max_length) for text in texts}
         missing = [text for text, embedding in embeddings.items() if embedding is None]
         for start in range(0, len(missing), _MICRO_BATCH):
-            batch = missing[start:start + _MICRO_BATCH]
+            batch = missing[start : start + _MICRO_BATCH]
             for text, embedding in zip(batch, self._run(batch, max_length), strict=True):
                 embeddings[text] = embedding
                 if self.cache is not None:
@@ -179,8 +184,8 @@ class TextEncoder:
         mask = torch.zeros(len(texts), max_length, dtype=torch.int64, device=self.device)
         for index, text in enumerate(texts):
             embedding = embeddings[text]
-            caption[index, :len(embedding)] = embedding
-            mask[index, :len(embedding)] = 1
+            caption[index, : len(embedding)] = embedding
+            mask[index, : len(embedding)] = 1
         return caption, mask
 
     def _run(self, texts: list[str], max_length: int) -> list[Tensor]:
@@ -190,10 +195,12 @@ class TextEncoder:
         ids = torch.tensor([row + [self.config["pad_token_id"]] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
         hidden = self.load()(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
-        result = [hidden[index, :len(row)].to(self.dtype) for index, row in enumerate(rows)]
+        result = [hidden[index, : len(row)].to(self.dtype) for index, row in enumerate(rows)]
         if not all(torch.isfinite(embedding).all() for embedding in result):
-            raise ValueError(f"the text encoder {self.folder} returned NaN or infinite values: its weights are "
-                             f"damaged, or overflow {self.dtype} (use bfloat16 or float32)")
+            raise ValueError(
+                f"the text encoder {self.folder} returned NaN or infinite values: its weights are "
+                f"damaged, or overflow {self.dtype} (use bfloat16 or float32)"
+            )
         return result
 
     def _key(self, text: str, max_length: int) -> str:
@@ -247,8 +254,10 @@ def find_text_encoder(path) -> tuple[Path, Path]:
     """
     path = Path(path)
     if path.is_file():
-        raise ValueError(f"{path} is a file: give the folder that holds text_encoder/ and tokenizer/. Single-file T5 "
-                         "checkpoints have no tokenizer; ComfyUI's own CLIPLoader (type pixart) reads those")
+        raise ValueError(
+            f"{path} is a file: give the folder that holds text_encoder/ and tokenizer/. Single-file T5 "
+            "checkpoints have no tokenizer; ComfyUI's own CLIPLoader (type pixart) reads those"
+        )
     if not path.is_dir():
         raise FileNotFoundError(f"text encoder folder {path} does not exist")
     folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
@@ -256,8 +265,10 @@ def find_text_encoder(path) -> tuple[Path, Path]:
     for place in places:
         if any((place / name).is_file() for name in _TOKENIZER_FILES):
             return folder, place
-    raise FileNotFoundError(f"no tokenizer for the text encoder {folder}: put {' or '.join(_TOKENIZER_FILES)} into one "
-                            f"of {', '.join(map(str, places))}")
+    raise FileNotFoundError(
+        f"no tokenizer for the text encoder {folder}: put {' or '.join(_TOKENIZER_FILES)} into one "
+        f"of {', '.join(map(str, places))}"
+    )
 
 
 def _default_dtype(device: torch.device, quantization: str) -> torch.dtype:
@@ -326,10 +337,12 @@ def _return_freed_memory() -> None:
 def _require_bitsandbytes(device: torch.device) -> None:
     missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f"8- and 4-bit text encoding needs {' and '.join(missing)}: pip install {' '.join(missing)}, "
-                          "or choose quantization \"none\"")
+        raise ImportError(
+            f"8- and 4-bit text encoding needs {' and '.join(missing)}: pip install {' '.join(missing)}, "
+            'or choose quantization "none"'
+        )
     if device.type not in ("cpu", "cuda", "xpu"):
-        raise ValueError(f"bitsandbytes does not run on {device.type}: choose quantization \"none\", or the device cpu")
+        raise ValueError(f'bitsandbytes does not run on {device.type}: choose quantization "none", or the device cpu')
 
 
 def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str):
@@ -365,8 +378,9 @@ def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantizatio
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     for problem, names in (("unknown or of another shape", unexpected), ("missing", missing)):
         if names:
-            raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {problem} are "
-                                  f"{summary(sorted(names))}")
+            raise CheckpointError(
+                f"{folder} does not hold the weights its config.json describes: {problem} are {summary(sorted(names))}"
+            )
     return model.eval().requires_grad_(False)
 
 
@@ -375,8 +389,11 @@ def _replace_linears(model, compute: torch.dtype, quantization: str) -> None:
     from transformers import BitsAndBytesConfig
     from transformers.integrations import replace_with_bnb_linear
 
-    settings = {"load_in_8bit": True} if quantization == "int8" else {
-        "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+    settings = (
+        {"load_in_8bit": True}
+        if quantization == "int8"
+        else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
+    )
     config = BitsAndBytesConfig(**settings)
     # It would say for every layer of every prompt that LLM.int8 multiplies in float16, as its paper does.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)

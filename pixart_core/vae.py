@@ -42,11 +42,12 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = config.get("_class_name")
     if kind not in _CLASSES:
-        raise CheckpointError(f"{folder} holds {kind or 'no diffusers model'}; PixArt-α's autoencoder is one of "
-                              f"{', '.join(_CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)")
+        raise CheckpointError(
+            f"{folder} holds {kind or 'no diffusers model'}; PixArt-α's autoencoder is one of "
+            f"{', '.join(_CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)"
+        )
     open_weights(folder)  # names a missing or damaged file better than diffusers does
-    vae, info = getattr(diffusers, kind).from_pretrained(
-        folder, local_files_only=True, output_loading_info=True)
+    vae, info = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, output_loading_info=True)
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]) + sorted(map(str, info["mismatched_keys"]))
     if wrong:
         raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {summary(wrong)}")
@@ -66,13 +67,16 @@ def decode(vae, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         ValueError: on another number of channels, or an autoencoder that returns NaN or infinite values.
     """
     if latent.ndim != 4 or latent.shape[1] != vae.config.latent_channels:
-        raise ValueError(f"this autoencoder decodes latents (B, {vae.config.latent_channels}, h, w), "
-                         f"got shape {tuple(latent.shape)}")
+        raise ValueError(
+            f"this autoencoder decodes latents (B, {vae.config.latent_channels}, h, w), got shape {tuple(latent.shape)}"
+        )
     scaled = latent.to(vae.device, torch.float32) / vae.config.scaling_factor
     images = vae.decode(scaled.to(vae.dtype)).sample.float()
     if not torch.isfinite(images).all():
-        raise ValueError("the autoencoder returned NaN or infinite values: its weights are damaged, or its dtype "
-                         f"{vae.dtype} overflows (use float32)")
+        raise ValueError(
+            "the autoencoder returned NaN or infinite values: its weights are damaged, or its dtype "
+            f"{vae.dtype} overflows (use float32)"
+        )
     if size is not None:
         images = resize_and_crop(images, *size)
     return (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
@@ -116,15 +120,18 @@ def to_pil(images: Tensor) -> list[Any]:
 
 def _encode(vae, images: Tensor):
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % FACTOR or images.shape[2] % FACTOR:
-        raise ValueError(f"pictures to encode are (B, H, W, 3) with H and W multiples of {FACTOR}, "
-                         f"got shape {tuple(images.shape)}")
+        raise ValueError(
+            f"pictures to encode are (B, H, W, 3) with H and W multiples of {FACTOR}, got shape {tuple(images.shape)}"
+        )
     return vae.encode((images.permute(0, 3, 1, 2) * 2 - 1).to(vae.device, vae.dtype))
 
 
 def _find_vae(path: Path) -> Path:
     if path.is_file():
-        raise CheckpointError(f"{path} is a file: give the folder with config.json and the weights. Single-file "
-                              "autoencoders load in ComfyUI's own VAELoader")
+        raise CheckpointError(
+            f"{path} is a file: give the folder with config.json and the weights. Single-file "
+            "autoencoders load in ComfyUI's own VAELoader"
+        )
     if not path.is_dir():
         raise CheckpointError(f"autoencoder folder {path} does not exist")
     if (path / "model_index.json").is_file() and not (path / "vae").is_dir():
@@ -140,8 +147,10 @@ def _check_latents(vae, folder: Path) -> None:
     blocks = vae.config.block_out_channels if kl else vae.config.encoder_block_out_channels
     factor = 2 ** (len(blocks) - 1)
     if vae.config.latent_channels != LATENT_CHANNELS or factor != FACTOR:
-        raise CheckpointError(f"the autoencoder {folder} has {vae.config.latent_channels} latent channels and factor "
-                              f"{factor}; PixArt-α needs {LATENT_CHANNELS} channels and factor {FACTOR}, as Stable "
-                              "Diffusion 1.x's")
+        raise CheckpointError(
+            f"the autoencoder {folder} has {vae.config.latent_channels} latent channels and factor "
+            f"{factor}; PixArt-α needs {LATENT_CHANNELS} channels and factor {FACTOR}, as Stable "
+            "Diffusion 1.x's"
+        )
     if not math.isfinite(vae.config.scaling_factor) or vae.config.scaling_factor <= 0:
         raise CheckpointError(f"the autoencoder {folder} has scaling_factor {vae.config.scaling_factor} in config.json")

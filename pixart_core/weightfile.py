@@ -30,15 +30,30 @@ CHUNK_BYTES = 256 * 2**20
 
 # File names that a folder may hold its weights under, best first.
 _FOLDER_FILES = (
-    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
-    "adapter_model.safetensors", "pytorch_lora_weights.safetensors",
-    "model.safetensors", "model.safetensors.index.json", "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin", "adapter_model.bin", "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "diffusion_pytorch_model.fp16.safetensors",
+    "diffusion_pytorch_model.bin",
+    "adapter_model.bin",
+    "pytorch_model.bin",
 )
 _SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 
 
@@ -84,8 +99,12 @@ class WeightFile:
                 out.update((name, state[name]) for name in group)
         return out
 
-    def assemble(self, plan: Mapping[str, tuple[str, ...]], dtype: torch.dtype | None = None,
-                 device: torch.device | str | None = None) -> dict[str, Tensor]:
+    def assemble(
+        self,
+        plan: Mapping[str, tuple[str, ...]],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> dict[str, Tensor]:
         """Make target tensors, each from the rows of one or more stored ones, without ever holding two copies.
 
         What can be used as stored stays mapped. What has to be cast, fused or moved is made, and everything is checked,
@@ -99,6 +118,7 @@ class WeightFile:
         Raises:
             CheckpointError: naming weights that are NaN or infinite.
         """
+
         def as_stored(names: tuple[str, ...]) -> bool:
             on_cpu = device is None or torch.device(device).type == "cpu"
             return on_cpu and len(names) == 1 and dtype in (None, self.tensors[names[0]].dtype)
@@ -119,8 +139,10 @@ class WeightFile:
                     bad.append(target)
             del stored, parts, checked
         if bad:
-            raise CheckpointError(f"{self.path} holds NaN or infinite weights ({summary(bad)}), as a diverged training "
-                                  "or a cast to float16 leaves them: use another copy or an earlier checkpoint")
+            raise CheckpointError(
+                f"{self.path} holds NaN or infinite weights ({summary(bad)}), as a diverged training "
+                "or a cast to float16 leaves them: use another copy or an earlier checkpoint"
+            )
         return out
 
 
@@ -181,8 +203,10 @@ def _find_file(path: Path) -> Path:
     for name in _FOLDER_FILES:
         if (path / name).is_file():
             return path / name
-    raise CheckpointError(f"the folder {path} holds no weights: expected one of {', '.join(_FOLDER_FILES[:3])}, … or a "
-                          "pipeline folder with model_index.json and transformer/")
+    raise CheckpointError(
+        f"the folder {path} holds no weights: expected one of {', '.join(_FOLDER_FILES[:3])}, … or a "
+        "pipeline folder with model_index.json and transformer/"
+    )
 
 
 def _shards(file: Path) -> list[Path]:
@@ -203,8 +227,11 @@ def _configs(path: Path, file: Path) -> dict[str, dict[str, Any]]:
     file there, or a folder was asked for; and the index of the pipeline that the folder is part of."""
     out = {}
     if path.is_dir() or file.name in _FOLDER_FILES:
-        for folder, name in ((file.parent, "config.json"), (file.parent, "adapter_config.json"),
-                             (file.parent.parent, "model_index.json")):
+        for folder, name in (
+            (file.parent, "config.json"),
+            (file.parent, "adapter_config.json"),
+            (file.parent.parent, "model_index.json"),
+        ):
             if (folder / name).is_file():
                 try:
                     out[name] = json.loads((folder / name).read_text("utf-8"))
@@ -285,21 +312,26 @@ def _load_pickle(file: Path, is_zip: bool) -> Any:
 def _only_tensors(file: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
     other = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
     if other or not state:
-        raise CheckpointError(f"{file} holds no state dict: expected named tensors, bare or under state_dict or "
-                              f"state_dict_ema, found {summary(other) or 'nothing'}")
+        raise CheckpointError(
+            f"{file} holds no state dict: expected named tensors, bare or under state_dict or "
+            f"state_dict_ema, found {summary(other) or 'nothing'}"
+        )
     return dict(state)
 
 
 def _pickle_error(file: Path, error: pickle.UnpicklingError) -> CheckpointError:
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
     if found:
-        return CheckpointError(f"{file} carries code or objects other than weights ({found[1]}); it was not executed. "
-                               "Take the safetensors version, or have whoever made the file save its state_dict only")
+        return CheckpointError(
+            f"{file} carries code or objects other than weights ({found[1]}); it was not executed. "
+            "Take the safetensors version, or have whoever made the file save its state_dict only"
+        )
     return _damaged(file, ", if it is one of weights at all: expected safetensors or a PyTorch .pth")
 
 
-def save_weights(state: Mapping[str, Tensor], path: str | os.PathLike,
-                 metadata: Mapping[str, str] | None = None) -> Path:
+def save_weights(
+    state: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None
+) -> Path:
     """Write a safetensors file so that `path` is, at any moment, the old file, the new one, or absent.
 
     Raises:

@@ -28,8 +28,15 @@ _SENTENCES = [
 
 def nano_config(**changes) -> PixArtConfig:
     """A two-block micro-conditioned transformer for 128 px; `changes` are fields of PixArtConfig."""
-    values = {"input_size": 16, "hidden_size": 48, "depth": 2, "num_heads": 4, "caption_channels": CAPTION_CHANNELS,
-              "interpolation_scale": 1.0, "micro_condition": True}
+    values = {
+        "input_size": 16,
+        "hidden_size": 48,
+        "depth": 2,
+        "num_heads": 4,
+        "caption_channels": CAPTION_CHANNELS,
+        "interpolation_scale": 1.0,
+        "micro_condition": True,
+    }
     return PixArtConfig(**values | changes)
 
 
@@ -48,8 +55,9 @@ def random_pixart(config: PixArtConfig, seed: int = 0) -> PixArt:
     return model
 
 
-def random_controlnet(base: PixArt, copy_blocks_num: int = 1, seed: int = 0,
-                      kind: type[ControlNetTransformer] = ControlNetTransformer) -> ControlNetTransformer:
+def random_controlnet(
+    base: PixArt, copy_blocks_num: int = 1, seed: int = 0, kind: type[ControlNetTransformer] = ControlNetTransformer
+) -> ControlNetTransformer:
     """Copies of the base's blocks between random, non-zero linears."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -61,8 +69,16 @@ def random_controlnet(base: PixArt, copy_blocks_num: int = 1, seed: int = 0,
     return control
 
 
-def make_nano_folder(path, seed: int = 0, hidden_size: int = 48, *, controlnet: bool = False,
-                     dtype: torch.dtype = torch.float16, vae: str = "tiny", **config) -> Path:
+def make_nano_folder(
+    path,
+    seed: int = 0,
+    hidden_size: int = 48,
+    *,
+    controlnet: bool = False,
+    dtype: torch.dtype = torch.float16,
+    vae: str = "tiny",
+    **config,
+) -> Path:
     """Write a diffusers-style pipeline folder with random weights.
 
     Args:
@@ -88,17 +104,34 @@ def make_nano_folder(path, seed: int = 0, hidden_size: int = 48, *, controlnet: 
         save_controlnet(control, path / "controlnet" / "diffusion_pytorch_model.safetensors")
     make_text_encoder(path, seed, model.config.caption_channels)
     make_vae(path / "vae", seed, vae)
-    scheduler = {"_class_name": "LCMScheduler", "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
-                 "num_train_timesteps": 1000, "original_inference_steps": 50, "prediction_type": "epsilon",
-                 "clip_sample": False, "set_alpha_to_one": True, "timestep_scaling": 10.0}
+    scheduler = {
+        "_class_name": "LCMScheduler",
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "num_train_timesteps": 1000,
+        "original_inference_steps": 50,
+        "prediction_type": "epsilon",
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "timestep_scaling": 10.0,
+    }
     (path / "scheduler").mkdir(exist_ok=True)
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
-    (path / "model_index.json").write_text(json.dumps({
-        "_class_name": "PixArtAlphaPipeline", "_diffusers_version": "0.30.0",
-        "scheduler": ["diffusers", "LCMScheduler"], "text_encoder": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "T5Tokenizer"], "transformer": ["diffusers", "PixArtTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL" if vae == "kl" else "AutoencoderTiny"],
-    }, indent=2))
+    (path / "model_index.json").write_text(
+        json.dumps(
+            {
+                "_class_name": "PixArtAlphaPipeline",
+                "_diffusers_version": "0.30.0",
+                "scheduler": ["diffusers", "LCMScheduler"],
+                "text_encoder": ["transformers", "T5EncoderModel"],
+                "tokenizer": ["transformers", "T5Tokenizer"],
+                "transformer": ["diffusers", "PixArtTransformer2DModel"],
+                "vae": ["diffusers", "AutoencoderKL" if vae == "kl" else "AutoencoderTiny"],
+            },
+            indent=2,
+        )
+    )
     return path
 
 
@@ -107,9 +140,21 @@ def make_text_encoder(path: Path, seed: int = 0, width: int = CAPTION_CHANNELS) 
     from transformers import T5Config, T5EncoderModel
 
     tokenizer = make_tokenizer(path / "tokenizer")
-    config = T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=16, d_ff=2 * width, num_layers=2, num_heads=4,
-                      feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
-                      tie_word_embeddings=False, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=16,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         T5EncoderModel(config).eval().save_pretrained(path / "text_encoder")
@@ -123,8 +168,17 @@ def make_tokenizer(path: Path):
     path.mkdir(parents=True, exist_ok=True)
     with (path / "spiece.model").open("wb") as file:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(_SENTENCES), model_writer=file, model_type="unigram", vocab_size=120,
-            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2)
+            sentence_iterator=iter(_SENTENCES),
+            model_writer=file,
+            model_type="unigram",
+            vocab_size=120,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            hard_vocab_limit=False,
+            minloglevel=2,
+        )
     tokenizer = T5Tokenizer.from_pretrained(path, extra_ids=0)
     tokenizer.save_pretrained(path)
     return tokenizer
@@ -140,8 +194,13 @@ def make_vae(path: Path, seed: int = 0, kind: str = "tiny") -> None:
             names = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
             vae = AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, layers_per_block=1, **names)
         else:
-            vae = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4,
-                                  num_encoder_blocks=(1,) * 4, num_decoder_blocks=(1,) * 4, scaling_factor=1.0)
+            vae = AutoencoderTiny(
+                encoder_block_out_channels=(8,) * 4,
+                decoder_block_out_channels=(8,) * 4,
+                num_encoder_blocks=(1,) * 4,
+                num_decoder_blocks=(1,) * 4,
+                scaling_factor=1.0,
+            )
         vae.eval().save_pretrained(path)
     config = json.loads((path / "config.json").read_text())
     if kind == "tiny":

@@ -14,7 +14,11 @@ ROOMS = ("pixart_core", "nodes", "training")
 ALLOWED = {
     "pixart_core": {"pixart_core"},
     "nodes": {
-        "nodes", "pixart_core", "training.jobs", "training.run_dir", "training.config",
+        "nodes",
+        "pixart_core",
+        "training.jobs",
+        "training.run_dir",
+        "training.config",
         "training.estimate",  # what a training will take is shown before it starts
         "training.prepare.sources",  # which pictures a dataset is made from: to show some, and to see that they changed
         "training.prepare.inside",  # which files may be read
@@ -24,8 +28,11 @@ ALLOWED = {
 }
 STANDARD_LIBRARY_ONLY = ("training/jobs/", "training/run_dir.py", "training/config.py", "training/settings.py")
 COMFYUI = {"app", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths"} | {
-    "latent_preview", "node_helpers", "server", "utils",
-}  # fmt: skip
+    "latent_preview",
+    "node_helpers",
+    "server",
+    "utils",
+}
 HEAVY = {"transformers", "diffusers", "accelerate", "bitsandbytes", "peft", "controlnet_aux", "cv2", "scipy"}
 """Take long to import: only inside functions, in everything that ComfyUI's process can load."""
 

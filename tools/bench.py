@@ -47,10 +47,14 @@ def run(name: str, path: Path) -> tuple[str, float, int]:
     with (
         kept.open("w", encoding="utf-8") as file,
         subprocess.Popen(
-            [sys.executable, "-u", str(path)], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-u", str(path)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         ) as process,
-    ):  # fmt: skip
+    ):
         for line in process.stdout:
             print(line, end="", flush=True)
             file.write(line)

@@ -150,9 +150,14 @@ class ComfyServer:
             (self.base / name).mkdir(parents=True, exist_ok=True)
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                self._command(), cwd=self.base, env=self.env, stdout=log, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
+                self._command(),
+                cwd=self.base,
+                env=self.env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         atexit.register(self.stop)
         try:
             self._wait_until_ready()
@@ -164,11 +169,22 @@ class ComfyServer:
 
     def _command(self) -> list[str]:
         command = [
-            self.python, "-u", str(self.comfyui_path / "main.py"),
-            "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base),
-            "--user-directory", str(self.base / "user"), "--database-url", "sqlite:///:memory:",
-            "--disable-api-nodes", "--disable-auto-launch",
-        ]  # fmt: skip
+            self.python,
+            "-u",
+            str(self.comfyui_path / "main.py"),
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--base-directory",
+            str(self.base),
+            "--user-directory",
+            str(self.base / "user"),
+            "--database-url",
+            "sqlite:///:memory:",
+            "--disable-api-nodes",
+            "--disable-auto-launch",
+        ]
         if self.cpu:
             command.append("--cpu")
         if self.extension_root:

@@ -1,7 +1,7 @@
 """Run a bundled workflow in a real, headless ComfyUI and keep the picture (`make demo`), or leave it up (`make run`).
 
-    python -m tools.demo [--workflow NAME] [--output FOLDER]
-    python -m tools.demo --stay [--port 8188]
+python -m tools.demo [--workflow NAME] [--output FOLDER]
+python -m tools.demo --stay [--port 8188]
 """
 
 from __future__ import annotations

@@ -231,8 +231,10 @@ def install(environment: Path, python: Path, comfyui: Path, made_from: dict, log
     run_pip(python, ["install", *made_from["packages"], "-r", str(comfyui / "requirements.txt")], log)
     check = subprocess.run(
         [python, "-c", "import torch, torchvision, torchaudio; print(torch.__version__)"],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if check.returncode:
         raise SetupError("torch, torchvision and torchaudio do not fit together:\n" + tail(check.stdout.splitlines()))
     stamp = {**made_from, "torch": check.stdout.split()[-1], "seconds": round(time.monotonic() - started)}

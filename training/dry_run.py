@@ -45,9 +45,13 @@ def dry_run(command: str, config: TrainConfig) -> None:
     say(f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps", flush=True)
     engine = make_engine(command, config, data, accelerator)
     batches = data.batches(
-        config.batch_size, config.seed, 0, accelerator.process_index, accelerator.num_processes,
+        config.batch_size,
+        config.seed,
+        0,
+        accelerator.process_index,
+        accelerator.num_processes,
         hint=engine.task.needs_hint,
-    )  # fmt: skip
+    )
     begin = time.perf_counter()
     result = engine.step(0, batches)
     loss, norm = result.loss.item(), result.gradient_norm.item()

@@ -69,10 +69,14 @@ class Estimate:
     def __str__(self) -> str:
         parts = ("weights", "frozen", "average", "gradients", "moments", "activations")
         lines = [f"  {name:12}{in_units(getattr(self, name)):>9}" for name in parts]
-        return "\n".join([
-            "memory of the device, about", *lines, f"  {'together':12}{in_units(self.memory):>9}",
-            f"disk: {in_units(self.disk)} ({self.kept} + 1 checkpoints of {in_units(self.checkpoint)})",
-        ])  # fmt: skip
+        return "\n".join(
+            [
+                "memory of the device, about",
+                *lines,
+                f"  {'together':12}{in_units(self.memory):>9}",
+                f"disk: {in_units(self.disk)} ({self.kept} + 1 checkpoints of {in_units(self.checkpoint)})",
+            ]
+        )
 
 
 def estimate(

@@ -27,8 +27,19 @@ LAYOUTS = {
 """What each kind of network can be written as."""
 
 # The modules of diffusers' transformer that have LoRA layers, as the authors' script names them.
-_PEFT_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_out", "ff.net.0.proj", "ff.net.2", "proj", "linear",
-                 "linear_1", "linear_2"]  # fmt: skip
+_PEFT_TARGETS = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "proj",
+    "linear",
+    "linear_1",
+    "linear_2",
+]
 
 
 def kind_of(model: nn.Module) -> str:

@@ -80,9 +80,14 @@ class Training:
     """A run under way: the engine, its data, and what happens between steps."""
 
     def __init__(
-        self, command: str, config: TrainConfig, accelerator: Accelerator, run: RunDir, monitor: Monitor,
+        self,
+        command: str,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        run: RunDir,
+        monitor: Monitor,
         stop: StopSignal,
-    ):  # fmt: skip
+    ):
         self.config, self.accelerator, self.run, self.monitor, self.stop = config, accelerator, run, monitor, stop
         self.data = FeatureDataset(config.data)
         self.engine = make_engine(command, config, self.data, accelerator)
@@ -100,9 +105,14 @@ class Training:
         """Steps until the last one, or until somebody asks to stop."""
         config = self.config
         batches = self.data.batches(
-            config.batch_size, config.seed, self.batches, self.accelerator.process_index,
-            self.accelerator.num_processes, self._workers(), self.engine.task.needs_hint,
-        )  # fmt: skip
+            config.batch_size,
+            config.seed,
+            self.batches,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            self._workers(),
+            self.engine.task.needs_hint,
+        )
         while self.step < config.steps and "stop" not in self._asked:
             wishes = self._wishes()
             result = self.engine.step(self.step, batches)
@@ -221,9 +231,13 @@ class Training:
         if self.saved == self.step:
             return
         path = save_checkpoint(
-            self.run, self.engine, self.step, self.config.keep_checkpoints, batches=self.batches,
+            self.run,
+            self.engine,
+            self.step,
+            self.config.keep_checkpoints,
+            batches=self.batches,
             pending=self.monitor.pending,
-        )  # fmt: skip
+        )
         self.saved = self.step
         self.monitor.say_state("running", step=self.step, checkpoint=path.name)
 

@@ -57,10 +57,14 @@ def add_lora(model: PixArt, rank: int, alpha: float, seed: int = 0) -> PixArt:
 def read_lora(model: nn.Module) -> Lora | None:
     """The LoRA on a model; None if there is none."""
     deltas = [
-        Delta(*_place(name), layer.lora_B[_ADAPTER].weight.flatten(1).detach(),
-              layer.lora_A[_ADAPTER].weight.flatten(1).detach(), float(layer.lora_alpha[_ADAPTER]))
+        Delta(
+            *_place(name),
+            layer.lora_B[_ADAPTER].weight.flatten(1).detach(),
+            layer.lora_A[_ADAPTER].weight.flatten(1).detach(),
+            float(layer.lora_alpha[_ADAPTER]),
+        )
         for name, layer in _layers(model).items()
-    ]  # fmt: skip
+    ]
     return Lora("training", tuple(deltas)) if deltas else None
 
 

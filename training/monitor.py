@@ -33,9 +33,12 @@ class Monitor:
     def __init__(self, run: RunDir, config: TrainConfig, device: torch.device, silent: bool = False):
         self.run, self.config, self.device, self.silent = run, config, device, silent
         self.status: dict[str, Any] = {
-            "step": 0, **_earlier(run), "steps": config.steps, "device": str(device),
+            "step": 0,
+            **_earlier(run),
+            "steps": config.steps,
+            "device": str(device),
             "started": psutil.Process().create_time(),
-        }  # fmt: skip
+        }
         self.pending: list[float] = []
         """Losses since the last line of metrics; a part of checkpoints, so that a resumed run averages the same."""
         self._state = "preparing"
@@ -52,8 +55,14 @@ class Monitor:
         self._mark = step, time.monotonic()
         if not self.silent:
             self._board = _open_board(self) if self.config.tensorboard else None
-            self._bar = tqdm(total=self.config.steps, initial=step, unit="step", disable=not sys.stdout.isatty(),
-                             file=sys.stdout, dynamic_ncols=True)  # fmt: skip
+            self._bar = tqdm(
+                total=self.config.steps,
+                initial=step,
+                unit="step",
+                disable=not sys.stdout.isatty(),
+                file=sys.stdout,
+                dynamic_ncols=True,
+            )
         self.say_state("running", step=step)
 
     def add(self, step: int, loss: float, norm: float, rate: float, data_seconds: float) -> None:
@@ -65,8 +74,13 @@ class Monitor:
         self._bar.update(step - self._bar.n)
         taken, seconds = step - self._mark[0], time.monotonic() - self._mark[1]
         each = seconds / taken
-        self.status |= {"step": step, "loss": loss, "learning_rate": rate, "seconds_per_step": each,
-                        "seconds_left": each * (self.config.steps - step)}  # fmt: skip
+        self.status |= {
+            "step": step,
+            "loss": loss,
+            "learning_rate": rate,
+            "seconds_per_step": each,
+            "seconds_left": each * (self.config.steps - step),
+        }
         if self._is_due(step):
             self._log(step, norm, rate, each, self._waited / taken)
             self.pending = []
@@ -116,8 +130,13 @@ class Monitor:
         loss = sum(self.pending) / len(self.pending)
         self.status["loss"] = loss
         norm = norm if math.isfinite(norm) else None  # overflowed float16: the step was left out, JSON has no infinity
-        values = {"loss": loss, "gradient_norm": norm, "learning_rate": rate, "seconds_per_step": seconds,
-                  "data_seconds": waited}  # fmt: skip
+        values = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "seconds_per_step": seconds,
+            "data_seconds": waited,
+        }
         self.run.log(step=step, **values, time=time.time())
         if self._board is not None:
             for name, value in values.items():

@@ -30,8 +30,17 @@ else:
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
 _SAME_RUN = (
-    "base", "data", "model", "seed", "lora_rank", "lora_alpha", "beta_schedule", "w_embedding", "copy_blocks", "wiring",
-)  # fmt: skip
+    "base",
+    "data",
+    "model",
+    "seed",
+    "lora_rank",
+    "lora_alpha",
+    "beta_schedule",
+    "w_embedding",
+    "copy_blocks",
+    "wiring",
+)
 """Settings that say what is trained, and on what: they may not change between two halves of a run."""
 _LOCK_OFFSET = 1 << 20
 """On Windows a locked byte cannot be read: it lies behind the text of the lock file."""

@@ -38,9 +38,13 @@ def draw_grid(task: Task, batch: Mapping[str, Any], vae: Any, seed: int = 0) -> 
 
 @torch.no_grad()
 def sample_latents(
-    predictor: Callable[..., Tensor], batch: Mapping[str, Tensor], sampler: str, null: Tensor | None, seed: int = 0,
+    predictor: Callable[..., Tensor],
+    batch: Mapping[str, Tensor],
+    sampler: str,
+    null: Tensor | None,
+    seed: int = 0,
     table: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Latents for the captions (and hints) of a batch.
 
     Args:

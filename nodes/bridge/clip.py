@@ -36,16 +36,30 @@ class T5Tokenizer(comfy.sd1_clip.SDTokenizer):
     def __init__(self, folder: str, width: int, embedding_directory=None, tokenizer_data=None):
         from transformers import T5TokenizerFast
 
-        super().__init__(folder, pad_with_end=False, embedding_directory=embedding_directory, embedding_size=width,
-                         embedding_key="t5xxl", tokenizer_class=T5TokenizerFast, has_start_token=False,
-                         pad_to_max_length=False, max_length=10**8, min_length=1, tokenizer_data=tokenizer_data or {})
+        super().__init__(
+            folder,
+            pad_with_end=False,
+            embedding_directory=embedding_directory,
+            embedding_size=width,
+            embedding_key="t5xxl",
+            tokenizer_class=T5TokenizerFast,
+            has_start_token=False,
+            pad_to_max_length=False,
+            max_length=10**8,
+            min_length=1,
+            tokenizer_data=tokenizer_data or {},
+        )
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> list[list[tuple]]:
         tokens = super().tokenize_with_weights(normalize_prompt(text), return_word_ids, **kwargs)[0]
         if len(tokens) > MAX_LENGTH:
-            cut = self.tokenizer.decode([token[0] for token in tokens[MAX_LENGTH - 1:-1] if isinstance(token[0], int)])
-            say(f"the prompt has {len(tokens)} tokens and PixArt reads {MAX_LENGTH}; this was cut off: {cut!r}",
-                logging.WARNING)
+            cut = self.tokenizer.decode(
+                [token[0] for token in tokens[MAX_LENGTH - 1 : -1] if isinstance(token[0], int)]
+            )
+            say(
+                f"the prompt has {len(tokens)} tokens and PixArt reads {MAX_LENGTH}; this was cut off: {cut!r}",
+                logging.WARNING,
+            )
             tokens = tokens[: MAX_LENGTH - 1] + tokens[-1:]
         return [tokens]
 
@@ -76,11 +90,21 @@ def load_clip(path: str, quantization: str = "none", disable_dynamic: bool = Fal
     if _is_quantized(state):
         options["t5xxl_quantization_metadata"] = {"mixed_ops": True}
     target = comfy.supported_models_base.ClipTarget(
-        functools.partial(comfy.sd1_clip.SD1Tokenizer, clip_name="t5xxl",
-                          tokenizer=functools.partial(T5Tokenizer, _tokenizer_folder(path, shape), shape["d_model"])),
-        comfy.text_encoders.pixart_t5.PixArtT5XXL)
-    clip = comfy.sd.CLIP(target, embedding_directory=folder_paths.get_folder_paths("embeddings"), parameters=parameters,
-                         state_dict=[state], model_options=options, disable_dynamic=disable_dynamic)
+        functools.partial(
+            comfy.sd1_clip.SD1Tokenizer,
+            clip_name="t5xxl",
+            tokenizer=functools.partial(T5Tokenizer, _tokenizer_folder(path, shape), shape["d_model"]),
+        ),
+        comfy.text_encoders.pixart_t5.PixArtT5XXL,
+    )
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=folder_paths.get_folder_paths("embeddings"),
+        parameters=parameters,
+        state_dict=[state],
+        model_options=options,
+        disable_dynamic=disable_dynamic,
+    )
     clip.patcher.cached_patcher_init = (_load_clip_patcher, (path, quantization))
     return clip
 
@@ -123,8 +147,11 @@ def _encoder_state(weights: WeightFile) -> dict[str, Tensor]:
     state, _ = comfy.utils.convert_old_quants(weights.read(), "")
     if "shared.weight" not in state and "encoder.embed_tokens.weight" in state:
         state["shared.weight"] = state["encoder.embed_tokens.weight"]
-    return {key: tensor for key, tensor in state.items()
-            if key == "shared.weight" or key.startswith("encoder.") and key != "encoder.embed_tokens.weight"}
+    return {
+        key: tensor
+        for key, tensor in state.items()
+        if key == "shared.weight" or key.startswith("encoder.") and key != "encoder.embed_tokens.weight"
+    }
 
 
 def _t5_shape(state: dict[str, Tensor], path: str) -> dict:
@@ -141,14 +168,26 @@ def _t5_shape(state: dict[str, Tensor], path: str) -> dict:
         names += [f"encoder.block.{layer}.layer.{part}.layer_norm.weight" for part in (0, 1)]
     missing = [name for name in names if name not in state]
     if missing:
-        raise CheckpointError(f"{path} is not a whole T5 encoder: it lacks {missing[0]}. PixArt takes "
-                              "T5 v1.1 XXL (t5xxl_fp16.safetensors, or the text_encoder folder)")
+        raise CheckpointError(
+            f"{path} is not a whole T5 encoder: it lacks {missing[0]}. PixArt takes "
+            "T5 v1.1 XXL (t5xxl_fp16.safetensors, or the text_encoder folder)"
+        )
     (vocabulary, width), heads = state["shared.weight"].shape, state[names[2]].shape[1]
-    inner, hidden = (state[name].shape[axis] for name, axis in ((attention.format(0) + "q.weight", 0),
-                                                                (feed.format(0) + "wo.weight", 1)))
-    return {"d_model": width, "d_kv": inner // heads, "d_ff": hidden, "vocab_size": vocabulary, "num_layers": layers,
-            "num_heads": heads, "is_gated_act": gated, "dense_act_fn": "gelu_pytorch_tanh" if gated else "relu",
-            "model_type": "t5"}
+    inner, hidden = (
+        state[name].shape[axis]
+        for name, axis in ((attention.format(0) + "q.weight", 0), (feed.format(0) + "wo.weight", 1))
+    )
+    return {
+        "d_model": width,
+        "d_kv": inner // heads,
+        "d_ff": hidden,
+        "vocab_size": vocabulary,
+        "num_layers": layers,
+        "num_heads": heads,
+        "is_gated_act": gated,
+        "dense_act_fn": "gelu_pytorch_tanh" if gated else "relu",
+        "model_type": "t5",
+    }
 
 
 def _tokenizer_folder(path: str, shape: dict) -> str:
@@ -156,5 +195,7 @@ def _tokenizer_folder(path: str, shape: dict) -> str:
         return str(find_text_encoder(path)[1])
     if shape["vocab_size"] == 32128:  # T5's own vocabulary, which ComfyUI carries
         return str(Path(comfy.text_encoders.pixart_t5.__file__).parent / "t5_tokenizer")
-    raise CheckpointError(f"{path} is a T5 encoder with a vocabulary of {shape['vocab_size']}: its file has no "
-                          "tokenizer, choose the folder that has tokenizer/ beside it")
+    raise CheckpointError(
+        f"{path} is a T5 encoder with a vocabulary of {shape['vocab_size']}: its file has no "
+        "tokenizer, choose the folder that has tokenizer/ beside it"
+    )

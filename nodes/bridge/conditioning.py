@@ -9,8 +9,9 @@ from ...pixart_core.text import normalize_prompt
 from .model import null_caption
 
 
-def encode_prompts(clip, prompt: str, negative: str, width: int, height: int, clean_caption: bool,
-                   null_from=None) -> tuple:
+def encode_prompts(
+    clip, prompt: str, negative: str, width: int, height: int, clean_caption: bool, null_from=None
+) -> tuple:
     """(positive, negative) conditioning.
 
     Args:

@@ -34,8 +34,9 @@ class HostedControl(nn.Module):
         super().__init__()
         self.net, self.dtype = net, dtype
 
-    def forward(self, x, hint, timesteps, context, base, exact_timesteps, options, c_size=None, c_ar=None,
-                c_mask=None) -> dict:
+    def forward(
+        self, x, hint, timesteps, context, base, exact_timesteps, options, c_size=None, c_ar=None, c_mask=None
+    ) -> dict:
         """Residuals under "input": ComfyUI's samplers merge and batch them, `PixArtUNet` adds i after block i.
 
         Args:
@@ -43,16 +44,32 @@ class HostedControl(nn.Module):
             base: weak reference to the `PixArtUNet` that is sampling.
         """
         attention = functools.partial(attention_for(x.device), transformer_options=options)
-        return {"input": self.net(base(), x, exact_timesteps, context, hint, c_mask, c_size,
-                                  aspect_ratio(x, c_size, c_ar), attention=attention)}
+        return {
+            "input": self.net(
+                base(),
+                x,
+                exact_timesteps,
+                context,
+                hint,
+                c_mask,
+                c_size,
+                aspect_ratio(x, c_size, c_ar),
+                attention=attention,
+            )
+        }
 
 
 class PixArtControl(comfy.controlnet.ControlNet):
     """ComfyUI's ControlNet around ours. The base model, which embeds the hint, is the one that is sampling."""
 
     def __init__(self, net: HostedControl | None = None, load_device=None):
-        super().__init__(net, compression_ratio=1, latent_format=comfy.latent_formats.SD15(), load_device=load_device,
-                         extra_conds=["c_size", "c_ar", "c_mask"])
+        super().__init__(
+            net,
+            compression_ratio=1,
+            latent_format=comfy.latent_formats.SD15(),
+            load_device=load_device,
+            extra_conds=["c_size", "c_ar", "c_mask"],
+        )
         self.resize = RESIZE_MODES[0]
 
     def copy(self) -> PixArtControl:
@@ -86,11 +103,15 @@ class PixArtControl(comfy.controlnet.ControlNet):
         """The hint picture as the latent (B, 4, height, width) that the base model embeds."""
         channels = self.control_model.net.config.in_channels
         if self.vae is None:
-            raise ValueError("PixArt's ControlNet reads its hint through the autoencoder: connect the vae input of the "
-                             "node that applies it")
+            raise ValueError(
+                "PixArt's ControlNet reads its hint through the autoencoder: connect the vae input of the "
+                "node that applies it"
+            )
         if self.vae.latent_channels != channels:
-            raise ValueError(f"the VAE of the hint makes latents of {self.vae.latent_channels} channels, PixArt-α/δ "
-                             f"takes {channels}: connect the VAE that decodes your pictures (Stable Diffusion 1.x's)")
+            raise ValueError(
+                f"the VAE of the hint makes latents of {self.vae.latent_channels} channels, PixArt-α/δ "
+                f"takes {channels}: connect the VAE that decodes your pictures (Stable Diffusion 1.x's)"
+            )
         picture = fit_hint(hint_rgb(self.cond_hint_original), height * FACTOR, width * FACTOR, self.resize)
         loaded = memory.loaded_models(only_currently_used=True)
         latent = self.vae.encode(picture.movedim(1, -1))
@@ -103,18 +124,24 @@ class PixArtControl(comfy.controlnet.ControlNet):
 def _require_fit(net: ControlNetTransformer, base) -> None:
     """Raise ValueError when the model that is sampling is not the kind that this control steers."""
     if not isinstance(base, PixArtUNet):
-        raise ValueError(f"a PixArt ControlNet steers models of PixArt-δ Model Loader only, and this MODEL holds a "
-                         f"{type(base).__name__}: load the transformer with PixArt-δ Model Loader")
+        raise ValueError(
+            f"a PixArt ControlNet steers models of PixArt-δ Model Loader only, and this MODEL holds a "
+            f"{type(base).__name__}: load the transformer with PixArt-δ Model Loader"
+        )
     own, other = net.config, base.config
     if (own.hidden_size, own.num_heads) != (other.hidden_size, other.num_heads):
-        raise ValueError(f"this ControlNet is for a base model of hidden size {own.hidden_size} with {own.num_heads} "
-                         f"heads, the MODEL has {other.hidden_size} with {other.num_heads}: load the ControlNet that "
-                         "was trained on this model")
+        raise ValueError(
+            f"this ControlNet is for a base model of hidden size {own.hidden_size} with {own.num_heads} "
+            f"heads, the MODEL has {other.hidden_size} with {other.num_heads}: load the ControlNet that "
+            "was trained on this model"
+        )
     try:
         net.check_copies(other, len(net.controlnet))
     except ValueError as error:
-        raise ValueError(f"this ControlNet does not fit a MODEL of {other.depth} blocks ({error}): load the ControlNet "
-                         "that was trained on this model") from error
+        raise ValueError(
+            f"this ControlNet does not fit a MODEL of {other.depth} blocks ({error}): load the ControlNet "
+            "that was trained on this model"
+        ) from error
 
 
 def fit_hint(hint: Tensor, height: int, width: int, mode: str) -> Tensor:
@@ -124,11 +151,13 @@ def fit_hint(hint: Tensor, height: int, width: int, mode: str) -> Tensor:
     if mode == "stretch":
         return F.interpolate(hint, (height, width), mode="bilinear")
     scale = min(height / hint.shape[-2], width / hint.shape[-1])
-    inner = [min(max(round(side * scale), 1), limit)
-             for side, limit in zip(hint.shape[-2:], (height, width), strict=True)]
+    inner = [
+        min(max(round(side * scale), 1), limit) for side, limit in zip(hint.shape[-2:], (height, width), strict=True)
+    ]
     top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    return F.pad(F.interpolate(hint, inner, mode="bilinear"),
-                 (left, width - inner[1] - left, top, height - inner[0] - top))
+    return F.pad(
+        F.interpolate(hint, inner, mode="bilinear"), (left, width - inner[1] - left, top, height - inner[0] - top)
+    )
 
 
 def load_control(path: str, dtype: str = "default") -> PixArtControl:
@@ -153,8 +182,17 @@ def load_base(path: str, dtype: str):
     return ExecutionBlocker(f"{path} holds a ControlNet alone: take the MODEL from PixArt-δ Model Loader")
 
 
-def apply_control(positive: list, negative: list, control: PixArtControl, image: Tensor, vae, strength: float,
-                  start_percent: float, end_percent: float, resize: str) -> tuple[list, list]:
+def apply_control(
+    positive: list,
+    negative: list,
+    control: PixArtControl,
+    image: Tensor,
+    vae,
+    strength: float,
+    start_percent: float,
+    end_percent: float,
+    resize: str,
+) -> tuple[list, list]:
     """Both conditionings with the control on top of those they already have; at strength 0 unchanged.
 
     Args:
@@ -164,8 +202,10 @@ def apply_control(positive: list, negative: list, control: PixArtControl, image:
         ValueError: on a CONTROL_NET that is not ours, or a hint that cannot be used.
     """
     if not isinstance(control, PixArtControl):
-        raise ValueError(f"this CONTROL_NET is a {type(control).__name__}, not a PixArt ControlNet: load one with "
-                         "PixArt-δ ControlNet Loader, or use the stock node Apply ControlNet")
+        raise ValueError(
+            f"this CONTROL_NET is a {type(control).__name__}, not a PixArt ControlNet: load one with "
+            "PixArt-δ ControlNet Loader, or use the stock node Apply ControlNet"
+        )
     if start_percent > end_percent:
         raise ValueError(f"start_percent {start_percent:g} lies after end_percent {end_percent:g}: swap them")
     hint = hint_rgb(image.movedim(-1, 1))

@@ -104,8 +104,9 @@ def _report(job: Job, file: Path) -> tuple[str, Job]:
 def _sources(settings: dict[str, Any]) -> list[Source]:
     """The pictures as `prepare` reads them; none where it will say what is wrong."""
     try:
-        return read_sources(settings["input"], settings.get("pictures", ""), settings.get("caption_column", ""),
-                            settings["only_inside"])
+        return read_sources(
+            settings["input"], settings.get("pictures", ""), settings.get("caption_column", ""), settings["only_inside"]
+        )
     except (ValueError, OSError):
         return []
 

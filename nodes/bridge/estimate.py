@@ -34,8 +34,11 @@ def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
         seconds = expected.seconds(matmul_rate(device, _DTYPES[config.precision]))
     whole = datetime.timedelta(seconds=round(seconds * config.steps))
     have = in_units(memory.get_total_memory(device))
-    lines = [str(expected), f"{device} has {have}",
-             f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"]
+    lines = [
+        str(expected),
+        f"{device} has {have}",
+        f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps",
+    ]
     return "\n".join([*lines, *_shortages(expected, device)])
 
 
@@ -43,11 +46,15 @@ def _shortages(expected: Estimate, device: torch.device) -> list[str]:
     """A line for each thing that there is too little of."""
     lines, place = [], folder_paths.get_output_directory()
     if expected.memory > memory.get_total_memory(device):
-        lines.append(f"TOO LITTLE MEMORY: this does not fit on {device}. Lower batch_size, switch "
-                     "gradient_checkpointing on, choose optimizer adamw8bit, or train a LoRA")
+        lines.append(
+            f"TOO LITTLE MEMORY: this does not fit on {device}. Lower batch_size, switch "
+            "gradient_checkpointing on, choose optimizer adamw8bit, or train a LoRA"
+        )
     if expected.disk > shutil.disk_usage(place).free:
-        lines.append(f"TOO LITTLE ROOM: {in_units(shutil.disk_usage(place).free)} are free in {place}. Make room, or "
-                     "set keep_checkpoints=1 in more_settings")
+        lines.append(
+            f"TOO LITTLE ROOM: {in_units(shutil.disk_usage(place).free)} are free in {place}. Make room, or "
+            "set keep_checkpoints=1 in more_settings"
+        )
     return lines
 
 

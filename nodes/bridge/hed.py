@@ -22,12 +22,14 @@ def _load(path: str, stamp: str, dtype: torch.dtype):
     """The network as one of ComfyUI's managed models; read again when its file changed."""
     net = load_hed(path, dtype, operations=comfy.ops.manual_cast)
     # Looked up now, not imported: ComfyUI replaces it at start-up when dynamic memory management is on.
-    return comfy.model_patcher.CoreModelPatcher(net, load_device=memory.get_torch_device(),
-                                                offload_device=memory.unet_offload_device())
+    return comfy.model_patcher.CoreModelPatcher(
+        net, load_device=memory.get_torch_device(), offload_device=memory.unet_offload_device()
+    )
 
 
-def soft_edges(path: str, stamp: str, images: Tensor, safe: bool, scribble: bool, resolution: int,
-               dtype: str) -> Tensor:
+def soft_edges(
+    path: str, stamp: str, images: Tensor, safe: bool, scribble: bool, resolution: int, dtype: str
+) -> Tensor:
     """IMAGE (B, H, W, C) -> its edge maps as IMAGE (B, H, W, 3). Raises as `pixart_core.hed.detect`."""
     patcher = _load(path, stamp, getattr(torch, dtype))
     side = max(1.0, resolution / min(images.shape[1:3]))
@@ -36,7 +38,7 @@ def soft_edges(path: str, stamp: str, images: Tensor, safe: bool, scribble: bool
     progress = comfy.utils.ProgressBar(len(images))
     edges = []
     for index in range(len(images)):
-        picture = images[index:index + 1].to(patcher.load_device)
+        picture = images[index : index + 1].to(patcher.load_device)
         edges.append(detect(patcher.model, picture, safe, scribble, resolution).to(memory.intermediate_device()))
         progress.update(1)  # also where an interrupt is noticed
     return torch.cat(edges).expand(-1, -1, -1, 3)

@@ -64,13 +64,22 @@ def view(job: Job, waits: Mapping[str, str] | None = None) -> dict[str, Any]:
         waits = queue().waits() if job.state == "queued" else {}
     quiet = job.active and job.command not in TRAININGS and "steps" not in numbers
     seen = {
-        "id": job.id, "name": job.name, "command": job.command, "state": job.state,
-        "reason": job.reason or waits.get(job.id, ""), "device": job.device, "created": job.created,
-        "order": job.order, "attempt": job.attempt, "after": job.after, **numbers,
+        "id": job.id,
+        "name": job.name,
+        "command": job.command,
+        "state": job.state,
+        "reason": job.reason or waits.get(job.id, ""),
+        "device": job.device,
+        "created": job.created,
+        "order": job.order,
+        "attempt": job.attempt,
+        "after": job.after,
+        **numbers,
         "says": last_line(queue().log_file(job)) if quiet else "",
         "export": Path(str(status.get("export") or "")).name,
-        "checkpoint": Path(str(status.get("checkpoint") or "")).name, "actions": queue().actions(job),
-    }  # fmt: skip
+        "checkpoint": Path(str(status.get("checkpoint") or "")).name,
+        "actions": queue().actions(job),
+    }
     return {**seen, "text": _words(seen)}
 
 

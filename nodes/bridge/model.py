@@ -48,9 +48,16 @@ class PixArtUNet(PixArt):
 
     def _predict(self, x, timesteps, context, control, options, c_size=None, c_ar=None, c_mask=None, **_) -> Tensor:
         out = super().forward(
-            x, timesteps, context, c_mask, c_size, aspect_ratio(x, c_size, c_ar), control=_residuals(control),
+            x,
+            timesteps,
+            context,
+            c_mask,
+            c_size,
+            aspect_ratio(x, c_size, c_ar),
+            control=_residuals(control),
             attention=functools.partial(attention_for(x.device), transformer_options=options),
-            block_hook=_block_hook(options))
+            block_hook=_block_hook(options),
+        )
         return out[:, : self.config.in_channels]
 
 
@@ -66,8 +73,10 @@ def _residuals(control: dict | None) -> list[Tensor | None] | None:
     if not control:
         return None
     if control.get("middle") or control.get("output"):
-        raise ValueError("the CONTROL_NET on this PixArt model is one of another model family: load a PixArt "
-                         "ControlNet with PixArt-δ ControlNet Loader")
+        raise ValueError(
+            "the CONTROL_NET on this PixArt model is one of another model family: load a PixArt "
+            "ControlNet with PixArt-δ ControlNet Loader"
+        )
     return control.get("input")
 
 
@@ -80,8 +89,9 @@ def _block_hook(options: dict) -> Callable:
         replace = replacements.get(("double_block", index))
         if replace is None:
             return run(x)
-        return replace({"img": x, "transformer_options": options},
-                       {"original_block": lambda values: {"img": run(values["img"])}})["img"]
+        return replace(
+            {"img": x, "transformer_options": options}, {"original_block": lambda values: {"img": run(values["img"])}}
+        )["img"]
 
     return hook
 
@@ -121,8 +131,15 @@ class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
     """Not registered with ComfyUI: its own detection would take the 256 and 512 px models for PixArt-Σ."""
 
     def __init__(self, config: PixArtConfig):
-        super().__init__({"image_model": "pixart_alpha", "depth": config.depth, "hidden_size": config.hidden_size,
-                          "in_channels": config.in_channels, "config": config})
+        super().__init__(
+            {
+                "image_model": "pixart_alpha",
+                "depth": config.depth,
+                "hidden_size": config.hidden_size,
+                "in_channels": config.in_channels,
+                "config": config,
+            }
+        )
 
     def get_model(self, state_dict, prefix="", device=None):
         return PixArtDelta(self, device=device).eval()
@@ -167,8 +184,12 @@ def pick_dtypes(dtype: str, device, state: dict, supported: list[torch.dtype]) -
         weights = getattr(torch, dtype)
         native = weights == preferred_dtype(device)
         return weights, None if native else memory.unet_manual_cast(weights, device, supported)
-    weights = memory.unet_dtype(device=device, model_params=comfy.utils.calculate_parameters(state),
-                                supported_dtypes=supported, weight_dtype=comfy.utils.weight_dtype(state))
+    weights = memory.unet_dtype(
+        device=device,
+        model_params=comfy.utils.calculate_parameters(state),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(state),
+    )
     if memory.is_device_cpu(device) and weights == torch.float32 and not (args.fp32_unet or args.force_fp32):
         return preferred_dtype(device), None
     return weights, memory.unet_manual_cast(weights, device, supported)

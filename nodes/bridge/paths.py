@@ -31,8 +31,12 @@ class PathError(ValueError):
 def allowed_roots() -> list[Path]:
     """ComfyUI's input, output and models folders, the bundled models, and what the operator lists."""
     listed = [part for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part]
-    models = [path for kind, (paths, _) in folder_paths.folder_names_and_paths.items() for path in paths
-              if kind != "custom_nodes"]
+    models = [
+        path
+        for kind, (paths, _) in folder_paths.folder_names_and_paths.items()
+        for path in paths
+        if kind != "custom_nodes"
+    ]
     roots = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir, BUNDLE]
     return list(dict.fromkeys(Path(os.path.realpath(root)) for root in [*roots, *models, *listed]))
 

@@ -12,8 +12,11 @@ from .model import diffusion_model
 def model_plan(model) -> str:
     """What a picture of the model's own size takes, stage by stage: text encoder in 8 bits, and its peak without."""
     config = diffusion_model(model).config
-    values = {"dtype": model.model.get_dtype_inference(), "vae_dtype": memory.vae_dtype(memory.vae_device()),
-              "text_dtype": torch.bfloat16}  # as `load_clip` keeps a large one
+    values = {
+        "dtype": model.model.get_dtype_inference(),
+        "vae_dtype": memory.vae_dtype(memory.vae_device()),
+        "text_dtype": torch.bfloat16,
+    }  # as `load_clip` keeps a large one
     eight, plain = (memory_plan(config, quantization=quantization, **values) for quantization in ("int8", "none"))
     device = model.load_device
     lines = [str(eight)]

@@ -46,9 +46,11 @@ def run_lcm(model, positive, latent: dict, seed: int, steps: int, grid: str, den
     unet = diffusion_model(model)
     samples = latent["samples"]
     if samples.ndim != 4 or samples.shape[1] != unet.config.in_channels:
-        raise ValueError(f"the latent has shape {tuple(samples.shape)}; PixArt-α/δ takes {unet.config.in_channels} "
-                         "channels (B, 4, height/8, width/8): use PixArt-δ Resolution or Empty Latent Image, or "
-                         "encode with the autoencoder of Stable Diffusion 1.x")
+        raise ValueError(
+            f"the latent has shape {tuple(samples.shape)}; PixArt-α/δ takes {unet.config.in_channels} "
+            "channels (B, 4, height/8, width/8): use PixArt-δ Resolution or Empty Latent Image, or "
+            "encode with the autoencoder of Stable Diffusion 1.x"
+        )
     timesteps = lcm_timesteps(steps, grid, denoise)
     model = model.clone()
     sampling = comfy.model_base.model_sampling(model.model.model_config, comfy.model_base.ModelType.EPS)
@@ -60,8 +62,16 @@ def run_lcm(model, positive, latent: dict, seed: int, steps: int, grid: str, den
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
     callback = latent_preview.prepare_callback(model, steps)
-    out = guider.sample(noise, samples, sampler, sigmas, denoise_mask=latent.get("noise_mask"), callback=callback,
-                        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=seed)
+    out = guider.sample(
+        noise,
+        samples,
+        sampler,
+        sigmas,
+        denoise_mask=latent.get("noise_mask"),
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
     return {**latent, "samples": out.to(memory.intermediate_device())}
 
 
@@ -102,14 +112,18 @@ def _warnings(model, cfg: float, sigmas: Tensor, sampler: Callable) -> list[str]
         return not_lcm
     if not hasattr(sampling, "skip_steps"):  # no LCM sampling on this MODEL
         if distilled:
-            return ["this is a distilled (LCM) model: put PixArt-δ LCM Sampling before KSampler, or use PixArt-δ LCM "
-                    "Sampler"]
+            return [
+                "this is a distilled (LCM) model: put PixArt-δ LCM Sampling before KSampler, or use PixArt-δ LCM "
+                "Sampler"
+            ]
         few = len(sigmas) - 1 <= MAX_STEPS
         return [f"{len(sigmas) - 1} steps are too few without PixArt-δ LCM Sampling; {base_hint}"] if few else []
     warnings = not_lcm
     if not math.isclose(cfg, 1.0):
-        warnings.append(f"cfg is {cfg:g}, but a distilled model has its guidance built in: set cfg to 1 (0 would use "
-                        "the negative prompt alone)")
+        warnings.append(
+            f"cfg is {cfg:g}, but a distilled model has its guidance built in: set cfg to 1 (0 would use "
+            "the negative prompt alone)"
+        )
     if sampler.__name__ != "sample_lcm":
         warnings.append(f"the sampler is {sampler.__name__.removeprefix('sample_')!r}: an LCM model takes 'lcm'")
     if not _on_lcm_grid(sigmas, sampling.sigmas):
@@ -126,4 +140,4 @@ def _on_lcm_grid(sigmas: Tensor, grid: Tensor) -> bool:
     places, count, total = places.tolist(), len(places), len(grid)
     walks = [[i * total // n for i in range(n)] for n in range(count, total + 1)]
     walks += [[i * (total // n) for i in range(n)] for n in range(count, MAX_STEPS + 1)]  # the authors' grid
-    return any(places == walk[start:start + count] for walk in walks for start in range(len(walk) - count + 1))
+    return any(places == walk[start : start + count] for walk in walks for start in range(len(walk) - count + 1))

@@ -22,8 +22,9 @@ _POLL = 0.25
 _PLACEHOLDER = "chosen-by-the-queue"
 
 
-def start_training(command: str, name: str, values: dict[str, Any], more: str, estimate_only: bool,
-                   free: bool) -> tuple[str, str]:
+def start_training(
+    command: str, name: str, values: dict[str, Any], more: str, estimate_only: bool, free: bool
+) -> tuple[str, str]:
     """Queue a training, or find the one that was made from the same settings.
 
     Args:
@@ -60,8 +61,11 @@ def find_job(text: str, commands: tuple[str, ...] | None = None, exported: bool 
     """
     if text.strip():
         return jobs.queue().job(text.strip())
-    found = [job for job in jobs.queue().jobs() if job.command and (commands is None or job.command in commands)
-             and (not exported or newest_export(job))]
+    found = [
+        job
+        for job in jobs.queue().jobs()
+        if job.command and (commands is None or job.command in commands) and (not exported or newest_export(job))
+    ]
     if not found:
         raise JobError("there is no training" + (" with a result yet" if exported else "") + ": run one first")
     return max(found, key=lambda job: job.created)

@@ -51,13 +51,17 @@ def load_vae(path: str):
         return _tiny(core_vae.load_vae(folder, dtype=torch.float32))
     first = weights.tensors.get("encoder.conv_in.weight")
     if first is not None and first.shape[0] != KL_CHANNELS:
-        raise CheckpointError(f"{path} is an autoencoder with {first.shape[0]} channels; PixArt-α/δ takes Stable "
-                              f"Diffusion 1.x's, with {KL_CHANNELS}")
+        raise CheckpointError(
+            f"{path} is an autoencoder with {first.shape[0]} channels; PixArt-α/δ takes Stable "
+            f"Diffusion 1.x's, with {KL_CHANNELS}"
+        )
     vae = comfy.sd.VAE(sd=weights.read(), metadata=weights.metadata)
     vae.throw_exception_if_invalid()
     if vae.latent_channels != core_vae.LATENT_CHANNELS:
-        raise CheckpointError(f"{path} is an autoencoder with {vae.latent_channels} latent channels; PixArt-α/δ takes "
-                              "Stable Diffusion 1.x's, with 4")
+        raise CheckpointError(
+            f"{path} is an autoencoder with {vae.latent_channels} latent channels; PixArt-α/δ takes "
+            "Stable Diffusion 1.x's, with 4"
+        )
     return vae
 
 
@@ -65,7 +69,8 @@ def _tiny(vae: nn.Module):
     # ComfyUI's constructor knows which attributes its version has: let it make its own tiny autoencoder, then swap it.
     host = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=core_vae.LATENT_CHANNELS).state_dict())
     host.first_stage_model = TinyAutoencoder(vae).to(host.vae_dtype).eval()
-    host.patcher = comfy.model_patcher.ModelPatcher(host.first_stage_model, load_device=host.device,
-                                                    offload_device=memory.vae_offload_device())
+    host.patcher = comfy.model_patcher.ModelPatcher(
+        host.first_stage_model, load_device=host.device, offload_device=memory.vae_offload_device()
+    )
     host.disable_offload, host.size = True, None
     return host

@@ -28,8 +28,10 @@ def measure(rounds: int) -> bool:
     control = ControlNetTransformer(PIXART_1024_MS, dtype=dtype).eval()
     latent, hint = torch.randn(2, 1, 4, 64, 64)
     timestep, caption = torch.tensor([500]), torch.randn(1, 120, PIXART_1024_MS.caption_channels)
-    runs = {"no control": lambda: base(latent, timestep, caption),
-            "control": lambda: base(latent, timestep, caption, control=control(base, latent, timestep, caption, hint))}
+    runs = {
+        "no control": lambda: base(latent, timestep, caption),
+        "control": lambda: base(latent, timestep, caption, control=control(base, latent, timestep, caption, hint)),
+    }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():  # first touch of the weights
         run()

@@ -41,8 +41,14 @@ def measure_prepare(folder: Path, pictures: int) -> float:
 
     draw_folder(folder / "pictures", pictures, seed=1)
     for name in ("warm", "features"):
-        config = PrepareConfig(input=str(folder / "pictures"), output=str(folder / name), models=str(NANO),
-                               resolution=128, max_tokens=40, batch_size=16)  # fmt: skip
+        config = PrepareConfig(
+            input=str(folder / "pictures"),
+            output=str(folder / name),
+            models=str(NANO),
+            resolution=128,
+            max_tokens=40,
+            batch_size=16,
+        )
         started = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
             prepare(config)
@@ -55,8 +61,16 @@ def measure_waiting(folder: Path, steps: int, workers: int) -> tuple[float, floa
     from pixart_delta.training.loop import train
 
     run = folder / f"run_{workers}"
-    config = FinetuneConfig(run=str(run), data=str(folder / "features"), base=str(BASE), steps=steps,
-                            batch_size=32, workers=workers, log_every=10, tensorboard=False)  # fmt: skip
+    config = FinetuneConfig(
+        run=str(run),
+        data=str(folder / "features"),
+        base=str(BASE),
+        steps=steps,
+        batch_size=32,
+        workers=workers,
+        log_every=10,
+        tensorboard=False,
+    )
     with contextlib.redirect_stdout(io.StringIO()):
         train("finetune", config)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]

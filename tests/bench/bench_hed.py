@@ -35,8 +35,11 @@ def measure(rounds: int) -> bool:
     half.load_state_dict(ours.state_dict())
     images = torch.rand(BATCH, SIDE, SIDE, 3)
     eight_bit = (images * 255).round().numpy().astype(np.uint8)
-    runs = {"ours float32": lambda: detect(ours, images), "ours bfloat16": lambda: detect(half, images),
-            "controlnet_aux": lambda: [theirs(image, output_type="np") for image in eight_bit]}
+    runs = {
+        "ours float32": lambda: detect(ours, images),
+        "ours bfloat16": lambda: detect(half, images),
+        "controlnet_aux": lambda: [theirs(image, output_type="np") for image in eight_bit],
+    }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():

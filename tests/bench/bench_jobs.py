@@ -45,17 +45,26 @@ def make_jobs(root: Path, count: int) -> None:
     for i in range(count):
         folder = root / f"job-{i:04d}"
         folder.mkdir(parents=True)
-        values = {"id": folder.name, "command": "lcd", "settings": {"run": str(folder)}, "device": "cpu",
-                  "name": f"job {i}", "state": "done", "order": float(i),
-                  "result": {"step": 1000, "steps": 1000, "loss": 0.01}}  # fmt: skip
+        values = {
+            "id": folder.name,
+            "command": "lcd",
+            "settings": {"run": str(folder)},
+            "device": "cpu",
+            "name": f"job {i}",
+            "state": "done",
+            "order": float(i),
+            "result": {"step": 1000, "steps": 1000, "loss": 0.01},
+        }
         (folder / "job.json").write_text(json.dumps(values))
 
 
 def make_metrics(file: Path, lines: int) -> None:
     with file.open("w") as out:
         for i in range(1, lines + 1):
-            out.write(f'{{"step": {i}, "loss": {1 / i:.8f}, "gradient_norm": 1.5, "learning_rate": 2e-05, '
-                      f'"seconds_per_step": 0.25, "data_seconds": 0.001, "time": {1.7e9 + i}}}\n')  # fmt: skip
+            out.write(
+                f'{{"step": {i}, "loss": {1 / i:.8f}, "gradient_norm": 1.5, "learning_rate": 2e-05, '
+                f'"seconds_per_step": 0.25, "data_seconds": 0.001, "time": {1.7e9 + i}}}\n'
+            )
 
 
 def say_time(name: str, call: Callable[[], object], repeats: int, limit: float = math.inf) -> None:
@@ -106,8 +115,10 @@ def loop_lag(server: ComfyServer, seconds: float) -> list[float]:
 def say_lag(name: str, lags: list[float], limit: float = math.inf) -> None:
     """Print how long the event loop was busy; `limit` (ms) is the target for the worst."""
     lags = sorted(lags)
-    print(f"{name}: median {lags[len(lags) // 2] * 1e3:.1f} ms, 99 % {lags[int(len(lags) * 0.99)] * 1e3:.1f} ms, "
-          f"worst {lags[-1] * 1e3:.1f} ms of {len(lags)}")
+    print(
+        f"{name}: median {lags[len(lags) // 2] * 1e3:.1f} ms, 99 % {lags[int(len(lags) * 0.99)] * 1e3:.1f} ms, "
+        f"worst {lags[-1] * 1e3:.1f} ms of {len(lags)}"
+    )
     judge(name, lags[-1] * 1e3, limit, "ms")
 
 
@@ -133,8 +144,12 @@ def training(server: ComfyServer) -> None:
 
     for color in (1, 2):
         blank = {"width": 64, "height": 64, "batch_size": 1, "color": color}
-        assert not server.prompt({"1": {"class_type": "EmptyImage", "inputs": blank},
-                                  "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}}).errors
+        assert not server.prompt(
+            {
+                "1": {"class_type": "EmptyImage", "inputs": blank},
+                "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+            }
+        ).errors
     # ComfyUI collects garbage up to ten seconds after a prompt, and nothing else runs in its process meanwhile.
     say_lag("event loop after a blank picture of stock nodes, with their garbage collection", loop_lag(server, 12))
     picture()

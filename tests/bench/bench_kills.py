@@ -94,9 +94,12 @@ class Trial:
         given = [part for name, value in values.items() for part in ("--set", f"{name}={_as_text(value)}")]
         return subprocess.Popen(
             [sys.executable, str(ROOT / "training/train.py"), self.command, *given],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
             preexec_fn=die_with_parent,  # only for a measurement that is itself broken off
-        )  # fmt: skip
+        )
 
     def _kill_one(self, when: str) -> bool:
         """Start, wait for a random moment, kill, look; False if the run ended before."""

@@ -73,8 +73,11 @@ def measure(folder: Path) -> bool:
             row = json.loads(python(LOAD, str(folder / name), dtype).splitlines()[-1])
             good = row["seconds"] < SECONDS and row["peak"] < size + OVERHEAD_GB
             met = met and good
-            print(f"{name:<20} {row['dtype'].removeprefix('torch.'):<9} {row['seconds']:8.2f} {row['cpu']:6.2f} "
-                  f"{row['peak']:8.2f} {row['anonymous']:13.2f} {'' if good else '  over target'}", flush=True)
+            print(
+                f"{name:<20} {row['dtype'].removeprefix('torch.'):<9} {row['seconds']:8.2f} {row['cpu']:6.2f} "
+                f"{row['peak']:8.2f} {row['anonymous']:13.2f} {'' if good else '  over target'}",
+                flush=True,
+            )
     return met
 
 

@@ -43,8 +43,13 @@ def measure_text(part, folder: Path) -> dict[str, float]:
     caption = encode(clip, PROMPT, "", 0, 0, False)[0][0][0]
     encoded = time.perf_counter()
     assert caption.shape[-1] == 4096 and caption.isfinite().all()
-    return {"load s": loaded - started, "encode s": encoded - loaded, "ComfyUI alone GB": base,
-            "resident GB": clip.patcher.model_size() / 1e9, **memory.stop()}
+    return {
+        "load s": loaded - started,
+        "encode s": encoded - loaded,
+        "ComfyUI alone GB": base,
+        "resident GB": clip.patcher.model_size() / 1e9,
+        **memory.stop(),
+    }
 
 
 def measure_step(part, folder: Path) -> dict[str, float]:
@@ -81,8 +86,12 @@ def child(comfyui: str, kind: str, folder: str) -> None:
 
 
 def run(comfyui: Path, kind: str, folder: Path) -> dict[str, float]:
-    result = subprocess.run([sys.executable, __file__, "--child", str(comfyui), kind, str(folder)],
-                            capture_output=True, text=True, cwd=comfyui)
+    result = subprocess.run(
+        [sys.executable, __file__, "--child", str(comfyui), kind, str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=comfyui,
+    )
     line = next((line for line in result.stdout.splitlines() if line.startswith("RESULT ")), None)
     if line is None:
         raise SystemExit(f"the measurement {kind!r} failed:\n{result.stderr[-3000:]}")

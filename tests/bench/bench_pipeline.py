@@ -51,16 +51,18 @@ def random_model(dtype: torch.dtype, depth: int = pc.PIXART_1024_MS.depth) -> pc
         for tensor in model.state_dict().values():  # one pool: 611 M fresh numbers would take half a minute
             flat = tensor.view(-1)
             for start in range(0, len(flat), len(pool)):
-                part = flat[start:start + len(pool)]
-                part.copy_(pool[:len(part)])
+                part = flat[start : start + len(pool)]
+                part.copy_(pool[: len(part)])
     return model.requires_grad_(False)
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return {"latent": torch.randn(1, 4, LATENT, LATENT, generator=generator).to(dtype),
-            "caption": torch.randn(1, TOKENS, 4096, generator=generator).to(dtype),
-            "timestep": torch.tensor([999])}
+    return {
+        "latent": torch.randn(1, 4, LATENT, LATENT, generator=generator).to(dtype),
+        "caption": torch.randn(1, TOKENS, 4096, generator=generator).to(dtype),
+        "timestep": torch.tensor([999]),
+    }
 
 
 def ours(depth: int):
@@ -82,8 +84,9 @@ def diffusers_model(weights: pc.PixArt, dtype: torch.dtype):
 
     with torch.device("meta"):
         model = PixArtTransformer2DModel.from_config(config_to_diffusers(weights.config))
-    state = authors_to_diffusers({name: t.to(dtype) for name, t in weights.state_dict().items()
-                                  if name != "y_embedder.y_embedding"})
+    state = authors_to_diffusers(
+        {name: t.to(dtype) for name, t in weights.state_dict().items() if name != "y_embedder.y_embedding"}
+    )
     result = model.load_state_dict(state, strict=False, assign=True)
     if result.unexpected_keys or any("pos_embed.pos_embed" not in key for key in result.missing_keys):
         raise SystemExit(f"conversion for diffusers is incomplete: {result}")
@@ -92,13 +95,21 @@ def diffusers_model(weights: pc.PixArt, dtype: torch.dtype):
     model = model.eval()
     x = inputs(dtype)
     mask = torch.ones(1, TOKENS, dtype=torch.int64)
-    added = {"resolution": torch.tensor([[LATENT * 8.0] * 2]).to(dtype),
-             "aspect_ratio": torch.tensor([[1.0]]).to(dtype)}
+    added = {
+        "resolution": torch.tensor([[LATENT * 8.0] * 2]).to(dtype),
+        "aspect_ratio": torch.tensor([[1.0]]).to(dtype),
+    }
 
     @torch.inference_mode()
     def forward():
-        return model(x["latent"], encoder_hidden_states=x["caption"], encoder_attention_mask=mask,
-                     timestep=x["timestep"], added_cond_kwargs=added, return_dict=False)[0][:, :4]
+        return model(
+            x["latent"],
+            encoder_hidden_states=x["caption"],
+            encoder_attention_mask=mask,
+            timestep=x["timestep"],
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0][:, :4]
 
     return f"diffusers, {str(dtype).removeprefix('torch.')}", forward
 
@@ -107,8 +118,13 @@ class NativeComfyUI:
     """ComfyUI's own PixArt nodes in a process of its own, in the dtype they choose; one forward a call."""
 
     def __init__(self, tree: Path, depth: int):
-        self.process = subprocess.Popen([sys.executable, __file__, "--comfyui", str(tree), "--depth", str(depth)],
-                                        text=True, cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--comfyui", str(tree), "--depth", str(depth)],
+            text=True,
+            cwd=tree,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         self.name = f"ComfyUI {tree.name.removeprefix('comfyui-')} native, {self._answer()}"
 
     def _answer(self) -> str:
@@ -178,9 +194,11 @@ def compare_forwards(rounds: int, tree: Path | None, depth: int) -> bool:
         native.close()
     # Below 80 % of the cores, others had the rest: then only CPU seconds say something.
     busy = min(cpu / wall for values in times.values() for wall, cpu in values) < 0.8 * torch.get_num_threads()
-    print(f"one forward at 512 px, {depth} blocks, {torch.get_num_threads()} threads, {rounds} turns; ours is "
-          f"{difference:.1e} (relative) from diffusers; "
-          f"{'busy machine: ratios of CPU seconds' if busy else 'ratios of seconds'}")
+    print(
+        f"one forward at 512 px, {depth} blocks, {torch.get_num_threads()} threads, {rounds} turns; ours is "
+        f"{difference:.1e} (relative) from diffusers; "
+        f"{'busy machine: ratios of CPU seconds' if busy else 'ratios of seconds'}"
+    )
     ratio = {}
     for key, values in times.items():
         ratio[key] = statistics.median(other[busy] / own[busy] for own, other in zip(times[name], values, strict=True))
@@ -202,18 +220,39 @@ def make_folder(folder: Path) -> None:
     make_t5(folder / "text_encoder")
     shutil.move(folder / "text_encoder" / "tokenizer", folder / "tokenizer")
     save_pixart(random_model(torch.bfloat16), folder / "transformer", layout="diffusers")
-    vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-                        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2)
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+    )
     vae.bfloat16().save_pretrained(folder / "vae")
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({
-        "_class_name": "LCMScheduler", "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear",
-        "original_inference_steps": 50, "clip_sample": False}))
-    (folder / "model_index.json").write_text(json.dumps({
-        "_class_name": "PixArtAlphaPipeline", "_diffusers_version": "0.30.0",
-        "scheduler": ["diffusers", "LCMScheduler"], "text_encoder": ["transformers", "T5EncoderModel"],
-        "tokenizer": ["transformers", "T5Tokenizer"], "transformer": ["diffusers", "PixArtTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"]}))
+    (folder / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps(
+            {
+                "_class_name": "LCMScheduler",
+                "beta_start": 1e-4,
+                "beta_end": 0.02,
+                "beta_schedule": "linear",
+                "original_inference_steps": 50,
+                "clip_sample": False,
+            }
+        )
+    )
+    (folder / "model_index.json").write_text(
+        json.dumps(
+            {
+                "_class_name": "PixArtAlphaPipeline",
+                "_diffusers_version": "0.30.0",
+                "scheduler": ["diffusers", "LCMScheduler"],
+                "text_encoder": ["transformers", "T5EncoderModel"],
+                "tokenizer": ["transformers", "T5Tokenizer"],
+                "transformer": ["diffusers", "PixArtTransformer2DModel"],
+                "vae": ["diffusers", "AutoencoderKL"],
+            }
+        )
+    )
 
 
 class MeasuredPipeline(pc.Pipeline):
@@ -252,8 +291,14 @@ def measure_cuda(folder: Path, rounds: int) -> bool:
 
     theirs = PixArtAlphaPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16).to("cuda")
     theirs.set_progress_bar_config(disable=True)
-    settings = {"num_inference_steps": 4, "guidance_scale": 0.0, "use_resolution_binning": False,
-                "clean_caption": False, "width": 1024, "height": 1024}
+    settings = {
+        "num_inference_steps": 4,
+        "guidance_scale": 0.0,
+        "use_resolution_binning": False,
+        "clean_caption": False,
+        "width": 1024,
+        "height": 1024,
+    }
     theirs(PROMPT, **settings)
     total = statistics.median(timed(lambda: theirs(PROMPT, **settings))[0] for _ in range(rounds))
     print(f"diffusers, the same: total {total:.3f} s")
@@ -265,8 +310,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--skip-comfyui", action="store_true")
     parser.add_argument("--folder", type=Path, help="true-shape pipeline folder; made if it is not there, and kept")
-    parser.add_argument("--depth", type=int, default=pc.PIXART_1024_MS.depth, help="blocks of the CPU comparison; "
-                        "fewer keep the ratios nearly as they are, for a machine that has no minutes to give")
+    parser.add_argument(
+        "--depth",
+        type=int,
+        default=pc.PIXART_1024_MS.depth,
+        help="blocks of the CPU comparison; "
+        "fewer keep the ratios nearly as they are, for a machine that has no minutes to give",
+    )
     parser.add_argument("--comfyui", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.comfyui:

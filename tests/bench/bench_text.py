@@ -59,9 +59,18 @@ def make_t5(folder: Path, shape=None, shard_bytes: int = 2 << 30) -> int:
     shape = shape or T5_XXL
     folder.mkdir(parents=True, exist_ok=True)
     make_tokenizer(folder / "tokenizer")
-    config = {"model_type": "t5", "architectures": ["T5EncoderModel"], "feed_forward_proj": "gated-gelu",
-              "relative_attention_num_buckets": 32, "is_encoder_decoder": False, "tie_word_embeddings": False,
-              "pad_token_id": 0, "eos_token_id": 1, "torch_dtype": "bfloat16", **shape}
+    config = {
+        "model_type": "t5",
+        "architectures": ["T5EncoderModel"],
+        "feed_forward_proj": "gated-gelu",
+        "relative_attention_num_buckets": 32,
+        "is_encoder_decoder": False,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "bfloat16",
+        **shape,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     # One pool of normal numbers, read at another offset for every tensor: 4.76 B fresh ones would take minutes.
     pool = torch.randn(1 << 26, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -74,7 +83,7 @@ def make_t5(folder: Path, shape=None, shard_bytes: int = 2 << 30) -> int:
         else:
             start = index * 7919 % len(pool)
             repeats = -(-(start + count) // len(pool))
-            tensor = pool.repeat(repeats)[start:start + count].mul_(std).reshape(dims).clone()
+            tensor = pool.repeat(repeats)[start : start + count].mul_(std).reshape(dims).clone()
         if size + 2 * count > shard_bytes and current:
             shards.append(list(current))
             save_file(current, folder / f"part-{len(shards)}.safetensors", metadata={"format": "pt"})
@@ -85,7 +94,8 @@ def make_t5(folder: Path, shape=None, shard_bytes: int = 2 << 30) -> int:
     save_file(current, folder / f"part-{len(shards)}.safetensors", metadata={"format": "pt"})
     weight_map = {name: f"part-{number}.safetensors" for number, names in enumerate(shards, 1) for name in names}
     (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": 2 * total}, "weight_map": weight_map}))
+        json.dumps({"metadata": {"total_size": 2 * total}, "weight_map": weight_map})
+    )
     return total
 
 
@@ -121,8 +131,9 @@ def measure(folder: Path, mode: str) -> dict[str, float]:
 
     peak = PeakMemory()
     peak.start()
-    encoder = TextEncoder.from_pretrained(folder, quantization=mode,
-                                          device="cuda" if torch.cuda.is_available() else "cpu")
+    encoder = TextEncoder.from_pretrained(
+        folder, quantization=mode, device="cuda" if torch.cuda.is_available() else "cpu"
+    )
     start, cpu = time.perf_counter(), time.process_time()
     encoder.load()
     load, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -133,9 +144,15 @@ def measure(folder: Path, mode: str) -> dict[str, float]:
     seconds = time.perf_counter() - start
     peaks = peak.stop()
     encoder.unload()
-    result = {"load_s": load, "load_cpu_s": cpu, "encode_s": seconds, "tokens": int(mask.sum()),
-              "anon_after_load_GB": after, "anon_after_unload_GB": peak.read("RssAnon"),
-              **{f"peak_{name}_GB": value for name, value in peaks.items()}}
+    result = {
+        "load_s": load,
+        "load_cpu_s": cpu,
+        "encode_s": seconds,
+        "tokens": int(mask.sum()),
+        "anon_after_load_GB": after,
+        "anon_after_unload_GB": peak.read("RssAnon"),
+        **{f"peak_{name}_GB": value for name, value in peaks.items()},
+    }
     if torch.cuda.is_available():
         result["peak_cuda_GB"] = torch.cuda.max_memory_allocated() / 1e9
     return result
@@ -145,8 +162,9 @@ def run(folder: Path, modes: list[str]) -> bool:
     """Measure and print every mode; whether 8 bits stay under LIMIT_GB."""
     met = True
     for mode in modes:
-        output = subprocess.run([sys.executable, __file__, "--measure", mode, "--folder", str(folder)],
-                                capture_output=True, text=True)
+        output = subprocess.run(
+            [sys.executable, __file__, "--measure", mode, "--folder", str(folder)], capture_output=True, text=True
+        )
         if output.returncode:
             raise SystemExit(f"{mode} failed:\n{output.stderr[-3000:]}")
         result = json.loads(output.stdout.strip().splitlines()[-1])

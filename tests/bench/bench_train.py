@@ -78,9 +78,10 @@ class Batches:
             "latent": torch.randn(rows, 4, self.side, self.side, generator=generator),
             "caption": torch.randn(rows, self.tokens, self.shape.caption_channels, generator=generator),
             "caption_mask": (torch.arange(self.tokens) < lengths).to(torch.uint8),
-            "image_size": torch.full((rows, 2), 8.0 * self.side), "aspect_ratio": torch.ones(rows, 1),
+            "image_size": torch.full((rows, 2), 8.0 * self.side),
+            "aspect_ratio": torch.ones(rows, 1),
             "keys": [""] * rows,
-        }  # fmt: skip
+        }
 
 
 class Ours:
@@ -107,15 +108,21 @@ class Plain:
         self.teacher = copy.deepcopy(self.student).eval().requires_grad_(False)
         self.ema = copy.deepcopy(self.student).eval().requires_grad_(False)
         if config.compile:  # only now: a copy is not compiled
-            for block in (*self.student.transformer_blocks, *self.teacher.transformer_blocks,
-                          *self.ema.transformer_blocks):  # fmt: skip
+            for block in (
+                *self.student.transformer_blocks,
+                *self.teacher.transformer_blocks,
+                *self.ema.transformer_blocks,
+            ):
                 block.compile()
         if config.gradient_checkpointing:
             self.student.enable_gradient_checkpointing()
         self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=config.learning_rate, betas=(0.9, config.adam_beta2),
-            eps=config.adam_epsilon, weight_decay=config.weight_decay,
-        )  # fmt: skip
+            self.student.parameters(),
+            lr=config.learning_rate,
+            betas=(0.9, config.adam_beta2),
+            eps=config.adam_epsilon,
+            weight_decay=config.weight_decay,
+        )
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
         self.autocast = lambda: torch.autocast(device.type, half, enabled=half is not None)
 
@@ -155,9 +162,13 @@ class Plain:
     def _epsilon(self, model, latent, timestep, batch):
         conditions = {"resolution": batch["image_size"], "aspect_ratio": batch["aspect_ratio"]}
         out = model(
-            latent, encoder_hidden_states=batch["caption"], encoder_attention_mask=batch["caption_mask"],
-            timestep=timestep, added_cond_kwargs=conditions, return_dict=False,
-        )[0]  # fmt: skip
+            latent,
+            encoder_hidden_states=batch["caption"],
+            encoder_attention_mask=batch["caption_mask"],
+            timestep=timestep,
+            added_cond_kwargs=conditions,
+            return_dict=False,
+        )[0]
         return out[:, :4].float()
 
 
@@ -236,12 +247,18 @@ def nano(rounds: int, steps: int) -> bool:
         config = load_config("lcd", recipe, [*values, f"precision={precision}"])
         compiled = replace(config, compile=True)
         print(f"nano LCD, batch {config.batch_size}, {precision}, {torch.get_num_threads()} threads", flush=True)
-        ratios = race({
-            "ours, compiled": Apart(Ours, compiled),
-            "ours": Apart(Ours, config),
-            "diffusers": Apart(Plain, config),
-            "diffusers, compiled": Apart(Plain, compiled),
-        }, rounds, steps, _cpu_clock()[1], precision)  # fmt: skip
+        ratios = race(
+            {
+                "ours, compiled": Apart(Ours, compiled),
+                "ours": Apart(Ours, config),
+                "diffusers": Apart(Plain, config),
+                "diffusers, compiled": Apart(Plain, compiled),
+            },
+            rounds,
+            steps,
+            _cpu_clock()[1],
+            precision,
+        )
         best = max(best, ratios["ours, compiled"])
     print(f"  best {best:.2f} x, target {TARGET} x", flush=True)
     return best >= TARGET
@@ -269,8 +286,11 @@ def true_shape(rounds: int, steps: int) -> bool:
     print(f"\nmeasured on {torch.cuda.get_device_name()}, batch 12")
     for name, (seconds, memory) in figures.items():
         print(f"  {name:20}{seconds:6.2f} s/step  {memory / GB:6.1f} GB  {figures['diffusers'][0] / seconds:.2f} x")
-    return (figures["diffusers"][0] / figures["ours"][0] >= TARGET and figures["ours"][1] < 24 * GB
-            and figures["ours, 8-bit, 3 x 4"][1] < 16 * GB)  # fmt: skip
+    return (
+        figures["diffusers"][0] / figures["ours"][0] >= TARGET
+        and figures["ours"][1] < 24 * GB
+        and figures["ours, 8-bit, 3 x 4"][1] < 16 * GB
+    )
 
 
 def _narrow(rounds: int, steps: int, common: dict) -> bool:
@@ -280,8 +300,10 @@ def _narrow(rounds: int, steps: int, common: dict) -> bool:
         values = {**common, "base": _random_base(shape, folder), "batch_size": 2, "precision": "fp32"}
         config = make_config("lcd", values)
         print("\ntrue width, 2 blocks, 256 px, batch 2, float32, on the CPU")
-        loops = {"ours": Ours(config, Batches(config, shape, 32, 32)),
-                 "diffusers": Plain(config, Batches(config, shape, 32, 32), device)}
+        loops = {
+            "ours": Ours(config, Batches(config, shape, 32, 32)),
+            "diffusers": Plain(config, Batches(config, shape, 32, 32), device),
+        }
         race({name: functools.partial(_timed, loop) for name, loop in loops.items()}, rounds, steps, _cpu_clock()[1])
     return True
 
@@ -313,8 +335,11 @@ def main() -> int:
     parser.add_argument("--skip-nano", action="store_true")
     parser.add_argument("--skip-true-shape", action="store_true")
     options = parser.parse_args()
-    good = [part(options.rounds, options.steps) for part, skipped in (
-        (nano, options.skip_nano), (true_shape, options.skip_true_shape)) if not skipped]  # fmt: skip
+    good = [
+        part(options.rounds, options.steps)
+        for part, skipped in ((nano, options.skip_nano), (true_shape, options.skip_true_shape))
+        if not skipped
+    ]
     return 0 if all(good) else 1
 
 

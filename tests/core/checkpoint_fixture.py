@@ -10,8 +10,9 @@ import torch
 import pixart_core as pc
 
 ROOT = Path(__file__).parents[2]
-CONFIG = pc.PixArtConfig(input_size=8, hidden_size=48, depth=3, num_heads=4, caption_channels=16, model_max_length=8,
-                         interpolation_scale=1.0)
+CONFIG = pc.PixArtConfig(
+    input_size=8, hidden_size=48, depth=3, num_heads=4, caption_channels=16, model_max_length=8, interpolation_scale=1.0
+)
 OFFICIAL = json.loads((ROOT / "tests" / "goldens" / "official_checkpoint_keys.json").read_text())
 
 

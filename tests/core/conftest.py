@@ -19,8 +19,9 @@ def nano_released(tmp_path_factory):
     """What the released 1024-MS weights look like, but small: sample size 128, AutoencoderKL, float32."""
     import torch
 
-    return make_nano_folder(tmp_path_factory.mktemp("released"), input_size=128, interpolation_scale=2.0, vae="kl",
-                            dtype=torch.float32)
+    return make_nano_folder(
+        tmp_path_factory.mktemp("released"), input_size=128, interpolation_scale=2.0, vae="kl", dtype=torch.float32
+    )
 
 
 @pytest.fixture(scope="module")

@@ -65,8 +65,10 @@ def test_prefixed_safetensors(model, tmp_path, prefix):
     path = tmp_path / "model.safetensors"
     state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
     if "diffusion_model." in prefix:  # ComfyUI's Save Checkpoint puts everything into one file
-        state |= {"first_stage_model.decoder.conv_in.weight": torch.zeros(1),
-                  "text_encoders.t5xxl.transformer.shared.weight": torch.zeros(1)}
+        state |= {
+            "first_stage_model.decoder.conv_in.weight": torch.zeros(1),
+            "text_encoders.t5xxl.transformer.shared.weight": torch.zeros(1),
+        }
     save_file(state, path, metadata())
     assert pc.inspect_file(path).layout == ("comfyui" if "diffusion_model." in prefix else "authors")
     assert_same(pc.load_pixart(path), model)
@@ -135,6 +137,7 @@ def test_files_of_early_diffusers_keep_their_buffers(model, tmp_path):
 
 # Precision, device, memory ---------------------------------------------------------------------------------------
 
+
 def test_dtype_is_the_files_unless_asked(model, tmp_path):
     path = pc.save_pixart(model, tmp_path / "half.safetensors", dtype=torch.float16, metadata={"distilled": True})
     info = pc.inspect_file(path)
@@ -150,8 +153,11 @@ def test_mixed_precision_files_become_the_widest_and_float8_bfloat16(model, tmp_
     state["final_layer.linear.weight"] = state["final_layer.linear.weight"].float()
     save_file(state, tmp_path / "mixed.safetensors", metadata())
     assert {t.dtype for t in pc.load_pixart(tmp_path / "mixed.safetensors").state_dict().values()} == {torch.float32}
-    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()}, tmp_path / "f8.safetensors",
-              metadata())
+    save_file(
+        {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()},
+        tmp_path / "f8.safetensors",
+        metadata(),
+    )
     assert {t.dtype for t in pc.load_pixart(tmp_path / "f8.safetensors").state_dict().values()} == {torch.bfloat16}
 
 
@@ -196,12 +202,19 @@ def test_loaded_models_can_be_trained(model, tmp_path):
 
 # Strictness ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("change,problem", [
-    (lambda s: s.pop("blocks.2.mlp.fc1.bias"), "it lacks blocks.2.mlp.fc1.bias"),
-    (lambda s: s.update({"blocks.0.extra": torch.zeros(1)}), "it has unknown blocks.0.extra"),
-    (lambda s: s.update({"blocks.0.mlp.fc1.bias": torch.zeros(3)}), r"blocks.0.mlp.fc1.bias is \[3\] instead of .192"),
-    (lambda s: s.update({"blocks.3.mlp.fc1.bias": torch.zeros(192)}), "it has unknown blocks.3.mlp.fc1.bias"),
-])
+
+@pytest.mark.parametrize(
+    "change,problem",
+    [
+        (lambda s: s.pop("blocks.2.mlp.fc1.bias"), "it lacks blocks.2.mlp.fc1.bias"),
+        (lambda s: s.update({"blocks.0.extra": torch.zeros(1)}), "it has unknown blocks.0.extra"),
+        (
+            lambda s: s.update({"blocks.0.mlp.fc1.bias": torch.zeros(3)}),
+            r"blocks.0.mlp.fc1.bias is \[3\] instead of .192",
+        ),
+        (lambda s: s.update({"blocks.3.mlp.fc1.bias": torch.zeros(192)}), "it has unknown blocks.3.mlp.fc1.bias"),
+    ],
+)
 def test_every_tensor_has_to_fit(model, tmp_path, change, problem):
     state = dict(model.state_dict())
     change(state)
@@ -246,6 +259,7 @@ def test_weights_too_large_for_float16(model, tmp_path):
 
 # Damaged files ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("keep", [4, 100, 0.5, 0.999])
 @pytest.mark.parametrize("suffix", ["safetensors", "pth"])
 def test_truncated_files(model, tmp_path, suffix, keep):
@@ -272,34 +286,43 @@ class Payload:
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickle_that_carries_code_is_refused_unexecuted(model, tmp_path, zipped):
     target = tmp_path / "executed"
-    torch.save({"state_dict": model.state_dict(), "extra": Payload(str(target))}, tmp_path / "evil.pth",
-               _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {"state_dict": model.state_dict(), "extra": Payload(str(target))},
+        tmp_path / "evil.pth",
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(CheckpointError, match=r"evil.pth carries code .*\((posix|nt).mkdir\); it was not executed"):
         pc.load_pixart(tmp_path / "evil.pth", config=CONFIG)
     assert not target.exists()
 
 
-@pytest.mark.parametrize("content,message", [
-    (b"", "is empty: download"),
-    (b"<!DOCTYPE html><html>", "is a web page, not weights"),
-    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
-    (b"GGUF\x03\x00\x00\x00", "is a GGUF file"),
-    (b"some text that is no model", "damaged: .* if it is one of weights at all"),
-    (b"\x00" * 200, "damaged: .* if it is one of weights at all"),
-    (b"PK\x03\x04" + b"\x00" * 100, "is cut short or damaged"),
-])
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        (b"", "is empty: download"),
+        (b"<!DOCTYPE html><html>", "is a web page, not weights"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a Git LFS pointer"),
+        (b"GGUF\x03\x00\x00\x00", "is a GGUF file"),
+        (b"some text that is no model", "damaged: .* if it is one of weights at all"),
+        (b"\x00" * 200, "damaged: .* if it is one of weights at all"),
+        (b"PK\x03\x04" + b"\x00" * 100, "is cut short or damaged"),
+    ],
+)
 def test_files_that_are_no_weights(tmp_path, content, message):
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=f"model.safetensors.*{message}"):
         pc.inspect_file(tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize("value,message", [
-    ([1, 2], "holds a list, not named weights"),
-    ({"epoch": 3}, "holds no state dict.* found epoch"),
-    ({}, "found nothing"),
-    ({"a": torch.zeros(1), "step": 5}, "found step"),
-])
+@pytest.mark.parametrize(
+    "value,message",
+    [
+        ([1, 2], "holds a list, not named weights"),
+        ({"epoch": 3}, "holds no state dict.* found epoch"),
+        ({}, "found nothing"),
+        ({"a": torch.zeros(1), "step": 5}, "found step"),
+    ],
+)
 def test_pickles_without_a_state_dict(tmp_path, value, message):
     torch.save(value, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=message):
@@ -338,6 +361,7 @@ def test_broken_descriptions(model, tmp_path):
 
 # Saving ----------------------------------------------------------------------------------------------------------
 
+
 def test_saved_file_describes_itself_and_can_be_read_by_others(model, tmp_path):
     path = pc.save_pixart(model, tmp_path / "model.safetensors", metadata={"trained": "12 steps"})
     info = pc.inspect_file(path)
@@ -354,14 +378,23 @@ def test_state_dicts_are_saved_with_their_configuration(model, tmp_path):
     with pytest.raises(CheckpointError, match="needs its configuration: give config="):
         pc.save_pixart(model.state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="does not fit .* it lacks t_block.1.bias"):
-        pc.save_pixart({k: v for k, v in model.state_dict().items() if k != "t_block.1.bias"},
-                       tmp_path / "other.safetensors", config=CONFIG)
+        pc.save_pixart(
+            {k: v for k, v in model.state_dict().items() if k != "t_block.1.bias"},
+            tmp_path / "other.safetensors",
+            config=CONFIG,
+        )
     assert not (tmp_path / "other.safetensors").exists()
 
 
-@pytest.mark.parametrize("name,layout,message", [
-    ("model.pth", "authors", "let it end in .safetensors"), ("no/m.safetensors", "authors", "folder .* does not exist"),
-    ("m.safetensors", "diffusers", "diffusers layout is a folder"), ("m", "onnx", "unknown layout 'onnx'")])
+@pytest.mark.parametrize(
+    "name,layout,message",
+    [
+        ("model.pth", "authors", "let it end in .safetensors"),
+        ("no/m.safetensors", "authors", "folder .* does not exist"),
+        ("m.safetensors", "diffusers", "diffusers layout is a folder"),
+        ("m", "onnx", "unknown layout 'onnx'"),
+    ],
+)
 def test_bad_destinations(model, tmp_path, name, layout, message):
     with pytest.raises(CheckpointError, match=message):
         pc.save_pixart(model, tmp_path / name, layout=layout)
@@ -407,14 +440,18 @@ def test_saving_over_the_file_that_is_mapped(model, tmp_path):
 
 # ControlNet ------------------------------------------------------------------------------------------------------
 
+
 def test_controlnet_layouts(model, control, tmp_path):
     joint = tmp_path / "joint.pth"
     state = {f"base_model.{k}": v for k, v in model.state_dict().items()} | dict(control.state_dict())
     torch.save({"state_dict": state}, joint)
     assert pc.inspect_file(joint).kind == "pixart+controlnet"
-    files = [joint, save_controlnet(control, tmp_path / "a.safetensors"),
-             save_controlnet(control, tmp_path / "b.safetensors", layout="diffusers"),
-             save_controlnet(control, tmp_path / "c.safetensors", base=model)]
+    files = [
+        joint,
+        save_controlnet(control, tmp_path / "a.safetensors"),
+        save_controlnet(control, tmp_path / "b.safetensors", layout="diffusers"),
+        save_controlnet(control, tmp_path / "c.safetensors", base=model),
+    ]
     for path in files:
         loaded = load_controlnet(path, config=CONFIG)
         assert_same(loaded, control)
@@ -429,8 +466,10 @@ def test_controlnet_layouts(model, control, tmp_path):
 
 def test_controlnet_folder_of_diffusers_example(control, tmp_path):
     state = convert.authors_to_diffusers(control.state_dict())
-    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()},
-              tmp_path / "diffusion_pytorch_model.safetensors")
+    save_file(
+        {name: tensor.contiguous().clone() for name, tensor in state.items()},
+        tmp_path / "diffusion_pytorch_model.safetensors",
+    )
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "PixArtControlNetAdapterModel", "num_layers": 2}))
     assert_same(load_controlnet(tmp_path, config=CONFIG), control)
     with pytest.raises(CheckpointError, match="does not say its number of attention heads"):
@@ -452,8 +491,12 @@ def test_a_controlnet_unet_stays_one_in_every_layout(model, tmp_path):
     base, control = randomized(pc.PixArt(config)), randomized(pc.ControlNetUNet(config), seed=1)
     joint = save_controlnet(control, tmp_path / "joint.safetensors", base=base)
     parts = split_controlnet(joint, tmp_path / "base.safetensors", tmp_path / "control.safetensors")
-    files = [joint, save_controlnet(control, tmp_path / "theirs.safetensors", layout="diffusers"), parts[1],
-             merge_controlnet(*parts, tmp_path / "merged.safetensors")]
+    files = [
+        joint,
+        save_controlnet(control, tmp_path / "theirs.safetensors", layout="diffusers"),
+        parts[1],
+        merge_controlnet(*parts, tmp_path / "merged.safetensors"),
+    ]
     for path in files:
         loaded = load_controlnet(path)
         assert type(loaded) is pc.ControlNetUNet and pc.inspect_file(path).wiring == "unet"
@@ -461,10 +504,14 @@ def test_a_controlnet_unet_stays_one_in_every_layout(model, tmp_path):
     with pytest.raises(CheckpointError, match="ControlNet of 2 blocks does not fit a base model of depth 3"):
         load_controlnet(parts[1], config=CONFIG)
     with pytest.raises(CheckpointError, match="first half of the base's blocks"):
-        save_controlnet(pc.ControlNetTransformer(config, 3).state_dict(), tmp_path / "x.safetensors", config=config,
-                        wiring="unet")
-    save_file(load_file(parts[1]), tmp_path / "new.safetensors", {"pixart_delta": json.dumps(
-        {"config": config.to_dict(), "wiring": "ring"})})
+        save_controlnet(
+            pc.ControlNetTransformer(config, 3).state_dict(), tmp_path / "x.safetensors", config=config, wiring="unet"
+        )
+    save_file(
+        load_file(parts[1]),
+        tmp_path / "new.safetensors",
+        {"pixart_delta": json.dumps({"config": config.to_dict(), "wiring": "ring"})},
+    )
     with pytest.raises(CheckpointError, match="unknown wiring 'ring'"):
         load_controlnet(tmp_path / "new.safetensors")
 

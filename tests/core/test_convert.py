@@ -7,8 +7,9 @@ import pixart_core as pc
 from pixart_core import convert
 from pixart_core.controlnet import ControlNetTransformer
 
-CONFIG = pc.PixArtConfig(input_size=16, hidden_size=48, depth=3, num_heads=4, caption_channels=16,
-                         interpolation_scale=1.0)
+CONFIG = pc.PixArtConfig(
+    input_size=16, hidden_size=48, depth=3, num_heads=4, caption_channels=16, interpolation_scale=1.0
+)
 
 
 def random_state(module):
@@ -49,7 +50,9 @@ def test_controlnet_there_and_back():
 
 def test_names_one_by_one():
     assert convert.diffusers_names("blocks.7.cross_attn.kv_linear.weight") == (
-        "transformer_blocks.7.attn2.to_k.weight", "transformer_blocks.7.attn2.to_v.weight")
+        "transformer_blocks.7.attn2.to_k.weight",
+        "transformer_blocks.7.attn2.to_v.weight",
+    )
     assert convert.authors_name("transformer_blocks.7.attn1.to_v.bias") == ("blocks.7.attn.qkv.bias", 2, 3)
     assert convert.authors_name("scale_shift_table") == ("final_layer.scale_shift_table", 0, 1)
     assert convert.authors_name("transformer_blocks.0.scale_shift_table") == ("blocks.0.scale_shift_table", 0, 1)
@@ -73,27 +76,42 @@ def test_unknown_and_missing_names_are_listed():
         convert.diffusers_to_authors(theirs)
 
 
-@pytest.mark.parametrize("config", [CONFIG, pc.PIXART_256, pc.PIXART_512, pc.PIXART_1024_MS,
-                                    pc.PixArtConfig(in_channels=16, learn_sigma=False)])
+@pytest.mark.parametrize(
+    "config",
+    [CONFIG, pc.PIXART_256, pc.PIXART_512, pc.PIXART_1024_MS, pc.PixArtConfig(in_channels=16, learn_sigma=False)],
+)
 def test_configuration_there_and_back(config):
     assert convert.config_from_diffusers(convert.config_to_diffusers(config)) == config
 
 
 def test_configuration_of_the_first_releases():
     """What PixArt-LCM-XL-2-1024-MS ships: the general class, without the keys that came later."""
-    values = {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single", "sample_size": 128,
-              "num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "caption_channels": 4096,
-              "in_channels": 4, "out_channels": 8, "patch_size": 2, "cross_attention_dim": 1152}
+    values = {
+        "_class_name": "Transformer2DModel",
+        "norm_type": "ada_norm_single",
+        "sample_size": 128,
+        "num_attention_heads": 16,
+        "attention_head_dim": 72,
+        "num_layers": 28,
+        "caption_channels": 4096,
+        "in_channels": 4,
+        "out_channels": 8,
+        "patch_size": 2,
+        "cross_attention_dim": 1152,
+    }
     assert convert.config_from_diffusers(values) == pc.PIXART_1024_MS
     assert convert.config_from_diffusers(values | {"sample_size": 64}) == pc.PIXART_512
     assert convert.config_from_diffusers(values | {"sample_size": 32}) == pc.PIXART_256
 
 
-@pytest.mark.parametrize("values", [
-    {"_class_name": "UNet2DConditionModel"},
-    {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "caption_channels": 4096},
-    {"_class_name": "PixArtTransformer2DModel", "caption_channels": None},
-])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"_class_name": "UNet2DConditionModel"},
+        {"_class_name": "Transformer2DModel", "norm_type": "ada_norm_zero", "caption_channels": 4096},
+        {"_class_name": "PixArtTransformer2DModel", "caption_channels": None},
+    ],
+)
 def test_configuration_of_another_model_is_refused(values):
     with pytest.raises(ValueError, match=f"describes a {values['_class_name']}, not a PixArt"):
         convert.config_from_diffusers(values)

@@ -50,8 +50,9 @@ def reference():
 def authors(network, images: torch.Tensor) -> torch.Tensor:
     """Their training's recipe: pixels times 255, side outputs resized to the picture, averaged, logistic, clipped."""
     x = images.permute(0, 3, 1, 2) * 255.0
-    sides = [F.interpolate(side, x.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
-             for side in network(x)]
+    sides = [
+        F.interpolate(side, x.shape[-2:], mode="bilinear", align_corners=False, antialias=True) for side in network(x)
+    ]
     edge = 1 / (1 + torch.exp(-torch.mean(torch.cat(sides, dim=1), dim=1, keepdim=True)))
     return edge.clip(0, 1).permute(0, 2, 3, 1)
 
@@ -84,8 +85,13 @@ def test_equals_controlnet_aux_up_to_its_8_bits(reference, safe):
 
     ours, theirs = reference
     images = pictures(1, 64, 128)
-    expected = HEDdetector(theirs)((images[0] * 255).numpy().round().astype(np.uint8), detect_resolution=64,
-                                   image_resolution=64, safe=safe, output_type="np")
+    expected = HEDdetector(theirs)(
+        (images[0] * 255).numpy().round().astype(np.uint8),
+        detect_resolution=64,
+        image_resolution=64,
+        safe=safe,
+        output_type="np",
+    )
     found = detect(ours, images, safe=safe)[0] * 255
     error = (found - torch.from_numpy(expected[..., :1].astype(np.float32))).abs()
     assert (error > 1.001).float().mean() < (1e-3 if safe else 1e-9)  # it cuts decimals off
@@ -98,8 +104,16 @@ def test_scribble_draws_controlnet_auxs_lines(reference):
 
     ours, theirs = reference
     images = pictures(1, 128, 192)
-    expected = HEDdetector(theirs)((images[0] * 255).numpy().round().astype(np.uint8), detect_resolution=128,
-                                   image_resolution=128, scribble=True, output_type="np")[..., :1] / 255
+    expected = (
+        HEDdetector(theirs)(
+            (images[0] * 255).numpy().round().astype(np.uint8),
+            detect_resolution=128,
+            image_resolution=128,
+            scribble=True,
+            output_type="np",
+        )[..., :1]
+        / 255
+    )
     found = detect(ours, images, scribble=True)[0]
     assert set(found.unique().tolist()) == {0.0, 1.0}
     assert (found != torch.from_numpy(expected)).float().mean() < 0.01
@@ -114,10 +128,18 @@ def test_resolution_detects_there_and_keeps_the_pictures_size(reference):
     found = detect(ours, images, resolution=128)
     assert found.shape == (1, 100, 100, 1)
     assert (found - detect(ours, images)).abs().mean() > 1e-3
-    theirs_map = HEDdetector(theirs)((images[0] * 255).numpy().round().astype(np.uint8), detect_resolution=128,
-                                     image_resolution=128, output_type="np")[..., 0] / 255.0
-    resized = F.interpolate(torch.from_numpy(theirs_map)[None, None].float(), (100, 100), mode="bilinear",
-                            antialias=True)
+    theirs_map = (
+        HEDdetector(theirs)(
+            (images[0] * 255).numpy().round().astype(np.uint8),
+            detect_resolution=128,
+            image_resolution=128,
+            output_type="np",
+        )[..., 0]
+        / 255.0
+    )
+    resized = F.interpolate(
+        torch.from_numpy(theirs_map)[None, None].float(), (100, 100), mode="bilinear", antialias=True
+    )
     assert (found[0, ..., 0] - resized[0, 0]).abs().mean() < 0.02
 
 
@@ -125,7 +147,7 @@ def test_batch_equals_single_pictures():
     model, images = random_hed(), pictures(3)
     together = detect(model, images)
     for index in range(3):
-        assert (together[index] - detect(model, images[index:index + 1])[0]).abs().max() < 1e-6
+        assert (together[index] - detect(model, images[index : index + 1])[0]).abs().max() < 1e-6
     assert (together[0] - together[1]).abs().max() > 1e-2
 
 
@@ -139,15 +161,18 @@ def test_grey_is_repeated_and_rgba_is_put_on_white():
     assert torch.equal(detect(model, clear), detect(model, torch.ones_like(images)))
 
 
-@pytest.mark.parametrize(("images", "words"), [
-    (torch.full((1, 32, 32, 3), torch.nan), "NaN"),
-    (torch.full((1, 32, 32, 3), 255.0), "in 0 … 1"),
-    (torch.full((1, 32, 32, 3), -1.0), "in 0 … 1"),
-    (torch.zeros(1, 3, 32, 32), r"\(B, H, W, C\)"),
-    (torch.zeros(32, 32, 3), r"\(B, H, W, C\)"),
-    (torch.zeros(1, 32, 32, 3, dtype=torch.uint8), "uint8"),
-    (torch.zeros(1, 8, 32, 3), "at least 16 px"),
-])
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.full((1, 32, 32, 3), torch.nan), "NaN"),
+        (torch.full((1, 32, 32, 3), 255.0), "in 0 … 1"),
+        (torch.full((1, 32, 32, 3), -1.0), "in 0 … 1"),
+        (torch.zeros(1, 3, 32, 32), r"\(B, H, W, C\)"),
+        (torch.zeros(32, 32, 3), r"\(B, H, W, C\)"),
+        (torch.zeros(1, 32, 32, 3, dtype=torch.uint8), "uint8"),
+        (torch.zeros(1, 8, 32, 3), "at least 16 px"),
+    ],
+)
 def test_bad_pictures_have_one_clear_error(images, words):
     with pytest.raises(ValueError, match=words):
         detect(random_hed(), images)

@@ -11,8 +11,9 @@ from pixart_core import convert, identify
 from pixart_core.checkpoint import CheckpointError, load_controlnet, save_controlnet
 from tests.core.checkpoint_fixture import CONFIG, OFFICIAL, assert_same, sparse_file
 
-RELEASED = pytest.mark.parametrize("name,config", [
-    ("PixArt-XL-2-1024-MS", pc.PIXART_1024_MS), ("PixArt-XL-2-512x512", pc.PIXART_512)])
+RELEASED = pytest.mark.parametrize(
+    "name,config", [("PixArt-XL-2-1024-MS", pc.PIXART_1024_MS), ("PixArt-XL-2-512x512", pc.PIXART_512)]
+)
 
 
 @RELEASED
@@ -22,8 +23,12 @@ def test_every_key_and_shape_of_the_released_models(tmp_path, name, config):
     assert on_meta == shapes
     info = pc.inspect_file(sparse_file(tmp_path / "authors.safetensors", shapes))
     assert (info.kind, info.layout, info.config) == ("pixart", "authors", config)
-    theirs = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
-        {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}).items()}
+    theirs = {
+        key: tuple(tensor.shape)
+        for key, tensor in convert.authors_to_diffusers(
+            {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+        ).items()
+    }
     (tmp_path / "folder").mkdir()
     sparse_file(tmp_path / "folder" / "diffusion_pytorch_model.safetensors", theirs)
     (tmp_path / "folder" / "config.json").write_text(json.dumps(convert.config_to_diffusers(config)))
@@ -47,8 +52,12 @@ def test_released_256_and_lcm(tmp_path):
     shapes = dict(OFFICIAL["PixArt-XL-2-512x512"]) | {"pos_embed": [1, 256, 1152]}
     assert pc.inspect_file(sparse_file(tmp_path / "256.safetensors", shapes)).config == pc.PIXART_256
     # The LCM model exists in diffusers' layout only. As a lone file its micro-conditions tell what it is.
-    names = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
-        {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-1024-MS"].items()}).items()}
+    names = {
+        key: tuple(tensor.shape)
+        for key, tensor in convert.authors_to_diffusers(
+            {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-1024-MS"].items()}
+        ).items()
+    }
     del names["caption_projection.y_embedding"]
     assert pc.inspect_file(sparse_file(tmp_path / "lcm.safetensors", names)).config == pc.PIXART_1024_MS
 
@@ -65,8 +74,12 @@ def test_shapes_that_tell_nothing_need_a_configuration(model, tmp_path):
     with pytest.raises(CheckpointError, match=r"does not say its number of attention heads .*config=PixArtConfig"):
         pc.load_pixart(tmp_path / "own.safetensors")
     assert_same(pc.load_pixart(tmp_path / "own.safetensors", config=CONFIG), model)
-    lone = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
-        {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-512x512"].items()}).items()}
+    lone = {
+        key: tuple(tensor.shape)
+        for key, tensor in convert.authors_to_diffusers(
+            {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-512x512"].items()}
+        ).items()
+    }
     with pytest.raises(CheckpointError, match="not those of exactly one released PixArt-α model"):  # 256 or 512?
         pc.load_pixart(sparse_file(tmp_path / "lone.safetensors", lone))
 
@@ -74,17 +87,29 @@ def test_shapes_that_tell_nothing_need_a_configuration(model, tmp_path):
 # Other files -----------------------------------------------------------------------------------------------------
 
 ALIENS = {
-    "sd unet": (["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight"],
-                "sd", "a Stable Diffusion UNet or checkpoint.*Load Checkpoint"),
-    "sd unet of diffusers": (["conv_in.weight", "down_blocks.0.resnets.0.time_emb_proj.weight"], "sd",
-                             "a Stable Diffusion UNet"),
+    "sd unet": (
+        ["model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.decoder.conv_in.weight"],
+        "sd",
+        "a Stable Diffusion UNet or checkpoint.*Load Checkpoint",
+    ),
+    "sd unet of diffusers": (
+        ["conv_in.weight", "down_blocks.0.resnets.0.time_emb_proj.weight"],
+        "sd",
+        "a Stable Diffusion UNet",
+    ),
     "flux": (["double_blocks.0.img_attn.qkv.weight"], "other transformer", "a diffusion transformer of another family"),
-    "sd3": (["joint_blocks.0.x_block.attn.qkv.weight", "x_embedder.proj.weight"], "other transformer",
-            "a diffusion transformer of another family"),
+    "sd3": (
+        ["joint_blocks.0.x_block.attn.qkv.weight", "x_embedder.proj.weight"],
+        "other transformer",
+        "a diffusion transformer of another family",
+    ),
     "vae": (["decoder.conv_in.weight", "encoder.conv_in.weight"], "vae", "an autoencoder .VAE.*Load VAE"),
     "taesd": (["taesd_decoder.1.weight"], "vae", "an autoencoder .VAE."),
-    "t5": (["encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"], "t5",
-           "a T5 text encoder.*Text Encoder Loader"),
+    "t5": (
+        ["encoder.block.0.layer.0.SelfAttention.q.weight", "shared.weight"],
+        "t5",
+        "a T5 text encoder.*Text Encoder Loader",
+    ),
     "clip": (["text_model.encoder.layers.0.mlp.fc1.weight"], "clip", "a CLIP text encoder"),
     "lora": (["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight"], "lora", "a LoRA.*LoRA Loader"),
     "sd controlnet": (["control_model.input_blocks.0.0.weight"], "sd-controlnet", "a ControlNet of another model"),
@@ -112,13 +137,23 @@ def test_pixart_sigma_is_told_from_alpha(tmp_path):
         pc.load_pixart(path)
 
 
-@pytest.mark.parametrize("sample_size,pipeline,kind", [
-    (128, None, "sigma"), (256, None, "sigma"), (64, "PixArtSigmaPipeline", "sigma"),
-    (64, "PixArtAlphaPipeline", "pixart")])
+@pytest.mark.parametrize(
+    "sample_size,pipeline,kind",
+    [
+        (128, None, "sigma"),
+        (256, None, "sigma"),
+        (64, "PixArtSigmaPipeline", "sigma"),
+        (64, "PixArtAlphaPipeline", "pixart"),
+    ],
+)
 def test_pixart_sigma_folders(tmp_path, sample_size, pipeline, kind):
     config = pc.PixArtConfig(input_size=sample_size, interpolation_scale=2.0, micro_condition=False)
-    shapes = {key: tuple(tensor.shape) for key, tensor in convert.authors_to_diffusers(
-        {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-512x512"].items()}).items()}
+    shapes = {
+        key: tuple(tensor.shape)
+        for key, tensor in convert.authors_to_diffusers(
+            {key: torch.empty(shape, device="meta") for key, shape in OFFICIAL["PixArt-XL-2-512x512"].items()}
+        ).items()
+    }
     (tmp_path / "transformer").mkdir()
     sparse_file(tmp_path / "transformer" / "diffusion_pytorch_model.safetensors", shapes)
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(convert.config_to_diffusers(config)))

@@ -100,8 +100,16 @@ def test_sampler_equals_diffusers_scheduler(steps, monkeypatch):
 
 def test_generator_noises_are_reproducible_and_the_callback_sees_every_step():
     noise, seen = torch.randn(1, 4, 4, 4), []
-    run = [pc.sample_lcm(epsilon_of, noise, pc.lcm_timesteps(3), generator=torch.Generator().manual_seed(5),
-                         callback=lambda step, x: seen.append(step)) for _ in range(2)]
+    run = [
+        pc.sample_lcm(
+            epsilon_of,
+            noise,
+            pc.lcm_timesteps(3),
+            generator=torch.Generator().manual_seed(5),
+            callback=lambda step, x: seen.append(step),
+        )
+        for _ in range(2)
+    ]
     assert torch.equal(*run) and seen == [0, 1, 2, 0, 1, 2]
 
 

@@ -12,12 +12,25 @@ from pixart_core import convert
 from pixart_core.lora import apply_lora, load_lora, parse_lora, save_lora
 from pixart_core.weightfile import CheckpointError
 
-CONFIG = pc.PixArtConfig(input_size=8, hidden_size=48, depth=2, num_heads=4, caption_channels=16, model_max_length=8,
-                         interpolation_scale=1.0)
+CONFIG = pc.PixArtConfig(
+    input_size=8, hidden_size=48, depth=2, num_heads=4, caption_channels=16, model_max_length=8, interpolation_scale=1.0
+)
 RANK = 4
 # What train_pixart_lcm_lora.py adapts, convolution included ("proj" matches pos_embed.proj).
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "proj", "linear",
-           "linear_1", "linear_2"]
+TARGETS = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "proj",
+    "linear",
+    "linear_1",
+    "linear_2",
+]
 
 IMAGE_SIZE, ASPECT_RATIO = torch.tensor([[48.0, 64.0]] * 2), torch.tensor([[0.75]] * 2)
 
@@ -32,8 +45,11 @@ def random_model(seed=0):
 
 def inputs():
     generator = torch.Generator().manual_seed(1)
-    return {"latent": torch.randn(2, 4, 6, 8, generator=generator), "timestep": torch.tensor([999, 259]),
-            "caption": torch.randn(2, 5, 16, generator=generator)}
+    return {
+        "latent": torch.randn(2, 4, 6, 8, generator=generator),
+        "timestep": torch.tensor([999, 259]),
+        "caption": torch.randn(2, 5, 16, generator=generator),
+    }
 
 
 def changed(model, lora, strength=1.0):
@@ -57,8 +73,9 @@ def peft_case(tmp_path_factory):
     torch.manual_seed(0)
     model = random_model()
     theirs = PixArtTransformer2DModel.from_config(convert.config_to_diffusers(CONFIG)).eval()
-    theirs.load_state_dict(convert.authors_to_diffusers(
-        {k: v for k, v in model.state_dict().items() if k != "y_embedder.y_embedding"}))
+    theirs.load_state_dict(
+        convert.authors_to_diffusers({k: v for k, v in model.state_dict().items() if k != "y_embedder.y_embedding"})
+    )
     adapted = get_peft_model(theirs, LoraConfig(r=RANK, target_modules=TARGETS))  # no alpha given, as the authors
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
@@ -68,8 +85,12 @@ def peft_case(tmp_path_factory):
     adapted.save_pretrained(folder)
     batch = inputs()
     with torch.no_grad():
-        out = adapted(batch["latent"], encoder_hidden_states=batch["caption"], timestep=batch["timestep"],
-                      added_cond_kwargs={"resolution": IMAGE_SIZE, "aspect_ratio": ASPECT_RATIO}).sample
+        out = adapted(
+            batch["latent"],
+            encoder_hidden_states=batch["caption"],
+            timestep=batch["timestep"],
+            added_cond_kwargs={"resolution": IMAGE_SIZE, "aspect_ratio": ASPECT_RATIO},
+        ).sample
     return folder, out
 
 
@@ -133,27 +154,32 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("module,key,part,parts", [
-    ("transformer_blocks.1.attn1.to_k", "blocks.1.attn.qkv.weight", 1, 3),
-    ("transformer_blocks.0.attn2.to_v", "blocks.0.cross_attn.kv_linear.weight", 1, 2),
-    ("transformer_blocks.0.attn2.to_q", "blocks.0.cross_attn.q_linear.weight", 0, 1),
-    ("transformer_blocks.0.attn1.to_out.0", "blocks.0.attn.proj.weight", 0, 1),
-])
+@pytest.mark.parametrize(
+    "module,key,part,parts",
+    [
+        ("transformer_blocks.1.attn1.to_k", "blocks.1.attn.qkv.weight", 1, 3),
+        ("transformer_blocks.0.attn2.to_v", "blocks.0.cross_attn.kv_linear.weight", 1, 2),
+        ("transformer_blocks.0.attn2.to_q", "blocks.0.cross_attn.q_linear.weight", 0, 1),
+        ("transformer_blocks.0.attn1.to_out.0", "blocks.0.attn.proj.weight", 0, 1),
+    ],
+)
 def test_every_layout_changes_the_same_rows(layout, module, key, part, parts):
     down_name, up_name = (
         name.format(d=module, f=module.replace(".", "_"), p=module.replace(".to_", ".processor.to_"))
-        for name in LAYOUTS[layout])
+        for name in LAYOUTS[layout]
+    )
     up, down = pair()
     stem = re.sub(r"(\.|_)lora(_A|_B|_down|_up|\.down|\.up)(\.default)?\.weight$", "", down_name)
     difference = changed(random_model(), parse_lora({down_name: down, up_name: up, f"{stem}.alpha": torch.tensor(2.0)}))
     expected = torch.zeros(parts * 48, 48)
-    expected[part * 48:(part + 1) * 48] = up @ down * 2 / RANK
+    expected[part * 48 : (part + 1) * 48] = up @ down * 2 / RANK
     torch.testing.assert_close(difference.pop(key), expected, rtol=1e-4, atol=1e-5)
     assert all(not tensor.any() for tensor in difference.values())
 
 
-@pytest.mark.parametrize("stem", ["lora_unet_blocks_1_attn_qkv", "diffusion_model.blocks.1.attn.qkv",
-                                  "blocks.1.attn.qkv"])
+@pytest.mark.parametrize(
+    "stem", ["lora_unet_blocks_1_attn_qkv", "diffusion_model.blocks.1.attn.qkv", "blocks.1.attn.qkv"]
+)
 def test_a_lora_of_the_fused_matrix(stem):
     up, down = pair(rows=144)
     lora = parse_lora({f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down})
@@ -164,8 +190,16 @@ def test_a_lora_of_the_fused_matrix(stem):
     torch.testing.assert_close(again, difference, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("prefix,alpha", [("base_model.model.", 8.0), ("unet.base_model.model.", 8.0),
-                                          ("transformer.", RANK), ("lora_transformer.", RANK), ("", RANK)])
+@pytest.mark.parametrize(
+    "prefix,alpha",
+    [
+        ("base_model.model.", 8.0),
+        ("unet.base_model.model.", 8.0),
+        ("transformer.", RANK),
+        ("lora_transformer.", RANK),
+        ("", RANK),
+    ],
+)
 def test_alpha_when_nothing_says_it(prefix, alpha):
     up, down = pair()
     stem = f"{prefix}transformer_blocks.0.attn1.to_k"
@@ -177,8 +211,11 @@ def test_alpha_in_diffusers_metadata(tmp_path):
     up, down = pair()
     stem = "transformer.transformer_blocks.0.attn1.to_k"
     values = {"transformer.r": RANK, "transformer.lora_alpha": 12}
-    save_file({f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}, tmp_path / "a.safetensors",
-              {"lora_adapter_metadata": json.dumps(values)})
+    save_file(
+        {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up},
+        tmp_path / "a.safetensors",
+        {"lora_adapter_metadata": json.dumps(values)},
+    )
     assert load_lora(tmp_path / "a.safetensors").deltas[0].alpha == 12.0
 
 
@@ -231,19 +268,30 @@ def stem_state(stem, **more):
     return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up} | more
 
 
-@pytest.mark.parametrize("state,message", [
-    (stem_state("unet.down_blocks.0.attentions.0.proj_in"), "is a LoRA for another model: PixArt has no unet"),
-    (stem_state("lora_te_encoder_block_0"), "is a LoRA for another model: PixArt has no lora_te"),
-    (stem_state("lora_unet_input_blocks_1_1_proj_in"), "is a LoRA for another model"),
-    ({"blocks.0.attn.qkv.hada_w1_a": torch.zeros(1)}, "is a LoHa, not a plain LoRA"),
-    ({"blocks.0.attn.qkv.lokr_w1": torch.zeros(1)}, "is a LoKr, not a plain LoRA"),
-    ({"blocks.0.attn.qkv.weight": torch.zeros(1)}, "is not a LoRA: it holds blocks.0.attn.qkv.weight"),
-    (stem_state("proj_out", **{"proj_out.dora_scale": torch.zeros(1)}), "is a DoRA"),
-    (stem_state("proj_out", **{"proj_out.weight": torch.zeros(1)}), "holds more than a plain LoRA: proj_out.weight"),
-    ({"transformer.proj_out.lora_A.weight": torch.zeros(2, 3)}, "is damaged: transformer.proj_out has no up matrix"),
-    ({"proj_out.lora_A.weight": torch.zeros(2, 3), "proj_out.lora_B.weight": torch.zeros(3, 4)},
-     "is damaged: proj_out has rank 2 and 4"),
-])
+@pytest.mark.parametrize(
+    "state,message",
+    [
+        (stem_state("unet.down_blocks.0.attentions.0.proj_in"), "is a LoRA for another model: PixArt has no unet"),
+        (stem_state("lora_te_encoder_block_0"), "is a LoRA for another model: PixArt has no lora_te"),
+        (stem_state("lora_unet_input_blocks_1_1_proj_in"), "is a LoRA for another model"),
+        ({"blocks.0.attn.qkv.hada_w1_a": torch.zeros(1)}, "is a LoHa, not a plain LoRA"),
+        ({"blocks.0.attn.qkv.lokr_w1": torch.zeros(1)}, "is a LoKr, not a plain LoRA"),
+        ({"blocks.0.attn.qkv.weight": torch.zeros(1)}, "is not a LoRA: it holds blocks.0.attn.qkv.weight"),
+        (stem_state("proj_out", **{"proj_out.dora_scale": torch.zeros(1)}), "is a DoRA"),
+        (
+            stem_state("proj_out", **{"proj_out.weight": torch.zeros(1)}),
+            "holds more than a plain LoRA: proj_out.weight",
+        ),
+        (
+            {"transformer.proj_out.lora_A.weight": torch.zeros(2, 3)},
+            "is damaged: transformer.proj_out has no up matrix",
+        ),
+        (
+            {"proj_out.lora_A.weight": torch.zeros(2, 3), "proj_out.lora_B.weight": torch.zeros(3, 4)},
+            "is damaged: proj_out has rank 2 and 4",
+        ),
+    ],
+)
 def test_what_is_no_lora_for_pixart_is_named(state, message):
     with pytest.raises(CheckpointError, match=f"^x {message}"):
         parse_lora(state, name="x")
@@ -252,8 +300,10 @@ def test_what_is_no_lora_for_pixart_is_named(state, message):
 def test_lora_of_another_width_changes_nothing():
     up, down = pair(rows=64, columns=64)
     good = stem_state("transformer.transformer_blocks.0.attn1.to_q")
-    bad = {"transformer.transformer_blocks.0.attn1.to_k.lora_A.weight": down,
-           "transformer.transformer_blocks.0.attn1.to_k.lora_B.weight": up}
+    bad = {
+        "transformer.transformer_blocks.0.attn1.to_k.lora_A.weight": down,
+        "transformer.transformer_blocks.0.attn1.to_k.lora_B.weight": up,
+    }
     model = random_model()
     before = model.blocks[0].attn.qkv.weight.clone()
     message = r"does not fit .* blocks.0.attn.qkv.weight is \[144, 48\], the LoRA is made for \[192, 64\]"
@@ -278,4 +328,3 @@ def test_model_given_to_the_lora_loader(tmp_path):
     path = pc.save_pixart(random_model(), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="is not a LoRA but a PixArt transformer"):
         load_lora(path)
-

@@ -20,8 +20,9 @@ class PeakBytes(TorchDispatchMode):
     def __init__(self, *known: torch.nn.Module):
         super().__init__()
         self.live = self.peak = 0
-        self.seen = {tensor.untyped_storage()._cdata for module in known for tensor in
-                     (*module.parameters(), *module.buffers())}
+        self.seen = {
+            tensor.untyped_storage()._cdata for module in known for tensor in (*module.parameters(), *module.buffers())
+        }
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -42,8 +43,9 @@ class PeakBytes(TorchDispatchMode):
 @pytest.fixture
 def flash_attention(monkeypatch):
     """Attention that allocates its result only, as the fused kernels do; on meta tensors torch takes the plain one."""
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention",
-                        lambda q, k, v, **kwargs: torch.empty_like(q))
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v, **kwargs: torch.empty_like(q)
+    )
 
 
 @pytest.mark.parametrize("config", [pc.PIXART_1024_MS, pc.PIXART_512, pc.PIXART_256, nano_config()])
@@ -56,8 +58,9 @@ def test_transformer_weights_are_counted(config):
 def test_t5_xxl_is_counted():
     from transformers import T5Config, T5EncoderModel
 
-    config = T5Config(vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64,
-                      feed_forward_proj="gated-gelu")
+    config = T5Config(
+        vocab_size=32128, d_model=4096, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
+    )
     with torch.device("meta"):
         model = T5EncoderModel(config)
     assert TextShape.from_config(config.to_dict()) == T5_XXL
@@ -82,8 +85,12 @@ def test_autoencoders_are_counted(nano):
     from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-                            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+        )
     assert VaeShape.from_module(vae) == AUTOENCODER_KL
     assert VaeShape.from_module(load_vae(nano)).channels == 8
 
@@ -93,9 +100,12 @@ def test_sampling_activations_are_what_a_forward_needs(flash_attention, guidance
     config = pc.PixArtConfig(depth=3)  # the width of the released models; depth does not matter to the peak
     model = pc.PixArt(config, dtype=torch.bfloat16, device="meta")
     rows = 2 if guidance else 1
-    inputs = (torch.empty(rows, 4, 128, 96, device="meta"), torch.empty(rows, device="meta"),
-              torch.empty(rows, 120, 4096, device="meta", dtype=torch.bfloat16),
-              torch.empty(rows, 120, device="meta", dtype=torch.int64))
+    inputs = (
+        torch.empty(rows, 4, 128, 96, device="meta"),
+        torch.empty(rows, device="meta"),
+        torch.empty(rows, 120, 4096, device="meta", dtype=torch.bfloat16),
+        torch.empty(rows, 120, device="meta", dtype=torch.int64),
+    )
     with torch.no_grad(), PeakBytes(model) as peak:
         model(*inputs)
     plan = memory_plan(config, height=1024, width=768, dtype=torch.bfloat16, guidance=guidance)
@@ -107,9 +117,16 @@ def test_decoding_activations_are_what_a_decode_needs(flash_attention, tiny):
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     with torch.device("meta"):
-        vae = AutoencoderTiny() if tiny else AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2)
+        vae = (
+            AutoencoderTiny()
+            if tiny
+            else AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                layers_per_block=2,
+            )
+        )
     with torch.no_grad(), PeakBytes(vae) as peak:
         vae.decode(torch.empty(2, 4, 64, 48, device="meta"))
     expected = VaeShape.from_module(vae).activation_bytes(2, 512, 384, torch.float32)
@@ -134,8 +151,9 @@ def test_keeping_everything_adds_up():
 
 
 def test_plan_as_a_table():
-    lines = str(memory_plan(pc.PIXART_1024_MS, dtype=torch.bfloat16, quantization="int8", width=1280, height=768)
-                ).splitlines()
+    lines = str(
+        memory_plan(pc.PIXART_1024_MS, dtype=torch.bfloat16, quantization="int8", width=1280, height=768)
+    ).splitlines()
     assert lines[0].startswith("memory for 1 x 1280x768 px, bfloat16, text encoder int8, each model leaves")
     assert [line.split()[0] for line in lines[1:5]] == ["GB", "encode", "sample", "decode"]
     assert len({len(line) for line in lines[1:5]}) == 1 and lines[5].startswith("peak 5.9")

@@ -7,8 +7,16 @@ import pixart_core as pc
 from pixart_core import functional
 from pixart_core.layers import Conditions
 
-CONFIG = pc.PixArtConfig(input_size=16, hidden_size=48, depth=3, num_heads=4, caption_channels=16, model_max_length=8,
-                         interpolation_scale=1.0, micro_condition=True)
+CONFIG = pc.PixArtConfig(
+    input_size=16,
+    hidden_size=48,
+    depth=3,
+    num_heads=4,
+    caption_channels=16,
+    model_max_length=8,
+    interpolation_scale=1.0,
+    micro_condition=True,
+)
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +156,15 @@ def test_conditions_repeat_tiles_every_tensor(model):
     assert isinstance(twice, Conditions) and twice.time.shape[0] == twice.mask.shape[0] == 4
 
 
-@pytest.mark.parametrize("values,message", [
-    ({"num_heads": 5}, "hidden_size 48 is not a multiple of num_heads 5"),
-    ({"hidden_size": 40, "num_heads": 4}, "not a multiple of 3"),
-    ({"depth": 0}, "depth must be at least 1"),
-    ({"input_size": 15}, "not a multiple of patch_size 2"),
-])
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        ({"num_heads": 5}, "hidden_size 48 is not a multiple of num_heads 5"),
+        ({"hidden_size": 40, "num_heads": 4}, "not a multiple of 3"),
+        ({"depth": 0}, "depth must be at least 1"),
+        ({"input_size": 15}, "not a multiple of patch_size 2"),
+    ],
+)
 def test_config_quotes_the_offending_numbers(values, message):
     with pytest.raises(ValueError, match=message):
         pc.PixArtConfig(**CONFIG.to_dict() | values)
@@ -165,12 +176,15 @@ def test_config_round_trip_and_unknown_key():
         pc.PixArtConfig.from_dict({"widht": 3})
 
 
-@pytest.mark.parametrize(("capabilities", "speed", "expected"), [
-    ({}, 9.0, torch.float32),
-    ({"avx512_bf16": True}, 0.6, torch.float32),
-    ({"avx512_bf16": True}, 2.0, torch.bfloat16),
-    ({"avx512_bf16": True, "amx_bf16": True}, 0.0, torch.bfloat16),
-])
+@pytest.mark.parametrize(
+    ("capabilities", "speed", "expected"),
+    [
+        ({}, 9.0, torch.float32),
+        ({"avx512_bf16": True}, 0.6, torch.float32),
+        ({"avx512_bf16": True}, 2.0, torch.bfloat16),
+        ({"avx512_bf16": True, "amx_bf16": True}, 0.0, torch.bfloat16),
+    ],
+)
 def test_a_cpu_computes_in_bfloat16_where_that_is_fast(monkeypatch, capabilities, speed, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     monkeypatch.setattr(functional, "_bfloat16_speed", lambda: speed)

@@ -9,10 +9,18 @@ import torch
 import pixart_core as pc
 from pixart_core import convert
 
-MICRO = pc.PixArtConfig(input_size=16, hidden_size=72, depth=3, num_heads=6, caption_channels=32,
-                        interpolation_scale=2.0)
-PLAIN = pc.PixArtConfig(input_size=8, hidden_size=64, depth=2, num_heads=4, caption_channels=32,
-                        interpolation_scale=1.0, micro_condition=False)
+MICRO = pc.PixArtConfig(
+    input_size=16, hidden_size=72, depth=3, num_heads=6, caption_channels=32, interpolation_scale=2.0
+)
+PLAIN = pc.PixArtConfig(
+    input_size=8,
+    hidden_size=64,
+    depth=2,
+    num_heads=4,
+    caption_channels=32,
+    interpolation_scale=1.0,
+    micro_condition=False,
+)
 CONFIGS = pytest.mark.parametrize("config", [MICRO, PLAIN], ids=["micro-conditioned", "plain"])
 SIZES = pytest.mark.parametrize("height,width", [(16, 16), (8, 8), (20, 12), (6, 30), (34, 18)])
 
@@ -37,8 +45,11 @@ def diffusers_model(config, state=None):
     model = PixArtTransformer2DModel.from_config(convert.config_to_diffusers(config))
     if state is None:
         return randomized(model)
-    model.load_state_dict(convert.authors_to_diffusers(
-        {name: tensor for name, tensor in state.items() if name != "y_embedder.y_embedding"}))
+    model.load_state_dict(
+        convert.authors_to_diffusers(
+            {name: tensor for name, tensor in state.items() if name != "y_embedder.y_embedding"}
+        )
+    )
     return model.eval()
 
 
@@ -62,8 +73,13 @@ def theirs(model, values):
     conditions = None
     if "image_size" in values:
         conditions = {"resolution": values["image_size"], "aspect_ratio": values["aspect_ratio"]}
-    return model(values["latent"], encoder_hidden_states=values["caption"], timestep=values["timestep"],
-                 added_cond_kwargs=conditions, encoder_attention_mask=values.get("caption_mask")).sample
+    return model(
+        values["latent"],
+        encoder_hidden_states=values["caption"],
+        timestep=values["timestep"],
+        added_cond_kwargs=conditions,
+        encoder_attention_mask=values.get("caption_mask"),
+    ).sample
 
 
 @CONFIGS
@@ -108,10 +124,10 @@ def test_mixed_lengths_equal_every_prompt_alone():
     together = model(**values)
     reference = diffusers_model(MICRO, model.state_dict())
     for index, length in enumerate((9, 3, 1)):
-        alone = {name: value[index:index + 1] for name, value in values.items() if name != "caption_mask"}
+        alone = {name: value[index : index + 1] for name, value in values.items() if name != "caption_mask"}
         alone["caption"] = alone["caption"][:, :length]
-        assert relative(together[index:index + 1], model(**alone)) < 1e-5
-        assert relative(together[index:index + 1], theirs(reference, alone)) < 1e-5
+        assert relative(together[index : index + 1], model(**alone)) < 1e-5
+        assert relative(together[index : index + 1], theirs(reference, alone)) < 1e-5
 
 
 @torch.no_grad()

@@ -49,8 +49,14 @@ def theirs(nano_released):
 
 def run_theirs(pipeline, steps, guidance, output_type, **kwargs):
     kwargs = {**EVEN, "use_resolution_binning": False, "clean_caption": False, **kwargs}
-    return pipeline(PROMPTS, num_inference_steps=steps, guidance_scale=guidance, output_type=output_type,
-                    generator=torch.Generator("cpu").manual_seed(7), **kwargs).images
+    return pipeline(
+        PROMPTS,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type=output_type,
+        generator=torch.Generator("cpu").manual_seed(7),
+        **kwargs,
+    ).images
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
@@ -65,8 +71,13 @@ def test_lcm_is_diffusers(released, theirs, steps):
 def test_dpm_with_guidance_is_diffusers(released, theirs, monkeypatch):
     from diffusers import DPMSolverMultistepScheduler
 
-    monkeypatch.setattr(theirs, "scheduler", DPMSolverMultistepScheduler(
-        beta_start=1e-4, beta_end=0.02, beta_schedule="linear", algorithm_type="dpmsolver++", solver_order=2))
+    monkeypatch.setattr(
+        theirs,
+        "scheduler",
+        DPMSolverMultistepScheduler(
+            beta_start=1e-4, beta_end=0.02, beta_schedule="linear", algorithm_type="dpmsolver++", solver_order=2
+        ),
+    )
     latent = released.sample(PROMPTS, 6, 7, sampler="dpm", **EVEN)
     assert relative(latent, run_theirs(theirs, 6, 4.5, "latent")) < 1e-3
     latent = released.sample(PROMPTS, 3, 7, sampler="dpm", guidance=2.0, negative_prompt="a Boat", **EVEN)
@@ -140,8 +151,9 @@ def test_guidance_takes_an_empty_prompt_where_no_null_caption_was_learned(releas
     caption, mask = released.text.encode([*PROMPTS, "", ""])
 
     def epsilon(latent, t):
-        conditional, unconditional = released.transformer(
-            latent.repeat(2, 1, 1, 1), t.repeat(2), caption, mask)[:, :4].chunk(2)
+        conditional, unconditional = released.transformer(latent.repeat(2, 1, 1, 1), t.repeat(2), caption, mask)[
+            :, :4
+        ].chunk(2)
         return unconditional + 4.5 * (conditional - unconditional)
 
     noise = torch.randn(2, 4, 10, 12, generator=torch.Generator("cpu").manual_seed(0))
@@ -217,18 +229,37 @@ def test_hint_strength_scales_what_the_control_says(pipe, nano):
     assert relative(other.sample("a house", 4, hint=hint, **SIZE), half) < 1e-5
 
 
-@pytest.mark.parametrize(("sampler", "steps", "window", "active"), [
-    ("lcm", 4, (0.0, 0.4), [True, True, False, False]), ("lcm", 4, (0.4, 1.0), [False, False, True, True]),
-    ("lcm", 4, (0.0, 1.0), [True] * 4), ("dpm", 5, (0.3, 0.7), [False, False, True, True, False]),
-    ("lcm", 4, (1.0, 1.0), [False] * 4),
-])
+@pytest.mark.parametrize(
+    ("sampler", "steps", "window", "active"),
+    [
+        ("lcm", 4, (0.0, 0.4), [True, True, False, False]),
+        ("lcm", 4, (0.4, 1.0), [False, False, True, True]),
+        ("lcm", 4, (0.0, 1.0), [True] * 4),
+        ("dpm", 5, (0.3, 0.7), [False, False, True, True, False]),
+        ("lcm", 4, (1.0, 1.0), [False] * 4),
+    ],
+)
 def test_hint_acts_between_start_and_end(pipe, monkeypatch, sampler, steps, window, active):
     seen = []
     forward = pipe.transformer.forward
-    monkeypatch.setattr(pipe.transformer, "forward", lambda *args, control=None, **kwargs: (
-        seen.append(control is not None), forward(*args, control=control, **kwargs))[1])
-    pipe.sample("a house", steps, hint=torch.rand(1, 4, 9, 12), sampler=sampler, guidance=1, hint_start=window[0],
-                hint_end=window[1], **SIZE)
+    monkeypatch.setattr(
+        pipe.transformer,
+        "forward",
+        lambda *args, control=None, **kwargs: (
+            seen.append(control is not None),
+            forward(*args, control=control, **kwargs),
+        )[1],
+    )
+    pipe.sample(
+        "a house",
+        steps,
+        hint=torch.rand(1, 4, 9, 12),
+        sampler=sampler,
+        guidance=1,
+        hint_start=window[0],
+        hint_end=window[1],
+        **SIZE,
+    )
     assert seen == active
 
 
@@ -314,19 +345,22 @@ def test_smallest_picture(pipe):
     assert pipe("a house", 2, width=8, height=8)[0].size == (8, 8)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    ({"width": 130}, "width must be a multiple of 8 px, got 130: try 128 or 136"),
-    ({"height": 0}, "height must be a multiple of 8 px, got 0"),
-    ({"height": 64.0}, "height must be a multiple of 8 px, got 64.0"),
-    ({"steps": 0}, "LCM sampling takes 1 to 8 steps, got 0"),
-    ({"steps": 9}, "LCM sampling takes 1 to 8 steps, got 9"),
-    ({"steps": 0, "sampler": "dpm"}, "DPM-Solver++ takes 1 to 1000 steps, got 0"),
-    ({"sampler": "euler"}, "choose one of lcm, dpm"),
-    ({"grid": "karras"}, "unknown timestep grid 'karras'"),
-    ({"batch": 0}, "nothing to make: 1 prompts, batch 0"),
-    ({"prompt": []}, "nothing to make: 0 prompts"),
-    ({"use_bins": True}, "aspect-ratio bins for 256, 512, 1024 px, not for 128"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"width": 130}, "width must be a multiple of 8 px, got 130: try 128 or 136"),
+        ({"height": 0}, "height must be a multiple of 8 px, got 0"),
+        ({"height": 64.0}, "height must be a multiple of 8 px, got 64.0"),
+        ({"steps": 0}, "LCM sampling takes 1 to 8 steps, got 0"),
+        ({"steps": 9}, "LCM sampling takes 1 to 8 steps, got 9"),
+        ({"steps": 0, "sampler": "dpm"}, "DPM-Solver++ takes 1 to 1000 steps, got 0"),
+        ({"sampler": "euler"}, "choose one of lcm, dpm"),
+        ({"grid": "karras"}, "unknown timestep grid 'karras'"),
+        ({"batch": 0}, "nothing to make: 1 prompts, batch 0"),
+        ({"prompt": []}, "nothing to make: 0 prompts"),
+        ({"use_bins": True}, "aspect-ratio bins for 256, 512, 1024 px, not for 128"),
+    ],
+)
 def test_bad_arguments(pipe, arguments, message):
     with pytest.raises(ValueError) as error:
         pipe(**{"prompt": "a house", **arguments})

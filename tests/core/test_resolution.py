@@ -37,7 +37,8 @@ def test_nearest_bin_is_diffusers(base, height, width):
     from diffusers.pipelines.pixart_alpha import pipeline_pixart_alpha as diffusers_tables
 
     expected = PixArtImageProcessor.classify_height_width_bin(
-        height, width, getattr(diffusers_tables, f"ASPECT_RATIO_{base}_BIN"))
+        height, width, getattr(diffusers_tables, f"ASPECT_RATIO_{base}_BIN")
+    )
     assert resolution.nearest_bin(height, width, base) == expected
 
 

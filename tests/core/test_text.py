@@ -33,8 +33,13 @@ def reference(folder, prompts, max_length=120, **kwargs):
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     model = T5EncoderModel.from_pretrained(folder / "text_encoder", **kwargs).eval()
-    inputs = tokenizer([p.lower().strip() for p in prompts], padding="max_length", max_length=max_length,
-                       truncation=True, return_tensors="pt")
+    inputs = tokenizer(
+        [p.lower().strip() for p in prompts],
+        padding="max_length",
+        max_length=max_length,
+        truncation=True,
+        return_tensors="pt",
+    )
     with torch.no_grad():
         hidden = model(**inputs).last_hidden_state
     return hidden * inputs.attention_mask[..., None], inputs.attention_mask
@@ -51,8 +56,9 @@ def test_clean_caption_is_the_authors():
     from diffusers import PixArtAlphaPipeline
 
     pipeline = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)
-    dirty = ("A <b>Photo</b> of @someone at https://example.com/x.png #12345 &amp; ***CATS*** 1024x768 «quoted» "
-             "IMG_1234.jpg")
+    dirty = (
+        "A <b>Photo</b> of @someone at https://example.com/x.png #12345 &amp; ***CATS*** 1024x768 «quoted» IMG_1234.jpg"
+    )
     cleaned = normalize_prompt(dirty, clean_caption=True)
     assert cleaned == pipeline._text_preprocessing(dirty, clean_caption=True)[0]
     assert "example" not in cleaned and "<b>" not in cleaned and "photo" in cleaned
@@ -90,8 +96,7 @@ def test_a_long_prompt_is_cut_with_a_warning(nano, caplog):
     assert "PixArt reads 120; this was cut off" in caplog.text and "enith'" in caplog.text
 
 
-@pytest.mark.parametrize(("quantization", "error", "kind"),
-                         [("int8", 0.05, "Int8Params"), ("int4", 0.3, "Params4bit")])
+@pytest.mark.parametrize(("quantization", "error", "kind"), [("int8", 0.05, "Int8Params"), ("int4", 0.3, "Params4bit")])
 def test_quantised_weights_are_those_of_transformers(nano, quantization, error, kind):
     from transformers import BitsAndBytesConfig
 
@@ -99,8 +104,11 @@ def test_quantised_weights_are_those_of_transformers(nano, quantization, error, 
     caption, _ = text.encode(PROMPTS)
     exact, _ = reference(nano, PROMPTS)
     assert 0 < (caption - exact).norm() / exact.norm() < error
-    config = BitsAndBytesConfig(load_in_8bit=True) if quantization == "int8" else BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if quantization == "int8"
+        else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    )
     same, _ = reference(nano, PROMPTS, quantization_config=config, device_map={"": "cpu"}, dtype=torch.float32)
     torch.testing.assert_close(caption, same, rtol=1e-4, atol=1e-4)
     kinds = {name.split(".")[-2]: type(weight).__name__ for name, weight in text.load().named_parameters()}
@@ -112,8 +120,11 @@ def test_half_precision_saves_memory_on_a_cpu_that_multiplies_in_float32(nano, m
     monkeypatch.setattr(text_module, "preferred_dtype", lambda _: torch.float32)
     products = []
     linear = torch.nn.functional.linear
-    monkeypatch.setattr(torch.nn.functional, "linear",
-                        lambda x, weight, bias=None: products.append(weight.dtype) or linear(x, weight, bias))
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "linear",
+        lambda x, weight, bias=None: products.append(weight.dtype) or linear(x, weight, bias),
+    )
     text = encoder(nano, dtype=torch.bfloat16 if quantization == "none" else None, quantization=quantization)
     caption, _ = text.encode(PROMPTS)
     exact, _ = reference(nano, PROMPTS)
@@ -127,8 +138,9 @@ def test_sharded_and_pickled_and_whole_t5_weights(nano, copy):
     folder = copy / "text_encoder"
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    torch.save({**state, "decoder.block.0.x": torch.zeros(1), "lm_head.weight": torch.zeros(2)},
-               folder / "pytorch_model.bin")
+    torch.save(
+        {**state, "decoder.block.0.x": torch.zeros(1), "lm_head.weight": torch.zeros(2)}, folder / "pytorch_model.bin"
+    )
     assert torch.equal(encoder(copy).encode(PROMPTS)[0], expected)
     names = sorted(state)
     for part, chosen in enumerate((names[:9], names[9:])):
@@ -167,8 +179,11 @@ def test_cache_tells_encoders_and_lengths_apart(nano, copy, tmp_path):
     cache = tmp_path / "cache"
     encoder(nano, cache=cache).encode("a house")
     make_text_encoder(copy, seed=1)  # same names and shapes, other weights
-    others = [encoder(copy, cache=cache), encoder(nano, cache=cache, dtype=torch.bfloat16),
-              encoder(nano, cache=cache, quantization="int8")]
+    others = [
+        encoder(copy, cache=cache),
+        encoder(nano, cache=cache, dtype=torch.bfloat16),
+        encoder(nano, cache=cache, quantization="int8"),
+    ]
     for count, other in enumerate(others, start=2):
         other.encode("a house")
         assert other.loaded and len(list(cache.iterdir())) == count
@@ -182,7 +197,7 @@ def test_a_damaged_cache_entry_is_replaced(nano, tmp_path, caplog):
     entry.write_bytes(entry.read_bytes()[:50])
     assert torch.equal(encoder(nano, cache=tmp_path).encode("a house")[0], expected)
     assert "removing the damaged cache entry" in caplog.text
-    assert torch.equal(EmbeddingCache(tmp_path).get(entry.stem), expected[0, :len(load_file(entry)["caption"])])
+    assert torch.equal(EmbeddingCache(tmp_path).get(entry.stem), expected[0, : len(load_file(entry)["caption"])])
 
 
 def test_weights_must_fit_the_config(copy):

@@ -97,8 +97,9 @@ def test_weights_must_fit_the_config(copy):
 def test_an_autoencoder_with_16_channels(copy):
     from diffusers import AutoencoderTiny
 
-    AutoencoderTiny.from_config(json.loads((copy / "config.json").read_text()) | {"latent_channels": 16}
-                                ).save_pretrained(copy)
+    AutoencoderTiny.from_config(
+        json.loads((copy / "config.json").read_text()) | {"latent_channels": 16}
+    ).save_pretrained(copy)
     with pytest.raises(CheckpointError, match="has 16 latent channels and factor 8; PixArt-α needs 4 channels"):
         load_vae(copy)
 

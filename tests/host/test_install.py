@@ -105,8 +105,12 @@ def test_the_manager_installs_it_and_the_first_workflow_runs(newest_comfyui, ser
     environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
     result = subprocess.run(
         [python, "-m", "cm_cli", "install", served_repository, "--exit-on-fail"],
-        capture_output=True, text=True, env=environment, cwd=comfyui, timeout=900,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=comfyui,
+        timeout=900,
+    )
     assert result.returncode == 0 and "[INSTALLED]" in result.stdout, result.stdout[-3000:] + result.stderr[-3000:]
     extension = comfyui / "custom_nodes" / "pixart-delta"
     assert (extension / "__init__.py").exists()
@@ -127,16 +131,23 @@ def test_comfy_node_validate_passes(tmp_path):
     """comfy-cli's check before publishing, on the files that git knows."""
     files = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.split("\0")  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split("\0")
     for name in filter(lambda name: name.endswith((".py", ".toml", ".txt")) and (ROOT / name).exists(), files):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     comfy = Path(sys.executable).parent / "comfy"
     result = subprocess.run(
         [comfy, "--skip-prompt", "--no-enable-telemetry", "node", "validate"],
-        cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path / "home")}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     output = result.stdout + result.stderr
     assert result.returncode == 0 and "All validation checks passed" in output, output
     assert "Warning" not in output and "warning" not in output, output

@@ -46,8 +46,11 @@ def test_nothing_heavy_is_loaded_before_first_use(comfyui_path):
     """Loading the extension, nodes and all, brings in no package that ComfyUI had not loaded, and edits no path."""
     result = subprocess.run(
         [sys.executable, "-c", LOADED_BY_US, str(comfyui_path), str(ROOT)],
-        capture_output=True, text=True, cwd=comfyui_path, timeout=300,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=comfyui_path,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     loaded = json.loads(result.stdout.splitlines()[-1])
     assert not loaded["path_edited"]

@@ -61,8 +61,9 @@ class Setup:
         self.positive, self.negative = conditioning.encode_prompts(clip, PROMPT, "a lake", 0, 0, False)
         self.latent = conditioning.empty_latent(128, 96, 2)
 
-    def sample(self, model, sampler_name="lcm", steps=4, cfg=1.0, scheduler="simple", noise_sampler=None, positive=None,
-               seed=3):
+    def sample(
+        self, model, sampler_name="lcm", steps=4, cfg=1.0, scheduler="simple", noise_sampler=None, positive=None, seed=3
+    ):
         """The stock sampling function, with our noises if given."""
         import comfy.sample
         import comfy.samplers
@@ -72,8 +73,18 @@ class Setup:
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
         options = {"noise_sampler": noise_sampler} if noise_sampler else {}
         sampler = comfy.samplers.ksampler(sampler_name, options)
-        return comfy.sample.sample_custom(model, noise, cfg, sampler, sigmas, positive or self.positive, self.negative,
-                                          self.latent["samples"], disable_pbar=True, seed=seed)
+        return comfy.sample.sample_custom(
+            model,
+            noise,
+            cfg,
+            sampler,
+            sigmas,
+            positive or self.positive,
+            self.negative,
+            self.latent["samples"],
+            disable_pbar=True,
+            seed=seed,
+        )
 
 
 def check_stock_ksampler_gives_our_samplers_latent(s: Setup) -> None:
@@ -129,8 +140,10 @@ def check_512_layout_is_sigma_to_native_and_alpha_to_us(s: Setup) -> None:
     assert type(ours.model.latent_format).__name__ == "SD15"
     reference = s.core.load_pixart(path, dtype=torch.float32)
     latent, caption = torch.randn(1, 4, 64, 48), torch.randn(1, 7, 4096)
-    close(ours.model.diffusion_model(latent, torch.tensor([500.0]), caption),
-          reference(latent, torch.tensor([500]), caption)[:, :4])
+    close(
+        ours.model.diffusion_model(latent, torch.tensor([500.0]), caption),
+        reference(latent, torch.tensor([500]), caption)[:, :4],
+    )
 
 
 def check_256_px_divides_by_zero_in_native_and_works_in_ours(s: Setup) -> None:
@@ -199,8 +212,9 @@ def check_caption_masks_and_mixed_lengths(s: Setup) -> None:
     model = s.sampling.add_lcm_sampling(s.model)
     masked = s.sample(model, steps=2, positive=[[padded, {**extra, "caption_mask": mask}]])
     close(masked, s.sample(model, steps=2), 1e-4)
-    conds = s.model.model.extra_conds(cross_attn=caption, width=2056, height=1000, noise=torch.zeros(1, 4, 8, 8),
-                                      device="cpu")
+    conds = s.model.model.extra_conds(
+        cross_attn=caption, width=2056, height=1000, noise=torch.zeros(1, 4, 8, 8), device="cpu"
+    )
     assert conds["c_size"].cond.tolist() == [[1000, 2056]] and not conds["c_size"].cond.is_floating_point()
 
 
@@ -261,8 +275,11 @@ def check_a_training_can_have_the_memory(s: Setup) -> None:
         raise InterruptedError  # so that no job is queued
 
     queue = mock.Mock(jobs=list, same=lambda *_: None, create=create)
-    stand_ins = {"_dataset": lambda text: (Path(text), True), "node_settings": lambda *_, **__: {},
-                 "estimate_text": lambda *_: ""}
+    stand_ins = {
+        "_dataset": lambda text: (Path(text), True),
+        "node_settings": lambda *_, **__: {},
+        "estimate_text": lambda *_: "",
+    }
     for free in (False, True):
         model_management.load_models_gpu([s.model])
         jobs = mock.patch.object(training.jobs, "queue", lambda: queue)

@@ -46,13 +46,25 @@ class Setup(inside.Setup):
         if zero:
             control.initialize_from(base)
         name = f"control_{copies}_{base.config.hidden_size}_{base.config.depth}_{zero}_{wiring}.safetensors"
-        return self.checkpoint.save_controlnet(control.state_dict(), self.family.parent / name, wiring=wiring,
-                                               config=self.core.PixArtConfig(**base.config.to_dict()))
+        return self.checkpoint.save_controlnet(
+            control.state_dict(),
+            self.family.parent / name,
+            wiring=wiring,
+            config=self.core.PixArtConfig(**base.config.to_dict()),
+        )
 
     def apply(self, control=None, hints=None, strength=1.0, start=0.0, end=1.0, resize="crop", conds=None, vae=None):
         conds = conds or (self.positive, self.negative)
-        return self.bridge.apply_control(*conds, control or self.control, self.hints if hints is None else hints,
-                                         vae or self.vae, strength, start, end, resize)
+        return self.bridge.apply_control(
+            *conds,
+            control or self.control,
+            self.hints if hints is None else hints,
+            vae or self.vae,
+            strength,
+            start,
+            end,
+            resize,
+        )
 
     def run(self, conds=None, cfg=1.0, model=None, steps=3, latent=None):
         """Three steps of Euler; every value of the model's output counts."""
@@ -74,12 +86,20 @@ def stock():
 
 def monolithic(s: Setup, x, timestep, caption, hint, strengths: dict[int, float]):
     """One forward as the authors write it, in pixart_core alone; strengths by number of copied blocks."""
-    controls = [[None if residual is None else strength * residual for residual in s.core.load_controlnet(
-        s.paths[copies], dtype=torch.float32)(s.reference, x, timestep, caption, hint)]
-        for copies, strength in strengths.items()]
+    controls = [
+        [
+            None if residual is None else strength * residual
+            for residual in s.core.load_controlnet(s.paths[copies], dtype=torch.float32)(
+                s.reference, x, timestep, caption, hint
+            )
+        ]
+        for copies, strength in strengths.items()
+    ]
     longest = max(map(len, controls))
-    merged = [sum((control[i] for control in controls if i < len(control) and control[i] is not None), torch.zeros(()))
-              for i in range(longest)]
+    merged = [
+        sum((control[i] for control in controls if i < len(control) and control[i] is not None), torch.zeros(()))
+        for i in range(longest)
+    ]
     return s.reference(x, timestep, caption, control=merged)[:, :4]
 
 
@@ -93,10 +113,11 @@ def reference_run(s: Setup, strengths: dict[int, float], cfg: float, window=lamb
     x = comfy.sample.prepare_noise(s.latent["samples"], 3) * torch.sqrt(1 + sigmas[0] ** 2)
     hint = s.vae.encode(s.hints) * 0.18215
     for i in range(3):
-        scaled, t = x / torch.sqrt(1 + sigmas[i] ** 2), sampling.timestep(sigmas[i:i + 1]).expand(2)
+        scaled, t = x / torch.sqrt(1 + sigmas[i] ** 2), sampling.timestep(sigmas[i : i + 1]).expand(2)
         parts = strengths if window(i) else {3: 0.0}
-        halves = [monolithic(s, scaled, t, cond[0][0].expand(2, -1, -1), hint, parts)
-                  for cond in (s.positive, s.negative)]
+        halves = [
+            monolithic(s, scaled, t, cond[0][0].expand(2, -1, -1), hint, parts) for cond in (s.positive, s.negative)
+        ]
         epsilon = halves[1] + cfg * (halves[0] - halves[1])
         x = x + epsilon * (sigmas[i + 1] - sigmas[i])
     return x / 0.18215
@@ -173,8 +194,9 @@ def check_our_lcm_sampler_takes_control(s: Setup) -> None:
     noise = torch.randn(s.latent["samples"].shape, generator=generator)
     hint = s.vae.encode(s.hints) * 0.18215
     caption = s.positive[0][0].expand(2, -1, -1)
-    expected = s.core.sample_lcm(lambda z, t: monolithic(s, z, t, caption, hint, {3: 1.0}), noise,
-                                 s.core.lcm_timesteps(4), generator=generator)
+    expected = s.core.sample_lcm(
+        lambda z, t: monolithic(s, z, t, caption, hint, {3: 1.0}), noise, s.core.lcm_timesteps(4), generator=generator
+    )
     close(ours, expected, 1e-4)
 
 
@@ -204,16 +226,27 @@ def check_lora_on_the_base_reaches_the_control(s: Setup) -> None:
 
 
 def check_areas_masks_and_control_on_one_prompt_only(s: Setup) -> None:
-    (caption, values), = s.apply()[0]
+    ((caption, values),) = s.apply()[0]
     area = [[caption, {**values, "area": (12, 8, 0, 0), "strength": 1.0}], *s.positive]
-    whole = [[caption, {key: value for key, value in values.items() if key != "control"}
-              | {"area": (12, 8, 0, 0), "strength": 1.0}], *s.positive]
+    whole = [
+        [
+            caption,
+            {key: value for key, value in values.items() if key != "control"}
+            | {"area": (12, 8, 0, 0), "strength": 1.0},
+        ],
+        *s.positive,
+    ]
     changed, plain = s.run((area, s.negative), 4.5), s.run((whole, s.negative), 4.5)
     assert changed.isfinite().all() and (changed - plain).norm() / plain.norm() > 1e-3
     mask = torch.zeros(1, 96, 128)
     masked = [[caption, {**values, "mask": mask, "mask_strength": 1.0}], *s.positive]
-    bare = [[caption, {key: value for key, value in values.items() if key != "control"}
-             | {"mask": mask, "mask_strength": 1.0}], *s.positive]
+    bare = [
+        [
+            caption,
+            {key: value for key, value in values.items() if key != "control"} | {"mask": mask, "mask_strength": 1.0},
+        ],
+        *s.positive,
+    ]
     close(s.run((masked, s.negative), 4.5), s.run((bare, s.negative), 4.5), 1e-5)
 
 
@@ -275,8 +308,11 @@ def check_a_control_that_does_not_fit(s: Setup) -> None:
     wide = make.random_pixart(make.nano_config(hidden_size=96, depth=4))
     raises("hidden size 96", s.run, s.apply(s.bridge.load_control(str(s.save_control(2, base=wide)), "float32")))
     deep = make.random_pixart(make.nano_config(depth=8))
-    raises("does not fit a MODEL of 4 blocks", s.run,
-           s.apply(s.bridge.load_control(str(s.save_control(6, base=deep)), "float32")))
+    raises(
+        "does not fit a MODEL of 4 blocks",
+        s.run,
+        s.apply(s.bridge.load_control(str(s.save_control(6, base=deep)), "float32")),
+    )
     raises("not a PixArt ControlNet but a PixArt", s.bridge.load_control, str(s.family / "transformer"))
     raises("load one with PixArt-δ ControlNet Loader", s.apply, object())
 
@@ -292,8 +328,14 @@ def check_control_on_a_stock_pixart_says_what_to_load(s: Setup) -> None:
 
 def check_a_control_of_another_family_on_our_model(s: Setup) -> None:
     unet, x = s.model.model.diffusion_model, torch.randn(1, 4, 12, 16)
-    raises("another model family", unet, x, torch.tensor([500.0]), s.positive[0][0],
-           control={"input": [], "middle": [torch.zeros(1, 4, 2, 2)], "output": []})
+    raises(
+        "another model family",
+        unet,
+        x,
+        torch.tensor([500.0]),
+        s.positive[0][0],
+        control={"input": [], "middle": [torch.zeros(1, 4, 2, 2)], "output": []},
+    )
 
 
 def check_offloading_memory_and_no_leak(s: Setup) -> None:

@@ -23,8 +23,9 @@ class Setup:
     def __init__(self, part, folder: Path):
         import folder_paths
 
-        self.jobs, self.training, self.dataset = (part(f"nodes.bridge.{name}") for name in
-                                                  ("jobs", "training", "dataset"))
+        self.jobs, self.training, self.dataset = (
+            part(f"nodes.bridge.{name}") for name in ("jobs", "training", "dataset")
+        )
         self.estimate = part("nodes.bridge.estimate")
         self.root = part("training.jobs.job")
         self.input, self.output = folder / "input", folder / "output"
@@ -115,9 +116,11 @@ def check_a_dataset_is_made_again_when_its_pictures_change(setup):
     setup.finish(made)
     job = setup.jobs.queue().job
     assert setup.prepare("changing", "changing").job == made.job and job(made.job).state == "done"
-    for change in (lambda: setup.pictures(setup.input / "changing", ("c",)),
-                   lambda: (setup.input / "changing" / "a.txt").write_text("another caption"),
-                   lambda: (setup.input / "changing" / "b.png").unlink()):
+    for change in (
+        lambda: setup.pictures(setup.input / "changing", ("c",)),
+        lambda: (setup.input / "changing" / "a.txt").write_text("another caption"),
+        lambda: (setup.input / "changing" / "b.png").unlink(),
+    ):
         change()
         again = setup.prepare("changing", "changing")
         assert again.job == made.job and job(made.job).state == "queued" and "the queue" in again.report
@@ -157,8 +160,9 @@ def check_a_list_shows_its_pictures_and_none_from_elsewhere(setup):
     folder = setup.input / "lists"
     folder.mkdir(exist_ok=True)
     names = ["../elsewhere/a.png", "../elsewhere/b.png", "../../private/secret.png"]
-    (folder / "metadata.jsonl").write_text("".join(json.dumps({"file_name": name, "text": "x"}) + "\n"
-                                                   for name in names))
+    (folder / "metadata.jsonl").write_text(
+        "".join(json.dumps({"file_name": name, "text": "x"}) + "\n" for name in names)
+    )
     made = setup.prepare("listed", "lists/metadata.jsonl")
     assert [file.name for file in made.pictures] == ["a.png", "b.png"]
     inside = setup.jobs.queue().job(made.job).settings["only_inside"]

@@ -65,8 +65,19 @@ def pretend(folder: Path, order: float, **values) -> None:
     """A job as its file keeps it."""
     (folder / "samples").mkdir(parents=True)
     settings = {"run": str(folder), "data": "d", "base": "b"}
-    change(folder, **{"id": folder.name, "command": "lcd", "settings": settings, "device": "cpu", "name": folder.name,
-                      "order": order, "result": {"step": 900, "steps": 1000, "loss": 0.01}, **values})  # fmt: skip
+    change(
+        folder,
+        **{
+            "id": folder.name,
+            "command": "lcd",
+            "settings": settings,
+            "device": "cpu",
+            "name": folder.name,
+            "order": order,
+            "result": {"step": 900, "steps": 1000, "loss": 0.01},
+            **values,
+        },
+    )
 
 
 def change(folder: Path, **values) -> None:

@@ -34,9 +34,13 @@ def files(comfy_server, family):
         place.mkdir(exist_ok=True)
         for name, path in kinds.items():
             shutil.copy(path, place / f"{name}.safetensors")
-        save_file({"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(2, 48),
-                   "transformer.transformer_blocks.0.attn1.to_q.lora_B.weight": torch.zeros(48, 2)},
-                  place / "a_lora.safetensors")
+        save_file(
+            {
+                "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(2, 48),
+                "transformer.transformer_blocks.0.attn1.to_q.lora_B.weight": torch.zeros(48, 2),
+            },
+            place / "a_lora.safetensors",
+        )
         save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 3)}, place / "a_flux.safetensors")
         (place / "cut.safetensors").write_bytes(kinds["a_transformer"].read_bytes()[:20000])
         (place / "page.safetensors").write_bytes(b"<!DOCTYPE html><html>log in</html>")
@@ -73,46 +77,56 @@ def error_of(comfy_server, changes: dict, **options) -> str:
     return result.errors[0]
 
 
-@pytest.mark.parametrize(("loader", "file", "words"), [
-    ("model", "a_t5", "a T5 text encoder"),
-    ("model", "a_vae", "an autoencoder"),
-    ("model", "a_lora", "PixArt-δ LoRA Loader"),
-    ("model", "a_sigma", "PixArt-Σ"),
-    ("model", "a_flux", "another family"),
-    ("model", "cut", "cut short or damaged"),
-    ("model", "page", "web page"),
-    ("model", "nan", "NaN or infinite"),
-    ("clip", "a_transformer", "PixArt-δ Model Loader"),
-    ("clip", "a_vae", "an autoencoder"),
-    ("clip", "a_lora", "a LoRA"),
-    ("clip", "a_t5", "no tokenizer"),
-    ("clip", "cut", "cut short or damaged"),
-    ("vae", "a_transformer", "PixArt-δ Model Loader"),
-    ("vae", "a_t5", "a T5 text encoder"),
-    ("vae", "a_lora", "a LoRA"),
-    ("vae", "cut", "cut short or damaged"),
-])
+@pytest.mark.parametrize(
+    ("loader", "file", "words"),
+    [
+        ("model", "a_t5", "a T5 text encoder"),
+        ("model", "a_vae", "an autoencoder"),
+        ("model", "a_lora", "PixArt-δ LoRA Loader"),
+        ("model", "a_sigma", "PixArt-Σ"),
+        ("model", "a_flux", "another family"),
+        ("model", "cut", "cut short or damaged"),
+        ("model", "page", "web page"),
+        ("model", "nan", "NaN or infinite"),
+        ("clip", "a_transformer", "PixArt-δ Model Loader"),
+        ("clip", "a_vae", "an autoencoder"),
+        ("clip", "a_lora", "a LoRA"),
+        ("clip", "a_t5", "no tokenizer"),
+        ("clip", "cut", "cut short or damaged"),
+        ("vae", "a_transformer", "PixArt-δ Model Loader"),
+        ("vae", "a_t5", "a T5 text encoder"),
+        ("vae", "a_lora", "a LoRA"),
+        ("vae", "cut", "cut short or damaged"),
+    ],
+)
 def test_wrong_and_damaged_files(comfy_server, family, files, loader, file, words):
     class_type, name, more = LOADERS[loader]
     error = error_of(comfy_server, {loader: node(class_type, **{name: f"{file}.safetensors"}, **more)})
     assert error.startswith(f"{class_type} (node {loader}): ") and words in error and file in error
 
 
-@pytest.mark.parametrize(("file", "words"), [("a_transformer", "not a LoRA"), ("a_t5", "not a LoRA"),
-                                             ("cut", "damaged")])
+@pytest.mark.parametrize(
+    ("file", "words"), [("a_transformer", "not a LoRA"), ("a_t5", "not a LoRA"), ("cut", "damaged")]
+)
 def test_wrong_files_as_lora(comfy_server, family, files, file, words):
     assert words in error_of(comfy_server, with_lora(f"{file}.safetensors"))
 
 
 def with_lora(name: str) -> dict:
-    return {"plain": text_to_image()["model"],
-            "model": node("PixArtDeltaLoraLoader", model=["plain", 0], lora_name=name, strength=1.0)}
+    return {
+        "plain": text_to_image()["model"],
+        "model": node("PixArtDeltaLoraLoader", model=["plain", 0], lora_name=name, strength=1.0),
+    }
 
 
 def test_a_lora_of_another_width(comfy_server, family, files):
-    save_file({"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(2, 1152),
-               "transformer.transformer_blocks.0.attn1.to_q.lora_B.weight": torch.zeros(1152, 2)},
-              files / "loras" / "wide.safetensors")
+    save_file(
+        {
+            "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.zeros(2, 1152),
+            "transformer.transformer_blocks.0.attn1.to_q.lora_B.weight": torch.zeros(1152, 2),
+        },
+        files / "loras" / "wide.safetensors",
+    )
     assert "does not fit this PixArt model" in error_of(comfy_server, with_lora("wide.safetensors"))
 
 
@@ -124,15 +138,19 @@ def test_a_pickle_with_code_is_not_executed(comfy_server, family, files):
 
 def test_a_file_that_went_away(comfy_server, family):
     """ComfyUI checks names against the list when it gets the graph."""
-    result = comfy_server.prompt(text_to_image(
-        changes={"model": node("PixArtDeltaModelLoader", model_name="gone.safetensors", dtype="default")}))
+    result = comfy_server.prompt(
+        text_to_image(changes={"model": node("PixArtDeltaModelLoader", model_name="gone.safetensors", dtype="default")})
+    )
     assert result.prompt_id is None and "model_name" in result.errors[0]
 
 
 def latent(channels: int, width: int = 16) -> dict:
-    return {"size": node("PixArtDeltaResolution", width=128, height=128, bins="off", batch_size=1),
-            "start": node("EmptySD3LatentImage" if channels == 16 else "EmptyLatentImage", width=width * 8, height=128,
-                          batch_size=1)}
+    return {
+        "size": node("PixArtDeltaResolution", width=128, height=128, bins="off", batch_size=1),
+        "start": node(
+            "EmptySD3LatentImage" if channels == 16 else "EmptyLatentImage", width=width * 8, height=128, batch_size=1
+        ),
+    }
 
 
 def test_a_latent_with_16_channels(comfy_server, family):
@@ -142,8 +160,10 @@ def test_a_latent_with_16_channels(comfy_server, family):
     assert "(1, 16, 16, 16)" in error and "PixArt-δ Resolution" in error and "(node sample)" in error
 
 
-@pytest.mark.parametrize(("name", "value", "words"), [("width", 100, "must be a multiple of 8: try 96"),
-                                                      ("height", 130, "must be a multiple of 8: try 128")])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("width", 100, "must be a multiple of 8: try 96"), ("height", 130, "must be a multiple of 8: try 128")],
+)
 def test_a_size_that_is_no_multiple_of_8(comfy_server, family, name, value, words):
     error = error_of(comfy_server, {}, **{name: value})
     assert "(node size)" in error and words in error
@@ -186,11 +206,16 @@ def test_a_model_of_the_stock_loader_is_named(comfy_server, family, files):
     checkpoint = node("CLIPTextEncode", clip=["clip", 0], text="")
     sample = text_to_image()["sample"]
     sample["inputs"]["model"] = ["stock", 0]
-    save = {"stock": node("UNETLoader", unet_name="stock.safetensors", weight_dtype="default"), "sample": sample,
-            "text": checkpoint}
+    save = {
+        "stock": node("UNETLoader", unet_name="stock.safetensors", weight_dtype="default"),
+        "sample": sample,
+        "text": checkpoint,
+    }
     config = pc.PixArtConfig(depth=1)
     state = pc.PixArt(config, dtype=torch.float16).state_dict()
-    save_file({name: torch.zeros_like(tensor) for name, tensor in state.items()},
-              files / "diffusion_models" / "stock.safetensors")
+    save_file(
+        {name: torch.zeros_like(tensor) for name, tensor in state.items()},
+        files / "diffusion_models" / "stock.safetensors",
+    )
     error = error_of(comfy_server, save)
     assert "load it with PixArt-δ Model Loader" in error

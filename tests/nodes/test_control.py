@@ -25,8 +25,11 @@ from tests.fixtures_nano import make_nano_folder
 from tests.nodes.graphs import PROMPT, difference, ksampler, node, pictures, text_to_image
 
 SCRIPT = Path(__file__).with_name("inside_control.py")
-CHECKS = [part.name for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
-          if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")]
+CHECKS = [
+    part.name
+    for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
+    if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")
+]
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +37,14 @@ def outcomes(comfyui_path, tmp_path_factory) -> dict[str, str]:
     """Check of inside_control.py -> "" or what went wrong; one interpreter runs them all."""
     family = make_nano_folder(tmp_path_factory.mktemp("inside_control") / "nano", depth=4)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run([sys.executable, str(SCRIPT), str(comfyui_path), str(family), *CHECKS], timeout=590,
-                            capture_output=True, text=True, cwd=comfyui_path, env=environment)
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), str(comfyui_path), str(family), *CHECKS],
+        timeout=590,
+        capture_output=True,
+        text=True,
+        cwd=comfyui_path,
+        env=environment,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -69,24 +78,35 @@ def pipeline(family):
 def with_control(apply: str = "ours", picture: str = "hint", sampler: dict | None = None, **settings) -> dict:
     """Changes for `text_to_image` that put one control between text and sampler."""
     values = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0} | settings
-    links = {"positive": ["text", 0], "negative": ["text", 1], "control_net": ["control", 0], "image": ["hint", 0],
-             "vae": ["vae", 0]}
-    applied = node("PixArtDeltaApplyControlNet", **links, **{"resize": "crop"} | values) if apply == "ours" else node(
-        "ControlNetApplyAdvanced", **links, **values)
+    links = {
+        "positive": ["text", 0],
+        "negative": ["text", 1],
+        "control_net": ["control", 0],
+        "image": ["hint", 0],
+        "vae": ["vae", 0],
+    }
+    applied = (
+        node("PixArtDeltaApplyControlNet", **links, **{"resize": "crop"} | values)
+        if apply == "ours"
+        else node("ControlNetApplyAdvanced", **links, **values)
+    )
     sampling = sampler or {"sample": text_to_image()["sample"]}
     inputs = sampling["sample"]["inputs"]
     inputs["positive"] = ["apply", 0]
     if "negative" in inputs:
         inputs["negative"] = ["apply", 1]
-    return sampling | {"control": node("PixArtDeltaControlNetLoader", control_net_name="controlled/controlnet/",
-                                       dtype="default"),
-                       "hint": node("LoadImage", image=f"{picture}.png"), "apply": applied}
+    return sampling | {
+        "control": node("PixArtDeltaControlNetLoader", control_net_name="controlled/controlnet/", dtype="default"),
+        "hint": node("LoadImage", image=f"{picture}.png"),
+        "apply": applied,
+    }
 
 
 @pytest.fixture(scope="session")
 def run(comfy_server, family):
-    return lambda changes=None, **options: pictures(comfy_server.prompt(
-        text_to_image("controlled", changes=changes, **options)))
+    return lambda changes=None, **options: pictures(
+        comfy_server.prompt(text_to_image("controlled", changes=changes, **options))
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"batch": 3}, {"width": 160, "height": 96}], ids=str)
@@ -106,18 +126,28 @@ def test_lcm_pictures_are_the_pipelines(run, pipeline, comfy_server, options):
 def test_base_pictures_are_the_pipelines_and_stock_apply_gives_the_same(run, pipeline, comfy_server, guidance, options):
     picture = "wide_hint" if "width" in options else "hint"
     hint = Image.open(comfy_server.base / "input" / f"{picture}.png")
-    theirs = pipeline(PROMPT, hint=hint, sampler="dpm", guidance=guidance,
-                      **{"steps": 14, "seed": 3, "width": 128, "height": 128} | options)
+    theirs = pipeline(
+        PROMPT,
+        hint=hint,
+        sampler="dpm",
+        guidance=guidance,
+        **{"steps": 14, "seed": 3, "width": 128, "height": 128} | options,
+    )
     settings = {"steps": 14, "cfg": guidance, "sampler_name": "dpmpp_2m", "scheduler": "sgm_uniform"}
-    ours, stock = (run(with_control(apply, picture, ksampler("model", **settings)), **options)
-                   for apply in ("ours", "stock"))
+    ours, stock = (
+        run(with_control(apply, picture, ksampler("model", **settings)), **options) for apply in ("ours", "stock")
+    )
     for one, other, third in zip(ours, theirs, stock, strict=True):
         assert difference(one, other) < 1
         assert difference(one, third) == 0
 
 
-PARTS = {"half": {"strength": 0.5}, "first half": {"end_percent": 0.45}, "second half": {"start_percent": 0.45},
-         "middle, strong": {"strength": 1.5, "start_percent": 0.1, "end_percent": 0.6}}
+PARTS = {
+    "half": {"strength": 0.5},
+    "first half": {"end_percent": 0.45},
+    "second half": {"start_percent": 0.45},
+    "middle, strong": {"strength": 1.5, "start_percent": 0.1, "end_percent": 0.6},
+}
 """Settings of the apply nodes; the pipeline calls them hint_strength, hint_start and hint_end."""
 
 
@@ -125,8 +155,15 @@ PARTS = {"half": {"strength": 0.5}, "first half": {"end_percent": 0.45}, "second
 @pytest.mark.parametrize("kind", ["lcm", "cfg 1", "cfg 4.5"])
 def test_strength_start_and_end_are_the_pipelines(run, pipeline, comfy_server, kind, settings):
     hint = Image.open(comfy_server.base / "input" / "hint.png")
-    options = {"hint_strength": settings.get("strength", 1.0), "hint_start": settings.get("start_percent", 0.0),
-               "hint_end": settings.get("end_percent", 1.0), "hint": hint, "seed": 3, "width": 128, "height": 128}
+    options = {
+        "hint_strength": settings.get("strength", 1.0),
+        "hint_start": settings.get("start_percent", 0.0),
+        "hint_end": settings.get("end_percent", 1.0),
+        "hint": hint,
+        "seed": 3,
+        "width": 128,
+        "height": 128,
+    }
     if kind == "lcm":
         expected = pipeline(PROMPT, **options)[0]
         assert difference(run(with_control(**settings))[0], expected) < 1
@@ -176,8 +213,9 @@ def test_a_lora_on_the_base_reaches_the_control(run, pipeline, family, comfy_ser
     lora = Lora("shown", tuple(Delta(f"blocks.{block}.attn.qkv.weight", 0, 1, up, down, 4.0) for block in range(2)))
     save_lora(lora, comfy_server.base / "models" / "loras" / "shown.safetensors")
     changes = with_control()
-    changes["with lora"] = node("PixArtDeltaLoraLoader", model=["model", 0], lora_name="shown.safetensors",
-                                strength=1.0)
+    changes["with lora"] = node(
+        "PixArtDeltaLoraLoader", model=["model", 0], lora_name="shown.safetensors", strength=1.0
+    )
     changes["sample"]["inputs"]["model"] = ["with lora", 0]
     ours = run(changes)[0]
     theirs = pc.Pipeline.from_pretrained(family)
@@ -225,8 +263,16 @@ def test_joint_file_gives_both(run):
 def test_hed_node_gives_the_cores_map_and_what_the_model_sees(run, comfy_server):
     changes = {
         "hint": node("LoadImage", image="wide_hint.png"),
-        "hed": node("PixArtDeltaHEDPreprocessor", image=["hint", 0], hed_name="hed_tiny.safetensors", safe=False,
-                    scribble=False, resolution=0, dtype="float32", vae=["vae", 0]),
+        "hed": node(
+            "PixArtDeltaHEDPreprocessor",
+            image=["hint", 0],
+            hed_name="hed_tiny.safetensors",
+            safe=False,
+            scribble=False,
+            resolution=0,
+            dtype="float32",
+            vae=["vae", 0],
+        ),
         "save": node("SaveImage", images=["hed", 0], filename_prefix="test"),
     }
     found = run(changes)[0]
@@ -239,16 +285,29 @@ def test_hed_node_gives_the_cores_map_and_what_the_model_sees(run, comfy_server)
 
 
 def test_split_and_merge(comfy_server, family):
-    graph = {"split": node("PixArtDeltaSplitControlNet", control_net_name="joint.safetensors",
-                           filename_prefix="apart/nano", dtype="as stored"),
-             "merge": node("PixArtDeltaMergeControlNet", model_name="controlled/transformer/",
-                           control_net_name="controlled/controlnet/", filename_prefix="apart/both", dtype="float16")}
+    graph = {
+        "split": node(
+            "PixArtDeltaSplitControlNet",
+            control_net_name="joint.safetensors",
+            filename_prefix="apart/nano",
+            dtype="as stored",
+        ),
+        "merge": node(
+            "PixArtDeltaMergeControlNet",
+            model_name="controlled/transformer/",
+            control_net_name="controlled/controlnet/",
+            filename_prefix="apart/both",
+            dtype="float16",
+        ),
+    }
     result = comfy_server.prompt(graph)
     assert not result.errors, result.errors
     made = {path.name: inspect_file(path) for path in (comfy_server.base / "output" / "apart").iterdir()}
     assert {name: info.kind for name, info in made.items()} == {
-        "nano_00001_base.safetensors": "pixart", "nano_00001_controlnet.safetensors": "controlnet",
-        "both_00001_joint.safetensors": "pixart+controlnet"}
+        "nano_00001_base.safetensors": "pixart",
+        "nano_00001_controlnet.safetensors": "controlnet",
+        "both_00001_joint.safetensors": "pixart+controlnet",
+    }
     assert made["both_00001_joint.safetensors"].dtype == torch.float16
 
 
@@ -280,9 +339,17 @@ def test_a_control_only_file_has_no_model(comfy_server, family):
 
 
 def test_missing_hed_weights_say_what_to_download(comfy_server, family):
-    changes = with_control() | {"hed": node(
-        "PixArtDeltaHEDPreprocessor", image=["hint", 0], hed_name="ControlNetHED.pth", safe=False, scribble=False,
-        resolution=0, dtype="float32")}
+    changes = with_control() | {
+        "hed": node(
+            "PixArtDeltaHEDPreprocessor",
+            image=["hint", 0],
+            hed_name="ControlNetHED.pth",
+            safe=False,
+            scribble=False,
+            resolution=0,
+            dtype="float32",
+        )
+    }
     changes["apply"]["inputs"]["image"] = ["hed", 0]
     error = error_of(comfy_server, changes)
     assert "lllyasviel/Annotators" in error and "models/pixart_delta" in error and "(node hed)" in error

@@ -14,8 +14,11 @@ import pytest
 from tests.fixtures_nano import make_nano_folder
 
 SCRIPT = Path(__file__).with_name("inside.py")
-CHECKS = [part.name for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
-          if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")]
+CHECKS = [
+    part.name
+    for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
+    if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")
+]
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +26,14 @@ def outcomes(comfyui_path, tmp_path_factory) -> dict[str, str]:
     """Check -> "" or what went wrong; one interpreter runs them all."""
     family = make_nano_folder(tmp_path_factory.mktemp("inside") / "nano")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run([sys.executable, str(SCRIPT), str(comfyui_path), str(family), *CHECKS], timeout=590,
-                            capture_output=True, text=True, cwd=comfyui_path, env=environment)
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), str(comfyui_path), str(family), *CHECKS],
+        timeout=590,
+        capture_output=True,
+        text=True,
+        cwd=comfyui_path,
+        env=environment,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
 

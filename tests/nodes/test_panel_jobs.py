@@ -267,8 +267,10 @@ def test_speaks_another_language(panel_server, open_page, pretended):
     open_job(page, "made-2")
     page.wait_for_function(POINTS, arg=899)
     data = re.compile(r"made-?\s?\d|cpu|lcd|AM|PM|e-\d|\d")
-    words = page.locator(".pxd-panel .pxd-state, .pxd-panel .pxd-summary, .pxd-panel h2, .pxd-panel h3, .pxd-panel dt, "
-                         ".pxd-panel .pxd-button, .pxd-panel .u-label, .pxd-panel label").all_inner_texts()
+    words = page.locator(
+        ".pxd-panel .pxd-state, .pxd-panel .pxd-summary, .pxd-panel h2, .pxd-panel h3, .pxd-panel dt, "
+        ".pxd-panel .pxd-button, .pxd-panel .u-label, .pxd-panel label"
+    ).all_inner_texts()
     assert len(words) > 10
     assert [word for word in words if re.search("[a-zA-Z]", data.sub("", word))] == []
     page.close()

@@ -35,10 +35,21 @@ def pipeline(family):
     return pc.Pipeline.from_pretrained(family)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"steps": 1}, {"steps": 8, "seed": 11}, {"grid": "official"}, {"width": 160, "height": 96}, {"batch": 3},
-    {"width": 72, "height": 136}, {"prompt": ""}, {"prompt": "A RED Mountain (at dawn:1.5) " + "and a lake " * 200},
-], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"steps": 1},
+        {"steps": 8, "seed": 11},
+        {"grid": "official"},
+        {"width": 160, "height": 96},
+        {"batch": 3},
+        {"width": 72, "height": 136},
+        {"prompt": ""},
+        {"prompt": "A RED Mountain (at dawn:1.5) " + "and a lake " * 200},
+    ],
+    ids=str,
+)
 def test_pictures_are_the_pipelines(run, pipeline, options):
     ours = run(**options)
     values = {"prompt": PROMPT, "steps": 4, "seed": 3, "width": 128, "height": 128} | options
@@ -73,7 +84,8 @@ def test_learned_null_caption_is_the_authors_unconditional(run, comfy_server, fa
     exact, and guidance that makes the unconditional side show in a random model."""
     name = "nano_base.safetensors"
     (comfy_server.base / "models" / "diffusion_models" / name).write_bytes(
-        (family / "base" / "pixart_nano_base.safetensors").read_bytes())
+        (family / "base" / "pixart_nano_base.safetensors").read_bytes()
+    )
     settings = ksampler("model", steps=1, cfg=40, sampler_name="dpmpp_2m", scheduler="sgm_uniform")
     changes = settings | {"model": node("PixArtDeltaModelLoader", model_name=name, dtype="float32")}
     text = text_to_image()["text"]
@@ -90,8 +102,16 @@ def test_image_to_image_keeps_more_at_lower_denoise(run):
 
     def changed(denoise: float) -> float:
         encoded = {"start": start, "encoded": node("VAEEncode", pixels=["start", 0], vae=["vae", 0])}
-        sample = node("PixArtDeltaLCMSampler", model=["model", 0], positive=["text", 0], latent_image=["encoded", 0],
-                      seed=3, steps=2, grid="diffusers", denoise=denoise)
+        sample = node(
+            "PixArtDeltaLCMSampler",
+            model=["model", 0],
+            positive=["text", 0],
+            latent_image=["encoded", 0],
+            seed=3,
+            steps=2,
+            grid="diffusers",
+            denoise=denoise,
+        )
         through = run(changes=encoded | {"decode": node("VAEDecode", samples=["encoded", 0], vae=["vae", 0])})[0]
         return difference(through, run(changes=encoded | {"sample": sample})[0])
 
@@ -129,9 +149,11 @@ def test_stable_diffusions_autoencoder_loads_in_ours_and_in_the_stock_node(run, 
     theirs = pc.Pipeline.from_pretrained(family)
     theirs.vae = load_vae(comfy_server.base / "models" / "vae" / "sd" / "vae")
     expected = theirs(PROMPT, steps=1, seed=3, width=64, height=64)[0]
-    for loader in (node("PixArtDeltaVAELoader", vae_name="sd/vae/"),
-                   node("PixArtDeltaVAELoader", vae_name="sd/vae/diffusion_pytorch_model.safetensors"),
-                   node("VAELoader", vae_name="sd/vae/diffusion_pytorch_model.safetensors")):
+    for loader in (
+        node("PixArtDeltaVAELoader", vae_name="sd/vae/"),
+        node("PixArtDeltaVAELoader", vae_name="sd/vae/diffusion_pytorch_model.safetensors"),
+        node("VAELoader", vae_name="sd/vae/diffusion_pytorch_model.safetensors"),
+    ):
         assert difference(run(steps=1, width=64, height=64, changes={"vae": loader})[0], expected) < 1
 
 
@@ -144,12 +166,20 @@ def lora(comfy_server, family):
     generator = torch.Generator().manual_seed(1)
 
     def delta(key, rows, columns, part=0, parts=1):
-        return Delta(key, part, parts, torch.randn(rows, 2, generator=generator),
-                     torch.randn(2, columns, generator=generator), 4.0)
+        return Delta(
+            key,
+            part,
+            parts,
+            torch.randn(rows, 2, generator=generator),
+            torch.randn(2, columns, generator=generator),
+            4.0,
+        )
 
-    deltas = [delta("blocks.0.attn.qkv.weight", 48, 48, 1, 3),
-              delta("blocks.1.cross_attn.kv_linear.weight", 48, 48, 1, 2),
-              delta("blocks.0.mlp.fc1.weight", 192, 48)]
+    deltas = [
+        delta("blocks.0.attn.qkv.weight", 48, 48, 1, 3),
+        delta("blocks.1.cross_attn.kv_linear.weight", 48, 48, 1, 2),
+        delta("blocks.0.mlp.fc1.weight", 192, 48),
+    ]
     return save_lora(Lora("test", tuple(deltas)), comfy_server.base / "models" / "loras" / "test.safetensors")
 
 
@@ -162,8 +192,10 @@ def test_lora_nodes_equal_merged_weights(run, comfy_server, family, lora, streng
     expected = run(changes={"model": node("PixArtDeltaModelLoader", model_name=name, dtype="float32")})[0]
     plain = node("PixArtDeltaModelLoader", model_name="nano/transformer/", dtype="float32")
     values = {"model": ["plain", 0], "lora_name": "test.safetensors"}
-    for loader in (node("PixArtDeltaLoraLoader", **values, strength=strength),
-                   node("LoraLoaderModelOnly", **values, strength_model=strength)):
+    for loader in (
+        node("PixArtDeltaLoraLoader", **values, strength=strength),
+        node("LoraLoaderModelOnly", **values, strength_model=strength),
+    ):
         assert difference(expected, run(changes={"plain": plain, "model": loader})[0]) < 0.05
     without = difference(expected, run(changes={"model": plain})[0])
     assert without > 1 if strength else without == 0, without
@@ -232,8 +264,13 @@ def test_saved_checkpoints_load_in_every_layout(comfy_server, family, run, lora)
     }
     expected = run(changes=changes)[0]
     for layout in ("authors", "diffusers"):
-        store = node("PixArtDeltaSaveCheckpoint", model=["model", 0], filename_prefix=f"out/{layout}", layout=layout,
-                     dtype="float32")
+        store = node(
+            "PixArtDeltaSaveCheckpoint",
+            model=["model", 0],
+            filename_prefix=f"out/{layout}",
+            layout=layout,
+            dtype="float32",
+        )
         result = comfy_server.prompt(text_to_image(changes=changes | {"store": store}))
         assert not result.errors, result.errors
         path = result.outputs["store"]["text"][0].removeprefix("saved ")
@@ -255,15 +292,19 @@ def test_the_loader_shows_a_memory_plan(comfy_server, family):
 # --- warnings ---
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"cfg": 4.5}, "set cfg to 1"),
-    ({"cfg": 0.0}, "set cfg to 1"),
-    ({"sampler_name": "euler"}, "an LCM model takes 'lcm'"),
-    ({"scheduler": "karras"}, "set the scheduler to 'simple'"),
-    ({"scheduler": "normal"}, "set the scheduler to 'simple'"),
-    ({"scheduler": "beta"}, "set the scheduler to 'simple'"),
-    ({"model": "model"}, "put PixArt-δ LCM Sampling before KSampler"),
-], ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"cfg": 4.5}, "set cfg to 1"),
+        ({"cfg": 0.0}, "set cfg to 1"),
+        ({"sampler_name": "euler"}, "an LCM model takes 'lcm'"),
+        ({"scheduler": "karras"}, "set the scheduler to 'simple'"),
+        ({"scheduler": "normal"}, "set the scheduler to 'simple'"),
+        ({"scheduler": "beta"}, "set the scheduler to 'simple'"),
+        ({"model": "model"}, "put PixArt-δ LCM Sampling before KSampler"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
 def test_settings_that_cannot_work_are_named(comfy_server, family, options, words):
     shown = warnings_of(comfy_server, ksampler(steps=4, seed=hash(str(options)) % 10**6, **options))
     assert any(words in text for text in shown), shown
@@ -275,8 +316,11 @@ def test_settings_that_work_are_not(comfy_server, family, options):
 
 
 def test_a_base_model_in_four_steps_is_named(comfy_server, family):
-    save_pixart(pc.load_pixart(family / "transformer"),
-                comfy_server.base / "models" / "diffusion_models" / "base.safetensors", metadata={"distilled": False})
+    save_pixart(
+        pc.load_pixart(family / "transformer"),
+        comfy_server.base / "models" / "diffusion_models" / "base.safetensors",
+        metadata={"distilled": False},
+    )
     base = {"model": node("PixArtDeltaModelLoader", model_name="base.safetensors", dtype="default")}
     assert any("not a distilled" in text for text in warnings_of(comfy_server, base))
     settings = {"cfg": 4.5, "sampler_name": "dpmpp_2m", "scheduler": "sgm_uniform"}

@@ -55,8 +55,15 @@ def pid_of(root: Path) -> int:
 def write_job(root: Path, job_id: str, **more) -> Path:
     folder = root / job_id
     (folder / "samples").mkdir(parents=True)
-    values = {"id": job_id, "command": "lcd", "settings": {"run": str(folder)}, "device": "cpu", "name": job_id,
-              "state": "done", "order": 1.0}  # fmt: skip
+    values = {
+        "id": job_id,
+        "command": "lcd",
+        "settings": {"run": str(folder)},
+        "device": "cpu",
+        "name": job_id,
+        "state": "done",
+        "order": 1.0,
+    }
     (folder / "job.json").write_text(json.dumps({**values, **more}))
     return folder
 
@@ -129,10 +136,26 @@ def test_changes_are_told_over_the_websocket_at_most_four_a_second(server, root)
     assert steps == sorted(steps) and steps[-1] > steps[0]
 
 
-@pytest.mark.parametrize("data", [
-    "..", "../..", "/", "/etc", "data/../../..", "data/../../user", "link", "no-such-folder", "\0", "s3://bucket/x",
-    "pipe:touch /tmp/owned", "file:///etc", "~", "-rf", "--config",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        "..",
+        "../..",
+        "/",
+        "/etc",
+        "data/../../..",
+        "data/../../user",
+        "link",
+        "no-such-folder",
+        "\0",
+        "s3://bucket/x",
+        "pipe:touch /tmp/owned",
+        "file:///etc",
+        "~",
+        "-rf",
+        "--config",
+    ],
+)
 def test_paths_outside_the_roots_are_refused(server, root, data):
     link = server.base / "input" / "link"
     if not link.is_symlink():
@@ -174,14 +197,17 @@ def test_ids_lead_nowhere_else(server, root, tmp_path, job_id):
     assert (outside / "job.json").exists()
 
 
-@pytest.mark.parametrize("settings, problem", [
-    ({"lerning_rate": 1}, "did you mean learning_rate"),
-    ({"steps": -1}, "steps is -1"),
-    ({"steps": "5; rm -rf /"}, "a whole number is wanted"),
-    ({"precision": "--help"}, "choose one of"),
-    ({"learning_rate": "NaN"}, "a number is wanted"),
-    ({"compile": "true"}, "true or false is wanted"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, problem",
+    [
+        ({"lerning_rate": 1}, "did you mean learning_rate"),
+        ({"steps": -1}, "steps is -1"),
+        ({"steps": "5; rm -rf /"}, "a whole number is wanted"),
+        ({"precision": "--help"}, "choose one of"),
+        ({"learning_rate": "NaN"}, "a number is wanted"),
+        ({"compile": "true"}, "true or false is wanted"),
+    ],
+)
 def test_bad_settings_are_named(server, root, settings, problem):
     status, answer = create(server, settings)
     assert status == 400 and problem in answer["error"] and ids(server) == ["holder"]
@@ -196,9 +222,12 @@ def test_nothing_from_outside_reaches_a_command_line(server, root):
 
 
 FOREIGN = [
-    {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:1"},
-    {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
-]  # fmt: skip
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:1"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+]
 
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
@@ -224,10 +253,18 @@ def test_changes_need_a_post(server, root):
     assert server.get(f"{JOBS}/holder")["state"] == "running"
 
 
-@pytest.mark.parametrize("body, status", [
-    (b"x" * 70_000, 413), (b"{" + b" " * 70_000 + b"}", 413), (b"{", 400), (b"[]", 400), (b"\xff", 400),
-    (b"[" * 60_000, 400), (b'{"before": 3}', 400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "body, status",
+    [
+        (b"x" * 70_000, 413),
+        (b"{" + b" " * 70_000 + b"}", 413),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"\xff", 400),
+        (b"[" * 60_000, 400),
+        (b'{"before": 3}', 400),
+    ],
+)
 def test_bodies_that_are_too_large_or_no_json(server, root, body, status):
     found, problem = post(server, "/holder/move", body)
     assert found == status and problem
@@ -255,8 +292,16 @@ def test_the_samples_route_gives_samples_only(server, root, tmp_path):
     status, answer, headers = call(server, "GET", f"{JOBS}/holder/samples/step_00000500.png")
     assert (status, answer, headers["Content-Type"]) == (200, picture, "image/png")
     assert headers["X-Content-Type-Options"] == "nosniff"
-    for name in ("secret.png", "step_00000600.png", "step_00000500.json", "..%2fjob.json", "%2e%2e%2fjob.json",
-                 "..%2f..%2f..%2f..%2fcomfyui.log", "step_1.png%00", "step_00000700.png"):  # fmt: skip
+    for name in (
+        "secret.png",
+        "step_00000600.png",
+        "step_00000500.json",
+        "..%2fjob.json",
+        "%2e%2e%2fjob.json",
+        "..%2f..%2f..%2f..%2fcomfyui.log",
+        "step_1.png%00",
+        "step_00000700.png",
+    ):
         status, answer, _ = call(server, "GET", f"{JOBS}/holder/samples/{name}")
         assert status == 404, (name, answer)
     (folder / "samples").rename(folder / "real")
@@ -318,8 +363,16 @@ def test_what_is_offered_fits_the_command(server, root):
     assert server.get(f"{JOBS}/holder")["actions"] == ["stop", "pause", "save", "kill"]
     found = server.get(f"{JOBS}/waiting")
     assert (found["reason"], found["text"]) == ("waits for holder", "waiting: queued, waits for holder")
-    write_job(root, "preparing", state="running", command="prepare", pid=pid_of(root), order=3.0,
-              identity=process.identity(pid_of(root)), device="cuda:0")  # fmt: skip
+    write_job(
+        root,
+        "preparing",
+        state="running",
+        command="prepare",
+        pid=pid_of(root),
+        order=3.0,
+        identity=process.identity(pid_of(root)),
+        device="cuda:0",
+    )
     assert server.get(f"{JOBS}/preparing")["actions"] == ["stop", "pause", "kill"]
     assert post(server, "/preparing/save")[0] == 409
 

@@ -9,10 +9,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = {
-    "PixArtDeltaModelLoader", "PixArtDeltaTextEncoderLoader", "PixArtDeltaVAELoader", "PixArtDeltaLoraLoader",
-    "PixArtDeltaTextEncode", "PixArtDeltaResolution", "PixArtDeltaLCMSampler", "PixArtDeltaLCMSampling",
-    "PixArtDeltaSaveCheckpoint", "PixArtDeltaControlNetLoader", "PixArtDeltaApplyControlNet",
-    "PixArtDeltaHEDPreprocessor", "PixArtDeltaExamplePicture", "PixArtDeltaSplitControlNet",
+    "PixArtDeltaModelLoader",
+    "PixArtDeltaTextEncoderLoader",
+    "PixArtDeltaVAELoader",
+    "PixArtDeltaLoraLoader",
+    "PixArtDeltaTextEncode",
+    "PixArtDeltaResolution",
+    "PixArtDeltaLCMSampler",
+    "PixArtDeltaLCMSampling",
+    "PixArtDeltaSaveCheckpoint",
+    "PixArtDeltaControlNetLoader",
+    "PixArtDeltaApplyControlNet",
+    "PixArtDeltaHEDPreprocessor",
+    "PixArtDeltaExamplePicture",
+    "PixArtDeltaSplitControlNet",
     "PixArtDeltaMergeControlNet",
 }
 """Saved workflows name nodes by these: removing or renaming one breaks them."""
@@ -43,8 +53,11 @@ def test_ids_are_kept():
 
 @pytest.mark.parametrize("name", NODES)
 def test_input_ids_are_the_parameters_of_execute(name):
-    inputs = [call.args[0].value for call in ast.walk(method(NODES[name], "define_schema"))
-              if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".Input")]
+    inputs = [
+        call.args[0].value
+        for call in ast.walk(method(NODES[name], "define_schema"))
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".Input")
+    ]
     arguments = method(NODES[name], "execute").args
     assert arguments.kwarg is None and inputs == [argument.arg for argument in arguments.args[1:]]
 

@@ -20,16 +20,21 @@ from tools.workflow_api import find_node, load_workflow, to_api
 pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[2]
 TRAININGS = {
-    "PixArtDeltaTrainLCD": "lcd", "PixArtDeltaTrainLCMLora": "lcm-lora", "PixArtDeltaTrainControlNet": "controlnet",
+    "PixArtDeltaTrainLCD": "lcd",
+    "PixArtDeltaTrainLCMLora": "lcm-lora",
+    "PixArtDeltaTrainControlNet": "controlnet",
     "PixArtDeltaFineTune": "finetune",
-}  # fmt: skip
+}
 NODES = [*TRAININGS, "PixArtDeltaDataset", "PixArtDeltaTrainingStatus", "PixArtDeltaTrainedResult"]
 WORKFLOWS = ("train_lcd", "train_lcm_lora", "train_controlnet")
 FINE_TUNE = "fine_tune"
 JOBS = "/pixart_delta/jobs"
 SCRIPT = Path(__file__).with_name("inside_jobs.py")
-CHECKS = [part.name for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
-          if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")]
+CHECKS = [
+    part.name
+    for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
+    if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")
+]
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +150,18 @@ def apply_control(graph: dict) -> None:
     kinds = ("TrainedResult", "TextEncode", "VAELoader")
     result, text, vae = (find_node(graph, f"PixArtDelta{kind}") for kind in kinds)
     graph["hint"] = node("EmptyImage", width=128, height=128, batch_size=1, color=0)
-    graph["apply"] = node("PixArtDeltaApplyControlNet", positive=[text, 0], negative=[text, 1],
-                          control_net=[result, 1], image=["hint", 0], vae=[vae, 0], strength=1.0, start_percent=0.0,
-                          end_percent=1.0, resize="crop")  # fmt: skip
+    graph["apply"] = node(
+        "PixArtDeltaApplyControlNet",
+        positive=[text, 0],
+        negative=[text, 1],
+        control_net=[result, 1],
+        image=["hint", 0],
+        vae=[vae, 0],
+        strength=1.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        resize="crop",
+    )
     graph[find_node(graph, "PixArtDeltaLCMSampler")]["inputs"]["positive"] = ["apply", 0]
 
 
@@ -155,9 +169,20 @@ def test_a_dataset_grows_with_its_folder(server):
     """Run, add a picture, run: the same job is made again from all of them, and its pictures can be seen."""
     scenes, folder = ROOT / "models" / "nano" / "scenes", server.base / "input" / "growing"
     folder.mkdir()
-    graph = {"data": node("PixArtDeltaDataset", folder="growing", models="bundled/nano", name="growing", resolution=128,
-                          multi_aspect=True, hints="none", path="growing", more_settings="workers=0"),
-             "save": node("SaveImage", images=["data", 2], filename_prefix="growing")}
+    graph = {
+        "data": node(
+            "PixArtDeltaDataset",
+            folder="growing",
+            models="bundled/nano",
+            name="growing",
+            resolution=128,
+            multi_aspect=True,
+            hints="none",
+            path="growing",
+            more_settings="workers=0",
+        ),
+        "save": node("SaveImage", images=["data", 2], filename_prefix="growing"),
+    }
     jobs = []
     for count in (1, 2, 2):
         for name in ("000000", "000001")[:count]:
@@ -176,8 +201,11 @@ def test_a_dataset_grows_with_its_folder(server):
 
 def test_an_estimate_starts_nothing(server):
     graph, training = graph_of(server, "train_lcd", run="estimate only", name="estimated")
-    shown = {key: each for key, each in graph.items() if "Status" not in each["class_type"]
-             and each["class_type"] != "PreviewImage"}  # fmt: skip
+    shown = {
+        key: each
+        for key, each in graph.items()
+        if "Status" not in each["class_type"] and each["class_type"] != "PreviewImage"
+    }
     assert server.prompt(shown).errors == []
     finish(server, "nano scenes")
     result = server.prompt(shown)
@@ -186,14 +214,17 @@ def test_an_estimate_starts_nothing(server):
     assert "estimated" not in [job["name"] for job in server.get(JOBS)["jobs"]]
 
 
-@pytest.mark.parametrize("change, problem", [
-    ({"more_settings": "lerning_rate=1"}, "did you mean learning_rate"),
-    ({"more_settings": "run=/tmp/elsewhere"}, "run is an input of the node"),
-    ({"more_settings": "models=/etc"}, "is an input of the node"),
-    ({"dataset": ""}, "dataset is not set"),
-    ({"dataset": "/etc"}, "not in a folder that trainings may read"),
-    ({"name": "../x"}, "the name"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"more_settings": "lerning_rate=1"}, "did you mean learning_rate"),
+        ({"more_settings": "run=/tmp/elsewhere"}, "run is an input of the node"),
+        ({"more_settings": "models=/etc"}, "is an input of the node"),
+        ({"dataset": ""}, "dataset is not set"),
+        ({"dataset": "/etc"}, "not in a folder that trainings may read"),
+        ({"name": "../x"}, "the name"),
+    ],
+)
 def test_mistakes_are_named_at_the_node(server, change, problem):
     graph, training = graph_of(server, "train_lcd")
     training |= {"dataset": str(server.base / "input"), **change}
@@ -202,9 +233,13 @@ def test_mistakes_are_named_at_the_node(server, change, problem):
 
 
 def test_no_result_yet_is_said(server):
-    result = server.prompt({
-        "1": node("PixArtDeltaTrainedResult", job="no-such-job", dtype="default", strength=1.0),
-        "2": node("PixArtDeltaLCMSampling", model=["1", 0]),
-        "3": node("PixArtDeltaSaveCheckpoint", model=["2", 0], filename_prefix="x", layout="authors", dtype="float32"),
-    })  # fmt: skip
+    result = server.prompt(
+        {
+            "1": node("PixArtDeltaTrainedResult", job="no-such-job", dtype="default", strength=1.0),
+            "2": node("PixArtDeltaLCMSampling", model=["1", 0]),
+            "3": node(
+                "PixArtDeltaSaveCheckpoint", model=["2", 0], filename_prefix="x", layout="authors", dtype="float32"
+            ),
+        }
+    )
     assert "there is no job no-such-job" in result.errors[0]

@@ -73,8 +73,16 @@ def test_pictures_are_the_pipelines(comfy_server, name):
     sampler = graph[find_node(graph, "KSampler" if base else "PixArtDeltaLCMSampler")]["inputs"]
     transformer = NANO / "base" / "pixart_nano_base.safetensors" if base else None
     pipeline = pc.Pipeline.from_pretrained(NANO, torch.float32, transformer=transformer)
-    theirs = pipeline(text["prompt"], steps=sampler["steps"], seed=sampler["seed"], width=size["width"],
-                      height=size["height"], sampler="dpm" if base else "lcm", guidance=sampler.get("cfg"), **hint)
+    theirs = pipeline(
+        text["prompt"],
+        steps=sampler["steps"],
+        seed=sampler["seed"],
+        width=size["width"],
+        height=size["height"],
+        sampler="dpm" if base else "lcm",
+        guidance=sampler.get("cfg"),
+        **hint,
+    )
     limit = 4 if "8bit" in name else 1  # the pipeline's text encoder is not quantised
     assert len(ours) == 1 and difference(ours[0], theirs[0]) < limit
 

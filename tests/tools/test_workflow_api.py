@@ -28,14 +28,26 @@ OBJECT_INFO = {
 def workflow() -> dict:
     return {
         "nodes": [
-            {"id": 1, "type": "Loader", "mode": 0, "inputs": [], "widgets_values": ["b"],
-             "outputs": [{"name": "MODEL", "type": "MODEL", "links": [7]}]},
-            {"id": 2, "type": "Sampler", "mode": 0, "outputs": [], "widgets_values": [5, "fixed", 3],
-             "inputs": [{"name": "model", "type": "MODEL", "link": 7}]},
+            {
+                "id": 1,
+                "type": "Loader",
+                "mode": 0,
+                "inputs": [],
+                "widgets_values": ["b"],
+                "outputs": [{"name": "MODEL", "type": "MODEL", "links": [7]}],
+            },
+            {
+                "id": 2,
+                "type": "Sampler",
+                "mode": 0,
+                "outputs": [],
+                "widgets_values": [5, "fixed", 3],
+                "inputs": [{"name": "model", "type": "MODEL", "link": 7}],
+            },
             {"id": 3, "type": "MarkdownNote", "mode": 0, "inputs": [], "outputs": [], "widgets_values": ["a note"]},
         ],
         "links": [[7, 1, 0, 2, 0, "MODEL"]],
-    }  # fmt: skip
+    }
 
 
 def test_widgets_links_and_notes():

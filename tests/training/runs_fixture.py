@@ -38,10 +38,21 @@ def make_material(folder: Path) -> dict[str, str]:
 def settings(command: str, material: dict[str, str], run: Path, **values: Any) -> dict[str, Any]:
     """Small, in float32, with all that could disturb a resumed run: buckets, accumulation, reading processes."""
     out = {
-        **material, "run": str(run), "steps": 20, "batch_size": 2, "accumulation": 2, "workers": 1,
-        "learning_rate": 1e-3, "warmup_steps": 5, "clip_norm": 1.0, "precision": "fp32", "log_every": 1,
-        "checkpoint_every": 4, "tensorboard": False, "adam_epsilon": 1e-8,
-    }  # fmt: skip
+        **material,
+        "run": str(run),
+        "steps": 20,
+        "batch_size": 2,
+        "accumulation": 2,
+        "workers": 1,
+        "learning_rate": 1e-3,
+        "warmup_steps": 5,
+        "clip_norm": 1.0,
+        "precision": "fp32",
+        "log_every": 1,
+        "checkpoint_every": 4,
+        "tensorboard": False,
+        "adam_epsilon": 1e-8,
+    }
     if command == "controlnet":
         out["copy_blocks"] = 2
     return out | values
@@ -109,9 +120,14 @@ def _train(command: str, values: dict[str, Any], prepare: Callable[[], Any]) -> 
 
 def _rank(rank: int, world: int, port: str, command: str, values: dict, prepare: Callable[[int], Any]) -> None:
     os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "localhost", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "1",
-    }  # fmt: skip
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "1",
+    }
     prepare(rank)
     run_here(command, values)
 

@@ -65,9 +65,14 @@ def make_features(
             name = f"{size[0]}x{size[1]}_{start // shard_size:05d}.tar"
             shards.append(write_shard(folder, name, size, samples[start : start + shard_size]))
     write_description(
-        folder, shards, scaling_factor=1.0, caption_channels=width, max_tokens=max(tokens),
-        hints="hed" if hint else "", pictures=number,
-    )  # fmt: skip
+        folder,
+        shards,
+        scaling_factor=1.0,
+        caption_channels=width,
+        max_tokens=max(tokens),
+        hints="hed" if hint else "",
+        pictures=number,
+    )
     return folder
 
 

@@ -62,10 +62,17 @@ def test_the_command_line_wins_and_knows_the_types(tmp_path):
     assert load_config("sample", None, ["run=r", 'prompts=["a, b"]']).prompts == ["a, b"]
 
 
-@pytest.mark.parametrize("name,meant", [
-    ("lerning_rate", "learning_rate"), ("batchsize", "batch_size"), ("huber", "huber_c"), ("gradient_checkpoint",
-    "gradient_checkpointing"), ("EMA_decay", "ema_decay"), ("omega", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,meant",
+    [
+        ("lerning_rate", "learning_rate"),
+        ("batchsize", "batch_size"),
+        ("huber", "huber_c"),
+        ("gradient_checkpoint", "gradient_checkpointing"),
+        ("EMA_decay", "ema_decay"),
+        ("omega", None),
+    ],
+)
 def test_a_misspelt_setting_gets_a_suggestion(name, meant):
     with pytest.raises(ConfigError, match=f"no setting {name}: " + (f"did you mean {meant}" if meant else "it has")):
         make(**{name: 1})
@@ -89,19 +96,22 @@ def test_a_number_that_is_none_is_refused_from_everywhere(text, tmp_path):
         load_config("lcd", str(tmp_path / "c.json"), pairs)
 
 
-@pytest.mark.parametrize("values,message", [
-    ({"steps": 0}, "steps is 0: it must be between 1 and"),
-    ({"steps": 1.5}, "steps is 1.5: a whole number is wanted"),
-    ({"steps": True}, "steps is True: a whole number is wanted"),
-    ({"learning_rate": "2e-5"}, "learning_rate is '2e-5': a number is wanted"),
-    ({"compile": 1}, "compile is 1: true or false is wanted"),
-    ({"run": 3}, "run is 3: text is wanted"),
-    ({"loss": "l1"}, "loss is 'l1': choose one of huber, l2"),
-    ({"precision": "fp8"}, "choose one of fp32, bf16, fp16"),
-    ({"caption_drop": 1.5}, "caption_drop is 1.5: it must be between 0.0 and 1.0"),
-    ({"data": ""}, "data is not set: folder or URL of prepared features"),
-    ({"base": ""}, "base is not set: the teacher, which the student starts from"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        ({"steps": 0}, "steps is 0: it must be between 1 and"),
+        ({"steps": 1.5}, "steps is 1.5: a whole number is wanted"),
+        ({"steps": True}, "steps is True: a whole number is wanted"),
+        ({"learning_rate": "2e-5"}, "learning_rate is '2e-5': a number is wanted"),
+        ({"compile": 1}, "compile is 1: true or false is wanted"),
+        ({"run": 3}, "run is 3: text is wanted"),
+        ({"loss": "l1"}, "loss is 'l1': choose one of huber, l2"),
+        ({"precision": "fp8"}, "choose one of fp32, bf16, fp16"),
+        ({"caption_drop": 1.5}, "caption_drop is 1.5: it must be between 0.0 and 1.0"),
+        ({"data": ""}, "data is not set: folder or URL of prepared features"),
+        ({"base": ""}, "base is not set: the teacher, which the student starts from"),
+    ],
+)
 def test_bad_values_are_named(values, message):
     with pytest.raises(ConfigError, match=message):
         make(**values)
@@ -159,9 +169,14 @@ def test_the_hints_of_edges_are_no_path():
 
 
 COMMAND_OF = {
-    "lcd": "lcd", "lcm_lora": "lcm-lora", "controlnet": "controlnet", "nano_student": "lcd", "nano_teacher": "finetune",
-    "nano_lcm_lora": "lcm-lora", "nano_controlnet": "controlnet",
-}  # fmt: skip
+    "lcd": "lcd",
+    "lcm_lora": "lcm-lora",
+    "controlnet": "controlnet",
+    "nano_student": "lcd",
+    "nano_teacher": "finetune",
+    "nano_lcm_lora": "lcm-lora",
+    "nano_controlnet": "controlnet",
+}
 """The beginning of a recipe's name tells its command."""
 
 

@@ -32,9 +32,13 @@ def test_what_a_batch_holds(features):
     batch = take(features, 1, hint=True)[0]
     height, width = batch["latent"].shape[2:]
     assert {name: tuple(value.shape) for name, value in batch.items() if name != "keys"} == {
-        "latent": (4, 4, height, width), "hint": (4, 4, height, width), "caption": (4, batch["caption"].shape[1], 16),
-        "caption_mask": (4, batch["caption"].shape[1]), "image_size": (4, 2), "aspect_ratio": (4, 1),
-    }  # fmt: skip
+        "latent": (4, 4, height, width),
+        "hint": (4, 4, height, width),
+        "caption": (4, batch["caption"].shape[1], 16),
+        "caption_mask": (4, batch["caption"].shape[1]),
+        "image_size": (4, 2),
+        "aspect_ratio": (4, 1),
+    }
     kinds = {name: value.dtype for name, value in batch.items() if name != "keys"}
     assert kinds.pop("caption") == torch.float16 and kinds.pop("caption_mask") == torch.uint8
     assert set(kinds.values()) == {torch.float32}
@@ -64,8 +68,10 @@ def test_processes_share_a_batch_by_rows(features):
 @pytest.mark.parametrize("window", [data_module.SHUFFLE_WINDOW, 8])
 def test_every_sample_once_an_epoch(features, monkeypatch, window):
     monkeypatch.setattr(data_module, "SHUFFLE_WINDOW", window)
-    epochs = [[name for batch in take(features, 10, batch_size=2, start=start) for name in batch["keys"]]
-              for start in (0, 10, 20)]
+    epochs = [
+        [name for batch in take(features, 10, batch_size=2, start=start) for name in batch["keys"]]
+        for start in (0, 10, 20)
+    ]
     assert all(len(names) == len(set(names)) == 20 for names in epochs)  # 6 + 4 batches; one of 9 is left over
     assert len(set(map(tuple, epochs))) == 3
 
@@ -107,8 +113,10 @@ def test_latents_are_drawn_from_the_posterior_and_scaled(tmp_path):
     row = other["keys"].index(first["keys"][0])
     assert torch.equal(first["latent"][0], other["latent"][row])
     stored = FeatureDataset(plain).place.open(FeatureDataset(plain).shards[0])
-    kept = {each["json"]["source"]: each["moments.npy"] for each in
-            (stored.read(row, ["json", "moments.npy"]) for row in range(5))}
+    kept = {
+        each["json"]["source"]: each["moments.npy"]
+        for each in (stored.read(row, ["json", "moments.npy"]) for row in range(5))
+    }
     name = next(name for name in first["keys"] if name in kept)
     expected = torch.from_numpy(kept[name]).float() * 0.5
     assert torch.equal(first["latent"][first["keys"].index(name)], expected)

@@ -159,10 +159,18 @@ def test_what_ended_one_process_is_in_the_log(material, tmp_path):
 def test_accelerate_launch_ends_as_a_whole_when_a_process_is_killed_and_resumes(material, tmp_path):
     values = settings("finetune", material, tmp_path / "run", **TEN | {"steps": 100_000, "workers": 1})
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1",
-        "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0",
-        str(ROOT / "training/train.py"), "finetune",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+        "--main_process_port=0",
+        str(ROOT / "training/train.py"),
+        "finetune",
+    ]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
 
     def launch(steps):

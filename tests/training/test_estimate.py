@@ -42,10 +42,13 @@ def kept(task, precision):
     """Bytes that the backward pass waits for, weights aside, with fused attention as on a GPU."""
     task.forward_options = dict
     batch = {
-        "latent": torch.randn(2, 4, SIDE, SIDE), "hint": torch.randn(2, 4, SIDE, SIDE),
-        "caption": torch.randn(2, 8, 64), "caption_mask": torch.ones(2, 8),
-        "image_size": torch.full((2, 2), 256.0), "aspect_ratio": torch.ones(2, 1),
-    }  # fmt: skip
+        "latent": torch.randn(2, 4, SIDE, SIDE),
+        "hint": torch.randn(2, 4, SIDE, SIDE),
+        "caption": torch.randn(2, 8, 64),
+        "caption_mask": torch.ones(2, 8),
+        "image_size": torch.full((2, 2), 256.0),
+        "aspect_ratio": torch.ones(2, 1),
+    }
     weights = {tuple(sorted(p.shape)) for network in (task.model, *task.frozen) for p in network.parameters()}
     seen = {}
 
@@ -82,11 +85,17 @@ def test_weights_and_checkpoint_are_counted_as_they_are(command, base):
     assert expected.checkpoint == 12 * trained + expected.average
 
 
-@pytest.mark.parametrize("recipe,command,shape,pixels,memory", [
-    ("lcd_2x_v100_32gb", "lcd", PIXART_1024_MS, 1024, 32), ("lcd_24gb", "lcd", PIXART_1024_MS, 1024, 24),
-    ("lcd_16gb", "lcd", PIXART_1024_MS, 1024, 16), ("lcm_lora_12gb", "lcm-lora", PIXART_1024_MS, 1024, 12),
-    ("controlnet_512", "controlnet", PIXART_512, 512, 12), ("controlnet_1024", "controlnet", PIXART_1024_MS, 1024, 12),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "recipe,command,shape,pixels,memory",
+    [
+        ("lcd_2x_v100_32gb", "lcd", PIXART_1024_MS, 1024, 32),
+        ("lcd_24gb", "lcd", PIXART_1024_MS, 1024, 24),
+        ("lcd_16gb", "lcd", PIXART_1024_MS, 1024, 16),
+        ("lcm_lora_12gb", "lcm-lora", PIXART_1024_MS, 1024, 12),
+        ("controlnet_512", "controlnet", PIXART_512, 512, 12),
+        ("controlnet_1024", "controlnet", PIXART_1024_MS, 1024, 12),
+    ],
+)
 def test_recipes_fit_their_gpus(recipe, command, shape, pixels, memory):
     """With a tenth to spare, for what an estimate leaves out."""
     config = load_config(command, str(RECIPES / f"{recipe}.json"), ["run=r", "data=d", "base=b"])
@@ -100,12 +109,19 @@ def test_the_same_global_batch_costs_the_same():
     assert one.frozen == 2 * transformer_parameters(PIXART_1024_MS) - 2 * 120 * 4096  # the null caption is a buffer
 
 
-@pytest.mark.parametrize("change,part,sign", [
-    ({"gradient_checkpointing": True}, "activations", -1), ({"gradient_checkpointing": True}, "flops", 1),
-    ({"gradient_checkpointing": True}, "weights", -1), ({"ema_decay": 0.0}, "average", -1),
-    ({"optimizer": "adamw8bit"}, "moments", -1), ({"precision": "fp32"}, "frozen", 1),
-    ({"accumulation": 2}, "flops", 1), ({"batch_size": 4}, "activations", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change,part,sign",
+    [
+        ({"gradient_checkpointing": True}, "activations", -1),
+        ({"gradient_checkpointing": True}, "flops", 1),
+        ({"gradient_checkpointing": True}, "weights", -1),
+        ({"ema_decay": 0.0}, "average", -1),
+        ({"optimizer": "adamw8bit"}, "moments", -1),
+        ({"precision": "fp32"}, "frozen", 1),
+        ({"accumulation": 2}, "flops", 1),
+        ({"batch_size": 4}, "activations", 1),
+    ],
+)
 def test_every_switch_moves_its_part(change, part, sign):
     before, after = (estimate("lcd", settings("lcd", **values), CONFIG, 256, 256) for values in ({}, change))
     assert sign * (getattr(after, part) - getattr(before, part)) > 0
@@ -159,14 +175,20 @@ def test_a_dry_run_in_float16_may_overflow_at_first(material, tmp_path, capsys):
     assert call("lcd", material, tmp_path / "run", capsys, precision="fp16")[0] == 0
 
 
-@pytest.mark.parametrize("values,message", [
-    ({"models": "nowhere"}, "nowhere does not exist"),
-    ({"data": "nowhere"}, "is not a folder of prepared features"),
-    ({"base": "nowhere.safetensors"}, "nowhere.safetensors"),
-    ({"batch_size": 50}, "lower batch_size"),
-    ({"learning_rate": "nan"}, "learning_rate is nan: a finite number is wanted"),
-    ({"keep_checkpoints": 10**9}, "are free there: free some space, lower keep_checkpoints (1000000000), or choose"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        ({"models": "nowhere"}, "nowhere does not exist"),
+        ({"data": "nowhere"}, "is not a folder of prepared features"),
+        ({"base": "nowhere.safetensors"}, "nowhere.safetensors"),
+        ({"batch_size": 50}, "lower batch_size"),
+        ({"learning_rate": "nan"}, "learning_rate is nan: a finite number is wanted"),
+        (
+            {"keep_checkpoints": 10**9},
+            "are free there: free some space, lower keep_checkpoints (1000000000), or choose",
+        ),
+    ],
+)
 def test_a_dry_run_names_what_is_wrong(values, message, material, tmp_path, capsys):
     status, said = call("lcd", material, tmp_path / "run", capsys, **values)
     assert status == 1 and said.err.startswith("error: ") and message in said.err and not list(tmp_path.iterdir())

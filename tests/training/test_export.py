@@ -65,10 +65,12 @@ def in_diffusers(transformer):
     """What diffusers' transformer makes of `inputs`."""
     x = inputs()
     return transformer(
-        x["latent"], encoder_hidden_states=x["caption"], encoder_attention_mask=x["caption_mask"],
+        x["latent"],
+        encoder_hidden_states=x["caption"],
+        encoder_attention_mask=x["caption_mask"],
         timestep=x["timestep"],
         added_cond_kwargs={"resolution": x["image_size"], "aspect_ratio": x["aspect_ratio"]},
-    ).sample  # fmt: skip
+    ).sample
 
 
 def close(one, other, limit=1e-5):
@@ -194,19 +196,25 @@ def test_a_file_says_how_it_was_made_but_not_where(command, base, tmp_path):
     path = trained(command, base).export(tmp_path, step=7)
     about = inspect_file(path).metadata["training"]
     assert (about["command"], about["step"], about["config"]["run"], about["config"]["base"]) == (
-        command, 7, "run", "base.safetensors"
-    )  # fmt: skip
+        command,
+        7,
+        "run",
+        "base.safetensors",
+    )
     with safe_open(path, "pt") as file:
         assert "secret" not in str(file.metadata())
         floating = {file.get_tensor(name).dtype for name in file.keys() if not name.endswith(".alpha")}
     assert floating == {torch.float16}
 
 
-@pytest.mark.parametrize("command,layout,message", [
-    ("lcd", "peft", "a pixart is written as comfyui or diffusers"),
-    ("lcm-lora", "diffusers", "a lora is written as comfyui or peft"),
-    ("controlnet", "peft", "a controlnet is written as comfyui, diffusers or joint"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "command,layout,message",
+    [
+        ("lcd", "peft", "a pixart is written as comfyui or diffusers"),
+        ("lcm-lora", "diffusers", "a lora is written as comfyui or peft"),
+        ("controlnet", "peft", "a controlnet is written as comfyui, diffusers or joint"),
+    ],
+)
 def test_layouts_that_do_not_exist_are_named(command, layout, message, base, tmp_path):
     with pytest.raises(ConfigError, match=message):
         trained(command, base).write(tmp_path / "x.safetensors", layout)

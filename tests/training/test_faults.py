@@ -215,10 +215,19 @@ def test_memory_that_runs_out_says_what_to_lower(material, tmp_path, monkeypatch
         run_here("finetune", settings("finetune", material, tmp_path, **SHORT))
 
 
-@pytest.mark.parametrize("features,problem", [
-    ({"width": 64, "tokens": (130, 6)}, r"captions of up to 130 tokens, .* has 120: run `prepare` .* max_tokens=120$"),
-    ({"width": 16}, "text embeddings of 16 channels, and .*base.safetensors reads 64: run `prepare` with the text enc"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "features,problem",
+    [
+        (
+            {"width": 64, "tokens": (130, 6)},
+            r"captions of up to 130 tokens, .* has 120: run `prepare` .* max_tokens=120$",
+        ),
+        (
+            {"width": 16},
+            "text embeddings of 16 channels, and .*base.safetensors reads 64: run `prepare` with the text enc",
+        ),
+    ],
+)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_data_that_the_base_cannot_read_is_named_before_the_first_step(
     command, features, problem, material, tmp_path, capsys

@@ -206,8 +206,13 @@ def test_a_device_has_the_machines_number(monkeypatch):
     for visible, number in (("3", 3), ("2, 3", 2), ("", 0), ("GPU-12ab", 0), ("-1", 0)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert process.machine_wide("cuda", 0) == number
-    for visible, device, left in (("3", "cuda:3", "3"), ("3", "cuda:0", "0"), ("", "cuda:1", "1"),
-                                  ("GPU-12ab,GPU-34cd", "cuda:1", "GPU-34cd"), ("1", "cpu", "")):
+    for visible, device, left in (
+        ("3", "cuda:3", "3"),
+        ("3", "cuda:0", "0"),
+        ("", "cuda:1", "1"),
+        ("GPU-12ab,GPU-34cd", "cuda:1", "GPU-34cd"),
+        ("1", "cpu", ""),
+    ):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert process.environment(device)["CUDA_VISIBLE_DEVICES"] == left
     monkeypatch.setenv("ZE_AFFINITY_MASK", "5,6")

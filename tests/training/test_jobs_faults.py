@@ -153,14 +153,35 @@ def test_a_damaged_status_is_lived_with(queue, text):
     assert queue.status(queue.job(made.id))["step"] > 0
 
 
-@pytest.mark.parametrize("text", [
-    "", "{", "[]", '{"id": "x"}', '{"unknown": 1}',
-    *(f'{{"id": ID, "command": "lcd", "settings": {{}}, "device": "cpu", {wrong}}}' for wrong in (
-        '"order": null', '"order": "first"', '"order": NaN', '"order": true', '"device": null', '"device": "gpu"',
-        '"attempt": "one"', '"settings": []', '"created": {}', '"pid": "1"', '"state": "flying"', '"result": null',
-        '"name": 5', '"after": null',
-    )),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"id": "x"}',
+        '{"unknown": 1}',
+        *(
+            f'{{"id": ID, "command": "lcd", "settings": {{}}, "device": "cpu", {wrong}}}'
+            for wrong in (
+                '"order": null',
+                '"order": "first"',
+                '"order": NaN',
+                '"order": true',
+                '"device": null',
+                '"device": "gpu"',
+                '"attempt": "one"',
+                '"settings": []',
+                '"created": {}',
+                '"pid": "1"',
+                '"state": "flying"',
+                '"result": null',
+                '"name": 5',
+                '"after": null',
+            )
+        ),
+    ],
+)
 def test_a_damaged_job_is_shown_as_failed_and_can_be_deleted(queue, text):
     made, good = add(queue), add(queue, steps=2)
     (queue.root / made.id / "job.json").write_text(text.replace("ID", json.dumps(made.id)))
@@ -223,11 +244,14 @@ def test_a_start_that_the_system_refuses_is_a_failure(queue, monkeypatch):
     assert "could not be started" in queue.job(made.id).reason
 
 
-@pytest.mark.parametrize("data, reason", [
-    ("die", "its process ended unexpectedly; its log ends: step 2. Retry goes on from its last checkpoint"),
-    ("refuse", "the data is bad: make it good"),
-    ("full", "[Errno 28] No space left on device"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        ("die", "its process ended unexpectedly; its log ends: step 2. Retry goes on from its last checkpoint"),
+        ("refuse", "the data is bad: make it good"),
+        ("full", "[Errno 28] No space left on device"),
+    ],
+)
 def test_a_failure_says_why_and_can_be_retried(queue, data, reason):
     made = add(queue, data=data)
     assert until(queue, made.id, "failed").reason == reason

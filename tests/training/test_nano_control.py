@@ -43,7 +43,7 @@ def test_boundaries_of_areas_that_look_alike():
     picture = np.asarray(scenes.draw(scene, seed=4), np.int32)
     row = int(np.abs(np.diff(picture, axis=0)).max(-1)[70:90].mean(1).argmax()) + 70
     assert np.abs(np.diff(picture, axis=0))[row].mean() < 40
-    assert scenes.boundaries(scene, seed=4)[row - 1:row + 3].max(0).min() > 0.5
+    assert scenes.boundaries(scene, seed=4)[row - 1 : row + 3].max(0).min() > 0.5
 
 
 def test_a_trained_network_has_the_layout_of_the_released_one(tmp_path):
@@ -123,8 +123,10 @@ def test_a_control_is_measured_at_every_strength(test_bed):
     for made, numbers in results:
         assert [picture.size for picture in made] == [picture.size for picture in test.drawn]
         assert 0 <= numbers["f1"] <= 1 and 0 <= numbers["attributes"] <= 100
-    difference = [np.abs(np.asarray(one, np.float32) - np.asarray(other)).mean()
-                  for one, other in zip(results[0][0], results[1][0], strict=True)]
+    difference = [
+        np.abs(np.asarray(one, np.float32) - np.asarray(other)).mean()
+        for one, other in zip(results[0][0], results[1][0], strict=True)
+    ]
     assert min(difference) > 0.1
     sheet = test.sheet([made for made, _ in results], examples=[2, 0], scale=2)
     assert sheet.size == (4 * 320 + 3 * 4, 2 * 256 + 4)  # scene, edges, two results; cells for 160 x 96 and 128 x 128
@@ -148,8 +150,9 @@ def test_command_line_writes_sheet_and_curve(test_bed, tmp_path, capsys):
 def control_run(folder: Path, base: Path, steps: tuple[int, ...]) -> None:
     """A run folder of `controlnet` with what `restore` reads: random weights after some steps."""
     run = RunDir(folder).create()
-    run.write_config("controlnet", {"run": str(folder), "data": "none", "base": str(base), "steps": 20,
-                                    "copy_blocks": 1})
+    run.write_config(
+        "controlnet", {"run": str(folder), "data": "none", "base": str(base), "steps": 20, "copy_blocks": 1}
+    )
     for step in steps:
         control = random_controlnet(load_pixart(base).float(), seed=step).state_dict()
         state = {f"model.{name}": tensor for name, tensor in control.items()}

@@ -41,8 +41,12 @@ def test_a_folder_becomes_what_the_networks_say_of_its_pictures(tmp_path, models
     assert len(made) == 9
     one = made["0001.png"]
     assert {name: one["json"][name] for name in ("height", "width", "bucket", "ratio", "captions")} == {
-        "height": 72, "width": 120, "bucket": [48, 80], "ratio": 0.6, "captions": ["a red lake", ""]
-    }  # fmt: skip
+        "height": 72,
+        "width": 120,
+        "bucket": [48, 80],
+        "ratio": 0.6,
+        "captions": ["a red lake", ""],
+    }
     embedding, mask = TextEncoder.from_pretrained(models, torch.float32).encode(["a red lake", ""])
     expected = torch.cat([embedding[row, : mask[row].sum()] for row in (0, 1)])
     assert one["json"]["tokens"] == mask.sum(1).tolist()
@@ -68,13 +72,23 @@ def test_what_cannot_be_used_is_named_and_skipped(tmp_path, models, pictures, ca
     report = prepare(settings(tmp_path, models))
     found = {problem: {name for name, _ in entries} for problem, entries in report.left_out.items()}
     assert found == {
-        "unreadable": {"0000.png"}, "caption": {"0001.png", "0002.png", "0006.png"}, "elongated": {"0005.png"},
+        "unreadable": {"0000.png"},
+        "caption": {"0001.png", "0002.png", "0006.png"},
+        "elongated": {"0005.png"},
         "duplicate": {"9999.png"},
-    }  # fmt: skip
+    }
     text = (tmp_path / "out/report.txt").read_text()
     assert text in capsys.readouterr().out
-    for words in ("10 pictures", "4 can be used", "0000.png: ", "truncated", "0001.png: there is no 0001.txt or",
-                  "9999.png: as 0003.png", "5.0 times the other, more than 4", "0006.txt cannot be read as UTF-8"):
+    for words in (
+        "10 pictures",
+        "4 can be used",
+        "0000.png: ",
+        "truncated",
+        "0001.png: there is no 0001.txt or",
+        "9999.png: as 0003.png",
+        "5.0 times the other, more than 4",
+        "0006.txt cannot be read as UTF-8",
+    ):
         assert words in text, words
     assert json.loads((tmp_path / "out/report.json").read_text())["usable"] == 4
     assert set(samples(tmp_path / "out")) == {"0003.png", "0004.png", "0007.png", "0008.png"}
@@ -131,8 +145,10 @@ def test_nano_scenes_come_as_such_a_folder(tmp_path):
     wordings = [source.captions() for source in sources]
     assert len(sources) == 24 and all(len(each) == 3 for each in wordings)
     assert sum("" in each for each in wordings) == 3  # an empty prompt means any scene
-    report = prepare(PrepareConfig(input=str(tmp_path / "scenes"), output=str(tmp_path / "out"), resolution=128,
-                                   workers=0), dry_run=True)  # fmt: skip
+    report = prepare(
+        PrepareConfig(input=str(tmp_path / "scenes"), output=str(tmp_path / "out"), resolution=128, workers=0),
+        dry_run=True,
+    )
     assert report.buckets == {"96x160": 6, "128x128": 12, "160x96": 6} and report.usable == 24
 
 

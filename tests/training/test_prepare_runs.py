@@ -25,8 +25,14 @@ def told(monkeypatch):
     """Every status that is written, one after each picture or batch instead of one a second."""
     written, write = [], RunDir.write_status
     monkeypatch.setattr(progress, "_STATUS_SECONDS", 0.0)
-    monkeypatch.setattr(RunDir, "write_status", lambda self, state, **values: (
-        written.append((state, values["step"], values["steps"])), write(self, state, **values)))  # fmt: skip
+    monkeypatch.setattr(
+        RunDir,
+        "write_status",
+        lambda self, state, **values: (
+            written.append((state, values["step"], values["steps"])),
+            write(self, state, **values),
+        ),
+    )
     return written
 
 
@@ -75,8 +81,14 @@ def test_time_left_while_it_is_under_way(tmp_path, models, pictures, told, monke
 def test_the_status_is_not_written_at_every_picture(tmp_path, models, pictures, told, monkeypatch):
     monkeypatch.setattr(progress, "_STATUS_SECONDS", 1e9)
     prepare(with_run(tmp_path, models))
-    assert told == [*[("preparing", 0, 0)] * 2, ("preparing", 0, 9), ("preparing", 9, 9), ("running", 0, 9),
-                    ("running", 9, 9), ("done", 9, 9)]  # fmt: skip
+    assert told == [
+        *[("preparing", 0, 0)] * 2,
+        ("preparing", 0, 9),
+        ("preparing", 9, 9),
+        ("running", 0, 9),
+        ("running", 9, 9),
+        ("done", 9, 9),
+    ]
 
 
 def test_a_failure_is_in_the_status(tmp_path, models, pictures):

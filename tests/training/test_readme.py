@@ -33,13 +33,15 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home") / "work"
     make_pictures(folder / "my_pictures", PICTURES)
     (folder / "diffusion_models").mkdir()
-    script = commands({
-        "python training/": f"{shlex.quote(sys.executable)} {ROOT}/training/",
-        "training/recipes/": f"{ROOT}/training/recipes/",
-        "models/nano": f"{ROOT}/models/nano",
-        "/path/to/ComfyUI/models/": "",
-        "steps=200": "steps=3",
-    })  # fmt: skip
+    script = commands(
+        {
+            "python training/": f"{shlex.quote(sys.executable)} {ROOT}/training/",
+            "training/recipes/": f"{ROOT}/training/recipes/",
+            "models/nano": f"{ROOT}/models/nano",
+            "/path/to/ComfyUI/models/": "",
+            "steps=200": "steps=3",
+        }
+    )
     done = subprocess.run(["bash", "-euc", script], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"my_features holds {PICTURES} prepared pictures" in done.stdout

@@ -86,8 +86,9 @@ def test_a_shard_that_was_cut_short_in_the_cache_is_fetched_again(features, tmp_
         os.truncate(file, 9000)
     remote._open.cache_clear()
     assert all(map(same, before, take(url, 8, cache=tmp_path)))
-    assert {file.stat().st_size for file in tmp_path.rglob("*.tar")} == {file.stat().st_size
-                                                                        for file in features.glob("*.tar")}
+    assert {file.stat().st_size for file in tmp_path.rglob("*.tar")} == {
+        file.stat().st_size for file in features.glob("*.tar")
+    }
 
 
 def test_two_fetch_the_same_shard_at_once(features, tmp_path, monkeypatch):

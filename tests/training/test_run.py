@@ -61,8 +61,14 @@ def test_what_a_run_writes(material, tmp_path):
     lines = run.metrics()
     assert [line["step"] for line in lines] == [4, 6]
     assert lines[0].keys() == {
-        "step", "loss", "gradient_norm", "learning_rate", "seconds_per_step", "data_seconds", "time"
-    }  # fmt: skip
+        "step",
+        "loss",
+        "gradient_norm",
+        "learning_rate",
+        "seconds_per_step",
+        "data_seconds",
+        "time",
+    }
     assert 0 < lines[0]["data_seconds"] < lines[0]["seconds_per_step"] and lines[0]["learning_rate"] == 1e-3
     status = run.read_status()
     assert status | {"state": "done", "pid": os.getpid(), "step": 6, "steps": 6, "device": "cpu"} == status
@@ -283,8 +289,15 @@ def test_on_a_cpu_only_remote_data_is_loaded_by_processes_of_its_own(material, t
     asked, batches = [], FeatureDataset.batches
     monkeypatch.setattr(FeatureDataset, "batches", lambda self, *all: asked.append(all[5]) or batches(self, *all))
     monkeypatch.setenv("PIXART_DELTA_CACHE", str(tmp_path / "cache"))
-    run_here("lcd", settings("lcd", material, tmp_path / "run", **SHORT | {
-        "workers": -1, "steps": 1, "data": f"{scheme}{material['data']}"}))  # fmt: skip
+    run_here(
+        "lcd",
+        settings(
+            "lcd",
+            material,
+            tmp_path / "run",
+            **SHORT | {"workers": -1, "steps": 1, "data": f"{scheme}{material['data']}"},
+        ),
+    )
     assert asked == [workers]
 
 
@@ -302,9 +315,13 @@ def test_command_line_from_another_directory_and_ctrl_c_to_the_group(material, t
     given = [part.replace('"', "") for part in given]
     train = [sys.executable, str(ROOT / "training/train.py")]
     process = subprocess.Popen(
-        [*train, "finetune", *given], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*train, "finetune", *given],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     run = RunDir(tmp_path / "run")
     assert wait_until(run.checkpoints)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the reading processes get it, too

@@ -61,10 +61,18 @@ def test_another_run_is_refused_and_more_steps_are_not(run):
         run.write_config("finetune", {"base": "b", "data": "d", "seed": 1})
 
 
-@pytest.mark.parametrize("name,one,other", [
-    ("lora_rank", 4, 8), ("lora_alpha", 8.0, 16.0), ("beta_schedule", "linear", "scaled_linear"),
-    ("w_embedding", False, True), ("copy_blocks", 2, 3), ("wiring", "transformer", "unet"), ("seed", 1, 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name,one,other",
+    [
+        ("lora_rank", 4, 8),
+        ("lora_alpha", 8.0, 16.0),
+        ("beta_schedule", "linear", "scaled_linear"),
+        ("w_embedding", False, True),
+        ("copy_blocks", 2, 3),
+        ("wiring", "transformer", "unet"),
+        ("seed", 1, 2),
+    ],
+)
 def test_what_is_trained_may_not_change(run, name, one, other):
     run.write_config("lcd", {name: one})
     run.checkpoint(1).touch()

@@ -299,10 +299,13 @@ def test_wrong_bases_are_named(base, tmp_path):
     make("finetune", bare, caption_drop=0.0)
 
 
-@pytest.mark.parametrize("settings,match", [
-    ({"copy_blocks": 4}, "copy_blocks=4.*1 … depth - 1 = 3, got 4"),
-    ({"copy_blocks": 1, "wiring": "unet"}, "copy_blocks=1, wiring=unet.*depth / 2 = 2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings,match",
+    [
+        ({"copy_blocks": 4}, "copy_blocks=4.*1 … depth - 1 = 3, got 4"),
+        ({"copy_blocks": 1, "wiring": "unet"}, "copy_blocks=1, wiring=unet.*depth / 2 = 2"),
+    ],
+)
 def test_too_many_copies_are_named(settings, match, base):
     with pytest.raises(ConfigError, match=match):
         make("controlnet", base, **settings)

@@ -17,6 +17,17 @@ from .runner import TRAIN
 from .verdict import count_of, last_line, plain_text
 
 __all__ = [
-    "ACTIONS", "ACTIVE", "STATES", "TRAIN", "Job", "JobError", "NoSuchJob", "Queue", "count_of", "last_line",
-    "plain_text", "process", "read_metrics",
-]  # fmt: skip
+    "ACTIONS",
+    "ACTIVE",
+    "STATES",
+    "TRAIN",
+    "Job",
+    "JobError",
+    "NoSuchJob",
+    "Queue",
+    "count_of",
+    "last_line",
+    "plain_text",
+    "process",
+    "read_metrics",
+]

@@ -73,9 +73,14 @@ class Queue(Store):
     # --- changing ---
 
     def create(
-        self, command: str, settings: dict[str, Any], name: str = "", device: str = "cpu", after: str = "",
+        self,
+        command: str,
+        settings: dict[str, Any],
+        name: str = "",
+        device: str = "cpu",
+        after: str = "",
         stamp: str = "",
-    ) -> Job:  # fmt: skip
+    ) -> Job:
         """Queue a job; its run folder is chosen here.
 
         Args:

@@ -61,9 +61,11 @@ def plot(curves: dict[str, list[dict[str, float]]], lines: dict[str, dict[str, f
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     for axes, measure, label in zip(
-        figure.subplots(1, 2), ("attributes", "distance"),
-        ("attributes right, %", "Fréchet distance to drawn scenes (latents)"), strict=True,
-    ):  # fmt: skip
+        figure.subplots(1, 2),
+        ("attributes", "distance"),
+        ("attributes right, %", "Fréchet distance to drawn scenes (latents)"),
+        strict=True,
+    ):
         for name, points in curves.items():
             axes.plot([p["step"] for p in points], [p[measure] for p in points], marker="o", ms=3, label=name)
         for (name, values), style in zip(lines.items(), ("--", ":"), strict=True):

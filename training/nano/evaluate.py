@@ -29,9 +29,7 @@ def held_out_prompts(count: int) -> list[tuple]:
     return [(scene, caption(scene, rng), SIZES[index % len(SIZES)]) for index, scene in enumerate(scenes)]
 
 
-def latents(
-    pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, **options
-) -> list[Tensor]:  # fmt: skip
+def latents(pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, **options) -> list[Tensor]:
     """A latent (4, h, w) for each prompt; sizes are made in batches, the order is kept.
 
     Args:
@@ -52,7 +50,7 @@ def latents(
 
 def pictures(
     pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, **options
-) -> list[Image.Image]:  # fmt: skip
+) -> list[Image.Image]:
     """`latents` as pictures."""
     return sampling.pictures(pipeline.vae, latents(pipeline, prompts, hints, **options))
 

@@ -65,8 +65,12 @@ class ControlTest:
         """A row for each example: the drawn scene, its edges, and every result."""
         maps = [Image.fromarray((255 * edges[0, :, :, 0].numpy()).round().astype(np.uint8)) for edges in self.edges]
         rows = [[column[index] for column in (self.drawn, maps, *results)] for index in examples]
-        return contact_sheet([[picture.convert("RGB").resize((picture.width * scale, picture.height * scale))
-                               for picture in row] for row in rows])
+        return contact_sheet(
+            [
+                [picture.convert("RGB").resize((picture.width * scale, picture.height * scale)) for picture in row]
+                for row in rows
+            ]
+        )
 
 
 def plot(points: list[tuple[int, float]], without: float, path: Path) -> None:

@@ -23,8 +23,9 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
         ValueError: on fewer samples than features, whose covariance says nothing.
     """
     if min(len(x), len(y)) <= x.shape[1]:
-        raise ValueError(f"a Fréchet distance of {x.shape[1]} features needs more samples than that, "
-                         f"got {len(x)} and {len(y)}")  # fmt: skip
+        raise ValueError(
+            f"a Fréchet distance of {x.shape[1]} features needs more samples than that, got {len(x)} and {len(y)}"
+        )
     x, y = x.double(), y.double()
     covariance_x, covariance_y = x.T.cov(), y.T.cov()
     # The eigenvalues of Σx Σy are real and not negative; rounding can leave a trace of something else.

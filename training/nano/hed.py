@@ -107,8 +107,11 @@ def train(output: Path, steps: int, batch: int, learning_rate: float, seed: int)
         if step % 100 == 0 or step == steps:
             with torch.no_grad():
                 scores = [f1(_fused(net, pictures / _SCALE), edges) for pictures, edges in held_out]
-            print(f"step {step} loss {loss.item():.3f} F1 {sum(scores) / len(scores):.3f} "
-                  f"{time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"step {step} loss {loss.item():.3f} F1 {sum(scores) / len(scores):.3f} "
+                f"{time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
     output.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.half() for name, tensor in fold_scale(net).state_dict().items()}
     return save_weights(state, output / "hed.safetensors")

@@ -95,9 +95,14 @@ def which_part(config: PrepareConfig) -> tuple[int, int]:
 
 
 def _make(
-    shards: list[PlannedShard], states: list[str], part: int, parts: int, config: PrepareConfig, encoders: Encoders,
+    shards: list[PlannedShard],
+    states: list[str],
+    part: int,
+    parts: int,
+    config: PrepareConfig,
+    encoders: Encoders,
     progress: Progress,
-) -> None:  # fmt: skip
+) -> None:
     output = Path(config.output)
     own = list(zip(shards, states, strict=True))[part::parts]
     progress.begin("running", "encoded", sum(len(shard.entries) for shard, _ in own))

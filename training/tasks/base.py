@@ -133,9 +133,13 @@ class Task(ABC):
         return self.write(folder / default_name(self.model), step=step)
 
     def write(
-        self, path: Path, layout: str = "comfyui", dtype: torch.dtype = torch.float16, average: bool = True,
+        self,
+        path: Path,
+        layout: str = "comfyui",
+        dtype: torch.dtype = torch.float16,
+        average: bool = True,
         step: int | None = None,
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         """Write `result`; see `export.write_weights`. step: after which it was taken, for the description in the file.
 
         Folders and files are described by their names alone, because the file leaves this machine.

@@ -28,9 +28,18 @@ class Distillation(Task):
         if config.caption_drop:
             batch = drop_captions(batch, self.null_caption(), draws.uniform() < config.caption_drop)
         return lcd_loss(
-            model, self.teacher, model if self.ema is None else self.ema, batch, noise, index, guidance, config.loss,
-            config.huber_c, self.table, self.forward_options(),
-        ).loss  # fmt: skip
+            model,
+            self.teacher,
+            model if self.ema is None else self.ema,
+            batch,
+            noise,
+            index,
+            guidance,
+            config.loss,
+            config.huber_c,
+            self.table,
+            self.forward_options(),
+        ).loss
 
     @property
     def table(self) -> Tensor:
