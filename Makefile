@@ -21,7 +21,7 @@ bench: setup
 	$(VENV_PYTHON) -m tools.bench
 
 lint: setup
-	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check .
 
 setup:
 	@$(PYTHON) tools/setup.py
