@@ -6,6 +6,8 @@ Nothing is executed on reading: pickles are opened with weights_only. Nothing is
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import pickle
@@ -24,6 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .convert import summary
+from .textfile import read_json
 
 CHUNK_BYTES = 256 * 2**20
 """How much of a file is resident at a time while tensors are checked, cast, fused or moved."""
@@ -213,7 +216,7 @@ def _shards(file: Path) -> list[Path]:
     if not file.name.endswith(".index.json"):
         return [file]
     try:
-        names = sorted(set(json.loads(file.read_text("utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(file)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{file} is no index of sharded safetensors: {error}") from error
     missing = [name for name in names if not (file.parent / name).is_file()]
@@ -234,7 +237,7 @@ def _configs(path: Path, file: Path) -> dict[str, dict[str, Any]]:
         ):
             if (folder / name).is_file():
                 try:
-                    out[name] = json.loads((folder / name).read_text("utf-8"))
+                    out[name] = read_json(folder / name)
                 except ValueError as error:
                     raise CheckpointError(f"{folder / name} is not valid JSON: {error}") from error
     return out
@@ -388,13 +391,24 @@ def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _publish(temporary: Path, path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)  # safetensors makes files that only their owner may read
+    with contextlib.suppress(OSError):  # mounts of other systems' disks may have no such permissions
+        os.chmod(temporary, 0o666 & ~mask)  # safetensors makes files that only their owner may read
     with open(temporary, "rb+") as stream:
-        os.fsync(stream.fileno())
+        sync(stream.fileno())
     os.replace(temporary, path)
     if hasattr(os, "O_DIRECTORY"):  # the rename itself has to reach the disk, too; Windows has no way to ask
-        folder = os.open(path.parent, os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with contextlib.suppress(OSError):  # nor have some network mounts; the file is whole and in its place already
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def sync(descriptor: int) -> None:
+    """Have an open file reach the disk, where its file system knows how; raises OSError if it tried and failed."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
