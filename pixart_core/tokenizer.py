@@ -7,8 +7,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+from .errors import CheckpointError, MissingFileError, read_by
 from .textfile import decode
-from .weightfile import CheckpointError
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 """Either is enough; the first that a folder has is read."""
@@ -29,12 +29,12 @@ def load_tokenizer(folder):
         A transformers.PreTrainedTokenizerFast that ends every text in </s>, and neither cuts nor pads by itself.
 
     Raises:
-        FileNotFoundError: if the folder has neither file.
+        MissingFileError: if the folder has neither file.
         CheckpointError: if the file is damaged, or is not a tokenizer of the T5 kind.
     """
     file = next((Path(folder) / name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()), None)
     if file is None:
-        raise FileNotFoundError(f"{folder} has no tokenizer: it needs {' or '.join(TOKENIZER_FILES)}")
+        raise MissingFileError(f"{folder} has no tokenizer: it needs {' or '.join(TOKENIZER_FILES)}")
     return _tokenizer(_rules(file))
 
 
@@ -70,11 +70,9 @@ def complete_tokenizer(folder):
 
 def _rules(file: Path):
     """The tokenizers.Tokenizer of a file, that ends every text in one token. Raises CheckpointError."""
-    try:
+    with read_by("tokenizers", file, "a tokenizer"):
         rules = _from_json(file) if file.suffix == ".json" else _from_sentencepiece(file)
         ends = rules.encode("").ids
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"{file} is damaged or not a tokenizer: download or copy it again [{error}]") from error
     if len(ends) != 1:
         raise CheckpointError(f"{file} is not a T5 tokenizer: it does not end a text in one </s>")
     return rules
