@@ -10,9 +10,9 @@ import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
+from ..pixart_core.textfile import read_json
 from .settings import ConfigError, Settings, path, setting
 
 
@@ -230,6 +230,9 @@ class PrepareConfig(Settings):
     hed: str = path("ControlNetHED.pth or a narrower one, for hints=hed")
     pictures: str = path("folder that a list's names are relative to; empty = where the list is")
     caption_column: str = setting("", "of a list; empty = text, caption or prompt")
+    encoding: str = setting(
+        "", "of captions and lists that are no Unicode: cp1252, gbk, shift_jis …; empty = UTF-8, or as their mark says"
+    )
     keep_duplicates: bool = setting(False, "keep pictures whose file is the same as another's")
     latents: str = path("folder of VAE features (.npy) that PixArt's authors' tools made; empty = encode")
     embeddings: str = path("folder of T5 features (.npz) that PixArt's authors' tools made; empty = encode")
@@ -274,6 +277,11 @@ class PrepareConfig(Settings):
             )
         if not all(isinstance(each, str) and each for each in self.only_inside):
             raise ConfigError(f"only_inside is {self.only_inside!r}: a JSON list of folders is wanted")
+        if self.encoding:
+            try:
+                b"text".decode(self.encoding, "replace")  # of none, Python does not look the name up
+            except LookupError as error:
+                raise ConfigError(f"encoding is {self.encoding!r}: Python knows none of that name") from error
         if self.hints == "hed" and not self.hed:
             raise ConfigError("hints=hed needs hed: the file of the edge detector, ControlNetHED.pth")
 
@@ -299,7 +307,7 @@ def load_config(command: str, file: str | None, overrides: Iterable[str]) -> Set
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            values = json.loads(Path(file).read_text(encoding="utf-8"))
+            values = read_json(file)
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read the configuration {file}: {error}") from error
         if not isinstance(values, dict):

@@ -175,7 +175,7 @@ class RunDir:
 
     def append_log(self, line: str) -> None:
         """Add a line (or several) to log.txt."""
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+        with open(self.path / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
     def request(self, name: str) -> None:
@@ -224,7 +224,7 @@ class RunDir:
     def _read(self, name: str) -> dict[str, Any]:
         file = self.path / name
         try:
-            return json.loads(file.read_text("utf-8"))
+            return json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
         except FileNotFoundError as error:
             raise RunDirError(f"{self.path} holds no run: there is no {name}") from error
         except ValueError as error:

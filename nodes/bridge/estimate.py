@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import comfy.model_management as memory
 import folder_paths
 import torch
 
+from ...pixart_core.textfile import read_json
 from ...training.config import make_config
 from ...training.estimate import Estimate, estimate, in_units, matmul_rate, model_shape
 
@@ -20,6 +20,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
     """Memory, disk and time of a training.
+
+    Answers ComfyUI's Stop while it measures the device.
 
     Raises:
         CheckpointError, ConfigError: if the base model or a setting is not what the training takes.
@@ -31,7 +33,9 @@ def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
     device = memory.get_torch_device()
     expected = estimate(command, config, model_shape(config), *size)
     with torch.inference_mode():
-        seconds = expected.seconds(matmul_rate(device, _DTYPES[config.precision]))
+        seconds = expected.seconds(
+            matmul_rate(device, _DTYPES[config.precision], memory.throw_exception_if_processing_interrupted)
+        )
     whole = datetime.timedelta(seconds=round(seconds * config.steps))
     have = in_units(memory.get_total_memory(device))
     lines = [
@@ -61,9 +65,9 @@ def _shortages(expected: Estimate, device: torch.device) -> list[str]:
 def _largest(data: Path) -> tuple[int, int] | None:
     """Height, width of the largest pictures of a dataset, from its description, or from the report before that."""
     if (data / "dataset.json").exists():
-        sizes = [shard["bucket"] for shard in json.loads((data / "dataset.json").read_text("utf-8")).get("shards", ())]
+        sizes = [shard["bucket"] for shard in read_json(data / "dataset.json").get("shards", ())]
     elif (data / "report.json").exists():
-        buckets = json.loads((data / "report.json").read_text("utf-8"))["buckets"]
+        buckets = read_json(data / "report.json")["buckets"]
         sizes = [[int(part) for part in name.split("x")] for name in buckets]
     else:
         sizes = []

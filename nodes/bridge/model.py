@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import read_pixart
 from ...pixart_core.config import PixArtConfig
+from ...pixart_core.errors import read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
 from ...pixart_core.lora import load_lora, require_fit
@@ -218,7 +218,7 @@ def is_distilled(path: str) -> bool | None:
         return bool(info.metadata["distilled"])
     scheduler = Path(path).parent / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        return json.loads(scheduler.read_text(encoding="utf-8")).get("_class_name") == "LCMScheduler"
+        return read_description(scheduler).get("_class_name") == "LCMScheduler"
     name = Path(path).name.lower()
     return True if "lcm" in name else False if name.startswith("pixart-xl-2") else None
 
