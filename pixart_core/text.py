@@ -20,6 +20,7 @@ from torch import Tensor
 from .convert import summary
 from .functional import preferred_dtype
 from .weightfile import CheckpointError, open_weights, save_weights
+from .weightfolder import read_json, snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -294,7 +295,7 @@ def _read_t5_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} has no config.json: a text encoder is a transformers folder of a T5 encoder")
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file)
     if config.get("model_type") != "t5":
         kind = config.get("model_type") or config.get("_class_name") or "different"
         raise ValueError(f"{folder} holds a {kind} model; PixArt reads T5 (v1.1 XXL for the released weights)")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from .convert import summary
 from .functional import preferred_dtype
 from .resolution import resize_and_crop
 from .weightfile import CheckpointError, open_weights
+from .weightfolder import read_json, snapshot
 
 FACTOR = 8
 """Pixels a latent pixel stands for, each way."""
 LATENT_CHANNELS = 4
 _CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+_ATTENTION_PARTS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def default_dtype(device: torch.device | str | None = None) -> torch.dtype:
@@ -38,18 +40,24 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
     """
     import diffusers
 
-    folder = _find_vae(Path(path))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    folder = _find_vae(snapshot(Path(path)))
+    config = read_json(folder / "config.json")
     kind = config.get("_class_name")
     if kind not in _CLASSES:
         raise CheckpointError(
             f"{folder} holds {kind or 'no diffusers model'}; PixArt-α's autoencoder is one of "
             f"{', '.join(_CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)"
         )
-    open_weights(folder)  # names a missing or damaged file better than diffusers does
-    vae, info = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]) + sorted(map(str, info["mismatched_keys"]))
-    if wrong:
+    # Read by ourselves, so that every name and variant of the files is found as for the other models.
+    file = open_weights(folder)
+    with torch.device("meta"):
+        vae = getattr(diffusers, kind).from_config(config)
+    state = {_present_name(name): tensor for name, tensor in file.read().items()}
+    try:
+        missing, unexpected = vae.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:  # a tensor of another shape
+        raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {error}") from error
+    if wrong := sorted(missing) + sorted(unexpected):
         raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {summary(wrong)}")
     _check_latents(vae, folder)
     vae = vae.to("cpu" if device is None else device, dtype or default_dtype(device))
@@ -124,6 +132,12 @@ def _encode(vae, images: Tensor):
             f"pictures to encode are (B, H, W, 3) with H and W multiples of {FACTOR}, got shape {tuple(images.shape)}"
         )
     return vae.encode((images.permute(0, 3, 1, 2) * 2 - 1).to(vae.device, vae.dtype))
+
+
+def _present_name(name: str) -> str:
+    """A tensor's name today: until 2023 diffusers called the parts of an autoencoder's attention otherwise."""
+    old = re.search(r"\.attentions\.\d+\.(query|key|value|proj_attn)\.", name)
+    return name[: old.start(1)] + _ATTENTION_PARTS[old[1]] + name[old.end(1) :] if old else name
 
 
 def _find_vae(path: Path) -> Path:

@@ -24,23 +24,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .convert import summary
+from .weightfolder import CheckpointError, find_weights, read_json
 
 CHUNK_BYTES = 256 * 2**20
 """How much of a file is resident at a time while tensors are checked, cast, fused or moved."""
 
-# File names that a folder may hold its weights under, best first.
-_FOLDER_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "adapter_model.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "adapter_model.bin",
-    "pytorch_model.bin",
-)
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -55,10 +43,6 @@ _SAFETENSORS_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
-
-
-class CheckpointError(ValueError):
-    """A file of weights cannot be used; the message names the file, what is wrong and the way out."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +65,9 @@ class WeightFile:
     """Of safetensors files."""
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """JSON files found beside the weights: config.json, adapter_config.json, model_index.json."""
+    described: bool = False
+    """Whether `configs` surely are of these weights (a folder was asked for, or the file has the name that libraries
+    give to the only one there). Otherwise they are if they fit."""
     pickle_entry: str | None = None
     """Which entry of a PyTorch file the tensors are under; None for a bare state dict and for safetensors."""
 
@@ -166,77 +153,56 @@ def _is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(x.isfinite()) for x in tensor.aminmax())
 
 
-def open_weights(path: str | os.PathLike) -> WeightFile:
+def open_weights(path: str | os.PathLike, part: str = "transformer") -> WeightFile:
     """List the tensors of a file, a sharded file (index, shard or folder), or a diffusers or PEFT folder.
+
+    Args:
+        path: see `weightfolder.find_weights`.
+        part: which sub-folder of a pipeline folder is meant.
 
     Raises:
         CheckpointError: if there is nothing, or it is damaged, carries code, or is no file of weights.
     """
     path = Path(path)
-    file = _find_file(path)
-    shards = _shards(file)
+    found = find_weights(path, part)
     tensors: dict[str, TensorInfo] = {}
     sources: dict[str, Path] = {}
     metadata: dict[str, str] = {}
     entry = None
-    for shard in shards:
+    for shard in found.files:
         if _is_safetensors(shard):
-            found, meta = _safetensors_header(shard)
+            stored, meta = _safetensors_header(shard)
             metadata.update(meta)
         else:
             state, entry = _pickled_state(shard)
-            found = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-        tensors.update(found)
-        sources.update(dict.fromkeys(found, shard))
-    return WeightFile(path, tensors, sources, metadata, _configs(path, file), entry)
+            stored = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
+        tensors.update(stored)
+        sources.update(dict.fromkeys(stored, shard))
+    described = path.is_dir() or found.conventional
+    return WeightFile(path, tensors, sources, metadata, _configs(found.path, described), described, entry)
 
 
-def _find_file(path: Path) -> Path:
-    if path.is_file():
-        index = re.sub(r"-\d{5}-of-\d{5}(?=\.safetensors$)", "", path.name) + ".index.json"
-        is_shard = index != path.name + ".index.json" and (path.parent / index).is_file()
-        return path.parent / index if is_shard else path
-    if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist: check the path, or download the file and put it there")
-    if (path / "model_index.json").is_file() and (path / "transformer").is_dir():
-        return _find_file(path / "transformer")
-    for name in _FOLDER_FILES:
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(
-        f"the folder {path} holds no weights: expected one of {', '.join(_FOLDER_FILES[:3])}, … or a "
-        "pipeline folder with model_index.json and transformer/"
-    )
-
-
-def _shards(file: Path) -> list[Path]:
-    if not file.name.endswith(".index.json"):
-        return [file]
-    try:
-        names = sorted(set(json.loads(file.read_text("utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{file} is no index of sharded safetensors: {error}") from error
-    missing = [name for name in names if not (file.parent / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{file} lists {len(names)} files, of which these are missing: {summary(missing)}")
-    return [file.parent / name for name in names]
-
-
-def _configs(path: Path, file: Path) -> dict[str, dict[str, Any]]:
-    """The JSON files that belong to `file`: those of its folder, if its name is one that libraries give to their only
-    file there, or a folder was asked for; and the index of the pipeline that the folder is part of."""
+def _configs(file: Path, described: bool) -> dict[str, dict[str, Any]]:
+    """The JSON files beside `file`, and the index of the pipeline that its folder is part of. One that cannot be read
+    is an error only if it is surely of this file."""
     out = {}
-    if path.is_dir() or file.name in _FOLDER_FILES:
-        for folder, name in (
-            (file.parent, "config.json"),
-            (file.parent, "adapter_config.json"),
-            (file.parent.parent, "model_index.json"),
-        ):
-            if (folder / name).is_file():
-                try:
-                    out[name] = json.loads((folder / name).read_text("utf-8"))
-                except ValueError as error:
-                    raise CheckpointError(f"{folder / name} is not valid JSON: {error}") from error
+    for folder, name in (
+        (file.parent, "config.json"),
+        (file.parent, "adapter_config.json"),
+        (file.parent.parent, "model_index.json"),
+    ):
+        if not (folder / name).is_file():
+            continue
+        try:
+            values = read_json(folder / name)
+        except CheckpointError:
+            if described:
+                raise
+            continue
+        if isinstance(values, dict):
+            out[name] = values
+        elif described:
+            raise CheckpointError(f"{folder / name} is not a JSON object")
     return out
 
 
