@@ -14,7 +14,7 @@ from .convert import summary
 from .functional import preferred_dtype
 from .resolution import resize_and_crop
 from .weightfile import CheckpointError, open_weights
-from .weightfolder import read_json, snapshot
+from .weightfolder import find_part, read_config
 
 FACTOR = 8
 """Pixels a latent pixel stands for, each way."""
@@ -40,10 +40,10 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
     """
     import diffusers
 
-    folder = _find_vae(snapshot(Path(path)))
-    config = read_json(folder / "config.json")
+    folder = _find_vae(Path(path))
+    config = read_config(folder / "config.json")
     kind = config.get("_class_name")
-    if kind not in _CLASSES:
+    if not is_autoencoder(config):
         raise CheckpointError(
             f"{folder} holds {kind or 'no diffusers model'}; PixArt-α's autoencoder is one of "
             f"{', '.join(_CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)"
@@ -134,6 +134,11 @@ def _encode(vae, images: Tensor):
     return vae.encode((images.permute(0, 3, 1, 2) * 2 - 1).to(vae.device, vae.dtype))
 
 
+def is_autoencoder(config: dict[str, Any]) -> bool:
+    """Whether a config.json describes an autoencoder of a class that PixArt's pictures are decoded with."""
+    return config.get("_class_name") in _CLASSES
+
+
 def _present_name(name: str) -> str:
     """A tensor's name today: until 2023 diffusers called the parts of an autoencoder's attention otherwise."""
     old = re.search(r"\.attentions\.\d+\.(query|key|value|proj_attn)\.", name)
@@ -148,9 +153,9 @@ def _find_vae(path: Path) -> Path:
         )
     if not path.is_dir():
         raise CheckpointError(f"autoencoder folder {path} does not exist")
-    if (path / "model_index.json").is_file() and not (path / "vae").is_dir():
+    folder = find_part(path, "vae", is_autoencoder)
+    if (folder / "model_index.json").is_file():
         raise CheckpointError(f"the pipeline folder {path} has no vae/: download that part, too")
-    folder = path / "vae" if (path / "vae").is_dir() else path
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: an autoencoder is a diffusers folder")
     return folder

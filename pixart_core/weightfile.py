@@ -6,6 +6,8 @@ Nothing is executed on reading: pickles are opened with weights_only. Nothing is
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import pickle
@@ -24,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .convert import summary
-from .weightfolder import CheckpointError, find_weights, read_json
+from .weightfolder import CheckpointError, find_weights, read_config
 
 CHUNK_BYTES = 256 * 2**20
 """How much of a file is resident at a time while tensors are checked, cast, fused or moved."""
@@ -194,15 +196,10 @@ def _configs(file: Path, described: bool) -> dict[str, dict[str, Any]]:
         if not (folder / name).is_file():
             continue
         try:
-            values = read_json(folder / name)
+            out[name] = read_config(folder / name)
         except CheckpointError:
             if described:
                 raise
-            continue
-        if isinstance(values, dict):
-            out[name] = values
-        elif described:
-            raise CheckpointError(f"{folder / name} is not a JSON object")
     return out
 
 
@@ -354,13 +351,24 @@ def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _publish(temporary: Path, path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
-    os.chmod(temporary, 0o666 & ~mask)  # safetensors makes files that only their owner may read
+    with contextlib.suppress(OSError):  # mounts of other systems' disks may have no such permissions
+        os.chmod(temporary, 0o666 & ~mask)  # safetensors makes files that only their owner may read
     with open(temporary, "rb+") as stream:
-        os.fsync(stream.fileno())
+        sync(stream.fileno())
     os.replace(temporary, path)
     if hasattr(os, "O_DIRECTORY"):  # the rename itself has to reach the disk, too; Windows has no way to ask
-        folder = os.open(path.parent, os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with contextlib.suppress(OSError):  # nor have some network mounts; the file is whole and in its place already
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+
+def sync(descriptor: int) -> None:
+    """Have an open file reach the disk, where its file system knows how; raises OSError if it tried and failed."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise

@@ -8,13 +8,14 @@ they use only say which of several sets is meant.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .textfile import read_json
 
 SUFFIXES = (".safetensors", ".sft", ".bin", ".pth", ".pt", ".ckpt", ".gguf")
 """Of files of weights; what a file is, its content says."""
@@ -67,22 +68,27 @@ class WeightSet:
 
     @property
     def rank(self) -> tuple:
-        """Sorts sets by which is to be taken: whole ones, safetensors, no variant, the libraries' order of names."""
+        """Sorts sets by which is to be taken: one of which nothing is there last, else by container, variant and name.
+        One that is there in part is not passed over: it is a download that has to be finished."""
         stem = _STEMS.index(self._stem) if self.conventional else len(_STEMS)
         container = self._suffix not in (".safetensors", ".sft")
-        return (bool(self.missing), not self.conventional, container, self._variant, stem, self.sharded, -len(self.files))
+        no_index = not self.path.name.endswith(".json")
+        return (not self.files, not self.conventional, container, self._variant, stem, len(self.files) > 1, no_index)
 
 
-def read_json(file: Path) -> Any:
-    """A JSON file in whichever Unicode encoding, with or without a byte-order mark, as Windows' editors write it.
+def read_config(file: Path) -> dict[str, Any]:
+    """The JSON object in a file that describes weights.
 
     Raises:
-        CheckpointError: naming the file, if it is not JSON.
+        CheckpointError: naming the file, if it cannot be read or holds something else.
     """
     try:
-        return json.loads(file.read_bytes())  # bytes: json finds out the encoding
-    except ValueError as error:
+        values = read_json(file)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} is not a JSON object")
+    return values
 
 
 def weight_sets(folder: Path) -> list[WeightSet]:
@@ -123,8 +129,8 @@ def find_weights(path: Path, part: str = "transformer") -> WeightSet:
     if found.missing == (found.path.name,) and found.path.is_symlink():
         raise CheckpointError(f"{found.path} is a link to a file that is not there: finish the download")
     if found.missing:
-        if not found.files and _INDEX.search(found.path.name):
-            _indexed(found.path)  # says what is wrong with it
+        if _INDEX.search(found.path.name):
+            _indexed(found.path)  # if the index itself is what is wrong, says how
         raise CheckpointError(
             f"{found.path} lists {len(found.files) + len(found.missing)} files, of which these are missing: "
             f"{_few(found.missing)}"
@@ -143,6 +149,35 @@ def snapshot(path: Path) -> Path:
         return named
     found = [each for each in snapshots.iterdir() if each.is_dir()]
     return max(found, key=lambda each: each.stat().st_mtime, default=path)
+
+
+def find_part(path: Path, part: str, is_it: Callable[[dict[str, Any]], bool]) -> Path:
+    """The folder of one model in a download: `part`/ of a pipeline folder, the folder itself, or the one sub-folder
+    whose config.json says that it is (the authors' `t5-v1_1-xxl`, `sd-vae-ft-ema`).
+
+    Args:
+        is_it: whether a config.json's values describe that model.
+
+    Raises:
+        CheckpointError: if several sub-folders could be meant.
+    """
+    path = snapshot(path)
+    if (path / part).is_dir():
+        return path / part
+    if (path / "config.json").is_file() or not path.is_dir():
+        return path
+    found = [each for each in sorted(path.iterdir()) if (each / "config.json").is_file() and _is(each, is_it)]
+    if len(found) > 1:
+        names = [each.name + "/" for each in found]
+        raise CheckpointError(f"the folder {path} holds several models for {part}, choose one: {_few(names)}")
+    return found[0] if found else path
+
+
+def _is(folder: Path, is_it: Callable[[dict[str, Any]], bool]) -> bool:
+    try:
+        return is_it(read_config(folder / "config.json"))
+    except CheckpointError:
+        return False
 
 
 def _in_folder(folder: Path, part: str) -> WeightSet:
@@ -176,7 +211,7 @@ def _set_of(file: Path) -> WeightSet:
 def _indexed(index: Path) -> WeightSet:
     """The shards that an index lists. Raises CheckpointError when it is another JSON file, or damaged."""
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
         files = [index.parent / name for name in names]
     except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         raise CheckpointError(f"{index} is no index of sharded safetensors or PyTorch files: {error}") from error
@@ -193,7 +228,7 @@ def _indexed_or_broken(index: Path) -> WeightSet | None:
         return _indexed(index)
     except CheckpointError:
         weights = _INDEX.sub("", index.name).endswith(SUFFIXES)
-        return WeightSet(index, (), (index.name,)) if weights else None
+        return WeightSet(index, (index,), (index.name,)) if weights else None
 
 
 def _row(folder: Path, names: list[str]) -> WeightSet:

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ..pixart_core.weightfile import save_json, temporary_name
+from ..pixart_core.weightfile import save_json, sync, temporary_name
 
 KIND = "pixart_delta_features"
 VERSION = 2
@@ -162,7 +162,7 @@ def write_shard(folder: Path, name: str, bucket: tuple[int, int], samples: Itera
                     tar.write(sample)
                     count += 1
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         os.replace(temporary, folder / name)
     finally:
         temporary.unlink(missing_ok=True)
