@@ -49,7 +49,10 @@ def _problems(
 
 
 def _require(path: Path, shapes: Mapping[str, tuple[int, ...]], config: PixArtConfig, copy_blocks_num: int = 0) -> None:
-    problems = _problems(shapes, _expected(config, copy_blocks_num), _OPTIONAL)
+    if (copy_blocks_num or config.depth) > len(shapes):  # before a block is built of what is only claimed
+        problems = [f"it has only {len(shapes)} tensors"]
+    else:
+        problems = _problems(shapes, _expected(config, copy_blocks_num), _OPTIONAL)
     if problems:
         what = f"ControlNet of {copy_blocks_num} blocks" if copy_blocks_num else "transformer"
         raise CheckpointError(
@@ -178,7 +181,10 @@ def save_pixart(
     folder = Path(path)
     if folder.suffix == ".safetensors":
         raise CheckpointError(f"the diffusers layout is a folder, got the file name {folder}")
-    description = config_to_diffusers(config)
+    try:
+        description = config_to_diffusers(config)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     _save_sharded(authors_to_diffusers(state), folder, header, max_shard_size)
     save_json(description, folder / "config.json")

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from .convert import summary
+from .errors import read_description
 from .functional import preferred_dtype
 from .tokenizer import TOKENIZER_FILES, load_tokenizer
 from .weightfile import CheckpointError, open_weights, save_weights
-from .weightfolder import find_part, read_config
+from .weightfolder import find_part
 
 logger = logging.getLogger(__name__)
 
@@ -310,14 +311,14 @@ def is_t5(config: dict[str, Any]) -> bool:
 
 
 def _is_t5_folder(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and is_t5(read_config(folder / "config.json"))
+    return (folder / "config.json").is_file() and is_t5(read_description(folder / "config.json"))
 
 
 def _read_t5_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} has no config.json: a text encoder is a transformers folder of a T5 encoder")
-    config = read_config(file)
+    config = read_description(file)
     if not is_t5(config):
         kind = config.get("model_type") or config.get("_class_name") or "different"
         raise ValueError(f"{folder} holds a {kind} model; PixArt reads T5 (v1.1 XXL for the released weights)")

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from .convert import summary
+from .errors import read_description
 from .functional import preferred_dtype
 from .resolution import resize_and_crop
 from .weightfile import CheckpointError, open_weights
-from .weightfolder import find_part, read_config
+from .weightfolder import find_part
 
 FACTOR = 8
 """Pixels a latent pixel stands for, each way."""
@@ -41,7 +42,7 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
     import diffusers
 
     folder = _find_vae(Path(path))
-    config = read_config(folder / "config.json")
+    config = read_description(folder / "config.json")
     kind = config.get("_class_name")
     if not is_autoencoder(config):
         raise CheckpointError(

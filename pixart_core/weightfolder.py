@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .textfile import read_json
+from .errors import CheckpointError, MissingFileError, field, read_description
 
 SUFFIXES = (".safetensors", ".sft", ".bin", ".pth", ".pt", ".ckpt", ".gguf")
 """Of files of weights; what a file is, its content says."""
@@ -23,10 +24,6 @@ SUFFIXES = (".safetensors", ".sft", ".bin", ".pth", ".pt", ".ckpt", ".gguf")
 _STEMS = ("diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "model", "pytorch_model")
 _INDEX = re.compile(r"\.index(\.[\w-]+)?\.json")
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?=\.)")
-
-
-class CheckpointError(ValueError):
-    """A file of weights cannot be used; the message names the file, what is wrong and the way out."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,8 @@ class WeightSet:
     files: tuple[Path, ...]
     missing: tuple[str, ...] = ()
     """Names of files that belong to it and are not there."""
+    listed: Mapping[str, set[str]] | None = None
+    """File name -> the tensors that the index has in it; None without an index: all that the files hold."""
 
     @property
     def conventional(self) -> bool:
@@ -76,21 +75,6 @@ class WeightSet:
         return (not self.files, not self.conventional, container, self._variant, stem, len(self.files) > 1, no_index)
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """The JSON object in a file that describes weights.
-
-    Raises:
-        CheckpointError: naming the file, if it cannot be read or holds something else.
-    """
-    try:
-        values = read_json(file)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} is not a JSON object")
-    return values
-
-
 def weight_sets(folder: Path) -> list[WeightSet]:
     """The sets of weights in a folder, the one to be taken first. A folder that cannot be read has none."""
     try:
@@ -125,7 +109,7 @@ def find_weights(path: Path, part: str = "transformer") -> WeightSet:
     elif path.is_symlink():
         raise CheckpointError(f"{path} is a link to a file that is not there: finish the download, or copy it again")
     else:
-        raise CheckpointError(f"{path} does not exist: check the path, or download the file and put it there")
+        raise MissingFileError(f"{path} does not exist: check the path, or download the file and put it there")
     if found.missing == (found.path.name,) and found.path.is_symlink():
         raise CheckpointError(f"{found.path} is a link to a file that is not there: finish the download")
     if found.missing:
@@ -175,7 +159,7 @@ def find_part(path: Path, part: str, is_it: Callable[[dict[str, Any]], bool]) ->
 
 def _is(folder: Path, is_it: Callable[[dict[str, Any]], bool]) -> bool:
     try:
-        return is_it(read_config(folder / "config.json"))
+        return is_it(read_description(folder / "config.json"))
     except CheckpointError:
         return False
 
@@ -186,7 +170,7 @@ def _in_folder(folder: Path, part: str) -> WeightSet:
     if not sets and (folder / part).is_dir():
         return _in_folder(folder / part, "")
     if not sets:
-        raise CheckpointError(
+        raise MissingFileError(
             f"the folder {folder} holds no weights: expected one of diffusion_pytorch_model.safetensors, "
             f"model.safetensors, adapter_model.safetensors, … or a pipeline folder with model_index.json and {part}/"
         )
@@ -210,16 +194,22 @@ def _set_of(file: Path) -> WeightSet:
 
 def _indexed(index: Path) -> WeightSet:
     """The shards that an index lists. Raises CheckpointError when it is another JSON file, or damaged."""
+    listed: dict[str, set[str]] = {}
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        files = [index.parent / name for name in names]
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        for tensor, name in field(read_description(index), "weight_map", dict).items():
+            if not isinstance(name, str):
+                raise ValueError("its weight_map gives no file names")
+            listed.setdefault(name, set()).add(tensor)
+        if not listed:
+            raise ValueError("its weight_map is empty")
+    except ValueError as error:
         raise CheckpointError(f"{index} is no index of sharded safetensors or PyTorch files: {error}") from error
-    return WeightSet(
-        index,
-        tuple(file for file in files if file.is_file()),
-        tuple(name for name, file in zip(names, files, strict=True) if not file.is_file()),
-    )
+    outside = [name for name in listed if re.search(r"[/\\\0]", name) or name in ("", ".", "..") or len(name) > 255]
+    if outside:
+        raise CheckpointError(f"{index} lists what is no file of its folder: {_few(map(reprlib.repr, outside))}")
+    there = {name: (index.parent / name).is_file() for name in sorted(listed)}
+    files = tuple(index.parent / name for name in there if there[name])
+    return WeightSet(index, files, tuple(name for name in there if not there[name]), listed)
 
 
 def _indexed_or_broken(index: Path) -> WeightSet | None:

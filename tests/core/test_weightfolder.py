@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pixart_core as pc
+from pixart_core.errors import CheckpointError
 from pixart_core.text import TextEncoder
 from pixart_core.vae import decode, load_vae
-from pixart_core.weightfolder import CheckpointError, find_part, find_weights, snapshot, weight_sets
+from pixart_core.weightfolder import find_part, find_weights, snapshot, weight_sets
 from tests.core.checkpoint_fixture import CONFIG, assert_same
 
 
