@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import re
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,19 @@ import torch
 from torch import Tensor
 
 from .convert import summary
-from .errors import read_description
+from .errors import CheckpointError, check, read_by, read_description
 from .functional import preferred_dtype
 from .resolution import resize_and_crop
-from .weightfile import CheckpointError, open_weights
+from .weightfile import WeightFile, open_weights
 from .weightfolder import find_part
 
 FACTOR = 8
 """Pixels a latent pixel stands for, each way."""
 LATENT_CHANNELS = 4
 _CLASSES = ("AutoencoderKL", "AutoencoderTiny")
-_ATTENTION_PARTS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_DEPTHS = ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
+"""Fields of their config.json that say how many layers are built."""
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def default_dtype(device: torch.device | str | None = None) -> torch.dtype:
@@ -49,20 +50,45 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
             f"{folder} holds {kind or 'no diffusers model'}; PixArt-α's autoencoder is one of "
             f"{', '.join(_CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)"
         )
-    # Read by ourselves, so that every name and variant of the files is found as for the other models.
     file = open_weights(folder)
-    with torch.device("meta"):
+    _bound(config, file)
+    with read_by("diffusers", folder, "an autoencoder"), torch.device("meta"):
         vae = getattr(diffusers, kind).from_config(config)
-    state = {_present_name(name): tensor for name, tensor in file.read().items()}
-    try:
-        missing, unexpected = vae.load_state_dict(state, strict=False, assign=True)
-    except RuntimeError as error:  # a tensor of another shape
-        raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {error}") from error
-    if wrong := sorted(missing) + sorted(unexpected):
+    stored = {_current_name(name): name for name in file.tensors}
+    expected = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
+    wrong = [
+        name
+        for name in sorted(stored.keys() | expected.keys())
+        if name not in stored or file.tensors[stored[name]].shape != expected.get(name)
+    ]
+    if wrong:
         raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {summary(wrong)}")
     _check_latents(vae, folder)
-    vae = vae.to("cpu" if device is None else device, dtype or default_dtype(device))
+    file.require_numbers()
+    dtype = dtype or default_dtype(device)
+    state = {name: file.read([stored[name]])[stored[name]].to(device or "cpu", dtype) for name in expected}
+    vae.load_state_dict(state, strict=True, assign=True)
     return vae.eval().requires_grad_(False)
+
+
+def _bound(config: dict[str, Any], file: WeightFile) -> None:
+    """Refuse a description of more layers than there are tensors, before they are built."""
+    limit = len(file.tensors)
+    for name, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        layers = sum(number for number in numbers if isinstance(number, int)) if name in _DEPTHS else 0
+        if max(layers, len(numbers)) > limit:
+            raise CheckpointError(
+                f"{file.path} has {name} {reprlib.repr(value)} in config.json, and only {limit} tensors: "
+                "download both again"
+            )
+
+
+def _current_name(name: str) -> str:
+    """Diffusers' name of a weight today; those of its first year, which sd-vae-ft-ema has, call attention otherwise."""
+    stem, _, last = name.rpartition(".")
+    module, _, layer = stem.rpartition(".")
+    return f"{module}.{_OLD_ATTENTION[layer]}.{last}" if layer in _OLD_ATTENTION else name
 
 
 @torch.no_grad()
@@ -140,12 +166,6 @@ def is_autoencoder(config: dict[str, Any]) -> bool:
     return config.get("_class_name") in _CLASSES
 
 
-def _present_name(name: str) -> str:
-    """A tensor's name today: until 2023 diffusers called the parts of an autoencoder's attention otherwise."""
-    old = re.search(r"\.attentions\.\d+\.(query|key|value|proj_attn)\.", name)
-    return name[: old.start(1)] + _ATTENTION_PARTS[old[1]] + name[old.end(1) :] if old else name
-
-
 def _find_vae(path: Path) -> Path:
     if path.is_file():
         raise CheckpointError(
@@ -172,5 +192,9 @@ def _check_latents(vae, folder: Path) -> None:
             f"{factor}; PixArt-α needs {LATENT_CHANNELS} channels and factor {FACTOR}, as Stable "
             "Diffusion 1.x's"
         )
-    if not math.isfinite(vae.config.scaling_factor) or vae.config.scaling_factor <= 0:
-        raise CheckpointError(f"the autoencoder {folder} has scaling_factor {vae.config.scaling_factor} in config.json")
+    try:
+        check("scaling_factor", vae.config.scaling_factor, float, 1e-6, 1e6)
+        if not kl:
+            check("upsampling_scaling_factor", vae.config.upsampling_scaling_factor, int, 2, 2)
+    except ValueError as error:
+        raise CheckpointError(f"the autoencoder {folder}: {error} in config.json") from error
