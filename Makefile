@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: demo run test bench setup lint clean distclean
+.PHONY: demo run test test-versions bench setup lint clean distclean
 
 ## demo   set up, then make a picture with the bundled workflow in a real ComfyUI
 demo: setup
@@ -15,6 +15,10 @@ run: setup
 ## test   ruff and all tests
 test: setup lint
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+
+## test-versions   the tests that matter with other versions of the packages: make test-versions SETS="oldest 2025"
+test-versions: setup
+	$(VENV_PYTHON) -m tools.versions $(SETS)
 
 ## bench  speed, memory and installation, measured
 bench: setup
