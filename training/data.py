@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .draws import generator_for
+from .patience import Get, Patience, at_once
 from .processes import in_order
 from .remote import Place
 from .shards import KIND, VERSION, DataError, ShardInfo
@@ -31,14 +32,18 @@ are shuffled, and this many samples at a time, so that a cache of remote shards 
 class FeatureDataset:
     """A folder, or URL, of shards that `prepare` made: see `shards` for what is in them.
 
+    Args:
+        patience: for a URL's store, when it is busy or out of reach; default: it says in the log what is waited for.
+
     Raises:
         DataError: if there is no dataset, or one of another kind.
     """
 
-    def __init__(self, location: str | Path, cache: str | Path | None = None):
+    def __init__(self, location: str | Path, cache: str | Path | None = None, patience: Patience | None = None):
         self.place = Place(location, cache)
+        self._get: Get = (patience or Patience()).get if self.place.is_remote else at_once
         try:
-            self.description = json.loads(self.place.describe())
+            self.description = json.loads(self._get(self.place.describe))
         except json.JSONDecodeError as error:
             raise DataError(f"{self.place}/dataset.json is damaged: run `prepare` again ({error})") from error
         if self.description.get("kind") != KIND:
@@ -47,6 +52,10 @@ class FeatureDataset:
             raise DataError(f"{self.place} was prepared by another version of this trainer: run `prepare` again")
         self.shards = [ShardInfo(**{**each, "bucket": tuple(each["bucket"])}) for each in self.description["shards"]]
         self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a reading process, which does not wait itself: it tells the one that started it."""
+        return {**self.__dict__, "_get": at_once}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -100,7 +109,7 @@ class FeatureDataset:
         if hint:
             self._require_hints()
         planned = self._numbered(size, seed, start, rank, world)
-        yield from in_order(_Reader(self, seed, hint), planned, workers)
+        yield from in_order(_Reader(self, seed, hint), planned, workers, self._get)
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
         """The shard that holds a sample, and its row there."""
@@ -119,7 +128,8 @@ class FeatureDataset:
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == largest]
         numbers = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
         reader = _Reader(self, 0, hint)
-        samples = [reader.sample(number, generator_for(0, number)) for number in itertools.islice(numbers, count)]
+        chosen = itertools.islice(numbers, count)
+        samples = [self._get(lambda n=number: reader.sample(n, generator_for(0, n))) for number in chosen]
         batch = {name: widened(value) for name, value in _collate(samples).items()}
         return batch, [sample["prompt"] for sample in samples]
 

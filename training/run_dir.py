@@ -216,10 +216,12 @@ class RunDir:
         return sorted((self.path / "samples").glob("step_*.png"))
 
     def remove_leftovers(self) -> None:
-        """Delete half-written files of a process that was killed; call it while holding the lock."""
+        """Delete half-written files of a process that was killed; call it while holding the lock. (What weights are
+        written in is a folder with a lock of its own: see pixart_core/leftovers.py.)"""
         for folder in (self.path, *(self.path / name for name in _FOLDERS)):
-            for file in folder.glob("*.tmp"):
-                file.unlink()
+            for file in (*folder.glob("*.tmp"), *folder.glob(".tmp??????")):  # the latter safetensors' own, of before
+                if file.is_file():
+                    file.unlink()
 
     def _read(self, name: str) -> dict[str, Any]:
         file = self.path / name

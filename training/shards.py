@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from ..pixart_core.weightfile import save_json, temporary_name
+from ..pixart_core.weightfile import replacing, save_json
 
 KIND = "pixart_delta_features"
 VERSION = 2
@@ -152,20 +152,13 @@ def write_shard(folder: Path, name: str, bucket: tuple[int, int], samples: Itera
     """
     import webdataset
 
-    temporary = temporary_name(folder / name)
     count = 0
-    try:
-        with temporary.open("wb") as file:
-            stream = HashingFile(file)
-            with webdataset.TarWriter(stream, mtime=0) as tar:
-                for sample in samples:
-                    tar.write(sample)
-                    count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(folder / name) as temporary, temporary.open("wb") as file:
+        stream = HashingFile(file)
+        with webdataset.TarWriter(stream, mtime=0) as tar:
+            for sample in samples:
+                tar.write(sample)
+                count += 1
     return ShardInfo(name, tuple(bucket), count, stream.bytes, stream.digest.hexdigest())
 
 
