@@ -1,8 +1,8 @@
 """Places for files that are being written, and the end of those whose writer was killed. Standard library only.
 
-What is to appear under a name is written into a folder of its own beside it, `.NAME.RANDOM.tmp`, together with whatever
-temporary files a library makes there, and then moved. While its writer lives it holds a lock in there; so whoever writes
-into the same place next knows which of these folders nobody will come back to, on this host or another, and removes them.
+What is to appear under a name is written into a folder of its own beside it, `.NAME.RANDOM.tmp`, together with
+whatever temporary files a library makes there, and then moved. While its writer lives it holds a lock in there; so
+whoever writes into the same place next knows which of these folders nobody will come back to, and removes them.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ if hasattr(os, "register_at_fork"):  # a forked process that outlives us must no
 
 @contextlib.contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path`, which goes when the block ends, however it does. Earlier ones whose writer is gone are
-    removed first.
+    """A new folder beside `path`, which goes when the block ends, however it does. Earlier ones whose writer is gone
+    are removed first.
 
     Raises:
         OSError: if it cannot be made.

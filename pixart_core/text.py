@@ -19,14 +19,17 @@ from torch import Tensor
 
 from .convert import summary
 from .functional import preferred_dtype
+from .textfile import read_json
+from .tokenizer import TOKENIZER_FILES, load_tokenizer
 from .weightfile import CheckpointError, open_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
 MAX_LENGTH = 120
 """Tokens a PixArt-α caption is cut to (paper Sec. 3.1 of PixArt-α)."""
+T5_VOCABULARY = 32128
+"""Rows of T5's embedding: what transformers takes where a config.json does not say."""
 QUANTIZATIONS = ("none", "int8", "int4")
-_TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 _MICRO_BATCH = 8
 """Prompts encoded at once: bounds the activations, however many prompts come in."""
 
@@ -113,15 +116,13 @@ class TextEncoder:
 
     @functools.cached_property
     def tokenizer(self):
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.tokenizer_folder, local_files_only=True)
+        return load_tokenizer(self.tokenizer_folder)
 
     @functools.cached_property
     def identity(self) -> str:
         """Names these weights, this tokenizer and this precision; equal identities give equal embeddings."""
         parts = {"config": self.config, "dtype": str(self.dtype), "quantization": self.quantization}
-        for file in weight_files(self.folder) + [self.tokenizer_folder / name for name in _TOKENIZER_FILES]:
+        for file in weight_files(self.folder) + [self.tokenizer_folder / name for name in TOKENIZER_FILES]:
             if file.is_file():
                 parts[file.name] = _fingerprint(file)
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -142,8 +143,18 @@ class TextEncoder:
         _return_freed_memory()
 
     def tokenize(self, texts: Sequence[str], max_length: int = MAX_LENGTH) -> list[list[int]]:
-        """Token ids of normalised texts, each ending in </s>; logs what `max_length` cuts off."""
+        """Token ids of normalised texts, each ending in </s>; logs what `max_length` cuts off.
+
+        Raises:
+            CheckpointError: if the tokenizer is another encoder's, and has tokens that this one lacks.
+        """
         rows = self.tokenizer(list(texts), add_special_tokens=True).input_ids
+        known = self.config.get("vocab_size", T5_VOCABULARY)
+        if (largest := max(map(max, rows))) >= known:
+            raise CheckpointError(
+                f"the tokenizer in {self.tokenizer_folder} is not that of the text encoder {self.folder}: "
+                f"it gives token {largest}, and the encoder knows {known}"
+            )
         for index, ids in enumerate(rows):
             if len(ids) > max_length:
                 cut = self.tokenizer.decode(ids[max_length - 1 : -1])
@@ -263,10 +274,10 @@ def find_text_encoder(path) -> tuple[Path, Path]:
     folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
     places = (folder, folder / "tokenizer", folder.parent / "tokenizer")
     for place in places:
-        if any((place / name).is_file() for name in _TOKENIZER_FILES):
+        if any((place / name).is_file() for name in TOKENIZER_FILES):
             return folder, place
     raise FileNotFoundError(
-        f"no tokenizer for the text encoder {folder}: put {' or '.join(_TOKENIZER_FILES)} into one "
+        f"no tokenizer for the text encoder {folder}: put {' or '.join(TOKENIZER_FILES)} into one "
         f"of {', '.join(map(str, places))}"
     )
 
@@ -294,7 +305,7 @@ def _read_t5_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} has no config.json: a text encoder is a transformers folder of a T5 encoder")
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file)
     if config.get("model_type") != "t5":
         kind = config.get("model_type") or config.get("_class_name") or "different"
         raise ValueError(f"{folder} holds a {kind} model; PixArt reads T5 (v1.1 XXL for the released weights)")

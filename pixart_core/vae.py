@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from .convert import summary
 from .functional import preferred_dtype
 from .resolution import resize_and_crop
+from .textfile import read_json
 from .weightfile import CheckpointError, open_weights
 
 FACTOR = 8
@@ -39,7 +39,7 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
     import diffusers
 
     folder = _find_vae(Path(path))
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     kind = config.get("_class_name")
     if kind not in _CLASSES:
         raise CheckpointError(

@@ -10,9 +10,9 @@ import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
+from ..pixart_core.textfile import read_json
 from .settings import ConfigError, Settings, path, setting
 
 
@@ -299,7 +299,7 @@ def load_config(command: str, file: str | None, overrides: Iterable[str]) -> Set
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            values = json.loads(Path(file).read_text(encoding="utf-8"))
+            values = read_json(file)
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot read the configuration {file}: {error}") from error
         if not isinstance(values, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..pixart_core.textfile import parse_json
 from .draws import generator_for
 from .patience import Get, Patience, at_once
 from .processes import in_order
@@ -42,9 +42,10 @@ class FeatureDataset:
     def __init__(self, location: str | Path, cache: str | Path | None = None, patience: Patience | None = None):
         self.place = Place(location, cache)
         self._get: Get = (patience or Patience()).get if self.place.is_remote else at_once
+        text = self._get(self.place.describe)
         try:
-            self.description = json.loads(self._get(self.place.describe))
-        except json.JSONDecodeError as error:
+            self.description = parse_json(text)
+        except ValueError as error:
             raise DataError(f"{self.place}/dataset.json is damaged: run `prepare` again ({error})") from error
         if self.description.get("kind") != KIND:
             raise DataError(f"{self.place}/dataset.json is of kind {self.description.get('kind')!r}, not {KIND!r}")

@@ -55,8 +55,8 @@ def connect(config: TrainConfig) -> Accelerator:
         )
     if accelerator.num_processes != world:
         raise ConfigError(
-            f"{world} processes were started, but accelerate connects {accelerator.num_processes} on {kind}: this torch "
-            "cannot connect such devices. Start one process, or set ACCELERATE_USE_CPU=1"
+            f"{world} processes were started, but accelerate connects {accelerator.num_processes} on {kind}: this "
+            "torch cannot connect such devices. Start one process, or set ACCELERATE_USE_CPU=1"
         )
     if config.sharding == "fsdp" and config.optimizer == "adamw8bit" and accelerator.num_processes > 1:
         raise ConfigError("optimizer=adamw8bit cannot be sharded: set sharding=none, or optimizer=adamw")
@@ -91,6 +91,19 @@ def _give_devices(kind: str) -> None:
     raise ConfigError(
         f"process {local} of this host has no GPU of its own, since {seen} are visible: start as many processes as GPUs"
     )
+
+
+def agreement(accelerator: Accelerator) -> Callable[[bool, bool], tuple[bool, bool]]:
+    """`Patience`'s `agree` for the processes of a run; all of them must ask for it, and then call it equally often. It
+    goes over the CPU, so that a GPU need not wait for what it computes."""
+    group = torch.distributed.new_group(backend="gloo")
+
+    def agree(ready: bool, stop: bool) -> tuple[bool, bool]:
+        missing = torch.tensor([not ready, stop], dtype=torch.int32)
+        torch.distributed.all_reduce(missing, torch.distributed.ReduceOp.MAX, group)
+        return not missing[0], bool(missing[1])
+
+    return agree
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:

@@ -1,4 +1,4 @@
-"""What started this process beside others: torchrun, `accelerate launch`, Slurm's srun or an MPI. Standard library only.
+"""What started this process beside others: torchrun, `accelerate launch`, srun or an MPI. Standard library only.
 
 torch and accelerate read torchrun's variables alone: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Whoever
 starts processes in another way gives them other names, and each process would believe to be alone; so those names are
@@ -73,8 +73,8 @@ def adopt(environment: Environment = os.environ) -> int:
         )
     if "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment:
         raise ConfigError(
-            "`accelerate launch` was asked for several processes but started one, which it does where it sees no GPU: "
-            "add --multi_gpu (which also starts processes that compute on the CPU), use torchrun, or ask for one process"
+            "`accelerate launch` was asked for several processes but started one, as it does where it sees no GPU: add "
+            "--multi_gpu (which also starts processes that compute on the CPU), use torchrun, or ask for one process"
         )
     return 1
 
@@ -106,12 +106,15 @@ def _translate(names: _Names, environment: Environment) -> int:
     rank, local = environment.get(names.rank), environment.get(names.local_rank)
     if rank is None:
         raise ConfigError(
-            f"{names.launcher} started {world} processes ({names.world}) without saying which one this is ({names.rank})"
+            f"{names.launcher} started {world} processes ({names.world}), but {names.rank}, which of them this one is, "
+            "is not set"
         )
     on_one_host = _on_one_host(names, environment, world)
     address = environment.get("MASTER_ADDR") or ("127.0.0.1" if on_one_host else _first_host(environment))
     if not address or (local is None and not on_one_host):
-        missing = "LOCAL_RANK (number of this process on its host)" if address else "MASTER_ADDR (the first host's name)"
+        missing = (
+            f"{names.local_rank} (this process's number on its host)" if address else "MASTER_ADDR (the first host)"
+        )
         raise ConfigError(f"{names.launcher} started {world} processes on several hosts: set {missing} for each")
     port = 20_000 + zlib.crc32(" ".join(environment.get(name, "") for name in _SAME_FOR_ALL).encode()) % 20_000
     environment.update(RANK=rank, WORLD_SIZE=str(world), LOCAL_RANK=local or rank, MASTER_ADDR=address)

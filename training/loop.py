@@ -17,12 +17,16 @@ from .checkpoint import check_disk, resume, save_checkpoint
 from .config import TrainConfig
 from .data import FeatureDataset
 from .disk import DiskError
-from .distribute import connect, on_main
+from .distribute import agreement, connect, on_main
 from .engine import make_engine
+from .export import default_name, write_result
 from .monitor import Monitor
 from .outcome import Outcome
 from .packages import explain_import
+from .patience import Interrupted, Patience, StoreBusy
+from .remote import Place
 from .run_dir import RunDir
+from .sampling import draw_examples
 from .stop import StopSignal
 
 EXPLODED = 1e4
@@ -54,6 +58,8 @@ def train(command: str, config: TrainConfig) -> None:
             training = Training(command, config, accelerator, run, monitor, stop)
             training.run_steps()
             training.finish()
+        except Interrupted:  # before anything was loaded
+            monitor.say_state("stopped", message="asked to stop while the data was waited for")
         except Exception as error:
             failure = _explained(error, run, config)
             _record(failure, run, monitor, accelerator)
@@ -89,7 +95,7 @@ class Training:
         stop: StopSignal,
     ):
         self.config, self.accelerator, self.run, self.monitor, self.stop = config, accelerator, run, monitor, stop
-        self.data = FeatureDataset(config.data)
+        self.data = FeatureDataset(config.data, patience=self._patience())
         self.engine = make_engine(command, config, self.data, accelerator)
         on_main(accelerator, lambda: check_disk(run, self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
@@ -115,7 +121,12 @@ class Training:
         )
         while self.step < config.steps and "stop" not in self._asked:
             wishes = self._wishes()
-            result = self.engine.step(self.step, batches)
+            try:
+                result = self.engine.step(self.step, batches)
+            except Interrupted:  # by all processes at the same place; what a part of the step gave is given up
+                self._wishes()
+                self._read_all_but(0)
+                return
             self.step += 1
             self.batches += config.accumulation
             self._read(Outcome(result, wishes, self.accelerator))
@@ -126,6 +137,15 @@ class Training:
                 self._export("running", "saved")
             elif self._is_due(config.checkpoint_every):
                 self._save()
+
+    def _patience(self) -> Patience:
+        """How the data is waited for: said in status and log, and given up when somebody asks to stop."""
+        several = self.accelerator.num_processes > 1 and Place(self.config.data).is_remote
+        agree = {"agree": agreement(self.accelerator)} if several else {}
+        return Patience(self.monitor.say, self.monitor.waiting, self._is_asked_to_stop, **agree)
+
+    def _is_asked_to_stop(self) -> bool:
+        return self.stop.received or self.accelerator.is_main_process and "stop" in self.run.requests()
 
     def _workers(self) -> int:
         """Processes that load data. Beside two cores that compute they cost a step as much as they save it."""
@@ -143,7 +163,8 @@ class Training:
         """Write what there is for use elsewhere, in place of what was written before."""
 
         def write() -> None:
-            exported = self.engine.task.export(self.run.path / "exports", self.step)
+            task = self.engine.task
+            exported = write_result(task, self.run.path / "exports" / default_name(task.model), step=self.step)
             left = {} if state == "running" else {"seconds_left": 0}
             self.monitor.say_state(state, step=self.step, export=str(exported), **left)
             self.monitor.say(f"{what} at step {self.step} of {self.config.steps}: {exported}")
@@ -246,7 +267,11 @@ class Training:
             on_main(self.accelerator, self._draw_samples)
 
     def _draw_samples(self) -> None:
-        drawn = self.engine.task.sample(self.config.sample_count)
+        try:
+            drawn = draw_examples(self.engine.task, self.config.sample_count)
+        except StoreBusy as error:
+            self.monitor.say(f"step {self.step}: no samples, because their captions cannot be read now: {error}")
+            return
         if drawn is None:
             self.monitor.say("no samples: the setting `models` names no pipeline folder to make them with")
         else:

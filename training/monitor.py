@@ -100,6 +100,8 @@ class Monitor:
         """Write the status now; `values` stay in it."""
         self._state = state
         self.status |= values
+        if state not in ("preparing", "running"):
+            self.status.pop("waiting", None)
         if not self.silent:
             self._written = time.monotonic()
             self.run.write_status(state, **self.status, memory=self._memory())

@@ -17,7 +17,7 @@ Get = Callable[[Callable[[], Any]], Any]
 logger = logging.getLogger(__name__)
 
 LIMIT = 3 * 3600.0
-"""Seconds after which a store that never answered is given up."""
+"""Seconds that a training waits for a store that does not answer."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
 """Seconds between the first two attempts, and between the last ones: each pause is twice the one before."""
 _TICK = 0.25
@@ -67,6 +67,7 @@ class Patience:
         say: told lines for people: what is waited for, now and then, and that it is over.
         show: told what is waited for as long as it is, every few seconds, and "" when it is over.
         asked: whether somebody asked for the end.
+        limit: seconds after which a store that never answered is given up.
         agree: makes of (whether this process has what it wants, whether it was asked for the end) the same for all
             processes: whether all have it, whether any was asked. All of them call it equally often.
     """
@@ -77,17 +78,18 @@ class Patience:
         show: Callable[[str], None] = lambda _text: None,
         asked: Callable[[], bool] = lambda: False,
         agree: Callable[[bool, bool], tuple[bool, bool]] = lambda ready, stop: (ready, stop),
+        limit: float = LIMIT,
     ):
-        self._say, self._show, self._asked, self._agree = say, show, asked, agree
+        self._say, self._show, self._asked, self._agree, self._limit = say, show, asked, agree, limit
 
     def get(self, action: Callable[[], Result]) -> Result:
         """What `action` returns, as soon as it does.
 
         Raises:
             Interrupted: if somebody asked for the end meanwhile; `action` may then still be under way.
-            DataError: if it raises another one than `StoreBusy`, or `LIMIT` has passed.
+            StoreBusy: if `limit` has passed.
         """
-        wait = _Wait(action)
+        wait = _Wait(action, self._limit)
         while True:
             wait.look()
             ready, stop = self._agree(wait.ready, self._asked())
@@ -112,8 +114,8 @@ class Patience:
 class _Wait:
     """One result on its way: an attempt, or the pause after one."""
 
-    def __init__(self, action: Callable[[], Any]):
-        self.action, self.begun = action, time.monotonic()
+    def __init__(self, action: Callable[[], Any], limit: float):
+        self.action, self.begun, self._limit = action, time.monotonic(), limit
         self.call = Aside(action)
         self.problem, self.said = "", ""
         self._pause, self._again = FIRST_PAUSE, 0.0
@@ -142,8 +144,9 @@ class _Wait:
     def _failed(self, error: BaseException) -> None:
         if not isinstance(error, StoreBusy):
             raise error
-        if self.seconds() > LIMIT:
-            raise DataError(f"{error}. It was waited for {duration(self.seconds())}: the same command goes on") from error
+        if self.seconds() > self._limit:
+            waited = duration(self.seconds())
+            raise StoreBusy(f"{error}. It was waited for {waited}: the same command goes on") from error
         self.problem = str(error)
         self._again, self._paused = time.monotonic() + self._pause, True
         self._pause = min(LONGEST_PAUSE, 2 * self._pause)

@@ -47,8 +47,8 @@ class Place:
     def __str__(self) -> str:
         return self.location
 
-    def describe(self) -> str:
-        """The text of dataset.json.
+    def describe(self) -> bytes:
+        """What dataset.json holds.
 
         Raises:
             StoreBusy: if it cannot be read now.
@@ -57,10 +57,12 @@ class Place:
         if self.is_remote:
             self.cache.mkdir(parents=True, exist_ok=True)
             with temporary_folder(self.cache / DESCRIPTION) as folder:
-                _download(f"{self.location}/{DESCRIPTION}", folder / DESCRIPTION)
-                return _text(folder / DESCRIPTION)
+                url = f"{self.location}/{DESCRIPTION}"
+                with _explained(url, self.cache):
+                    _download(url, folder / DESCRIPTION)
+                return (folder / DESCRIPTION).read_bytes()
         try:
-            return _text(Path(self.location, DESCRIPTION))
+            return Path(self.location, DESCRIPTION).read_bytes()
         except OSError as error:
             raise DataError(f"{self} is not a folder of prepared features, which `prepare` makes: {error}") from error
 
@@ -82,7 +84,9 @@ class Place:
         self.cache.mkdir(parents=True, exist_ok=True)
         url = f"{self.location}/{info.name}"
         with replacing(path) as temporary:
-            if _download(url, temporary) != info.sha256:
+            with _explained(url, self.cache):
+                digest = _download(url, temporary)
+            if digest != info.sha256:
                 self._refuse(url, info, temporary.stat().st_size)
         self._short.pop(info.name, None)
         _clean(self.cache.parent)
@@ -93,13 +97,6 @@ class Place:
         if size < info.bytes and times < _SHORT:
             raise StoreBusy(f"{url} cannot be read: it came with {size} of its {info.bytes} bytes")
         raise DataError(f"shard {url} is damaged or not the one that dataset.json lists: copy it there again")
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{DESCRIPTION} is damaged: run `prepare` again ({error})") from error
 
 
 @functools.lru_cache(maxsize=160)  # more than the shards of a shuffled window: opening one takes 0.05 s
@@ -114,13 +111,7 @@ def _clean(folder: Path) -> None:
 
 
 def _download(url: str, path: Path) -> str:
-    """Copy a remote file to `path`; its sha256.
-
-    Raises:
-        StoreBusy: if it cannot be had now.
-        DataError: if there is none, or the URL's file system is not known here.
-        DiskError: if the disk is full.
-    """
+    """Copy a remote file to `path`; its sha256."""
     from fsspec.callbacks import Callback
 
     class Progress(Callback):
@@ -130,16 +121,13 @@ def _download(url: str, path: Path) -> str:
             self.last = time.monotonic()
 
     progress = Progress()
-    with _explained(url, path):
-        files, there = _file_system(url)
-        call = Aside(lambda: files.get_file(there, str(path), callback=progress))
-        while not call.wait(0.5):
-            if time.monotonic() - progress.last > STALLED:
-                raise TimeoutError(f"no byte came for {STALLED:.0f} s")
-        if call.error is not None:
-            raise call.error
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+    files, there = _file_system(url)
+    call = Aside(lambda: files.get_file(there, str(path), callback=progress))
+    while not call.wait(0.5):
+        if time.monotonic() - progress.last > STALLED:
+            raise TimeoutError(f"no byte came for {STALLED:.0f} s")
+    if call.error is not None:
+        raise call.error
     return hash_file(path)
 
 
@@ -160,8 +148,14 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _explained(url: str, path: Path) -> Iterator[None]:
-    """Each of fsspec's file systems has its own errors: which are final, which may pass?"""
+def _explained(url: str, cache: Path) -> Iterator[None]:
+    """Each of fsspec's file systems has its own errors: which are final, which may pass?
+
+    Raises:
+        StoreBusy: if the file cannot be had now.
+        DataError: if there is none, or the URL's file system is not known here.
+        DiskError: if the disk is full.
+    """
     try:
         yield
     except ImportError as error:  # s3fs for s3://, gcsfs for gs:// …
@@ -172,7 +166,7 @@ def _explained(url: str, path: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise DiskError(
-                f"the cache {path.parent.parent} is full: free some space, or set PIXART_DELTA_CACHE to another folder"
+                f"the disk of the cache {cache} is full: free some space, or set PIXART_DELTA_CACHE to another folder"
             ) from error
         problem = f"{url} cannot be read: {type(error).__name__} {error}".rstrip()
         raise (DataError if _is_final(error) else StoreBusy)(problem) from error

@@ -226,7 +226,7 @@ class RunDir:
     def _read(self, name: str) -> dict[str, Any]:
         file = self.path / name
         try:
-            return json.loads(file.read_text("utf-8"))
+            return json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
         except FileNotFoundError as error:
             raise RunDirError(f"{self.path} holds no run: there is no {name}") from error
         except ValueError as error:

@@ -10,17 +10,34 @@ from torch import Tensor
 
 from ..pixart_core.lcm import lcm_timesteps, sample_lcm
 from ..pixart_core.pipeline import sample_dpm
-from ..pixart_core.vae import decode, to_pil
+from ..pixart_core.vae import decode, load_vae, to_pil
+from .data import FeatureDataset
+from .patience import Patience
+from .task import Task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .tasks import Task
-
 STEPS = {"lcm": 4, "dpm": 14}
 GUIDANCE = 4.5
 """Of "dpm": what PixArt-α is sampled with. Distilled models have theirs built in."""
+_PATIENCE = 20.0
+"""Seconds."""
 _COLUMNS = 4
+
+
+def draw_examples(task: Task, count: int) -> tuple[Image, list[str]] | None:
+    """A grid of at most `count` pictures for the data's own captions, the same ones every time, and these captions;
+    None where `models` names no pipeline folder to decode them with.
+
+    Raises:
+        StoreBusy: if the data's store does not answer soon; samples are not worth a training's waiting.
+    """
+    if not task.config.models:
+        return None
+    data = FeatureDataset(task.config.data, patience=Patience(limit=_PATIENCE))
+    batch, captions = data.examples(count, task.needs_hint)
+    return draw_grid(task, batch, load_vae(task.config.models, device=task.device)), captions
 
 
 def draw_grid(task: Task, batch: Mapping[str, Any], vae: Any, seed: int = 0) -> Image:

@@ -15,7 +15,6 @@ import io
 import json
 import math
 import mmap
-import os
 import re
 import tarfile
 from collections.abc import Iterable, Mapping

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import comfy.model_management as memory
 import folder_paths
 import torch
 
+from ...pixart_core.textfile import read_json
 from ...training.config import make_config
 from ...training.estimate import Estimate, estimate, in_units, matmul_rate, model_shape
 
@@ -61,9 +61,9 @@ def _shortages(expected: Estimate, device: torch.device) -> list[str]:
 def _largest(data: Path) -> tuple[int, int] | None:
     """Height, width of the largest pictures of a dataset, from its description, or from the report before that."""
     if (data / "dataset.json").exists():
-        sizes = [shard["bucket"] for shard in json.loads((data / "dataset.json").read_text("utf-8")).get("shards", ())]
+        sizes = [shard["bucket"] for shard in read_json(data / "dataset.json").get("shards", ())]
     elif (data / "report.json").exists():
-        buckets = json.loads((data / "report.json").read_text("utf-8"))["buckets"]
+        buckets = read_json(data / "report.json")["buckets"]
         sizes = [[int(part) for part in name.split("x")] for name in buckets]
     else:
         sizes = []

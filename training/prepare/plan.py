@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...pixart_core.textfile import read_json
 from ...pixart_core.weightfile import save_json
 from ..shards import ShardInfo, hash_file
 from .sources import Source
@@ -38,7 +39,7 @@ class PlannedShard:
             thorough: read it all, to compare the checksum.
         """
         try:
-            record = json.loads(_record(folder, self.name).read_text())
+            record = read_json(_record(folder, self.name))
             info = ShardInfo(**{**record["shard"], "bucket": tuple(record["shard"]["bucket"])})
             whole = record["state"] == state and (folder / self.name).stat().st_size == info.bytes
         except (OSError, ValueError, KeyError, TypeError):

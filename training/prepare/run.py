@@ -138,7 +138,7 @@ def _write_all(todo, config: PrepareConfig, encoders: Encoders, progress: Progre
     ]
     ahead = in_order(_ReadBatch(config), batches, config.workers)
     for shard, state in todo:
-        for leftover in output.glob(f".{shard.name}.*.tmp"):  # of a process that was killed, as earlier versions left it
+        for leftover in output.glob(f".{shard.name}.*.tmp"):  # of earlier versions
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
         count = -(-len(shard.entries) // size)

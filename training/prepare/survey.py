@@ -11,6 +11,7 @@ import json
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from ...pixart_core.textfile import read_json
 from ...pixart_core.weightfile import save_json
 from ..config import PrepareConfig
 from ..processes import in_order
@@ -133,7 +134,7 @@ def survey(sources: list[Source], config: PrepareConfig, part: int, parts: int, 
 
 def _load(file: Path, state: str) -> list[Finding]:
     try:
-        stored = json.loads(file.read_text())
+        stored = read_json(file)
     except (OSError, ValueError):  # not there, or from a disk that was full
         return []
     if stored.get("state") != state:
