@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ..pixart_core.leftovers import remove_leftovers
 from .checkpoint import check_disk, resume, save_checkpoint
 from .config import TrainConfig
 from .data import FeatureDataset
@@ -78,6 +79,8 @@ def _open(run: RunDir, command: str, config: TrainConfig, held: contextlib.ExitS
     if not run.checkpoints():
         run.write_config(command, config.to_dict())
     run.remove_leftovers()
+    for name in ("checkpoints", "exports"):
+        remove_leftovers(run.path / name)
     for name in run.requests():  # of an earlier process
         run.take(name)
 
