@@ -185,7 +185,9 @@ class Training:
             self.batches = self._place_in_data(facts)
             self.monitor.say(f"resuming from {checkpoint.path} at step {self.step}")
             self.saved, self.monitor.status["checkpoint"] = self.step, checkpoint.path.name
-        on_main(self.accelerator, lambda: self.run.forget_metrics(after=self.step))
+        damaged = on_main(self.accelerator, lambda: self.run.forget_metrics(after=self.step))
+        if damaged:
+            self.monitor.say(f"{damaged} lines of {self.run.path / 'metrics.jsonl'} are damaged and left out")
         self.monitor.begin(self.step, facts["pending"])
 
     def _place_in_data(self, facts: dict[str, Any]) -> int:

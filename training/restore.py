@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from ..pixart_core.convert import summary
 from ..pixart_core.weightfile import CheckpointError
-from .checkpoint import newest_readable
+from .checkpoint import newest_readable, read_facts
 from .config import make_config
 from .run_dir import RunDir
 from .task import Task
@@ -41,7 +40,7 @@ def restore(path: str) -> tuple[Task, RunDir, int]:
 def _fill(task: Task, file: Path) -> int:
     try:
         with safe_open(file, "pt") as opened:
-            step = json.loads((opened.metadata() or {})["training"])["step"]
+            step = read_facts(opened, file)["step"]
             for part, network in (("model.", task.model), ("ema.", task.ema)):
                 if network is not None:
                     names = [name for name in opened.keys() if name.startswith(part)]
