@@ -137,8 +137,9 @@ def _warnings(model, cfg: float, sigmas: Tensor, sampler: Callable) -> list[str]
                 "this is a distilled (LCM) model: put PixArt-δ LCM Sampling before KSampler, or use PixArt-δ LCM "
                 "Sampler"
             ]
-        steps = _whole_schedule(sigmas, sampling)
-        return [f"{steps} steps are too few without PixArt-δ LCM Sampling; {base_hint}"] if steps <= MAX_STEPS else []
+        steps = len(sigmas) - 1
+        few = steps <= MAX_STEPS and _whole_schedule(sigmas, sampling)
+        return [f"{steps} steps are too few without PixArt-δ LCM Sampling; {base_hint}"] if few else []
     warnings = not_lcm
     if not math.isclose(cfg, 1.0):
         warnings.append(
@@ -152,12 +153,10 @@ def _warnings(model, cfg: float, sigmas: Tensor, sampler: Callable) -> list[str]
     return warnings
 
 
-def _whole_schedule(sigmas: Tensor, sampling) -> int:
-    """Steps from noise to picture at the density of this run, which may be a part of them (SplitSigmas and others)."""
-    ends = torch.stack([sigmas.max(), sigmas.min()]).clamp(float(sampling.sigma_min), float(sampling.sigma_max))
-    high, low = sampling.timestep(ends).tolist()
-    whole = abs(sampling.timestep(sampling.sigma_max) - sampling.timestep(sampling.sigma_min))
-    return round((len(sigmas) - 1) * float(whole) / max(high - low, 1e-6))
+def _whole_schedule(sigmas: Tensor, sampling) -> bool:
+    """Whether sigmas go all the way from noise to picture; SplitSigmas, KSampler Advanced and others run parts."""
+    last = sampling.timestep(sampling.sigma_max)
+    return float(sigmas[-1]) == 0 and float(sampling.timestep(sigmas[:1])) >= 0.98 * float(last)
 
 
 def _on_lcm_grid(sigmas: Tensor, grid: Tensor) -> bool:
