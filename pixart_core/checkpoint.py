@@ -98,21 +98,19 @@ def read_pixart(
     if config is None:
         raise _needs_config(file.path, "load_pixart(path, config=PixArtConfig(…))")
     _require(file.path, base.shapes, config)
-    state = file.assemble(base.plan, dtype or _common_dtype(file, base), device)
+    state = file.assemble(base.plan, _dtype(file, base, dtype), device)
     if "pos_embed" not in state:
         state["pos_embed"] = position_buffer(config).to(state["x_embedder.proj.weight"])
     return config, state
 
 
-def _common_dtype(file: WeightFile, section: Section) -> torch.dtype | None:
-    """None where a section has one type that can be computed with, else the type to cast it to."""
-    found = {file.tensors[name].dtype for names in section.plan.values() for name in names}
-    unknown = [dtype for dtype in found if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point]
-    if unknown:
-        raise CheckpointError(
-            f"{file.path} holds weights quantised to {unknown[0]}: load it with ComfyUI's own "
-            "loader, or take a 16- or 32-bit version"
-        )
+def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> torch.dtype | None:
+    """What to cast a section to: what was asked for; None where it has one type that can be computed with."""
+    names = [name for names in section.plan.values() for name in names]
+    file.require_numbers(names)
+    if asked:
+        return asked
+    found = {file.tensors[name].dtype for name in names}
     widest = max(found, key=lambda dtype: dtype.itemsize)
     if widest.itemsize == 1:
         return torch.bfloat16
@@ -245,7 +243,7 @@ def read_controlnet(
         raise _needs_config(file.path, "load_controlnet(path, config=…) the configuration of the base model")
     _require_copies(file.path, config, control.copies, info.wiring)
     _require(file.path, control.shapes, config, control.copies)
-    state = file.assemble(control.plan, dtype or _common_dtype(file, control), device)
+    state = file.assemble(control.plan, _dtype(file, control, dtype), device)
     return config, control.copies, info.wiring, state
 
 

@@ -98,6 +98,19 @@ class WeightFile:
                     out.update((name, file.get_tensor(name)) for name in group)
         return out
 
+    def require_numbers(self, names: Iterable[str] | None = None) -> None:
+        """Raise CheckpointError where tensors (default: all) are no floating-point numbers, but quantised ones, say."""
+        wrong = {
+            name: self.tensors[name].dtype
+            for name in (self.tensors if names is None else names)
+            if not getattr(self.tensors[name].dtype, "is_floating_point", False)
+        }
+        if wrong:
+            raise CheckpointError(
+                f"{self.path} holds weights quantised to {next(iter(wrong.values()))} ({summary(wrong)}): load it with "
+                "ComfyUI's own loader, or take a 16- or 32-bit version"
+            )
+
     def assemble(
         self,
         plan: Mapping[str, tuple[str, ...]],
