@@ -57,12 +57,13 @@ def nearest_bin(height: int, width: int, base: int = 1024, training: bool = Fals
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """(B, C, h, w) -> (B, C, height, width): averages pixels where it shrinks, interpolates where it enlarges.
+    """(B, C, h, w) -> (B, C, height, width): averages along a side that shrinks, interpolates along one that grows.
 
     For edge maps: bilinear interpolation looks at four pixels, and drops thin lines when it shrinks to less than half.
     """
-    shrinks = height <= images.shape[-2] and width <= images.shape[-1]
-    return F.interpolate(images, size=(height, width), mode="area" if shrinks else "bilinear")
+    shrunk = (min(height, images.shape[-2]), min(width, images.shape[-1]))
+    images = F.interpolate(images, size=shrunk, mode="area")
+    return F.interpolate(images, size=(height, width), mode="bilinear", align_corners=False)
 
 
 def resize_and_crop(images: Tensor, height: int, width: int, average: bool = False) -> Tensor:

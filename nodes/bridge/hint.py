@@ -101,7 +101,7 @@ def _picture(control, shape: torch.Size) -> Tensor:
 
 def _encode(vae, picture: Tensor) -> Tensor:
     loaded = memory.loaded_models(only_currently_used=True)
-    latent = vae.encode(picture.movedim(1, -1))
+    latent = vae.encode(picture.movedim(1, -1).contiguous())  # a grey hint is one plane seen three times
     # A model that is gone leaves an entry of None in that list, on which ComfyUI's loading fails.
     memory.load_models_gpu([patcher for patcher in loaded if patcher is not None])
     if not latent.isfinite().all():
