@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ...pixart_core.checkpoint import read_controlnet
 from ...pixart_core.controlnet import WIRINGS, ControlNetTransformer, hint_rgb
 from ...pixart_core.identify import inspect_file
+from .conds import aspect_ratio
 from .hint import RESIZE, RESIZE_MODES, VAE, pixart_control
 from .model import PixArtDeltaConfig, PixArtUNet, attention_for, load_model, pick_dtypes
-from .model_conds import aspect_ratio
 from .sampling import watch_sampling
 
 

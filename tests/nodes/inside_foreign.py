@@ -153,7 +153,7 @@ def check_sizes_are_read_however_they_are_written(s: Setup) -> None:
     extra_conds = micro(s)
     given = {"cross_attn": s.positive[0][0], "noise": torch.zeros(1, 4, 8, 8), "device": "cpu", "width": 64}
     written = (0.6, [0.6], [[0.6]], (0.6,), torch.tensor(0.6), torch.tensor([[0.6]]), [torch.tensor(0.6)])
-    ratio = s.part("nodes.bridge.model_conds").aspect_ratio
+    ratio = s.part("nodes.bridge.conds").aspect_ratio
     for value in written:
         conds = extra_conds(**given, height=96, aspect_ratio=value)
         assert conds["c_size"].cond.tolist() == [[96, 64]]
@@ -187,7 +187,7 @@ def check_conditionings_of_any_encoder_are_cut_at_120_tokens(s: Setup) -> None:
     mask = torch.zeros(1, 300)
     mask[:, :7] = 1
     padded = [[long, {"caption_mask": mask}]]
-    with mock.patch.object(s.part("nodes.bridge.model_conds"), "say_once") as said:
+    with mock.patch.object(s.part("nodes.bridge.conds"), "say_once") as said:
         close(s.run((padded, s.negative)), s.run(([[long[:, :7], {}]], s.negative)), 1e-5)
         assert not said.called, "padding is not cut off"
         s.run(([[long, {}]], s.negative))

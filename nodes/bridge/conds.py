@@ -1,4 +1,4 @@
-"""What a conditioning tells the model, as anybody's nodes write it: caption, its mask, and the micro-conditions."""
+"""What a conditioning tells our MODEL, as anybody's nodes write it, in the form that ComfyUI batches."""
 
 from __future__ import annotations
 
@@ -6,16 +6,41 @@ import logging
 
 import comfy.conds
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .ui import say_once
 
 
-def caption_conds(values: dict, limit: int) -> dict:
+class Padded(comfy.conds.CONDRegular):
+    """A tensor (B, L, …) that goes into one batch with others of another L, filled up with zeros."""
+
+    def can_concat(self, other) -> bool:
+        one, two = self.cond, other.cond
+        return one.shape[:1] + one.shape[2:] == two.shape[:1] + two.shape[2:] and one.device == two.device
+
+    def concat(self, others) -> Tensor:
+        parts = [self.cond, *(other.cond for other in others)]
+        length = max(part.shape[1] for part in parts)
+        rest = [0, 0] * (self.cond.ndim - 2)
+        return torch.cat([F.pad(part, [*rest, 0, length - part.shape[1]]) for part in parts])
+
+
+class Length(Padded):
+    """The mask (B, L) of captions that are whole: ones. None where all have one length: no mask is faster than ones."""
+
+    def concat(self, others) -> Tensor | None:
+        return super().concat(others) if any(o.cond.shape != self.cond.shape for o in others) else None
+
+
+def caption_conds(values: dict, limit: int, one_batch: bool = False) -> dict:
     """`c_crossattn` and `c_mask` of a conditioning's values, at most `limit` tokens long.
 
     The authors cut a prompt to 120 tokens, its last one being the end of the sentence. Longer ones come of text
     encoders that know nothing of it, and of prompts put one after the other.
+
+    Args:
+        one_batch: let captions of any length go into one batch, see `Padded`.
     """
     caption, mask = values.get("cross_attn"), values.get("caption_mask")
     if caption is None:
@@ -24,8 +49,13 @@ def caption_conds(values: dict, limit: int) -> dict:
     keep = _kept_tokens(caption, mask, limit)
     if keep is not None:
         caption, mask = caption[:, keep], None if mask is None else mask[:, keep]
-    conds = {"c_crossattn": comfy.conds.CONDRegular(caption)}
-    return conds if mask is None else conds | {"c_mask": comfy.conds.CONDRegular(mask)}
+    kind = Padded if one_batch else comfy.conds.CONDRegular
+    conds = {"c_crossattn": kind(caption)}
+    if mask is not None:
+        conds["c_mask"] = kind(mask)
+    elif one_batch:
+        conds["c_mask"] = Length(torch.ones(caption.shape[:2], dtype=torch.long))
+    return conds
 
 
 def _kept_tokens(caption: Tensor, mask: Tensor | None, limit: int) -> Tensor | None:
