@@ -68,7 +68,7 @@ def view(job: Job, waits: Mapping[str, str] | None = None) -> dict[str, Any]:
         "name": job.name,
         "command": job.command,
         "state": job.state,
-        "reason": job.reason or waits.get(job.id, "") or _waits_for(status, job),
+        "reason": job.reason or waits.get(job.id, "") or _notice(status, job),
         "device": job.device,
         "created": job.created,
         "order": job.order,
@@ -109,9 +109,9 @@ def _words(seen: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _waits_for(status: Mapping[str, Any], job: Job) -> str:
-    """What its process waits for: a store of data that is busy or out of reach."""
-    return plain_text(str(status.get("waiting") or ""))[:500] if job.active else ""
+def _notice(status: Mapping[str, Any], job: Job) -> str:
+    """What its process waits for (a store of data that is busy or out of reach), or says of how it fares."""
+    return plain_text(str(status.get("waiting") or status.get("notice") or ""))[:500] if job.active else ""
 
 
 def _finite(value: Any) -> bool:
