@@ -6,12 +6,14 @@ diffusers) or flattened (OneTrainer, kohya), and keep alpha in four different pl
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import re
+import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names, summary
+from .errors import CheckpointError, check, field
 from .identify import METADATA_KEY, inspect_file, own_metadata
-from .weightfile import CheckpointError, WeightFile, open_weights, save_weights
+from .textfile import parse_json
+from .weightfile import WeightFile, open_weights, save_weights
 
 PEFT_DEFAULT_ALPHA = 8.0
 """What PEFT trains with when it is told no alpha: so was the official LCM-LoRA (rank 32, hence scale 0.25)."""
@@ -94,7 +98,7 @@ class Lora:
     name: str
     """Where it came from, for messages."""
     deltas: tuple[Delta, ...]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -167,18 +171,20 @@ def parse_lora(
             continue
         if not {"up", "down"} <= tensors.keys():
             raise CheckpointError(f"{name} is damaged: {stem} has no {'up' if 'down' in tensors else 'down'} matrix")
-        up, down = tensors["up"], tensors["down"]
-        if up.flatten(1).shape[1] != down.shape[0]:
-            raise CheckpointError(f"{name} is damaged: {stem} has rank {down.shape[0]} and {up.flatten(1).shape[1]}")
-        own = tensors.get("alpha")
-        value = (
-            alpha
-            if alpha is not None
-            else own.item()
-            if own is not None
-            else _peft_alpha(target, down.shape[0], config, prefix)
+        up, down = (
+            _matrix(tensors[role], f"{name} is damaged: the {role} matrix of {stem}") for role in ("up", "down")
         )
-        deltas.append(Delta(key, part, parts, up.flatten(1), down.flatten(1), float(value)))
+        if up.shape[1] != down.shape[0]:
+            raise CheckpointError(f"{name} is damaged: {stem} has rank {down.shape[0]} and {up.shape[1]}")
+        value = alpha
+        if alpha is None and "alpha" in tensors:
+            value = _single(tensors["alpha"], f"{name} is damaged: {stem}.alpha")
+        elif alpha is None:
+            try:
+                value = _peft_alpha(target, down.shape[0], config, prefix)
+            except ValueError as error:
+                raise CheckpointError(f"{name}: {error} in adapter_config.json or the file's metadata") from error
+        deltas.append(Delta(key, part, parts, up, down, float(value)))
     if strange:
         raise CheckpointError(f"{name} is a LoRA for another model: PixArt has no {summary(strange, 3)}")
     return Lora(name, tuple(deltas), dict(metadata or {}))
@@ -199,6 +205,22 @@ def _modules(state: Mapping[str, Tensor], name: str) -> dict[str, dict[str, Tens
     if unknown:
         raise CheckpointError(f"{name} holds more than a plain LoRA: {summary(unknown, 3)}")
     return modules
+
+
+def _matrix(tensor: Tensor, what: str) -> Tensor:
+    """A matrix, or the kernel of a convolution as one. Quantised numbers are none."""
+    if tensor.ndim < 2 or not tensor.numel() or not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{what} is {list(tensor.shape)} of {tensor.dtype}; 16- or 32-bit matrices are wanted: take another copy"
+        )
+    return tensor.flatten(1)
+
+
+def _single(tensor: Tensor, what: str) -> float:
+    value = tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else math.nan
+    if not math.isfinite(value):
+        raise CheckpointError(f"{what} is no finite number: take another copy, or give alpha")
+    return float(value)
 
 
 def _target(stem: str) -> tuple[str, str]:
@@ -234,17 +256,34 @@ def _peft_alpha(module: str, rank: int, config: Mapping[str, Any], prefix: str) 
     """Alpha of a module that carries none itself; with rank-stabilised LoRA, the alpha that gives the same scale."""
     if not config:
         return PEFT_DEFAULT_ALPHA if prefix in _PEFT_PREFIXES else float(rank)
-    alpha = config.get("lora_alpha", PEFT_DEFAULT_ALPHA)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():  # PEFT matches the end of the module's name
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = value
+    alpha = field(config, "lora_alpha", float, PEFT_DEFAULT_ALPHA, -1e6, 1e6)
+    patterns = config.get("alpha_pattern") or {}
+    check("alpha_pattern", patterns, dict)
+    for pattern in patterns:  # PEFT matches the end of the module's name
+        if _matches(pattern, module):
+            alpha = field(patterns, pattern, float, low=-1e6, high=1e6)
     return alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """Whether a module's name ends in a pattern of PEFT's, as `re` has it.
+
+    Raises:
+        ValueError: if it is none, or repeats so much that a search could take for ever.
+    """
+    if len(pattern) > 200 or len(re.findall(r"[*+{?]", pattern)) > 3 or re.search(r"\)[*+{?]", pattern):
+        raise ValueError(f"alpha_pattern has {reprlib.repr(pattern)}, which is too involved for a module's name")
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", module) is not None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"alpha_pattern has {reprlib.repr(pattern)}, which is no pattern: {error}") from error
 
 
 def _adapter_metadata(file: WeightFile) -> dict[str, Any]:
     """PEFT's configuration as diffusers' save functions put it into the file, each key behind `transformer.`."""
     try:
-        values = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
+        values = parse_json(file.metadata.get("lora_adapter_metadata", "{}"))
+        check("it", values, dict)
     except ValueError as error:
         raise CheckpointError(f"{file.path}: its metadata key lora_adapter_metadata is not JSON: {error}") from error
     return {key.split(".", 1)[-1]: value for key, value in values.items()}
