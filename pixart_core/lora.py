@@ -171,9 +171,7 @@ def parse_lora(
             continue
         if not {"up", "down"} <= tensors.keys():
             raise CheckpointError(f"{name} is damaged: {stem} has no {'up' if 'down' in tensors else 'down'} matrix")
-        up, down = (
-            _matrix(tensors[role], f"{name} is damaged: the {role} matrix of {stem}") for role in ("up", "down")
-        )
+        up, down = (_matrix(tensors[role], f"{name}: the {role} matrix of {stem}") for role in ("up", "down"))
         if up.shape[1] != down.shape[0]:
             raise CheckpointError(f"{name} is damaged: {stem} has rank {down.shape[0]} and {up.shape[1]}")
         value = alpha
