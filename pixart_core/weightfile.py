@@ -163,6 +163,8 @@ def _chunks(plan: Mapping[str, tuple[str, ...]], tensors: Mapping[str, TensorInf
 
 def _is_finite(tensor: Tensor) -> bool:
     """One pass, no temporary: NaN and infinities survive minimum and maximum."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
     if tensor.dtype.itemsize == 1:  # float8: no aminmax, and too small to be worth a faster way
         tensor = tensor.float()
     return tensor.numel() == 0 or all(bool(x.isfinite()) for x in tensor.aminmax())
@@ -256,7 +258,7 @@ def _safetensors_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, st
 
 
 def _pickled_state(file: Path) -> dict[str, StoredTensor]:
-    """The state dict in a PyTorch file: under `state_dict`, `state_dict_ema`, or bare.
+    """The state dict in a PyTorch file: under `state_dict`, `state_dict_ema`, bare, or under entries of other names.
 
     Authors' training files hold optimizer state as well; never mapped, it costs nothing.
     """
@@ -266,7 +268,19 @@ def _pickled_state(file: Path) -> dict[str, StoredTensor]:
     for key in ("state_dict", "state_dict_ema"):
         if isinstance(loaded.get(key), Mapping):
             return _only_tensors(file, loaded[key])
+    # Trainers keep several ({"model": …, "ema": …, "epoch": 3}): each is a component of the file, by its entry's name.
+    parts = {name: part for name, part in loaded.items() if isinstance(name, str) and _is_state(part)}
+    if parts:
+        return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.items()}
     return _only_tensors(file, loaded)
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(key, str) and isinstance(each, StoredTensor) for key, each in value.items())
+    )
 
 
 def _only_tensors(file: Path, state: Mapping[Any, Any]) -> dict[str, StoredTensor]:

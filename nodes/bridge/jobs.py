@@ -68,7 +68,7 @@ def view(job: Job, waits: Mapping[str, str] | None = None) -> dict[str, Any]:
         "name": job.name,
         "command": job.command,
         "state": job.state,
-        "reason": job.reason or waits.get(job.id, ""),
+        "reason": job.reason or waits.get(job.id, "") or (str(status.get("notice", "")) if job.active else ""),
         "device": job.device,
         "created": job.created,
         "order": job.order,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable
@@ -26,8 +27,9 @@ from ...pixart_core.config import PixArtConfig
 from ...pixart_core.errors import read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.lora import load_lora, require_fit
+from ...pixart_core.lora import OtherAdapterError, host_state, load_lora, require_fit
 from ...pixart_core.model import PixArt
+from ...pixart_core.weightfile import CheckpointError, open_weights
 from .conds import Length, Padded
 from .patches import BlockPatches, compares_sides, without_effect
 from .ui import say
@@ -237,8 +239,30 @@ def null_caption(model, length: int) -> Tensor:
 
 
 def apply_lora(model, path: str, strength: float):
-    """MODEL with a LoRA in any known layout, at its own alpha. Raises CheckpointError on one of another model."""
-    lora = load_lora(path)
-    require_fit(lora, diffusion_model(model).state_dict())
-    patched, _ = comfy.sd.load_lora_for_models(model, None, lora.to_state_dict(), strength, 0)
+    """MODEL with a LoRA in any known layout, at its own alpha. Raises CheckpointError on one of another model.
+
+    What is no plain LoRA (LoHa, LoKr, OFT, DoRA …) is left to ComfyUI's own loader, under the names it knows.
+    """
+    weights = diffusion_model(model).state_dict()
+    try:
+        lora = load_lora(path)
+    except OtherAdapterError:
+        return _apply_other(model, path, strength)
+    require_fit(lora, weights)
+    # Without the differences: ComfyUI's loader knows no part of a fused bias.
+    low_rank = dataclasses.replace(lora, diffs=()).to_state_dict()
+    patched, _ = comfy.sd.load_lora_for_models(model, None, low_rank, strength, 0)
+    for diff in lora.diffs:
+        height = diff.value.shape[0]
+        key = f"diffusion_model.{diff.key}"
+        place = key if diff.rows is None else (key, (0, diff.part * height, height))
+        patched.add_patches({place: ("set" if diff.replaces else "diff", (diff.value,))}, strength)
+    return patched
+
+
+def _apply_other(model, path: str, strength: float):
+    state = host_state(open_weights(path).read())
+    patched, _ = comfy.sd.load_lora_for_models(model, None, state, strength, 0)
+    if not state or patched.patches_uuid == model.patches_uuid:
+        raise CheckpointError(f"{path} changes nothing that ComfyUI knows in a PixArt model: it is of another one")
     return patched

@@ -271,9 +271,10 @@ def check_hints_of_other_sizes_and_kinds(s: Setup) -> None:
     assert pad.shape == crop.shape and not pad[..., :24, :].any() and not pad[..., 72:, :].any()
     assert pad[..., 24:72, :].any()
     grey = s.hints[..., :1]
-    assert torch.equal(s.run(s.apply(hints=grey)), s.run(s.apply(hints=grey.repeat(1, 1, 1, 3))))
+    # The same numbers in memory of another layout, for which a CPU may choose another convolution.
+    close(s.run(s.apply(hints=grey)), s.run(s.apply(hints=grey.repeat(1, 1, 1, 3))), 1e-4)
     clear = torch.cat([s.hints, torch.zeros_like(grey)], dim=-1)
-    assert torch.equal(s.run(s.apply(hints=clear)), s.run(s.apply(hints=torch.zeros_like(s.hints))))
+    close(s.run(s.apply(hints=clear)), s.run(s.apply(hints=torch.zeros_like(s.hints))), 1e-4)
 
 
 def raises(words: str, call, *args, **kwargs) -> None:
