@@ -163,6 +163,8 @@ def _chunks(plan: Mapping[str, tuple[str, ...]], tensors: Mapping[str, TensorInf
 
 def _is_finite(tensor: Tensor) -> bool:
     """One pass, no temporary: NaN and infinities survive minimum and maximum."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
     if tensor.dtype.itemsize == 1:  # float8: no aminmax, and too small to be worth a faster way
         tensor = tensor.float()
     return tensor.numel() == 0 or all(bool(x.isfinite()) for x in tensor.aminmax())
