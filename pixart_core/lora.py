@@ -6,13 +6,15 @@ diffusers) or flattened (OneTrainer, kohya), and keep alpha in four different pl
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names, summary
+from .errors import CheckpointError, check, field
 from .identify import METADATA_KEY, inspect_file, own_metadata
-from .weightfile import CheckpointError, WeightFile, open_weights, save_weights
+from .textfile import parse_json
+from .weightfile import WeightFile, open_weights, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +130,7 @@ class Lora:
     name: str
     """Where it came from, for messages."""
     deltas: tuple[Delta, ...]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     diffs: tuple[Diff, ...] = ()
     """Beside the low-rank changes: of biases mostly, as ComfyUI's LoraSave extracts them."""
     left_out: tuple[str, ...] = ()
@@ -177,7 +181,7 @@ def load_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
     if (info := inspect_file(path)).kind != "lora":
         raise CheckpointError(f"{path} is not a LoRA but {info.describe()}")
     config = file.configs.get("adapter_config.json") or _adapter_metadata(file)
-    if config and not file.described and not _fits(config, file):
+    if config and not file.described and not _from_config(str(path), _fits, config, file):
         logger.warning("%s: the adapter_config.json beside it is of another rank, and is not used", path)
         config = {}
     state = file.assemble({name: (name,) for name in file.tensors})
@@ -199,6 +203,9 @@ def parse_lora(
     for stem, tensors in modules.items():
         target, prefix = _target(stem)
         key, part, parts = _authors_key(target)
+        for role in ("diff", "set", "diff_b", "up_bias"):
+            if role in tensors and not (tensors[role].is_floating_point() and tensors[role].ndim):
+                raise CheckpointError(f"{name} is damaged: {role} of {stem} holds no 16- or 32-bit numbers")
         if "diff" in tensors or "set" in tensors:
             value = tensors["set"] if "set" in tensors else tensors["diff"]
             diffs.append(Diff(key, part, parts, value, "set" in tensors))
@@ -208,14 +215,16 @@ def parse_lora(
             continue
         if not {"up", "down"} <= tensors.keys():
             raise CheckpointError(f"{name} is damaged: {stem} has no {'up' if 'down' in tensors else 'down'} matrix")
-        up, down = tensors["up"], tensors["down"]
-        if up.flatten(1).shape[1] != down.shape[0]:
-            raise CheckpointError(f"{name} is damaged: {stem} has rank {down.shape[0]} and {up.flatten(1).shape[1]}")
-        value = alpha if alpha is not None else tensors["alpha"].item() if "alpha" in tensors else None
+        up, down = (_matrix(tensors[role], f"{name}: the {role} matrix of {stem}") for role in ("up", "down"))
+        if up.shape[1] != down.shape[0]:
+            raise CheckpointError(f"{name} is damaged: {stem} has rank {down.shape[0]} and {up.shape[1]}")
+        value = alpha
+        if alpha is None and "alpha" in tensors:
+            value = _single(tensors["alpha"], f"{name} is damaged: {stem}.alpha")
         guessed |= value is None and not config and _PEFT in prefix
         if value is None:
-            value = _peft_alpha(target, down.shape[0], config, prefix)
-        delta = Delta(key, part, parts, up.flatten(1), down.flatten(1), float(value))
+            value = _from_config(name, _peft_alpha, target, down.shape[0], config, prefix)
+        delta = Delta(key, part, parts, up, down, float(value))
         deltas.append(delta)
         if "up_bias" in tensors:
             diffs.append(Diff(_bias(key), part, parts, tensors["up_bias"].float() * delta.scale))
@@ -290,6 +299,22 @@ def _is_ours(key: str, prefixes: set[str]) -> bool:
     return any(rest.startswith(tuple(f"{head}{end}" for head in _HEADS for end in "._")) for rest in rests)
 
 
+def _matrix(tensor: Tensor, what: str) -> Tensor:
+    """A matrix, or the kernel of a convolution as one. Quantised numbers are none."""
+    if tensor.ndim < 2 or not tensor.numel() or not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{what} is {list(tensor.shape)} of {tensor.dtype}; 16- or 32-bit matrices are wanted: take another copy"
+        )
+    return tensor.flatten(1)
+
+
+def _single(tensor: Tensor, what: str) -> float:
+    value = tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else math.nan
+    if not math.isfinite(value):
+        raise CheckpointError(f"{what} is no finite number: take another copy, or give alpha")
+    return float(value)
+
+
 def _target(stem: str) -> tuple[str, str]:
     """(module name in the authors' or diffusers' way, whatever stands before it). KeyError if it is none of PixArt's.
 
@@ -338,13 +363,37 @@ def _peft_alpha(module: str, rank: int, config: Mapping[str, Any], prefix: str) 
     """Alpha of a module that carries none itself; with rank-stabilised LoRA, the alpha that gives the same scale."""
     if not config:
         return PEFT_DEFAULT_ALPHA if _PEFT in prefix else float(rank)
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", PEFT_DEFAULT_ALPHA))
+    alpha = field(config, "lora_alpha", float, PEFT_DEFAULT_ALPHA, -1e6, 1e6)
+    alpha = _by_pattern(config, "alpha_pattern", module, alpha)
     return alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """PEFT's rule: a pattern is the end of a module's name, and the first that fits counts."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
+def _by_pattern(config: Mapping[str, Any], name: str, module: str, default: Any) -> Any:
+    """PEFT's rule: a pattern is the end of a module's name, and the first that fits counts.
+
+    Raises:
+        ValueError: if one is no pattern, its value no number, or it repeats so much that a search could take for ever.
+    """
+    patterns = config.get(name) or {}
+    check(name, patterns, dict)
+    for pattern in patterns:
+        if len(pattern) > 200 or len(re.findall(r"[*+{?]", pattern)) > 3 or re.search(r"\)[*+{?]", pattern):
+            raise ValueError(f"{name} has {reprlib.repr(pattern)}, which is too involved for a module's name")
+        try:
+            fits = re.match(rf"(.*\.)?({pattern})$", module)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{name} has {reprlib.repr(pattern)}, which is no pattern: {error}") from error
+        if fits:
+            return field(patterns, pattern, float, low=-1e6, high=1e6)
+    return default
+
+
+def _from_config(name: str, read: Callable, *arguments: Any) -> Any:
+    """What `read` makes of PEFT's configuration; of a wrong value the LoRA is named."""
+    try:
+        return read(*arguments)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error} in adapter_config.json or the file's metadata") from error
 
 
 def _fits(config: Mapping[str, Any], file: WeightFile) -> bool:
@@ -352,7 +401,7 @@ def _fits(config: Mapping[str, Any], file: WeightFile) -> bool:
     for key, info in file.tensors.items():
         match = _ROLE.fullmatch(key)
         if match and match["down"] and info.shape:
-            rank = _by_pattern(config.get("rank_pattern"), match["stem"], config.get("r", info.shape[0]))
+            rank = _by_pattern(config, "rank_pattern", match["stem"], config.get("r", info.shape[0]))
             if rank != info.shape[0]:
                 return False
     return True
@@ -361,7 +410,8 @@ def _fits(config: Mapping[str, Any], file: WeightFile) -> bool:
 def _adapter_metadata(file: WeightFile) -> dict[str, Any]:
     """PEFT's configuration as diffusers' save functions put it into the file, each key behind `transformer.`."""
     try:
-        values = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
+        values = parse_json(file.metadata.get("lora_adapter_metadata", "{}"))
+        check("it", values, dict)
     except ValueError as error:
         raise CheckpointError(f"{file.path}: its metadata key lora_adapter_metadata is not JSON: {error}") from error
     ours = [key for key in values if key.startswith("transformer.")] or list(values)  # not the text encoder's

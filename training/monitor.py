@@ -19,7 +19,8 @@ from .run_dir import RunDir, RunDirError
 from .status import duration
 
 _STATUS_SECONDS = 0.5
-_OF_A_PROCESS = ("state", "pid", "time", "memory", "message", "notice")
+_WAITING_SECONDS = 5.0
+_OF_A_PROCESS = ("state", "pid", "time", "memory", "message", "waiting", "notice")
 """Parts of a status that the next process of the run does not take over."""
 
 
@@ -113,9 +114,19 @@ class Monitor:
         """Write the status now; `values` stay in it."""
         self._state = state
         self.status |= values
+        if state not in ("preparing", "running"):
+            self.status.pop("waiting", None)
         if not self.silent:
             self._written = time.monotonic()
             self.run.write_status(state, **self.status, memory=self._memory())
+
+    def waiting(self, text: str) -> None:
+        """Show what is waited for, empty when that is over."""
+        now = time.monotonic()
+        if bool(text) == ("waiting" in self.status) and now - self._written < _WAITING_SECONDS:
+            return
+        self.status.pop("waiting", None)
+        self.say_state(self._state, **({"waiting": text} if text else {}))
 
     def picture(self, step: int, grid: Image.Image, prompts: list[str]) -> None:
         """Keep a grid of samples."""

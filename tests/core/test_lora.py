@@ -324,6 +324,47 @@ def test_nan_in_a_lora_file(tmp_path, value):
         load_lora(tmp_path / "nan.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int64])
+def test_quantised_matrices_are_no_numbers(dtype):
+    state = stem_state("proj_out")
+    name = next(name for name in state if "lora_A" in name)
+    with pytest.raises(CheckpointError, match=rf"^x: the down matrix of proj_out .* of {dtype}; 16- or 32-bit"):
+        parse_lora(state | {name: state[name].to(dtype)}, name="x")
+
+
+@pytest.mark.parametrize("matrix", [torch.tensor(1.0), torch.ones(4), torch.empty(0, 48)])
+def test_matrices_that_are_none(matrix):
+    state = stem_state("proj_out")
+    name = next(name for name in state if "lora_A" in name)
+    with pytest.raises(CheckpointError, match="^x: the down matrix of proj_out"):
+        parse_lora(state | {name: matrix}, name="x")
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(float("nan")), torch.ones(2), torch.empty(0), torch.tensor(1j)])
+def test_an_alpha_that_is_no_number(alpha):
+    with pytest.raises(CheckpointError, match="proj_out.alpha is no finite number"):
+        parse_lora(stem_state("proj_out") | {"proj_out.alpha": alpha}, name="x")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"lora_alpha": [8]},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": 10**400},
+        {"alpha_pattern": ["to_q"]},
+        {"alpha_pattern": {"to_q": "8"}},
+        {"alpha_pattern": {"(a+)+$": 8}},
+        {"alpha_pattern": {".*" * 50: 8}},
+        {"alpha_pattern": {"(": 8}},
+    ],
+    ids=lambda config: str(config)[:40],
+)
+def test_an_adapter_config_that_is_wrong(config):
+    with pytest.raises(CheckpointError, match="^x: .*(lora_alpha|alpha_pattern|to_q)"):
+        parse_lora(stem_state("transformer.transformer_blocks.0.attn1.to_q"), "x", None, config)
+
+
 def test_model_given_to_the_lora_loader(tmp_path):
     path = pc.save_pixart(random_model(), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="is not a LoRA but a PixArt transformer"):

@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..launcher import alone
+
 WINDOWS = sys.platform == "win32"
 _WAY = 5
 """Levels of priority by which a job gives way."""
@@ -76,7 +78,7 @@ def environment(device: str) -> dict[str, str]:
         device: as in `Job.device`: its number is the machine's.
     """
     kind, _, number = device.partition(":")
-    values = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    values = {key: value for key, value in alone(os.environ).items() if key != "PYTHONPATH"}
     values["PYTHONIOENCODING"] = "utf-8"
     if kind == "cpu":
         values |= {"ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
