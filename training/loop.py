@@ -33,8 +33,11 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the last good checkpoint is kept."""
 
 
-def train(command: str, config: TrainConfig) -> None:
+def train(command: str, config: TrainConfig, private: str = "") -> None:
     """Run, or resume, until config.steps; ends early, saved, on SIGTERM, Ctrl-C or the request `stop`.
+
+    Args:
+        private: folder for status and requests, see `RunDir`.
 
     Raises:
         TrainingError: if the loss explodes, memory or disk run out, a package is missing, or another process of the run
@@ -42,7 +45,7 @@ def train(command: str, config: TrainConfig) -> None:
         RunDirError, CheckpointError, DataError, ConfigError, DiskError: if it cannot begin.
     """
     accelerator = connect(config)
-    run = RunDir(config.run)
+    run = RunDir(config.run, private)
     monitor = Monitor(run, config, accelerator.device, silent=not accelerator.is_main_process)
     with contextlib.ExitStack() as held:
         says = "saving and stopping after this step" if accelerator.is_main_process else ""

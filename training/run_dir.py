@@ -10,6 +10,10 @@ tensorboard/     event files
 log.txt          the lines that the console shows
 control/         empty files `stop`, `save`, `sample`: requests, which the run deletes when it takes them
 lock             held by the one process that trains here
+
+Where others may write into the run folder, as into ComfyUI's output folder, a run is given a second, private folder:
+status.json and control/ are read there, and status.json is written to both. Nothing in the run folder then says whether
+the run goes on, and with what.
 """
 
 from __future__ import annotations
@@ -22,10 +26,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-if os.name == "nt":
-    import msvcrt
-else:
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
 
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
@@ -55,15 +60,19 @@ class RunDir:
 
     Args:
         path: the folder, which need not exist.
+        private: folder for status and requests, if others may write into `path`. Who keeps it also keeps the settings,
+            so that config.json is only written, for people and for `export`.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, private: str | Path = ""):
         self.path = Path(path)
+        self.is_private = bool(private)
+        self._desk = Path(private) if private else self.path
 
     def create(self) -> RunDir:
         """Make the folder and its parts; those that exist stay as they are."""
         for name in _FOLDERS:
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+            (self._place(name) / name).mkdir(parents=True, exist_ok=True)
         return self
 
     @contextlib.contextmanager
@@ -76,7 +85,7 @@ class RunDir:
         Raises:
             RunDirError: if another process trains here.
         """
-        with open(self.path / "lock", "a+") as file:
+        with open(self.path / "lock", "a+", encoding="utf-8") as file:
             deadline = time.monotonic() + patience
             while not try_lock(file):
                 if time.monotonic() > deadline:
@@ -97,7 +106,7 @@ class RunDir:
     def is_running(self) -> bool:
         """Whether a live process trains here, whatever its last status says."""
         try:
-            with open(self.path / "lock", "r+") as file:
+            with open(self.path / "lock", "r+", encoding="utf-8") as file:
                 return not try_lock(file)
         except FileNotFoundError:
             return False
@@ -105,12 +114,13 @@ class RunDir:
     def check_config(self, command: str, config: dict[str, Any]) -> None:
         """Whether these settings may begin or resume here: a resumed run is the same command on the same base and data.
 
-        A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose.
+        A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose. One whose settings are
+        kept elsewhere is what these say.
 
         Raises:
             RunDirError: if the folder holds another run.
         """
-        if not self.checkpoints():
+        if self.is_private or not self.checkpoints():
             return
         earlier = self.read_config()
         differing = [
@@ -141,7 +151,11 @@ class RunDir:
 
     def write_status(self, state: str, **values: Any) -> None:
         """Replace the status. `values` are those of `training/monitor.py`: step, steps, loss, message, …"""
-        _write(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **values})
+        status = {"state": state, "pid": os.getpid(), "time": time.time(), **values}
+        _write(self._desk / "status.json", status)
+        if self.is_private:
+            with contextlib.suppress(OSError):  # whatever lies there instead: this one is for people
+                _write(self.path / "status.json", status)
 
     def read_status(self) -> dict[str, Any]:
         """The last status. After a `kill -9` it still says "running": `is_running` knows better.
@@ -187,17 +201,18 @@ class RunDir:
         """
         if name not in REQUESTS:
             raise ValueError(f"no request {name!r}: choose one of {', '.join(REQUESTS)}")
-        self.read_config()
-        (self.path / "control").mkdir(exist_ok=True)
-        (self.path / "control" / name).touch()
+        if not self.is_private:
+            self.read_config()
+        (self._desk / "control").mkdir(exist_ok=True)
+        (self._desk / "control" / name).touch()
 
     def requests(self) -> list[str]:
         """What was asked for and not yet taken."""
-        return [name for name in REQUESTS if (self.path / "control" / name).exists()]
+        return [name for name in REQUESTS if (self._desk / "control" / name).exists()]
 
     def take(self, name: str) -> None:
         """Delete a request, because it is being done."""
-        (self.path / "control" / name).unlink(missing_ok=True)
+        (self._desk / "control" / name).unlink(missing_ok=True)
 
     def checkpoint(self, step: int) -> Path:
         """File of the checkpoint after `step` steps."""
@@ -217,17 +232,21 @@ class RunDir:
 
     def remove_leftovers(self) -> None:
         """Delete half-written files of a process that was killed; call it while holding the lock."""
-        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
+        for folder in (self.path, self._desk, *(self._place(name) / name for name in _FOLDERS)):
             for file in folder.glob("*.tmp"):
                 file.unlink()
 
+    def _place(self, name: str) -> Path:
+        """The folder that one of `_FOLDERS`, or status.json, is in."""
+        return self._desk if name in ("control", "status.json") else self.path
+
     def _read(self, name: str) -> dict[str, Any]:
-        file = self.path / name
+        file = self._place(name) / name
         try:
             return json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
         except FileNotFoundError as error:
             raise RunDirError(f"{self.path} holds no run: there is no {name}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunDirError(f"{file} is damaged ({error}): delete it") from error
 
 
@@ -248,7 +267,7 @@ def _write(file: Path, values: dict[str, Any]) -> None:
 def try_lock(file: IO[str]) -> bool:
     """Take a file's lock if it is free; whether it was."""
     try:
-        if os.name == "nt":
+        if fcntl is None:
             file.seek(_LOCK_OFFSET)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:

@@ -72,7 +72,7 @@ def _queued(settings: dict[str, Any], name: str, stamp: str) -> Job:
     job = queue.same("prepare", settings, name)
     if job is None:
         job = queue.create("prepare", settings, name, jobs.device(), stamp=stamp)
-    elif job.state == "failed" or job.state == "done" and (job.stamp != stamp or not queue.results(job)):
+    elif job.state == "failed" or job.state == "done" and (job.stamp != stamp or not queue.result(job)):
         job = queue.again(job.id, stamp)
     jobs.watcher().wake()
     return job
