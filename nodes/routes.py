@@ -28,7 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from aiohttp import ClientPayloadError, web
 from comfy.cli_args import args
@@ -126,7 +126,7 @@ def _sample(path: dict, query: dict, body: Any) -> web.Response:
 
 
 def _log(path: dict, query: dict, body: Any) -> Any:
-    job = _job(path)
+    job, count = _job(path), _whole(query, "lines", 200, 1, 2000)
     try:
         with jobs.queue().log_file(job).open("rb") as file:
             size = file.seek(0, 2)
@@ -136,7 +136,7 @@ def _log(path: dict, query: dict, body: Any) -> Any:
         return {"text": ""}
     text = text if size <= _LOG_LIMIT else text.partition("\n")[2]
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    return {"text": plain_text("\n".join(lines[-_whole(query, "lines", 200, 1, 2000) :]))}
+    return {"text": plain_text("\n".join(lines[-count:]))}
 
 
 def _create(path: dict, query: dict, body: Any) -> Any:
@@ -170,6 +170,7 @@ def _handler(work: Callable[[dict, dict, Any], Any], changes: bool = False) -> C
     async def handle(request: web.Request) -> web.Response:
         try:
             _check_host(request)
+            _check_encoding(request)
             body = await _body(request) if changes else None
             answer = asyncio.get_running_loop().run_in_executor(
                 _threads(), _answer, work, dict(request.match_info), dict(request.query), body
@@ -244,6 +245,13 @@ async def _bytes(request: web.Request) -> bytes:
         log.warning("a request for a training broke off: %s %.200s", type(error).__name__, error)
         raise Refused(400, "the request broke off") from None
     return data
+
+
+def _check_encoding(request: web.Request) -> None:
+    try:
+        unquote_to_bytes(request.raw_path.encode("utf-8", "surrogateescape")).decode()
+    except ValueError as error:
+        raise Refused(400, f"the address is not UTF-8: {error}") from None
 
 
 def _refuse_constant(name: str) -> None:
