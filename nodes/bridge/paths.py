@@ -84,26 +84,28 @@ def checked_settings(command: str, settings: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def check_start(command: str, settings: dict[str, Any]) -> None:
-    """Whether a job may be started: every path that it reads is absolute and, links followed, in an allowed folder.
+def check_start(command: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a job that is to be started, with what it may read as it is now.
 
     Args:
         settings: all of them, the places where it writes chosen by the queue.
 
     Raises:
-        PathError: if it may not.
+        PathError: unless every path that it reads is absolute and, links followed, in an allowed folder.
     """
-    named = [(name, value) for name, value in _named_files(command, settings) if name not in _OWN]
-    if command == "prepare":
-        if not settings["only_inside"]:
-            raise PathError("only_inside is empty: pictures and captions could be read from anywhere")
-        named += [("only_inside", folder) for folder in settings["only_inside"]]
-    for name, value in named:
-        if not os.path.isabs(value) or not _on_known_drive(value) or not is_allowed(value):
+    for name, value in _named_files(command, settings):
+        inside = os.path.isabs(value) and _on_known_drive(value) and is_allowed(value)
+        if name not in _OWN and not inside:
             raise PathError(
                 f"{name} is {value[:200]!r}, which is not, links followed, in a folder that trainings may read "
                 f"({ROOTS_VARIABLE} lists more)"
             )
+    return settings | ({"only_inside": leave()} if command == "prepare" else {})
+
+
+def leave() -> list[str]:
+    """The setting `only_inside` of a `prepare` that is asked for from a browser."""
+    return [str(root) for root in allowed_roots()]
 
 
 def _named_files(command: str, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -61,6 +61,11 @@ def end_trainings(server) -> None:
     until(lambda: not any("kill" in job["actions"] for job in jobs(server)))
 
 
+def run_folder(server, job_id: str) -> Path:
+    """Where a job makes what it makes."""
+    return server.base / "output" / "pixart_delta" / "training" / job_id
+
+
 def record(folder: Path) -> Path:
     """Where the server keeps what a job is, of its run folder in output/pixart_delta/training."""
     return folder.parents[3] / "user" / "__pixart_delta" / "jobs" / folder.name

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes.panel import job, jobs, keep, open_job, open_panel, record, state_of, until
+from tests.nodes.panel import job, jobs, keep, open_job, open_panel, record, run_folder, state_of, until
 from tools.workflow_api import find_node, load_workflow, to_api
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,7 @@ def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(panel
     panel.reload()
     open_panel(panel)
     state_of(panel, lcd, "running")
-    kept = record(panel_server.base / "output" / "pixart_delta" / "training" / lcd) / "job.json"
+    kept = record(run_folder(panel_server, lcd)) / "job.json"
     pid = json.loads(kept.read_text())["pid"]
     panel_server.process.kill()
     panel_server.process.wait()

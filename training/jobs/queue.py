@@ -35,7 +35,7 @@ class Queue(Store):
         self,
         root: str | Path,
         records: str | Path,
-        check: Callable[[str, dict[str, Any]], None] | None = None,
+        check: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
         python: str = sys.executable,
     ):
         super().__init__(root, records, check)

@@ -34,12 +34,15 @@ class Store:
     Args:
         root: folder of the run folders; made with the first job.
         records: folder of the records, which only we write; made with the first job.
-        check: raises ValueError on a command and its settings that may not be started here: called before every start,
-            because what a path leads to may be another thing than when the job was made.
+        check: the settings of a command as they may be started here, or ValueError: called before every start, because
+            what a path leads to may be another thing than when the job was made.
     """
 
     def __init__(
-        self, root: str | Path, records: str | Path, check: Callable[[str, dict[str, Any]], None] | None = None
+        self,
+        root: str | Path,
+        records: str | Path,
+        check: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
     ):
         self.root, self.records, self._check = Path(root), Path(records), check
         self._cache: dict[str, tuple[tuple, Job]] = {}
@@ -99,9 +102,7 @@ class Store:
         if job.command not in QUEUED:
             raise ConfigError(f"no job is a {job.command!r}: {', '.join(QUEUED)}")
         settings = make_config(job.command, {**job.settings, **self.own(job.command, job.id)}).to_dict()
-        if self._check is not None:
-            self._check(job.command, settings)
-        return settings
+        return settings if self._check is None else self._check(job.command, settings)
 
     def own(self, command: str, job_id: str) -> dict[str, str]:
         """The settings that say where a job writes."""
