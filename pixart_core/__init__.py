@@ -31,6 +31,7 @@ _HOME = {
     "load_hed": "hed",
     "detect": "hed",
     "Pipeline": "pipeline",
+    "Hint": "pipeline",
     "memory_plan": "memory",
 }
 

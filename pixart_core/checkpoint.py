@@ -49,7 +49,10 @@ def _problems(
 
 
 def _require(path: Path, shapes: Mapping[str, tuple[int, ...]], config: PixArtConfig, copy_blocks_num: int = 0) -> None:
-    problems = _problems(shapes, _expected(config, copy_blocks_num), _OPTIONAL)
+    if (copy_blocks_num or config.depth) > len(shapes):  # before a block is built of what is only claimed
+        problems = [f"it has only {len(shapes)} tensors"]
+    else:
+        problems = _problems(shapes, _expected(config, copy_blocks_num), _OPTIONAL)
     if problems:
         what = f"ControlNet of {copy_blocks_num} blocks" if copy_blocks_num else "transformer"
         raise CheckpointError(
@@ -95,21 +98,19 @@ def read_pixart(
     if config is None:
         raise _needs_config(file.path, "load_pixart(path, config=PixArtConfig(…))")
     _require(file.path, base.shapes, config)
-    state = file.assemble(base.plan, dtype or _common_dtype(file, base), device)
+    state = file.assemble(base.plan, _dtype(file, base, dtype), device)
     if "pos_embed" not in state:
         state["pos_embed"] = position_buffer(config).to(state["x_embedder.proj.weight"])
     return config, state
 
 
-def _common_dtype(file: WeightFile, section: Section) -> torch.dtype | None:
-    """None where a section has one type that can be computed with, else the type to cast it to."""
-    found = {file.tensors[name].dtype for names in section.plan.values() for name in names}
-    unknown = [dtype for dtype in found if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point]
-    if unknown:
-        raise CheckpointError(
-            f"{file.path} holds weights quantised to {unknown[0]}: load it with ComfyUI's own "
-            "loader, or take a 16- or 32-bit version"
-        )
+def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> torch.dtype | None:
+    """What to cast a section to: what was asked for; None where it has one type that can be computed with."""
+    names = [name for names in section.plan.values() for name in names]
+    file.require_numbers(names)
+    if asked:
+        return asked
+    found = {file.tensors[name].dtype for name in names}
     widest = max(found, key=lambda dtype: dtype.itemsize)
     if widest.itemsize == 1:
         return torch.bfloat16
@@ -178,7 +179,10 @@ def save_pixart(
     folder = Path(path)
     if folder.suffix == ".safetensors":
         raise CheckpointError(f"the diffusers layout is a folder, got the file name {folder}")
-    description = config_to_diffusers(config)
+    try:
+        description = config_to_diffusers(config)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     _save_sharded(authors_to_diffusers(state), folder, header, max_shard_size)
     save_json(description, folder / "config.json")
@@ -239,7 +243,7 @@ def read_controlnet(
         raise _needs_config(file.path, "load_controlnet(path, config=…) the configuration of the base model")
     _require_copies(file.path, config, control.copies, info.wiring)
     _require(file.path, control.shapes, config, control.copies)
-    state = file.assemble(control.plan, dtype or _common_dtype(file, control), device)
+    state = file.assemble(control.plan, _dtype(file, control, dtype), device)
     return config, control.copies, info.wiring, state
 
 

@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from .errors import check
+
+MAX_BASE_SIZE = 256
+"""Patches a side of the position table, which is made where a file lacks it: 4096 px with patches of 2."""
+_BOUNDS: dict[str, tuple[type, float | None, float | None]] = {
+    # Far above any model, and far below what takes minutes or gigabytes to build.
+    "input_size": (int, 1, 16_384),
+    "hidden_size": (int, 1, 65_536),
+    "depth": (int, 1, 1024),
+    "num_heads": (int, 1, 65_536),
+    "caption_channels": (int, 1, 65_536),
+    "model_max_length": (int, 1, 65_536),
+    "interpolation_scale": (float, 1e-3, 1e3),
+    "micro_condition": (bool, None, None),
+    "patch_size": (int, 1, 64),
+    "in_channels": (int, 1, 4096),
+    "mlp_ratio": (float, 1e-3, 1e3),
+    "learn_sigma": (bool, None, None),
+}
 
 
 @dataclass(frozen=True)
@@ -36,18 +57,8 @@ class PixArtConfig:
     """Whether the output also carries the variance half (twice in_channels)."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "input_size",
-            "hidden_size",
-            "depth",
-            "num_heads",
-            "caption_channels",
-            "model_max_length",
-            "patch_size",
-            "in_channels",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, (kind, low, high) in _BOUNDS.items():
+            check(name, getattr(self, name), kind, low, high)
         if self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.hidden_size % 4:
@@ -56,6 +67,8 @@ class PixArtConfig:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 3, which the micro-conditions need")
         if self.input_size % self.patch_size:
             raise ValueError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
+
+        check("input_size / patch_size", self.base_size, int, high=MAX_BASE_SIZE)
 
     @property
     def out_channels(self) -> int:
@@ -73,8 +86,10 @@ class PixArtConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PixArtConfig:
-        """The inverse of `to_dict`; raises ValueError on a key that is not a field."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        """The inverse of `to_dict`; raises ValueError on a key that is not a field, or a value out of bounds."""
+        if not isinstance(values, dict):
+            raise ValueError(f"a PixArt configuration is an object of named values, got {reprlib.repr(values)}")
+        unknown = sorted(set(map(str, values)) - {field.name for field in fields(cls)})
         if unknown:
             raise ValueError(f"unknown PixArt configuration keys: {', '.join(unknown)}")
         return cls(**values)

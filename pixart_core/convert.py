@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import PixArtConfig
+from .errors import field
 from .functional import position_embedding
 
 TOP_NAMES = {
@@ -207,17 +208,18 @@ def config_from_diffusers(values: Mapping[str, Any]) -> PixArtConfig:
     )
     if not is_pixart or values.get("caption_channels") is None:
         raise ValueError(f"config.json describes a {name}, not a PixArt transformer")
-    sample_size = values.get("sample_size", 128)
+    sample_size = field(values, "sample_size", int, 128, low=1)
     micro_condition, scale = values.get("use_additional_conditions"), values.get("interpolation_scale")
-    in_channels = values.get("in_channels", 4)
+    in_channels = field(values, "in_channels", int, 4)
     out_channels = values.get("out_channels", 8)
+    heads = field(values, "num_attention_heads", int, 16)
     return PixArtConfig(
         input_size=sample_size,
-        hidden_size=values.get("num_attention_heads", 16) * values.get("attention_head_dim", 72),
+        hidden_size=heads * field(values, "attention_head_dim", int, 72),
         depth=values.get("num_layers", 28),
-        num_heads=values.get("num_attention_heads", 16),
+        num_heads=heads,
         caption_channels=values["caption_channels"],
-        interpolation_scale=float(max(sample_size // 64, 1) if scale is None else scale),
+        interpolation_scale=float(max(sample_size // 64, 1)) if scale is None else scale,
         micro_condition=sample_size == 128 if micro_condition is None else micro_condition,
         patch_size=values.get("patch_size", 2),
         in_channels=in_channels,

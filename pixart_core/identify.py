@@ -6,9 +6,9 @@ that we write, from diffusers' config.json, or from the released shapes; if none
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ import torch
 from .config import PIXART_256, PIXART_512, PIXART_1024_MS, PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
 from .convert import config_from_diffusers, diffusers_sources, summary
-from .weightfile import CheckpointError, TensorInfo, WeightFile, open_weights
+from .textfile import parse_json
+from .weightfile import CheckpointError, WeightFile, open_weights
 
 METADATA_KEY = "pixart_delta"
 """Of safetensors files: JSON with `kind`, `config` and whatever else the maker wanted to say."""
@@ -191,7 +192,7 @@ def identify(file: WeightFile) -> FileInfo:
             info,
             kind="controlnet",
             layout=control.layout,
-            config=_control_config(control, metadata),
+            config=_control_config(file, control, metadata),
             copy_blocks_num=control.copies,
             wiring=_wiring(file, control),
         )
@@ -207,6 +208,11 @@ class Section:
     """Authors' name -> the stored names whose rows make it."""
     shapes: dict[str, tuple[int, ...]]
 
+    def size(self, name: str, axis: int, default: int = 0) -> int:
+        """Of a tensor along an axis; the default where there is no such tensor or axis."""
+        shape = self.shapes.get(name, ())
+        return shape[axis] if axis < len(shape) else default
+
     @property
     def copies(self) -> int:
         return count_blocks(self.plan, "controlnet.")
@@ -215,7 +221,8 @@ class Section:
 def count_blocks(names: Iterable[str], prefix: str) -> int:
     """One more than the highest block number behind a prefix."""
     indices = {name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)}
-    return 1 + max((int(index) for index in indices if index.isdecimal()), default=-1)
+    # No model has 10⁹ blocks, and Python refuses to read longer numbers.
+    return 1 + max((int(index) for index in indices if index.isdecimal() and len(index) < 10), default=-1)
 
 
 def _section(file: WeightFile, prefix: str, names: Iterable[str], layout: str) -> Section:
@@ -229,15 +236,16 @@ def _section(file: WeightFile, prefix: str, names: Iterable[str], layout: str) -
     else:
         sources = {name: (name,) for name in stripped}
     plan = {target: tuple(stripped[name] for name in parts) for target, parts in sources.items()}
-    return Section(
-        layout, plan, {target: _fused_shape([file.tensors[name] for name in parts]) for target, parts in plan.items()}
-    )
+    return Section(layout, plan, {target: _fused_shape(file, parts) for target, parts in plan.items()})
 
 
-def _fused_shape(parts: list[TensorInfo]) -> tuple[int, ...]:
+def _fused_shape(file: WeightFile, parts: tuple[str, ...]) -> tuple[int, ...]:
+    shapes = [file.tensors[name].shape for name in parts]
     if len(parts) == 1:
-        return parts[0].shape
-    return (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        return shapes[0]
+    if not all(shapes) or len({shape[1:] for shape in shapes}) > 1:
+        raise CheckpointError(f"{file.path}: {summary(parts)} are of shapes that do not make one matrix")
+    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
 
 def sections(file: WeightFile) -> tuple[Section | None, Section | None]:
@@ -278,7 +286,7 @@ def control_section(file: WeightFile) -> Section | None:
 def own_metadata(file: WeightFile) -> dict[str, Any]:
     """What a file of this project says of itself; {} for all others."""
     try:
-        values = json.loads(file.metadata.get(METADATA_KEY, "{}"))
+        values = parse_json(file.metadata.get(METADATA_KEY, "{}"))
     except ValueError as error:
         raise CheckpointError(f"{file.path}: its metadata key {METADATA_KEY} is not valid JSON: {error}") from error
     return values if isinstance(values, dict) else {}
@@ -286,52 +294,59 @@ def own_metadata(file: WeightFile) -> dict[str, Any]:
 
 def _is_sigma(file: WeightFile, base: Section) -> bool:
     """PixArt-Σ has PixArt-α's tensors, but 300 caption tokens; in diffusers' layout only the files beside it tell."""
-    length = base.shapes.get("y_embedder.y_embedding", (0,))[0]
-    pipeline = file.configs.get("model_index.json", {}).get("_class_name", "")
+    length = base.size("y_embedder.y_embedding", 0)
+    pipeline = str(file.configs.get("model_index.json", {}).get("_class_name", ""))
     sample_size = file.configs.get("config.json", {}).get("sample_size", 0)
+    large = isinstance(sample_size, int) and sample_size >= 128
     compressed = any(".attn.sr." in name for name in base.plan)  # key/value compression of the 2K model
     unconditioned = "csize_embedder.mlp.0.weight" not in base.plan
-    return length == 300 or "Sigma" in pipeline or compressed or (unconditioned and sample_size >= 128)
+    return length == 300 or "Sigma" in pipeline or compressed or (unconditioned and large)
 
 
 def _config(file: WeightFile, base: Section, metadata: Mapping[str, Any]) -> PixArtConfig | None:
     """Our metadata, diffusers' config.json, or the released shapes; None if none of them speaks."""
-    try:
-        if "config" in metadata:
-            return PixArtConfig.from_dict(metadata["config"])
-        if base.layout == "diffusers" and "config.json" in file.configs:
-            config = config_from_diffusers(file.configs["config.json"])
-            length = base.shapes.get("y_embedder.y_embedding", (config.model_max_length,))[0]
-            return replace(config, model_max_length=length)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{file.path}: {error}") from error
+    if "config" in metadata:
+        return _described(file, PixArtConfig.from_dict, metadata["config"])
+    if base.layout == "diffusers" and "config.json" in file.configs:
+        config = _described(file, config_from_diffusers, file.configs["config.json"])
+        length = base.size("y_embedder.y_embedding", 0)
+        return _described(
+            file, lambda values: replace(config, **values), {"model_max_length": length} if length else {}
+        )
     return next((config for config in (PIXART_1024_MS, PIXART_512, PIXART_256) if _is_released(base, config)), None)
+
+
+def _described(file: WeightFile, read: Callable[[dict], PixArtConfig], values: Any) -> PixArtConfig:
+    try:
+        return read(values)
+    except ValueError as error:
+        raise CheckpointError(f"{file.path}: {error}") from error
 
 
 def _is_released(base: Section, config: PixArtConfig) -> bool:
     """Whether a file is of this released shape: by width, depth, micro-conditions and the size of its position grid."""
-    grid = base.shapes.get("pos_embed", (1, 64**2) if config.micro_condition else (1, 0))  # only one has the former
+    grid = base.size("pos_embed", 1, 64**2 if config.micro_condition else 0)  # only one has the former
     return (
-        base.shapes["x_embedder.proj.weight"][0] == config.hidden_size
+        base.size("x_embedder.proj.weight", 0) == config.hidden_size
         and count_blocks(base.plan, "blocks.") == config.depth
-        and grid[1] == config.base_size**2
+        and grid == config.base_size**2
         and ("csize_embedder.mlp.0.weight" in base.plan) == config.micro_condition
     )
 
 
-def _control_config(control: Section, metadata: Mapping[str, Any]) -> PixArtConfig | None:
+def _control_config(file: WeightFile, control: Section, metadata: Mapping[str, Any]) -> PixArtConfig | None:
     if "config" in metadata:
-        return PixArtConfig.from_dict(metadata["config"])
-    hidden = control.shapes["controlnet.0.copied_block.scale_shift_table"][-1]
+        return _described(file, PixArtConfig.from_dict, metadata["config"])
+    hidden = control.size("controlnet.0.copied_block.scale_shift_table", 1)
     return PIXART_1024_MS if hidden == _RELEASED_CONTROL else None
 
 
 def _wiring(file: WeightFile, control: Section | None) -> str:
     """Released files are ControlNet-Transformers; ours say what they are, as the names would not tell."""
     wiring = own_metadata(file).get("wiring", ControlNetTransformer.wiring) if control else ""
-    if control and wiring not in WIRINGS:
+    if control and wiring not in tuple(WIRINGS):
         raise CheckpointError(
-            f"{file.path} holds a ControlNet of unknown wiring {wiring!r}; known are "
+            f"{file.path} holds a ControlNet of unknown wiring {reprlib.repr(wiring)}; known are "
             f"{', '.join(WIRINGS)}: update PixArt-δ"
         )
     return wiring

@@ -15,22 +15,43 @@ from torch import Tensor
 from .checkpoint import load_controlnet, load_pixart
 from .controlnet import ControlNetTransformer, hint_rgb
 from .functional import preferred_dtype
-from .lcm import ModelFn, lcm_timesteps, sample_lcm
 from .memory import MemoryPlan, TextShape, VaeShape, memory_plan
 from .model import PixArt
 from .resolution import nearest_bin, resize_and_crop
-from .schedule import BETA_END, BETA_START, NUM_TIMESTEPS
+from .sampling import GUIDANCE, Callback, guided, plan_steps, sample
 from .text import TextEncoder
 from .vae import FACTOR, decode, encode, load_vae, to_pil
 from .weightfile import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-SAMPLERS = ("lcm", "dpm")
-_STEPS = {"lcm": 4, "dpm": 14}
-_GUIDANCE = {"lcm": 1.0, "dpm": 4.5}
 
-Callback = Callable[[int, Tensor], None]
+@dataclass(frozen=True)
+class Hint:
+    """What a ControlNet follows, how strongly, and in which part of the sampling.
+
+    Args:
+        image: edge map: a PIL image, pictures (B, H, W, 3) in 0 … 1 (or 1 or 4 channels, see `hint_rgb`), or their
+            scaled latent (B, 4, h, w).
+        strength: factor of the ControlNet's residuals; 0 is as without a hint.
+        start, end: part of the sampling that is controlled, 0 … 1, counted as ComfyUI does: timesteps from
+            999·(1 − start) down to 999·(1 − end).
+
+    Raises:
+        ValueError: on a start and end that are not 0 … 1 in this order.
+    """
+
+    image: Any
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self):
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"a hint's start and end are 0 … 1 in this order, got {self.start:g} and {self.end:g}")
+
+    def covers(self, timestep: float) -> bool:
+        return (self.start, self.end) == (0, 1) or 999 * (1 - self.end) <= timestep <= 999 * (1 - self.start)
 
 
 class Pipeline:
@@ -129,70 +150,27 @@ class Pipeline:
         prompt: str | Sequence[str],
         steps: int | None = None,
         seed: int = 0,
+        *,
         width: int | None = None,
         height: int | None = None,
-        grid: str = "diffusers",
-        negative_prompt: str = "",
-        guidance: float | None = None,
-        sampler: str = "lcm",
-        hint=None,
-        batch: int = 1,
-        callback: Callback | None = None,
         use_bins: bool = False,
-        clean_caption: bool = False,
-        hint_strength: float = 1.0,
-        hint_start: float = 0.0,
-        hint_end: float = 1.0,
+        **options: Any,
     ) -> list[Any]:
         """Make pictures.
 
         Args:
-            prompt: one, or several for one picture each.
-            steps: 1 … 8 with "lcm" (None = 4), any number with "dpm" (None = 14).
-            seed: of the noise. One generator on the CPU draws the starting noise of the whole batch, then that of every
-                LCM step but the last; so the same seed gives the same picture everywhere.
-            width, height: in px, multiples of 8; None = the model's own size.
-            grid: LCM timesteps, see `lcm_timesteps`.
-            negative_prompt: what guidance leads away from; "" takes the learned null caption if the model has one.
-            guidance: None = off for "lcm" (it is distilled into the model), 4.5 for "dpm"; 0 and 1 are off.
-            sampler: "lcm" for PixArt-δ, "dpm" (DPM-Solver++) for PixArt-α.
-            hint: edge map for the ControlNet: a PIL image, pictures (B, H, W, 3) in 0 … 1 (or 1 or 4 channels, see
-                `hint_rgb`), or their scaled latent (B, 4, h, w).
-            batch: pictures of every prompt.
-            callback: called as callback(step, denoised latent) after every step; raising from it stops the run.
+            prompt, steps, seed, width, height, options: see `sample`.
             use_bins: sample at the nearest size that the model was trained at, then resize and crop.
-            clean_caption: see `text.normalize_prompt`.
-            hint_strength: factor of the ControlNet's residuals; 0 is as without a hint.
-            hint_start, hint_end: part of the sampling that is controlled, 0 … 1, counted as ComfyUI does: timesteps
-                from 999·(1 − start) down to 999·(1 − end).
 
         Returns:
             len(prompts) · batch PIL images.
 
         Raises:
-            ValueError: on a size, number of steps, sampler, prompt or hint that cannot be used, and on models that
-                return NaN.
+            ValueError: as `sample`.
         """
         asked = self._size(width, height)
         size = nearest_bin(*asked, self.transformer.config.input_size * FACTOR) if use_bins else asked
-        latent = self.sample(
-            prompt,
-            steps,
-            seed,
-            size[1],
-            size[0],
-            grid,
-            negative_prompt,
-            guidance,
-            sampler,
-            hint,
-            batch,
-            callback,
-            clean_caption,
-            hint_strength,
-            hint_start,
-            hint_end,
-        )
+        latent = self.sample(prompt, steps, seed, width=size[1], height=size[0], **options)
         with self._stage("decode"):
             return to_pil(decode(self.vae, latent, asked))
 
@@ -202,59 +180,65 @@ class Pipeline:
         prompt: str | Sequence[str],
         steps: int | None = None,
         seed: int = 0,
+        *,
         width: int | None = None,
         height: int | None = None,
-        grid: str = "diffusers",
-        negative_prompt: str = "",
-        guidance: float | None = None,
         sampler: str = "lcm",
-        hint=None,
+        grid: str = "diffusers",
+        guidance: float | None = None,
+        negative_prompt: str = "",
+        clean_caption: bool = False,
+        hint: Any = None,
         batch: int = 1,
         callback: Callback | None = None,
-        clean_caption: bool = False,
-        hint_strength: float = 1.0,
-        hint_start: float = 0.0,
-        hint_end: float = 1.0,
     ) -> Tensor:
-        """As `__call__`, but returns the latent (B, 4, height / 8, width / 8), float32."""
+        """As `__call__`, but returns the latent (B, 4, height / 8, width / 8), float32.
+
+        Args:
+            prompt: one, or several for one picture each.
+            steps: 1 … 8 with "lcm" (None = 4), any number with "dpm" (None = 14).
+            seed: of the noise. One generator on the CPU draws the starting noise of the whole batch, then that of every
+                LCM step but the last; so the same seed gives the same picture everywhere.
+            width, height: in px, multiples of 8; None = the model's own size.
+            sampler: "lcm" for PixArt-δ, "dpm" (DPM-Solver++) for PixArt-α.
+            grid: LCM timesteps, see `lcm_timesteps`.
+            guidance: None = off for "lcm" (it is distilled into the model), 4.5 for "dpm"; 0 and 1 are off.
+            negative_prompt: what guidance leads away from; "" takes the learned null caption if the model has one.
+            clean_caption: see `text.normalize_prompt`.
+            hint: for the ControlNet: a `Hint`, or its image alone.
+            batch: pictures of every prompt.
+            callback: called as callback(step, denoised latent) after every step; raising from it stops the run.
+
+        Raises:
+            ValueError: on a size, number of steps, sampler, prompt or hint that cannot be used, and on models that
+                return NaN.
+        """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         height, width = self._size(width, height)
-        if sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}")
         if not prompts or batch < 1:
             raise ValueError(f"nothing to make: {len(prompts)} prompts, batch {batch}")
-        steps = _STEPS[sampler] if steps is None else steps
-        timesteps = lcm_timesteps(steps, grid) if sampler == "lcm" else _dpm_steps(steps)
-        guidance = _GUIDANCE[sampler] if guidance is None else guidance
-        if hint is not None and self.controlnet is None:
-            raise ValueError("a hint needs a ControlNet: give from_pretrained a controlnet")
-        if not 0 <= hint_start <= hint_end <= 1:
-            raise ValueError(f"hint_start and hint_end are 0 … 1 in this order, got {hint_start:g} and {hint_end:g}")
+        timesteps = plan_steps(sampler, steps, grid)
+        guidance = GUIDANCE[sampler] if guidance is None else guidance
         if sampler == "lcm" and guidance > 1:
             logger.warning("guidance %g on LCM sampling: a distilled model has its guidance built in", guidance)
+        if hint is not None and self.controlnet is None:
+            raise ValueError("a hint needs a ControlNet: give from_pretrained a controlnet")
+        hint = hint if isinstance(hint, Hint | None) else Hint(hint)
         self.seconds = {}
 
         with self._stage("encode"):
-            conditions = self._encode(prompts, negative_prompt, guidance > 1, batch, clean_caption)
-        hint = None if hint_strength == 0 else hint
-        if hint is not None:
+            caption, mask = self._encode(prompts, negative_prompt, guidance > 1, batch, clean_caption)
+        predictor = self.transformer
+        if hint is not None and hint.strength != 0:
             with self._stage("hint"):
-                hint = self._hint_latent(hint, height, width, len(prompts) * batch)
+                latent = self._hint_latent(hint.image, height, width, len(prompts) * batch)
+            predictor = self._controlled(hint, latent)
         with self._stage("sample"):
-            control = (
-                None
-                if hint is None
-                else _Control(
-                    self._load_controlnet(), hint, hint_strength, 999 * (1 - hint_start), 999 * (1 - hint_end)
-                )
-            )
-            model_fn = self._model_fn(*conditions, control, guidance)
             generator = torch.Generator("cpu").manual_seed(seed)
             shape = (len(prompts) * batch, self.transformer.config.in_channels, height // FACTOR, width // FACTOR)
             noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.device)
-            if sampler == "lcm":
-                return sample_lcm(model_fn, noise, timesteps, generator=generator, callback=callback)
-            return sample_dpm(model_fn, noise, timesteps, callback)
+            model_fn = guided(predictor, {"caption": caption, "caption_mask": mask}, guidance)
+            return sample(sampler, model_fn, noise, timesteps, generator=generator, callback=callback)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -292,24 +276,19 @@ class Pipeline:
         null, null_mask = caption[count:].expand(count * batch, -1, -1), mask[count:].expand(count * batch, -1)
         return torch.cat([conditional, null]), torch.cat([conditional_mask, null_mask])
 
-    def _model_fn(self, caption: Tensor, mask: Tensor, control: _Control | None, guidance: float) -> ModelFn:
-        """(latent, timestep) -> epsilon, guided if there is an unconditional half."""
-        channels = self.transformer.config.in_channels
+    def _controlled(self, hint: Hint, latent: Tensor) -> Callable[..., Tensor]:
+        """The transformer with the ControlNet's residuals for a hint's latent (B, 4, h, w) where the hint acts."""
 
-        def epsilon(latent: Tensor, timestep: Tensor) -> Tensor:
-            halves = len(caption) // len(latent)
-            latent, timestep = latent.repeat(halves, 1, 1, 1), timestep.repeat(halves)
+        def predict(noisy: Tensor, timestep: Tensor, caption: Tensor, caption_mask: Tensor) -> Tensor:
             residuals = None
-            if control is not None and control.covers(timestep):
-                hint = control.hint.repeat(halves, 1, 1, 1)
-                residuals = control.scaled(control.network(self.transformer, latent, timestep, caption, hint, mask))
-            out = self.transformer(latent, timestep, caption, mask, control=residuals)[:, :channels].float()
-            if halves == 1:
-                return out
-            conditional, unconditional = out.chunk(2)
-            return unconditional + guidance * (conditional - unconditional)
+            if hint.covers(float(timestep[0])):
+                hints = latent.repeat(len(noisy) // len(latent), 1, 1, 1)
+                network = self._load_controlnet()
+                residuals = network(self.transformer, noisy, timestep, caption, hints, caption_mask)
+                residuals = [None if each is None else hint.strength * each for each in residuals]
+            return self.transformer(noisy, timestep, caption, caption_mask, control=residuals)
 
-        return epsilon
+        return predict
 
     def _hint_latent(self, hint, height: int, width: int, count: int) -> Tensor:
         if not isinstance(hint, Tensor):
@@ -334,25 +313,6 @@ class Pipeline:
 
     def _stage(self, name: str) -> _Stage:
         return _Stage(self, name)
-
-
-@dataclass(frozen=True)
-class _Control:
-    """A hint, how strongly and where it acts."""
-
-    network: ControlNetTransformer
-    hint: Tensor
-    """(B, in_channels, h, w): scaled latent."""
-    strength: float
-    first: float
-    last: float
-    """Timesteps between which it acts, first > last."""
-
-    def covers(self, timestep: Tensor) -> bool:
-        return (self.first, self.last) == (999, 0) or self.last <= float(timestep[0]) <= self.first
-
-    def scaled(self, residuals: list[Tensor | None]) -> list[Tensor | None]:
-        return residuals if self.strength == 1 else [r if r is None else self.strength * r for r in residuals]
 
 
 class _Stage:
@@ -383,50 +343,8 @@ class _Stage:
             torch.cuda.empty_cache()
 
 
-def sample_dpm(model_fn: ModelFn, noise: Tensor, steps: int, callback: Callback | None = None) -> Tensor:
-    """Second-order multistep DPM-Solver++ (diffusers') from `noise` (B, C, h, w) on PixArt's schedule.
-
-    Args:
-        model_fn: (latent (B, C, h, w), timestep (B,)) -> epsilon (B, C, h, w).
-        callback: called as callback(step, denoised) after every step; raising from it stops the run.
-
-    Raises:
-        ValueError: on a model that returns NaN or infinite values.
-    """
-    from diffusers import DPMSolverMultistepScheduler
-
-    scheduler = DPMSolverMultistepScheduler(
-        NUM_TIMESTEPS,
-        BETA_START,
-        BETA_END,
-        "linear",
-        solver_order=2,
-        algorithm_type="dpmsolver++",
-        prediction_type="epsilon",
-    )
-    scheduler.set_timesteps(steps, noise.device)
-    latent = noise.float() * scheduler.init_noise_sigma
-    for step, timestep in enumerate(scheduler.timesteps):
-        epsilon = model_fn(latent, timestep.expand(len(latent)))
-        latent = scheduler.step(epsilon, timestep, latent, return_dict=False)[0]
-        if callback is not None:
-            callback(step, scheduler.model_outputs[-1])
-    if not torch.isfinite(latent).all():
-        raise ValueError(
-            "the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
-            "(try bfloat16 or float32)"
-        )
-    return latent
-
-
 def default_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _dpm_steps(steps: int) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= NUM_TIMESTEPS:
-        raise ValueError(f"DPM-Solver++ takes 1 to {NUM_TIMESTEPS} steps, got {steps!r}")
-    return steps

@@ -1,22 +1,22 @@
 """Named tensors on disk, whatever the container: safetensors, sharded safetensors, PyTorch pickles, diffusers folders.
 
 Nothing is copied on reading: tensors are views of the mapped file, and only header bytes are touched until one is used.
-Nothing is executed on reading: pickles are opened with weights_only. Nothing is half written: saving is atomic.
+Nothing is executed on reading: see `picklefile`. Nothing is half written: saving is atomic.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
-import pickle
 import re
+import reprlib
 import secrets
 import shutil
-import zipfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .convert import summary
-from .textfile import read_json
+from .errors import CheckpointError, damaged, field, read_description
+from .picklefile import StoredTensor, map_tensors, read_pickle
 
 CHUNK_BYTES = 256 * 2**20
 """How much of a file is resident at a time while tensors are checked, cast, fused or moved."""
@@ -60,10 +61,6 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-class CheckpointError(ValueError):
-    """A file of weights cannot be used; the message names the file, what is wrong and the way out."""
-
-
 @dataclass(frozen=True)
 class TensorInfo:
     shape: tuple[int, ...]
@@ -80,12 +77,12 @@ class WeightFile:
     tensors: dict[str, TensorInfo]
     sources: dict[str, Path]
     """Tensor name -> the file that holds it."""
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     """Of safetensors files."""
-    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    configs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """JSON files found beside the weights: config.json, adapter_config.json, model_index.json."""
-    pickle_entry: str | None = None
-    """Which entry of a PyTorch file the tensors are under; None for a bare state dict and for safetensors."""
+    pickled: dict[str, StoredTensor] = dataclasses.field(default_factory=dict)
+    """Where in a PyTorch file they lie; empty for safetensors."""
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Tensors by name (default: all), memory-mapped. The mapping goes when the last of them does."""
@@ -94,13 +91,25 @@ class WeightFile:
             wanted.setdefault(self.sources[name], []).append(name)
         out: dict[str, Tensor] = {}
         for source, group in wanted.items():
-            if _is_safetensors(source):
+            if group[0] in self.pickled:
+                out.update(map_tensors(source, {name: self.pickled[name] for name in group}))
+            else:
                 with safe_open(source, framework="pt", device="cpu") as file:
                     out.update((name, file.get_tensor(name)) for name in group)
-            else:
-                state = _pickled_state(source, self.pickle_entry)[0]
-                out.update((name, state[name]) for name in group)
         return out
+
+    def require_numbers(self, names: Iterable[str] | None = None) -> None:
+        """Raise CheckpointError where tensors (default: all) are no floating-point numbers, but quantised ones, say."""
+        wrong = {
+            name: self.tensors[name].dtype
+            for name in (self.tensors if names is None else names)
+            if not getattr(self.tensors[name].dtype, "is_floating_point", False)
+        }
+        if wrong:
+            raise CheckpointError(
+                f"{self.path} holds weights quantised to {next(iter(wrong.values()))} ({summary(wrong)}): load it with "
+                "ComfyUI's own loader, or take a 16- or 32-bit version"
+            )
 
     def assemble(
         self,
@@ -177,21 +186,29 @@ def open_weights(path: str | os.PathLike) -> WeightFile:
     """
     path = Path(path)
     file = _find_file(path)
-    shards = _shards(file)
-    tensors: dict[str, TensorInfo] = {}
-    sources: dict[str, Path] = {}
-    metadata: dict[str, str] = {}
-    entry = None
-    for shard in shards:
-        if _is_safetensors(shard):
-            found, meta = _safetensors_header(shard)
-            metadata.update(meta)
-        else:
-            state, entry = _pickled_state(shard)
-            found = {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-        tensors.update(found)
-        sources.update(dict.fromkeys(found, shard))
-    return WeightFile(path, tensors, sources, metadata, _configs(path, file), entry)
+    out = WeightFile(path, {}, {}, configs=_configs(path, file))
+    for shard, listed in _shards(file).items():
+        tensors, pickled, metadata = _list(shard)
+        if missing := sorted((listed or set()) - tensors.keys()):
+            raise CheckpointError(
+                f"{file} says that {summary(missing)} is in {shard.name}, where it is not: the files are of two "
+                "versions; download all of them again"
+            )
+        names = tensors.keys() if listed is None else listed
+        out.tensors.update((name, tensors[name]) for name in names)
+        out.pickled.update((name, pickled[name]) for name in names if name in pickled)
+        out.sources.update(dict.fromkeys(names, shard))
+        out.metadata.update(metadata)
+    return out
+
+
+def _list(file: Path) -> tuple[dict[str, TensorInfo], dict[str, StoredTensor], dict[str, str]]:
+    """The tensors in one file, where a pickle has them, and the metadata of a safetensors file."""
+    if _is_safetensors(file):
+        tensors, metadata = _safetensors_header(file)
+        return tensors, {}, metadata
+    stored = _pickled_state(file)
+    return {name: TensorInfo(each.shape, each.dtype) for name, each in stored.items()}, stored, {}
 
 
 def _find_file(path: Path) -> Path:
@@ -212,17 +229,26 @@ def _find_file(path: Path) -> Path:
     )
 
 
-def _shards(file: Path) -> list[Path]:
+def _shards(file: Path) -> dict[Path, set[str] | None]:
+    """Files -> the names that the index has in each; one file -> None, which is all it holds."""
     if not file.name.endswith(".index.json"):
-        return [file]
+        return {file: None}
     try:
-        names = sorted(set(read_json(file)["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        shards = field(read_description(file), "weight_map", dict)
+        if not shards or not all(isinstance(name, str) for name in shards.values()):
+            raise ValueError("its weight_map gives no file names")
+    except ValueError as error:
         raise CheckpointError(f"{file} is no index of sharded safetensors: {error}") from error
+    names = sorted(set(shards.values()))
+    if outside := [name for name in names if re.search(r"[/\\\0]", name) or name in ("", ".", "..") or len(name) > 255]:
+        raise CheckpointError(f"{file} lists what is no file of its folder: {summary(map(reprlib.repr, outside))}")
     missing = [name for name in names if not (file.parent / name).is_file()]
     if missing:
         raise CheckpointError(f"{file} lists {len(names)} files, of which these are missing: {summary(missing)}")
-    return [file.parent / name for name in names]
+    out: dict[Path, set[str] | None] = {file.parent / name: set() for name in names}
+    for tensor, name in shards.items():
+        out[file.parent / name].add(tensor)
+    return out
 
 
 def _configs(path: Path, file: Path) -> dict[str, dict[str, Any]]:
@@ -236,10 +262,7 @@ def _configs(path: Path, file: Path) -> dict[str, dict[str, Any]]:
             (file.parent.parent, "model_index.json"),
         ):
             if (folder / name).is_file():
-                try:
-                    out[name] = read_json(folder / name)
-                except ValueError as error:
-                    raise CheckpointError(f"{folder / name} is not valid JSON: {error}") from error
+                out[name] = read_description(folder / name)
     return out
 
 
@@ -269,67 +292,35 @@ def _safetensors_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, st
                 tensors[name] = TensorInfo(tuple(view.get_shape()), _SAFETENSORS_DTYPES.get(dtype, dtype))
             return tensors, opened.metadata() or {}
     except SafetensorError as error:
-        raise _damaged(file, f" [{error}]") from error
+        raise damaged(file, f" [{error}]") from error
 
 
-def _damaged(file: Path, detail: str = "") -> CheckpointError:
-    size = file.stat().st_size
-    return CheckpointError(f"{file} ({size:,} bytes) is cut short or damaged: download or copy it again{detail}")
+def _pickled_state(file: Path) -> dict[str, StoredTensor]:
+    """The state dict in a PyTorch file: under `state_dict`, `state_dict_ema`, or bare.
 
-
-def _pickled_state(file: Path, entry: str | None = None) -> tuple[dict[str, Tensor], str | None]:
-    """The state dict in a PyTorch file and the entry it was found under: `state_dict`, `state_dict_ema`, or bare.
-
-    Authors' training files hold optimizer state as well; mapped, it costs nothing.
+    Authors' training files hold optimizer state as well; never mapped, it costs nothing.
     """
-    with open(file, "rb") as stream:
-        head = stream.read(4)
-    is_zip = head == b"PK\x03\x04"
-    if is_zip and not zipfile.is_zipfile(file):
-        raise _damaged(file)
-    if not is_zip and head[:1] != b"\x80":  # which every pickle since 2003 begins with
-        raise _damaged(file, ", if it is one of weights at all: expected safetensors or a PyTorch .pth")
-    try:
-        loaded = _load_pickle(file, is_zip)
-    except pickle.UnpicklingError as error:
-        raise _pickle_error(file, error) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _damaged(file, f" [{(str(error) or type(error).__name__).splitlines()[0]}]") from error
+    loaded = read_pickle(file)
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"{file} holds a {type(loaded).__name__}, not named weights")
-    for key in (entry,) if entry else ("state_dict", "state_dict_ema"):
+    for key in ("state_dict", "state_dict_ema"):
         if isinstance(loaded.get(key), Mapping):
-            return _only_tensors(file, loaded[key]), key
-    return _only_tensors(file, loaded), None
+            return _only_tensors(file, loaded[key])
+    return _only_tensors(file, loaded)
 
 
-def _load_pickle(file: Path, is_zip: bool) -> Any:
-    # Files older than PyTorch 1.6 are no zip archives and cannot be mapped. Nor can a pickle called .safetensors:
-    # torch.load goes by the name of a path, and mapping needs a path.
-    if is_zip and file.suffix != ".safetensors":
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    with open(file, "rb") as stream:
-        return torch.load(stream, map_location="cpu", weights_only=True)
-
-
-def _only_tensors(file: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    other = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+def _only_tensors(file: Path, state: Mapping[Any, Any]) -> dict[str, StoredTensor]:
+    other = [
+        reprlib.repr(name) if not isinstance(name, str) else name
+        for name, value in state.items()
+        if not isinstance(value, StoredTensor) or not isinstance(name, str)
+    ]
     if other or not state:
         raise CheckpointError(
             f"{file} holds no state dict: expected named tensors, bare or under state_dict or "
             f"state_dict_ema, found {summary(other) or 'nothing'}"
         )
     return dict(state)
-
-
-def _pickle_error(file: Path, error: pickle.UnpicklingError) -> CheckpointError:
-    found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    if found:
-        return CheckpointError(
-            f"{file} carries code or objects other than weights ({found[1]}); it was not executed. "
-            "Take the safetensors version, or have whoever made the file save its state_dict only"
-        )
-    return _damaged(file, ", if it is one of weights at all: expected safetensors or a PyTorch .pth")
 
 
 def save_weights(

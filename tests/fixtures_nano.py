@@ -16,6 +16,7 @@ from pixart_core.checkpoint import save_controlnet, save_pixart
 from pixart_core.config import PixArtConfig
 from pixart_core.controlnet import ControlNetTransformer
 from pixart_core.model import PixArt
+from pixart_core.tokenizer import complete_tokenizer
 
 CAPTION_CHANNELS = 64
 _SENTENCES = [
@@ -161,9 +162,8 @@ def make_text_encoder(path: Path, seed: int = 0, width: int = CAPTION_CHANNELS) 
 
 
 def make_tokenizer(path: Path):
-    """Write spiece.model and what transformers adds beside it; returns the loaded tokenizer (pad 0, eos 1, unk 2)."""
+    """Write spiece.model and what belongs beside it; returns the loaded tokenizer (pad 0, eos 1, unk 2)."""
     import sentencepiece
-    from transformers import T5Tokenizer
 
     path.mkdir(parents=True, exist_ok=True)
     with (path / "spiece.model").open("wb") as file:
@@ -179,9 +179,7 @@ def make_tokenizer(path: Path):
             hard_vocab_limit=False,
             minloglevel=2,
         )
-    tokenizer = T5Tokenizer.from_pretrained(path, extra_ids=0)
-    tokenizer.save_pretrained(path)
-    return tokenizer
+    return complete_tokenizer(path)
 
 
 def make_vae(path: Path, seed: int = 0, kind: str = "tiny") -> None:

@@ -245,6 +245,9 @@ class PrepareConfig(Settings):
     hed: str = path("ControlNetHED.pth or a narrower one, for hints=hed")
     pictures: str = path("folder that a list's names are relative to; empty = where the list is")
     caption_column: str = setting("", "of a list; empty = text, caption or prompt")
+    encoding: str = setting(
+        "", "of captions and lists that are no Unicode: cp1252, gbk, shift_jis …; empty = UTF-8, or as their mark says"
+    )
     keep_duplicates: bool = setting(False, "keep pictures whose file is the same as another's")
     latents: str = path("folder of VAE features (.npy) that PixArt's authors' tools made; empty = encode")
     embeddings: str = path("folder of T5 features (.npz) that PixArt's authors' tools made; empty = encode")
@@ -293,6 +296,11 @@ class PrepareConfig(Settings):
             )
         if not all(isinstance(each, str) and each for each in self.only_inside):
             raise ConfigError(f"only_inside is {self.only_inside!r}: a JSON list of folders is wanted")
+        if self.encoding:
+            try:
+                b"text".decode(self.encoding, "replace")  # of none, Python does not look the name up
+            except LookupError as error:
+                raise ConfigError(f"encoding is {self.encoding!r}: Python knows none of that name") from error
         if self.hints == "hed" and not self.hed:
             raise ConfigError("hints=hed needs hed: the file of the edge detector, ControlNetHED.pth")
 

@@ -1,7 +1,11 @@
-"""The ControlNet-Transformer objective (paper Sec. 3.3): noise error plus the bound of the learned variance."""
+"""`controlnet` (paper Sec. 3): copies of a frozen base's first blocks learn to steer it.
+
+The objective (Sec. 3.3) is the noise error plus the bound of the learned variance.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..pixart_core.controlnet import ControlNetTransformer
+from ..pixart_core.controlnet import WIRINGS, ControlNetTransformer
 from ..pixart_core.model import PixArt
-from ..pixart_core.schedule import add_noise, alphas_cumprod, predict_x0
+from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod, look_up, predict_x0
+from .config import ConfigError, ControlNetConfig
+from .task import DTYPES, Outline, Task, count_parameters, load_base
 
 
 @dataclass(frozen=True)
@@ -79,14 +85,19 @@ def variational_bound(latent: Tensor, noisy: Tensor, epsilon: Tensor, variance: 
 
 def _posterior(timestep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """β_t, the posterior's variance (for t = 0, where it is 0, that of t = 1), and the weights of z_0 and z_t."""
-    table = alphas_cumprod().to(timestep.device)
+    return tuple(look_up(table, timestep) for table in _posterior_tables())
+
+
+@functools.cache
+def _posterior_tables() -> tuple[Tensor, ...]:
+    table = alphas_cumprod()
     before = torch.cat([table.new_ones(1), table[:-1]])
     beta = 1 - table / before
     variance = beta * (1 - before) / (1 - table)
     variance[0] = variance[1]
     from_x0 = beta * before.sqrt() / (1 - table)
     from_noisy = (1 - before) * (1 - beta).sqrt() / (1 - table)
-    return tuple(value[timestep].float() for value in (beta, variance, from_x0, from_noisy))
+    return tuple(each.float() for each in (beta, variance, from_x0, from_noisy))
 
 
 def _discretised_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
@@ -99,3 +110,49 @@ def _discretised_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tenso
     upper, lower = below(inverse * (centred + 1 / 255)), below(inverse * (centred - 1 / 255))
     inside = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
     return inside.clamp(min=1e-12).log()
+
+
+class ControlNet(Task):
+    """The control learns, the base is frozen in half precision."""
+
+    command = "controlnet"
+    needs_hint = True
+    sampler = "dpm"
+    config: ControlNetConfig
+
+    @classmethod
+    def outline(cls, config, shape):
+        control = ControlNetTransformer(shape, config.copy_blocks, device="meta")
+        base = PixArt(shape, device="meta")
+        return Outline(count_parameters(control), count_parameters(base), config.copy_blocks, passed_blocks=shape.depth)
+
+    def __init__(self, config: ControlNetConfig):
+        base = load_base(config, DTYPES[config.precision], config.caption_drop > 0).requires_grad_(False)
+        kind = WIRINGS[config.wiring]
+        try:
+            kind.check_copies(base.config, config.copy_blocks)
+        except ValueError as error:
+            raise ConfigError(f"copy_blocks={config.copy_blocks}, wiring={config.wiring}: {error}") from error
+        control = kind(base.config, config.copy_blocks).initialize_from(base)
+        super().__init__(config, control, average=config.ema_decay > 0)
+        self.base = base
+        self.frozen = [base]
+
+    def loss(self, model, batch, draws):
+        latent = batch["latent"]
+        noise, timestep = draws.normal(latent.shape[1:]), draws.integers(NUM_TIMESTEPS)
+        batch = self.with_captions_dropped(batch, draws)
+        return controlnet_loss(self.base, model, batch, noise, timestep, self.forward_options()).loss
+
+    def null_caption(self):
+        return self.base.y_embedder.y_embedding
+
+    def predictor(self):
+        control = self.result()
+
+        def predict(latent, timestep, caption, caption_mask, image_size, aspect_ratio, hint):
+            conditions = caption_mask, image_size, aspect_ratio
+            residuals = control(self.base, latent, timestep, caption, hint, *conditions)
+            return self.base(latent, timestep, caption, *conditions, control=residuals)
+
+        return predict

@@ -1,17 +1,27 @@
-"""Latent Consistency Distillation (paper Sec. 2.2, Algorithm 1) as plain functions."""
+"""Latent Consistency Distillation (paper Sec. 2.2, Algorithm 1): its loss as a plain function, and the two commands.
+
+`lcd` distils the whole model, `lcm-lora` the same into LoRA layers on it.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..pixart_core.lcm import consistency, ddim_step, ddim_timesteps
+from ..pixart_core.functional import timestep_embedding
+from ..pixart_core.layers import ScalarEmbedder
+from ..pixart_core.lcm import DDIM_STEPS, consistency, ddim_step, ddim_timesteps
 from ..pixart_core.model import PixArt
-from ..pixart_core.schedule import add_noise, predict_x0
+from ..pixart_core.schedule import add_noise, alphas_cumprod, predict_x0
+from .config import DistillConfig, LcdConfig, LcmLoraConfig
+from .draws import Draws
+from .lora import WithoutLora, add_lora, lora_outline
+from .task import DTYPES, Outline, Task, count_parameters, load_base
 
 LOSSES = ("huber", "l2")
 _CONDITIONS = ("caption_mask", "image_size", "aspect_ratio")
@@ -75,7 +85,7 @@ def lcd_loss(
         noise: (B, C, h, w).
         index: (B,), which of the 50 DDIM timesteps 19, 39, …, 999 is t_{n+k}.
         guidance: ω in ε = ε_cond + ω (ε_cond − ε_uncond). As a tensor (B,) it is each picture's own, and student and
-            ema take it beside the timestep (`guidance.GuidedTimestepEmbedder`).
+            ema take it beside the timestep (`GuidedTimestepEmbedder`).
         loss, huber_c: see `distance`.
         table: ᾱ of another noise schedule than PixArt's.
         options: for the student's forward with gradient: block_hook and attention of `PixArt.forward`.
@@ -113,3 +123,125 @@ def _guided_ddim_step(teacher, noisy, start, end, batch, guidance, table) -> Ten
         guidance = guidance[:, None, None, None]
     guided_x0 = x0 + guidance * (x0 - x0_unconditional)
     return ddim_step(guided_x0, epsilon + guidance * (epsilon - unconditional), end, table)
+
+
+class Distillation(Task):
+    """A student that learns a step of a guided teacher (paper Algorithm 1)."""
+
+    config: DistillConfig
+    extra_forwards = 3
+    """Without a gradient, each step: the teacher's two, and the target's."""
+
+    def loss(self, model, batch, draws):
+        latent, config = batch["latent"], self.config
+        noise, index = draws.normal(latent.shape[1:]), draws.integers(DDIM_STEPS)
+        guidance = self.guidance(draws)
+        batch = self.with_captions_dropped(batch, draws)
+        return lcd_loss(
+            model,
+            self.teacher,
+            model if self.ema is None else self.ema,
+            batch,
+            noise,
+            index,
+            guidance,
+            config.loss,
+            config.huber_c,
+            self.table,
+            self.forward_options(),
+        ).loss
+
+    @property
+    def table(self) -> Tensor:
+        return alphas_cumprod(self.config.beta_schedule == "scaled_linear")
+
+    def guidance(self, draws: Draws) -> float | Tensor:
+        """ω of the teacher's solver."""
+        return self.config.guidance
+
+
+class Lcd(Distillation):
+    """All weights of the student learn; the teacher is frozen, the target is the student's average."""
+
+    command = "lcd"
+    config: LcdConfig
+
+    @classmethod
+    def outline(cls, config, shape):
+        size = count_parameters(PixArt(shape, device="meta"))
+        return Outline(size, size, shape.depth, extra_forwards=cls.extra_forwards)
+
+    def __init__(self, config: LcdConfig):
+        student = load_base(config, torch.float32, reads_null_caption=True).train()
+        if config.w_embedding:
+            student.t_embedder = GuidedTimestepEmbedder(student.t_embedder)
+        super().__init__(config, student, average=config.ema_decay > 0)
+        self.teacher = load_base(config, DTYPES[config.precision], reads_null_caption=True).requires_grad_(False)
+        self.frozen = [self.teacher]
+
+    def guidance(self, draws):
+        config = self.config
+        if not config.w_embedding:
+            return config.guidance
+        return config.w_min + (config.w_max - config.w_min) * draws.uniform()
+
+    def result(self, average=True):
+        network = super().result(average)
+        return with_fixed_guidance(network, self.config.guidance) if self.config.w_embedding else network
+
+
+class LcmLora(Distillation):
+    """LoRA layers learn. The same weights without them are the teacher, and with them, as they are now, the target."""
+
+    command = "lcm-lora"
+    config: LcmLoraConfig
+
+    @classmethod
+    def outline(cls, config, shape):
+        return lora_outline(shape, config.lora_rank, cls.extra_forwards)
+
+    def __init__(self, config: LcmLoraConfig):
+        base = load_base(config, DTYPES[config.precision], reads_null_caption=True)
+        super().__init__(config, add_lora(base, config.lora_rank, config.lora_alpha, config.seed), average=False)
+        self.teacher = WithoutLora(self.model)
+
+
+class GuidedTimestepEmbedder(nn.Module):
+    """PixArt's timestep embedder with a projection of ω's sinusoid, zero at first, added to the timestep's (LCM, 4.1):
+    a student that is told ω beside the timestep (the paper's ω_Embed ablation, Fig. 2).
+
+    Takes (B, 2): timestep and ω.
+    """
+
+    scale = 1000.0
+    """Of ω before its sinusoid, as in LCM."""
+
+    def __init__(self, embedder: ScalarEmbedder):
+        super().__init__()
+        self.mlp = embedder.mlp
+        self.projection = nn.Linear(embedder.frequency_dim, embedder.frequency_dim, bias=False)
+        nn.init.zeros_(self.projection.weight)
+
+    def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """values (B, 2) -> (B, hidden)."""
+        time, guidance = values.float().unbind(1)
+        return self.mlp((timestep_embedding(time, self.projection.out_features) + self._embed(guidance)).to(dtype))
+
+    def fold(self, guidance: float) -> ScalarEmbedder:
+        """The plain embedder that does the same for one ω: what ω adds is a constant, so it becomes part of a bias."""
+        plain = ScalarEmbedder(self.mlp[2].out_features)
+        plain.mlp = copy.deepcopy(self.mlp)
+        constant = self._embed(torch.full((1,), guidance, device=self.projection.weight.device))[0]
+        plain.mlp[0].bias.data += plain.mlp[0].weight @ constant
+        return plain
+
+    def _embed(self, guidance: Tensor) -> Tensor:
+        return self.projection(timestep_embedding(self.scale * guidance, self.projection.in_features))
+
+
+@torch.no_grad()
+def with_fixed_guidance(model: PixArt, guidance: float) -> PixArt:
+    """A plain PixArt that does what a student with a `GuidedTimestepEmbedder` does for one ω; a copy."""
+    plain = copy.deepcopy(model)
+    plain.t_embedder = model.t_embedder.fold(guidance)
+    return plain

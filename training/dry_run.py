@@ -18,7 +18,7 @@ from .distribute import connect
 from .engine import make_engine
 from .estimate import estimate, matmul_rate, model_shape
 from .run_dir import RunDir
-from .tasks.base import DTYPES
+from .task import DTYPES
 
 
 def dry_run(command: str, config: TrainConfig) -> None:

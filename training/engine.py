@@ -22,7 +22,8 @@ from .config import TrainConfig
 from .data import FeatureDataset, widened
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
 from .draws import Draws, moved
-from .tasks import TASKS, Task
+from .task import Task
+from .tasks import TASKS
 
 
 def make_engine(command: str, config: TrainConfig, data: FeatureDataset, accelerator: Accelerator) -> Engine:

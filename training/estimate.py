@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
-from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.identify import inspect_file
-from ..pixart_core.model import PixArt
 from .config import TrainConfig
 from .disk import in_units
-from .lora import FUSED
+from .task import Outline
+from .tasks import TASKS
 
 _EFFICIENCY = 0.6
 """Share of a bare matrix product's speed that a step of this model reaches; the rest is norms, softmax, optimiser."""
-_FORWARDS = {"finetune": 0, "lcd": 3, "lcm-lora": 3, "controlnet": 0}
-"""Forwards without gradient a step: the teacher's two, and the target's."""
+
+
+_MEASURED = 0.25
+"""Seconds that the speed of a device is measured for."""
+_LARGEST = 1024
+"""Side of the matrices that it ends with."""
 
 
 @dataclass(frozen=True)
@@ -90,26 +93,20 @@ def estimate(
         processes: of the training; with sharding=fsdp each keeps its share of what is trained, and of the average.
     """
     half = 4 if config.precision == "fp32" else 2
-    base = _parameters(PixArt(shape, device="meta"))
-    rank = getattr(config, "lora_rank", 0)
-    if command == "controlnet":
-        trained, frozen = _parameters(ControlNetTransformer(shape, config.copy_blocks, device="meta")), base * half
-    elif rank:
-        trained, frozen = _lora_parameters(shape, rank), base * half
-    else:
-        trained, frozen = base, base * half if command == "lcd" else 0
+    outline = TASKS[command].outline(config, shape)
+    trained = outline.trained
     averaged = getattr(config, "ema_decay", 0.0) > 0
     share = 1 / processes if config.sharding == "fsdp" else 1
     moment = 1 if config.optimizer == "adamw8bit" else 4
     tokens = math.ceil(height / 8 / shape.patch_size) * math.ceil(width / 8 / shape.patch_size)
     return Estimate(
         weights=trained * (4 * share + (0 if half == 4 or config.gradient_checkpointing else half)),
-        frozen=frozen,
+        frozen=outline.frozen * half,
         average=4 * trained * averaged * share,
         gradients=4 * trained * share,
         moments=2 * moment * trained * share,
-        activations=_activations(command, config, shape, tokens, half),
-        flops=_flops(command, config, shape, tokens) * config.batch_size * config.accumulation,
+        activations=_activations(outline, config, shape, tokens, half),
+        flops=_flops(outline, config, shape, tokens) * config.batch_size * config.accumulation,
         checkpoint=trained * (4 + 4 * averaged + 2 * moment),
         kept=config.keep_checkpoints,
     )
@@ -128,56 +125,67 @@ def model_shape(config: TrainConfig) -> PixArtConfig:
     return info.config if known else load_pixart(config.base).config
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a matrix product, measured for a quarter of a second."""
-    a, b = (torch.randn(1024, 1024, device=device, dtype=dtype) for _ in range(2))
-    counted, begin = 0, None
-    while begin is None or time.perf_counter() - begin < 0.25:
-        for _ in range(10):
-            a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        begin, counted = (time.perf_counter(), 0) if begin is None else (begin, counted + 10)
-    return counted * 2 * 1024**3 / (time.perf_counter() - begin)
+def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], None] = lambda: None) -> float:
+    """Floating-point operations a second of a matrix product, measured for a quarter of a second.
+
+    It begins with small products and goes on to larger ones, and to more at once, while they are so fast that the next
+    ones fit into the time: where a type is emulated (half precision on many CPUs) a large one alone takes seconds.
+
+    Args:
+        check: called before every look at the clock; what it raises ends the measurement.
+    """
+    side, count, best = 64, 1, 0.0
+    _multiply(side, count, device, dtype)  # the first one loads libraries
+    end = time.perf_counter() + _MEASURED
+    while True:
+        check()
+        taken = _multiply(side, count, device, dtype)
+        best = max(best, 2 * side**3 * count / max(taken, 1e-9))  # others may compute beside us now and then
+        left, growth = end - time.perf_counter(), 2 if side == _LARGEST else 8
+        if left < taken:
+            return best
+        if 2 * growth * taken < left:
+            side, count = (side, 2 * count) if side == _LARGEST else (2 * side, 1)
 
 
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _multiply(side: int, count: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds of so many products of square matrices."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    _wait(device)
+    begin = time.perf_counter()
+    for _ in range(count):
+        a @ b
+    _wait(device)
+    return time.perf_counter() - begin
 
 
-def _lora_parameters(shape: PixArtConfig, rank: int) -> int:
-    """A down and an up matrix for every Linear and the patch convolution; q, k and v have their own."""
-    total = 0
-    for name, module in PixArt(shape, device="meta").named_modules():
-        if hasattr(module, "weight"):
-            rows, columns = module.weight.flatten(1).shape
-            total += rows + columns * FUSED.get(name.rpartition(".")[2], 1)
-    return rank * total
+def _wait(device: torch.device) -> None:
+    """For what an accelerator was given to do."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
 
-def _activations(command: str, config: TrainConfig, shape: PixArtConfig, tokens: int, half: int) -> float:
+def _activations(outline: Outline, config: TrainConfig, shape: PixArtConfig, tokens: int, half: int) -> float:
     """What the backward pass waits for, and what its widest block needs besides."""
     unit = config.batch_size * tokens * shape.hidden_size  # one number a token and channel
     ratio = shape.mlp_ratio
     trained = 2 * (4 + 4) + 12 * half + half * 2 * ratio  # norms' inputs and outputs; inputs and outputs of products
     frozen = 2 * 4 + 6 * half + half * ratio  # no weight gradient, so no product keeps its input
-    blocks = [trained] * shape.depth
-    if command == "controlnet":
-        blocks = [trained + half] * config.copy_blocks + [frozen] * (shape.depth - 1)
+    blocks = [trained] * outline.trained_blocks
+    if outline.passed_blocks:  # of these the first keeps nothing: no gradient goes on from it
+        blocks = [trained + half] * outline.trained_blocks + [frozen] * (outline.passed_blocks - 1)
     widest = max(blocks) + half * 2 * ratio  # the gradients of the MLP's hidden layer
     kept = half * len(blocks) if config.gradient_checkpointing else sum(blocks) - max(blocks)
-    teacher = 2 * (4 + half * (1 + 2 * ratio)) if _FORWARDS[command] else 0
+    teacher = 2 * (4 + half * (1 + 2 * ratio)) if outline.extra_forwards else 0
     return unit * (kept + max(widest, teacher))
 
 
-def _flops(command: str, config: TrainConfig, shape: PixArtConfig, tokens: int) -> float:
+def _flops(outline: Outline, config: TrainConfig, shape: PixArtConfig, tokens: int) -> float:
     """Of one picture: products with weights, and attention among the tokens."""
     c = shape.hidden_size
     block = 2 * tokens * c * c * (8 - 2 + 2 * shape.mlp_ratio) + 4 * tokens * tokens * c  # kv of the caption is short
     gradient = 3 + config.gradient_checkpointing  # forward, backward at twice its cost, and perhaps forward again
-    if command == "controlnet":
-        frozen = gradient - 1 if not config.gradient_checkpointing else 3  # no weight gradients
-        return block * (config.copy_blocks * gradient + shape.depth * frozen)
-    if getattr(config, "lora_rank", 0):
-        gradient -= 1
-    return block * shape.depth * (gradient + _FORWARDS[command])
+    frozen = gradient - 1 if not config.gradient_checkpointing else 3  # no weight gradients
+    trained = gradient if outline.has_weight_gradients else gradient - 1
+    products = outline.trained_blocks * trained + outline.passed_blocks * frozen
+    return block * (products + shape.depth * outline.extra_forwards)

@@ -18,6 +18,7 @@ from ..pixart_core.lora import Lora, save_lora
 from ..pixart_core.weightfile import save_json, save_weights
 from .config import ConfigError
 from .lora import read_lora
+from .task import Task
 
 LAYOUTS = {
     "pixart": ("comfyui", "diffusers"),
@@ -56,6 +57,24 @@ def default_name(model: nn.Module, layout: str = "comfyui") -> str:
         return f"{kind}.safetensors"
     is_folder = layout == "peft" or kind == "pixart"
     return f"{kind}_{layout}" if is_folder else f"{kind}_{layout}.safetensors"
+
+
+def write_result(
+    task: Task,
+    path: Path,
+    layout: str = "comfyui",
+    dtype: torch.dtype = torch.float16,
+    average: bool = True,
+    step: int | None = None,
+) -> Path:
+    """Write what a training made; see `write_weights`. step: after which it was taken, for the description in the file.
+
+    Folders and files are described by their names alone, because the file leaves this machine.
+    """
+    config = task.config.to_dict()
+    config |= {name: Path(config[name]).name for name in ("run", "data", "base", "models")}
+    description = {"training": {"command": task.command, "step": step, "config": config}}
+    return write_weights(task.result(average), path, layout, dtype, description, task.config.base)
 
 
 def write_weights(

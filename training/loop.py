@@ -19,10 +19,12 @@ from .data import FeatureDataset
 from .disk import DiskError
 from .distribute import connect, on_main
 from .engine import make_engine
+from .export import default_name, write_result
 from .monitor import Monitor
 from .outcome import Outcome
 from .packages import explain_import
 from .run_dir import RunDir
+from .sampling import draw_examples
 from .stop import StopSignal
 
 EXPLODED = 1e4
@@ -146,7 +148,8 @@ class Training:
         """Write what there is for use elsewhere, in place of what was written before."""
 
         def write() -> None:
-            exported = self.engine.task.export(self.run.path / "exports", self.step)
+            task = self.engine.task
+            exported = write_result(task, self.run.path / "exports" / default_name(task.model), step=self.step)
             left = {} if state == "running" else {"seconds_left": 0}
             self.monitor.say_state(state, step=self.step, export=str(exported), **left)
             self.monitor.say(f"{what} at step {self.step} of {self.config.steps}: {exported}")
@@ -249,7 +252,7 @@ class Training:
             on_main(self.accelerator, self._draw_samples)
 
     def _draw_samples(self) -> None:
-        drawn = self.engine.task.sample(self.config.sample_count)
+        drawn = draw_examples(self.engine.task, self.config.sample_count)
         if drawn is None:
             self.monitor.say("no samples: the setting `models` names no pipeline folder to make them with")
         else:

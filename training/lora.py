@@ -8,9 +8,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ..pixart_core.config import PixArtConfig
 from ..pixart_core.convert import BLOCK_NAMES
 from ..pixart_core.lora import Delta, Lora
 from ..pixart_core.model import PixArt
+from .task import Outline, count_parameters
 
 FUSED = {name.rpartition(".")[2]: len(parts) for name, parts in BLOCK_NAMES.items() if len(parts) > 1}
 """Linears that diffusers' models hold as several (qkv, kv_linear), and how many."""
@@ -52,6 +54,19 @@ def add_lora(model: PixArt, rank: int, alpha: float, seed: int = 0) -> PixArt:
     for layer in _layers(model).values():
         layer.cast_input_dtype_enabled = False  # autocast does it, without keeping a float32 copy of every input
     return model
+
+
+def lora_outline(shape: PixArtConfig, rank: int, extra_forwards: int = 0) -> Outline:
+    """Of a training of LoRA layers: a down and an up matrix for every Linear and the patch convolution; q, k and v have
+    their own."""
+    base = PixArt(shape, device="meta")
+    total = 0
+    for name, module in base.named_modules():
+        if hasattr(module, "weight"):
+            rows, columns = module.weight.flatten(1).shape
+            total += rows + columns * FUSED.get(name.rpartition(".")[2], 1)
+    frozen = count_parameters(base)
+    return Outline(rank * total, frozen, shape.depth, extra_forwards=extra_forwards, has_weight_gradients=False)
 
 
 def read_lora(model: nn.Module) -> Lora | None:

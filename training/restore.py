@@ -12,7 +12,8 @@ from ..pixart_core.weightfile import CheckpointError
 from .checkpoint import newest_readable
 from .config import make_config
 from .run_dir import RunDir
-from .tasks import TASKS, Task
+from .task import Task
+from .tasks import TASKS
 
 
 def restore(path: str) -> tuple[Task, RunDir, int]:

@@ -13,11 +13,10 @@ from ..pixart_core.text import TextEncoder
 from ..pixart_core.vae import load_vae
 from .config import ConfigError, ExportConfig, SampleConfig
 from .data import FeatureDataset
-from .export import default_name
+from .export import default_name, write_result
 from .restore import restore
 from .sampling import draw_grid
-from .tasks import Task
-from .tasks.base import DTYPES
+from .task import DTYPES, Task
 
 
 def sample(config: SampleConfig) -> Path:
@@ -42,7 +41,7 @@ def export(config: ExportConfig) -> Path:
     task, run, step = restore(config.run)
     name = default_name(task.model, config.layout)
     path = Path(config.output) if config.output else run.path / "exports" / name
-    return task.write(path, config.layout, DTYPES[config.dtype], config.average, step)
+    return write_result(task, path, config.layout, DTYPES[config.dtype], config.average, step)
 
 
 def _examples(task: Task, count: int) -> dict[str, Any]:

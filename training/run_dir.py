@@ -189,7 +189,7 @@ class RunDir:
 
     def append_log(self, line: str) -> None:
         """Add a line (or several) to log.txt."""
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+        with open(self.path / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(line + "\n")
 
     def request(self, name: str) -> None:

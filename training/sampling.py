@@ -8,19 +8,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..pixart_core.lcm import lcm_timesteps, sample_lcm
-from ..pixart_core.pipeline import sample_dpm
-from ..pixart_core.vae import decode, to_pil
+from ..pixart_core.sampling import GUIDANCE, guided, plan_steps
+from ..pixart_core.sampling import sample as denoise
+from ..pixart_core.vae import decode, load_vae, to_pil
+from .data import FeatureDataset
+from .task import Task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from .tasks import Task
-
-STEPS = {"lcm": 4, "dpm": 14}
-GUIDANCE = 4.5
-"""Of "dpm": what PixArt-α is sampled with. Distilled models have theirs built in."""
 _COLUMNS = 4
+_CONDITIONS = ("caption", "caption_mask", "image_size", "aspect_ratio", "hint")
+
+
+def draw_examples(task: Task, count: int) -> tuple[Image, list[str]] | None:
+    """A grid of at most `count` pictures for the data's own captions, the same ones every time, and these captions;
+    None where `models` names no pipeline folder to decode them with."""
+    if not task.config.models:
+        return None
+    batch, captions = FeatureDataset(task.config.data).examples(count, task.needs_hint)
+    return draw_grid(task, batch, load_vae(task.config.models, device=task.device)), captions
 
 
 def draw_grid(task: Task, batch: Mapping[str, Any], vae: Any, seed: int = 0) -> Image:
@@ -58,25 +65,15 @@ def sample_latents(
     Returns:
         (B, 4, h, w), float32.
     """
-    caption = batch["caption"]
-    conditions = {name: batch[name] for name in ("caption_mask", "image_size", "aspect_ratio", "hint") if name in batch}
-    guided = sampler == "dpm" and null is not None
-    if guided:
-        caption = torch.cat([caption, null[: caption.shape[1]].to(caption).expand_as(caption)])
+    conditions = {name: batch[name] for name in _CONDITIONS if name in batch}
+    if sampler == "dpm" and null is not None:
+        caption = batch["caption"]
         conditions = {name: torch.cat([value, value]) for name, value in conditions.items()}
-
-    def epsilon(latent: Tensor, timestep: Tensor) -> Tensor:
-        if not guided:
-            return predictor(latent, timestep, caption, **conditions)[:, : latent.shape[1]].float()
-        out = predictor(torch.cat([latent, latent]), torch.cat([timestep, timestep]), caption, **conditions)
-        conditional, unconditional = out[:, : latent.shape[1]].float().chunk(2)
-        return unconditional + GUIDANCE * (conditional - unconditional)
-
+        conditions["caption"] = torch.cat([caption, null[: caption.shape[1]].to(caption).expand_as(caption)])
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(batch["latent"].shape, generator=generator).to(caption.device)
-    if sampler == "lcm":
-        return sample_lcm(epsilon, noise, lcm_timesteps(STEPS["lcm"]), generator=generator, table=table)
-    return sample_dpm(epsilon, noise, STEPS["dpm"])
+    noise = torch.randn(batch["latent"].shape, generator=generator).to(batch["caption"].device)
+    model_fn = guided(predictor, conditions, GUIDANCE[sampler])
+    return denoise(sampler, model_fn, noise, plan_steps(sampler), generator=generator, table=table)
 
 
 def pictures(vae: Any, latents: Iterable[Tensor]) -> list[Image]:

@@ -24,4 +24,6 @@ def register() -> None:
 register()  # here, because spawned helper processes (Windows, macOS) import this file but do not run it
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):  # file names may hold what a console, or no encoding at all, can show
+        stream.reconfigure(errors="backslashreplace")
     sys.exit(importlib.import_module(f"{NAME}.training.cli").main())

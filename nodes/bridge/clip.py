@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.quant_ops as quant_ops
 import comfy.sd
@@ -19,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.text import MAX_LENGTH, find_text_encoder, normalize_prompt
+from ...pixart_core.text import MAX_LENGTH, T5_VOCABULARY, find_text_encoder, normalize_prompt
+from ...pixart_core.tokenizer import load_tokenizer
 from ...pixart_core.weightfile import CheckpointError, WeightFile, open_weights
 from .ui import say
 
@@ -34,15 +36,13 @@ class T5Tokenizer(comfy.sd1_clip.SDTokenizer):
     """
 
     def __init__(self, folder: str, width: int, embedding_directory=None, tokenizer_data=None):
-        from transformers import T5TokenizerFast
-
         super().__init__(
             folder,
             pad_with_end=False,
             embedding_directory=embedding_directory,
             embedding_size=width,
             embedding_key="t5xxl",
-            tokenizer_class=T5TokenizerFast,
+            tokenizer_class=SimpleNamespace(from_pretrained=load_tokenizer),
             has_start_token=False,
             pad_to_max_length=False,
             max_length=10**8,
@@ -193,7 +193,7 @@ def _t5_shape(state: dict[str, Tensor], path: str) -> dict:
 def _tokenizer_folder(path: str, shape: dict) -> str:
     if Path(path).is_dir():
         return str(find_text_encoder(path)[1])
-    if shape["vocab_size"] == 32128:  # T5's own vocabulary, which ComfyUI carries
+    if shape["vocab_size"] == T5_VOCABULARY:  # T5's own vocabulary, which ComfyUI carries
         return str(Path(comfy.text_encoders.pixart_t5.__file__).parent / "t5_tokenizer")
     raise CheckpointError(
         f"{path} is a T5 encoder with a vocabulary of {shape['vocab_size']}: its file has no "

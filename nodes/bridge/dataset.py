@@ -14,7 +14,7 @@ import comfy.model_management as memory
 from comfy.utils import ProgressBar
 
 from ...training.jobs import Job
-from ...training.prepare.sources import CAPTION_SUFFIXES, Source, read_sources
+from ...training.prepare.sources import Source, caption_files, read_sources
 from . import jobs
 from .paths import is_allowed, leave
 from .training import node_settings
@@ -105,7 +105,11 @@ def _sources(settings: dict[str, Any]) -> list[Source]:
     """The pictures as `prepare` reads them; none where it will say what is wrong."""
     try:
         return read_sources(
-            settings["input"], settings.get("pictures", ""), settings.get("caption_column", ""), settings["only_inside"]
+            settings["input"],
+            settings.get("pictures", ""),
+            settings.get("caption_column", ""),
+            settings["only_inside"],
+            settings.get("encoding", ""),
         )
     except (ValueError, OSError):
         return []
@@ -130,7 +134,7 @@ def _files(settings: dict[str, Any], sources: list[Source]) -> Iterator[Path]:
     for source in sources:
         yield source.path
         if source.listed is None:
-            yield from (source.path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
+            yield from caption_files(source.path)
     for folder in sorted({settings.get(name, "") for name in _FOLDERS} - {"", "hed"}):
         for where, _, names in os.walk(folder):
             yield from (Path(where, each) for each in names)

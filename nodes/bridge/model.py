@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import read_pixart
 from ...pixart_core.config import PixArtConfig
+from ...pixart_core.errors import read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
 from ...pixart_core.lora import load_lora, require_fit
 from ...pixart_core.model import PixArt
-from ...pixart_core.textfile import read_json
 
 DISTILLED = "pixart_delta_distilled"
 """Attachment of our MODELs: whether the file holds an LCM model (None: unknown)."""
@@ -202,7 +202,7 @@ def is_distilled(path: str) -> bool | None:
         return bool(info.metadata["distilled"])
     scheduler = Path(path).parent / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        return read_json(scheduler).get("_class_name") == "LCMScheduler"
+        return read_description(scheduler).get("_class_name") == "LCMScheduler"
     name = Path(path).name.lower()
     return True if "lcm" in name else False if name.startswith("pixart-xl-2") else None
 

@@ -346,6 +346,34 @@ def test_missing_shard_and_broken_index(model, tmp_path):
         pc.load_pixart(folder)
 
 
+def test_the_index_decides_between_two_shards_with_one_tensor(model, tmp_path):
+    folder = pc.save_pixart(model, tmp_path / "t", layout="diffusers", max_shard_size=100_000)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    places = json.loads(index.read_text())
+    name = next(iter(places["weight_map"]))
+    used = {places["weight_map"][each] for each in (name, "proj_out.weight")}
+    wrong = next(file for file in places["weight_map"].values() if file not in used)
+    other = folder / wrong
+    state = load_file(other)
+    save_file(state | {name: torch.full_like(load_file(folder / places["weight_map"][name])[name], 5.0)}, other)
+    assert_same(pc.load_pixart(folder), model)
+    places["weight_map"]["proj_out.weight"] = other.name
+    index.write_text(json.dumps(places))
+    with pytest.raises(CheckpointError, match="says that proj_out.weight is in .* two versions"):
+        pc.load_pixart(folder)
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a\\b", "..", "", "n" * 300, "\0"])
+def test_an_index_lists_files_of_its_folder_only(model, tmp_path, name):
+    folder = pc.save_pixart(model, tmp_path / "t", layout="diffusers", max_shard_size=100_000)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    places = json.loads(index.read_text())
+    places["weight_map"]["proj_out.weight"] = name
+    index.write_text(json.dumps(places))
+    with pytest.raises(CheckpointError, match="index.json lists what is no file of its folder"):
+        pc.load_pixart(folder)
+
+
 def test_broken_descriptions(model, tmp_path):
     folder = pc.save_pixart(model, tmp_path / "t", layout="diffusers")
     (folder / "config.json").write_text("{")

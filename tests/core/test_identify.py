@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import pixart_core as pc
 from pixart_core import convert, identify
@@ -178,3 +178,66 @@ def test_every_kind_has_a_description():
     own = {"pixart", "pixart+controlnet", "controlnet", "sigma", "unknown"}
     kinds = {kind for kind, _ in identify._OTHER_KINDS} | own
     assert kinds == set(identify._DESCRIPTIONS)
+
+
+CLAIMS = [
+    ("depth", 10**9, "depth must be at most"),
+    ("depth", 1000, "does not fit .* depth 1000: it has only"),
+    ("depth", "3", "depth is '3': a whole number is wanted"),
+    ("depth", True, "depth is True: a whole number is wanted"),
+    ("hidden_size", 48.5, "hidden_size is 48.5: a whole number is wanted"),
+    ("input_size", 40_000, "input_size must be at most"),
+    ("input_size", 1024, "input_size / patch_size must be at most 256"),
+    ("interpolation_scale", 0, "interpolation_scale must be at least"),
+    ("interpolation_scale", float("nan"), "interpolation_scale must be at least"),
+    ("interpolation_scale", None, "interpolation_scale is None: a number is wanted"),
+    ("mlp_ratio", float("inf"), "mlp_ratio must be at most"),
+    ("micro_condition", "no", "micro_condition is 'no': true or false is wanted"),
+]
+
+
+@pytest.mark.parametrize("name,value,message", CLAIMS, ids=[f"{name}={value}" for name, value, _ in CLAIMS])
+def test_what_metadata_claims_is_bounded(model, tmp_path, name, value, message):
+    claims = {"kind": "pixart", "config": CONFIG.to_dict() | {name: value}}
+    save_file(model.state_dict(), tmp_path / "file.safetensors", {"pixart_delta": json.dumps(claims)})
+    with pytest.raises(CheckpointError, match=rf"file\.safetensors.*{message}"):
+        pc.load_pixart(tmp_path / "file.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"num_layers": value} for value in (10**9, "2", None, [3], 2.5)),
+        *({"sample_size": value} for value in (40_000, "x", 0, [8])),
+        *({"interpolation_scale": value} for value in (0, "2", float("nan"), -1)),
+        *({"num_attention_heads": value} for value in ("a", 0, 10**20)),
+        {"attention_head_dim": "a" * 100},
+        {"caption_channels": {}},
+        {"in_channels": []},
+    ],
+    ids=str,
+)
+def test_what_a_diffusers_configuration_claims_is_bounded(model, tmp_path, changes):
+    folder = pc.save_pixart(model, tmp_path / "t", layout="diffusers")
+    state = load_file(folder / "diffusion_pytorch_model.safetensors")
+    save_file(state, folder / "diffusion_pytorch_model.safetensors")  # without our metadata
+    assert pc.load_pixart(folder)
+    values = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=str(folder)):
+        pc.load_pixart(folder)
+
+
+def test_a_block_number_is_no_claim(model, tmp_path):
+    state = dict(model.state_dict()) | {f"blocks.{'9' * digits}.x": torch.zeros(1) for digits in (3, 9, 5000)}
+    save_file(state, tmp_path / "file.safetensors", {"pixart_delta": json.dumps({"config": CONFIG.to_dict()})})
+    with pytest.raises(CheckpointError, match="file.safetensors does not fit .* it has unknown"):
+        pc.load_pixart(tmp_path / "file.safetensors")
+
+
+def test_metadata_that_is_nested_or_of_other_kinds(model, tmp_path):
+    path = tmp_path / "file.safetensors"
+    for text in ("[" * 100_000, '{"config": []}', '{"config": "x"}', '{"config": {"wiring": []}}'):
+        save_file(model.state_dict(), path, {"pixart_delta": text})
+        with pytest.raises(CheckpointError, match="file.safetensors"):
+            pc.load_pixart(path)

@@ -9,7 +9,7 @@ from PIL import Image
 
 import pixart_core as pc
 from pixart_core.checkpoint import CheckpointError, load_controlnet
-from pixart_core.pipeline import sample_dpm
+from pixart_core.sampling import sample_dpm
 from pixart_core.vae import encode
 from tests.fixtures_nano import make_text_encoder, nano_config, random_pixart
 
@@ -217,8 +217,8 @@ def test_hint_strength_scales_what_the_control_says(pipe, nano):
     """0 is no hint to the last bit; the rest as with residuals that are scaled by hand."""
     hint = torch.rand(1, 4, 9, 12)
     plain, full = pipe.sample("a house", 4, **SIZE), pipe.sample("a house", 4, hint=hint, **SIZE)
-    half = pipe.sample("a house", 4, hint=hint, hint_strength=0.5, **SIZE)
-    assert torch.equal(pipe.sample("a house", 4, hint=hint, hint_strength=0, **SIZE), plain)
+    half = pipe.sample("a house", 4, hint=pc.Hint(hint, 0.5), **SIZE)
+    assert torch.equal(pipe.sample("a house", 4, hint=pc.Hint(hint, 0), **SIZE), plain)
     assert 0 < relative(half, plain) < relative(full, plain)
     control = load_controlnet(nano / "controlnet", torch.float32)
     with torch.no_grad():
@@ -253,20 +253,18 @@ def test_hint_acts_between_start_and_end(pipe, monkeypatch, sampler, steps, wind
     pipe.sample(
         "a house",
         steps,
-        hint=torch.rand(1, 4, 9, 12),
+        hint=pc.Hint(torch.rand(1, 4, 9, 12), start=window[0], end=window[1]),
         sampler=sampler,
         guidance=1,
-        hint_start=window[0],
-        hint_end=window[1],
         **SIZE,
     )
     assert seen == active
 
 
 def test_hint_window_that_is_none(pipe):
-    for window in ({"hint_start": 0.7, "hint_end": 0.3}, {"hint_end": 1.5}, {"hint_start": -0.1}):
-        with pytest.raises(ValueError, match="hint_start and hint_end are 0 … 1 in this order"):
-            pipe.sample("a house", 1, hint=torch.rand(1, 4, 9, 12), **window, **SIZE)
+    for window in ({"start": 0.7, "end": 0.3}, {"end": 1.5}, {"start": -0.1}):
+        with pytest.raises(ValueError, match="start and end are 0 … 1 in this order"):
+            pipe.sample("a house", 1, hint=pc.Hint(torch.rand(1, 4, 9, 12), **window), **SIZE)
 
 
 def test_grey_and_transparent_hints(pipe):

@@ -148,7 +148,7 @@ PARTS = {
     "second half": {"start_percent": 0.45},
     "middle, strong": {"strength": 1.5, "start_percent": 0.1, "end_percent": 0.6},
 }
-"""Settings of the apply nodes; the pipeline calls them hint_strength, hint_start and hint_end."""
+"""Settings of the apply nodes; the pipeline's `Hint` calls them strength, start and end."""
 
 
 @pytest.mark.parametrize("settings", PARTS.values(), ids=PARTS)
@@ -156,10 +156,9 @@ PARTS = {
 def test_strength_start_and_end_are_the_pipelines(run, pipeline, comfy_server, kind, settings):
     hint = Image.open(comfy_server.base / "input" / "hint.png")
     options = {
-        "hint_strength": settings.get("strength", 1.0),
-        "hint_start": settings.get("start_percent", 0.0),
-        "hint_end": settings.get("end_percent", 1.0),
-        "hint": hint,
+        "hint": pc.Hint(
+            hint, settings.get("strength", 1.0), settings.get("start_percent", 0.0), settings.get("end_percent", 1.0)
+        ),
         "seed": 3,
         "width": 128,
         "height": 128,

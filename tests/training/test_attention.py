@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pixart_delta.pixart_core.functional import attention, gelu
-from pixart_delta.training.attention import plain_attention
+from pixart_delta.training.task import plain_attention
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -146,7 +146,7 @@ def test_no_setting_does_nothing():
         make("lcm-lora", ema_decay=0.0)
 
 
-NO_PATHS = {"caption_column", "device"}
+NO_PATHS = {"caption_column", "device", "encoding"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,7 +11,7 @@ from pixart_delta.pixart_core.checkpoint import save_pixart
 from pixart_delta.pixart_core.text import TextEncoder
 from pixart_delta.training import results
 from pixart_delta.training.config import ConfigError, make_config
-from pixart_delta.training.export import LAYOUTS
+from pixart_delta.training.export import LAYOUTS, write_result
 from pixart_delta.training.results import export, sample
 from pixart_delta.training.tasks import TASKS
 from safetensors import safe_open
@@ -83,11 +83,11 @@ def test_a_model_loads_in_our_loader_and_in_diffusers(base, tmp_path):
 
     task = trained("lcd", base)
     expected = task.ema(**inputs())
-    ours = pc.load_pixart(task.write(tmp_path / "a.safetensors", dtype=torch.float32))
+    ours = pc.load_pixart(write_result(task, tmp_path / "a.safetensors", dtype=torch.float32))
     assert torch.equal(ours(**inputs()), expected) and not close(expected, task.model(**inputs()), 1e-2)
-    last = pc.load_pixart(task.write(tmp_path / "b.safetensors", dtype=torch.float32, average=False))
+    last = pc.load_pixart(write_result(task, tmp_path / "b.safetensors", dtype=torch.float32, average=False))
     assert torch.equal(last(**inputs()), task.model(**inputs()))
-    folder = task.write(tmp_path / "diffusers", "diffusers", torch.float32)
+    folder = write_result(task, tmp_path / "diffusers", "diffusers", torch.float32)
     assert close(in_diffusers(PixArtTransformer2DModel.from_pretrained(folder)), expected)
     assert torch.equal(ours.y_embedder.y_embedding, pc.load_pixart(base).y_embedder.y_embedding)
 
@@ -95,7 +95,7 @@ def test_a_model_loads_in_our_loader_and_in_diffusers(base, tmp_path):
 @torch.no_grad()
 def test_a_student_with_guidance_embedding_becomes_a_plain_model(base, tmp_path):
     task = trained("lcd", base, w_embedding=True, guidance=7.0)
-    path = task.write(tmp_path / "a.safetensors", dtype=torch.float32)
+    path = write_result(task, tmp_path / "a.safetensors", dtype=torch.float32)
     assert load_file(path).keys() == load_file(base).keys()
     time = torch.stack([inputs()["timestep"].float(), torch.full((2,), 7.0)], 1)
     assert close(pc.load_pixart(path)(**inputs()), task.ema(**{**inputs(), "timestep": time}))
@@ -105,7 +105,7 @@ def test_a_student_with_guidance_embedding_becomes_a_plain_model(base, tmp_path)
 def lora(base, tmp_path_factory):
     """(task, file, what the network with it gives)."""
     task = trained("lcm-lora", base, lora_rank=3, lora_alpha=6.0)
-    path = task.write(tmp_path_factory.mktemp("lora") / "lora.safetensors", dtype=torch.float32)
+    path = write_result(task, tmp_path_factory.mktemp("lora") / "lora.safetensors", dtype=torch.float32)
     with torch.no_grad():
         return task, path, task.model(**inputs())
 
@@ -121,7 +121,7 @@ def test_a_lora_loads_in_our_loader_with_its_alpha(lora, base):
 
 
 def test_a_finetuned_lora_is_such_a_file_too(lora, base, tmp_path):
-    path = trained("finetune", base, lora_rank=3).write(tmp_path / "lora.safetensors")
+    path = write_result(trained("finetune", base, lora_rank=3), tmp_path / "lora.safetensors")
     assert load_file(path).keys() == load_file(lora[1]).keys()
 
 
@@ -131,7 +131,7 @@ def test_a_lora_loads_in_peft_on_diffusers_transformer(lora, base, tmp_path):
     from peft import PeftModel
 
     task, _, expected = lora
-    folder = task.write(tmp_path / "peft", "peft", torch.float32)
+    folder = write_result(task, tmp_path / "peft", "peft", torch.float32)
     save_pixart(pc.load_pixart(base), tmp_path / "base", "diffusers")
     transformer = PixArtTransformer2DModel.from_pretrained(tmp_path / "base")
     adapted = PeftModel.from_pretrained(transformer, folder)
@@ -167,7 +167,7 @@ def test_a_control_loads_alone_and_joined_with_its_base(base, tmp_path):
     plain = pc.load_pixart(base)
     expected = task.model(plain, x["latent"], x["timestep"], x["caption"], hint, *rest)
     for layout in LAYOUTS["controlnet"]:
-        path = task.write(tmp_path / f"{layout}.safetensors", layout, torch.float32)
+        path = write_result(task, tmp_path / f"{layout}.safetensors", layout, torch.float32)
         control = pc.load_controlnet(path, config=CONFIG)
         found = control(plain, x["latent"], x["timestep"], x["caption"], hint, *rest)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), layout
@@ -182,18 +182,18 @@ def test_a_control_loads_alone_and_joined_with_its_base(base, tmp_path):
 @torch.no_grad()
 def test_a_joint_file_keeps_the_base_as_it_is_though_training_rounded_it(base, tmp_path):
     task = trained("controlnet", base, precision="bf16")
-    joined = pc.load_pixart(task.write(tmp_path / "joint.safetensors", "joint", torch.float32))
+    joined = pc.load_pixart(write_result(task, tmp_path / "joint.safetensors", "joint", torch.float32))
     assert all(torch.equal(tensor, pc.load_pixart(base).state_dict()[n]) for n, tensor in joined.state_dict().items())
 
 
 def test_unet_wiring_is_kept(base, tmp_path):
     task = trained("controlnet", base, wiring="unet")
-    assert pc.load_controlnet(task.export(tmp_path)).wiring == "unet"
+    assert pc.load_controlnet(write_result(task, tmp_path / "out.safetensors")).wiring == "unet"
 
 
 @pytest.mark.parametrize("command", ["lcd", "lcm-lora", "controlnet"])
 def test_a_file_says_how_it_was_made_but_not_where(command, base, tmp_path):
-    path = trained(command, base).export(tmp_path, step=7)
+    path = write_result(trained(command, base), tmp_path / "a.safetensors", step=7)
     about = inspect_file(path).metadata["training"]
     assert (about["command"], about["step"], about["config"]["run"], about["config"]["base"]) == (
         command,
@@ -217,7 +217,7 @@ def test_a_file_says_how_it_was_made_but_not_where(command, base, tmp_path):
 )
 def test_layouts_that_do_not_exist_are_named(command, layout, message, base, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        trained(command, base).write(tmp_path / "x.safetensors", layout)
+        write_result(trained(command, base), tmp_path / "x.safetensors", layout)
     assert not list(tmp_path.iterdir())
 
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from pixart_delta.pixart_core.controlnet import ControlNetTransformer
 from pixart_delta.pixart_core.schedule import add_noise
-from pixart_delta.training import denoise
+from pixart_delta.training import finetune
 from pixart_delta.training.control import controlnet_loss, variational_bound
 from pixart_delta.training.distill import distance, lcd_loss
+from pixart_delta.training.task import drop_captions
 
 from tests.golden import golden, load_model, part, relative
 
@@ -60,7 +61,7 @@ def test_epsilon_loss_is_the_plain_error_and_the_cap_favours_noisy_timesteps():
     out = {}
     for timestep in (5, 900):
         t = torch.full((2,), timestep)
-        plain, capped = (denoise.epsilon_loss(model, inputs, inputs["noise"], t, cap) for cap in (1.0, 20.0))
+        plain, capped = (finetune.epsilon_loss(model, inputs, inputs["noise"], t, cap) for cap in (1.0, 20.0))
         out[timestep] = (capped / plain).item()
     assert out[5] == pytest.approx(1, rel=0.01) and out[900] == pytest.approx(20, rel=1e-4)
 
@@ -69,7 +70,7 @@ def test_dropped_captions_are_the_null_caption_and_nothing_else_changes():
     batch = {"caption": torch.randn(64, 5, 8), "latent": torch.randn(64, 4, 4, 4)}
     null = torch.randn(120, 8)
     drop = torch.rand(64) < 0.25
-    dropped = denoise.drop_captions(batch, null, drop)
+    dropped = drop_captions(batch, null, drop)
     is_null = (dropped["caption"] == null[:5]).all(-1).all(-1)
     kept = (dropped["caption"] == batch["caption"]).all(-1).all(-1)
     assert torch.equal(is_null, drop) and torch.equal(kept, ~drop) and dropped["latent"] is batch["latent"]

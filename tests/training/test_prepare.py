@@ -100,7 +100,7 @@ def test_nothing_to_prepare(tmp_path, models):
     with pytest.raises(DataError, match="does not exist"):
         prepare(settings(tmp_path, models))
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(DataError, match=r"holds no pictures \(.bmp, "):
+    with pytest.raises(DataError, match=r"holds no pictures \(\.apng, "):
         prepare(settings(tmp_path, models))
     (tmp_path / "pictures/a.png").write_text("no picture")
     with pytest.raises(DataError, match=r"no picture of .* can be used: .*report.txt says why"):

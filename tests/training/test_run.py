@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from pixart_delta.pixart_core.identify import inspect_file
 from pixart_delta.training import engine as engine_module
+from pixart_delta.training import loop
 from pixart_delta.training import monitor as monitor_module
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
@@ -105,7 +106,7 @@ def after_step(step, do):
 def test_requests_are_taken_once(material, tmp_path, monkeypatch):
     drawn = []
 
-    def sample(self, count):
+    def sample(task, count):
         drawn.append(count)
         return Image.new("RGB", (8, 8), "red"), ["a", "b"]
 
@@ -113,7 +114,7 @@ def test_requests_are_taken_once(material, tmp_path, monkeypatch):
         run.request("sample")
         run.request("save")
 
-    monkeypatch.setattr(TASKS["lcd"], "sample", sample)
+    monkeypatch.setattr(loop, "draw_examples", sample)
     monkeypatch.setattr(Monitor, "add", after_step(2, ask))
     values = settings("lcd", material, tmp_path, **{**SHORT, "checkpoint_every": 100}, sample_count=3)
     run = run_here("lcd", values)
@@ -149,7 +150,7 @@ def test_a_request_to_save_leaves_a_file_to_use_and_a_checkpoint_that_is_due_doe
 
 def test_samples_come_every_so_many_steps_and_change_nothing(material, tmp_path, monkeypatch):
     plain = run_here("lcd", settings("lcd", material, tmp_path / "plain", **SHORT))
-    monkeypatch.setattr(TASKS["lcd"], "sample", lambda self, count: (Image.new("RGB", (8, 8)), []))
+    monkeypatch.setattr(loop, "draw_examples", lambda task, count: (Image.new("RGB", (8, 8)), []))
     run = run_here("lcd", settings("lcd", material, tmp_path / "run", **SHORT, sample_every=3, tensorboard=True))
     assert [file.stem for file in run.samples()] == ["step_00000003", "step_00000006"]
     assert losses(run) == losses(plain)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...pixart_core.pipeline import Pipeline
+from ...pixart_core.pipeline import Hint, Pipeline
 from .. import sampling
 from .checker import attributes_right
 from .scenes import ATTRIBUTES, caption, random_scene
@@ -29,11 +29,14 @@ def held_out_prompts(count: int) -> list[tuple]:
     return [(scene, caption(scene, rng), SIZES[index % len(SIZES)]) for index, scene in enumerate(scenes)]
 
 
-def latents(pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, **options) -> list[Tensor]:
+def latents(
+    pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, strength: float = 1.0, **options
+) -> list[Tensor]:
     """A latent (4, h, w) for each prompt; sizes are made in batches, the order is kept.
 
     Args:
         hints: (1, H, W, 3) for each picture.
+        strength: of the hints.
         options: of `Pipeline.sample`.
     """
     made: dict[int, Tensor] = {}
@@ -42,17 +45,17 @@ def latents(pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None
         for start in range(0, len(rows), 25):
             chunk = rows[start : start + 25]
             texts = [prompts[index][1] for index in chunk]
-            hint = None if hints is None else torch.cat([hints[index] for index in chunk])
+            hint = None if hints is None else Hint(torch.cat([hints[index] for index in chunk]), strength)
             batch = pipeline.sample(texts, height=size[0], width=size[1], seed=start, hint=hint, **options)
             made |= zip(chunk, batch, strict=True)
     return [made[index] for index in range(len(prompts))]
 
 
 def pictures(
-    pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, **options
+    pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, strength: float = 1.0, **options
 ) -> list[Image.Image]:
     """`latents` as pictures."""
-    return sampling.pictures(pipeline.vae, latents(pipeline, prompts, hints, **options))
+    return sampling.pictures(pipeline.vae, latents(pipeline, prompts, hints, strength, **options))
 
 
 def score(made: list[Image.Image], prompts: list[tuple]) -> dict[str, float]:

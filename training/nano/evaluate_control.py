@@ -56,7 +56,7 @@ class ControlTest:
     def run(self, pipeline: Pipeline, strength: float, **options) -> tuple[list[Image.Image], dict[str, float]]:
         """The pictures, their mean F1 and the share of attributes that they show, in percent."""
         hints = [edges.expand(-1, -1, -1, 3) for edges in self.edges]
-        made = pictures(pipeline, self.prompts, hints, hint_strength=strength, **options)
+        made = pictures(pipeline, self.prompts, hints, strength, **options)
         found = soft_edges(self.hed, made)
         agreement = [edge_f1(one, other) for one, other in zip(found, self.edges, strict=True)]
         return made, {"f1": sum(agreement) / len(agreement), "attributes": score(made, self.prompts)["all"]}

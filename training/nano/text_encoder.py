@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...pixart_core.tokenizer import complete_tokenizer
 from .scenes import GROUNDS, MOUNTAINS, SIDES, TIMES, Scene, caption, random_scene
 
 VALUES = {
@@ -29,9 +30,8 @@ MAX_LENGTH = 48
 
 def train_tokenizer(output: Path, vocabulary: int, captions: int, seed: int):
     """A Unigram model with the ids of T5 (pad 0, end 1, unknown 2) and every printable ASCII character, so that no
-    English prompt is unreadable. Saved as transformers' T5Tokenizer."""
+    English prompt is unreadable. Saved for every version of transformers."""
     import sentencepiece
-    from transformers import T5Tokenizer
 
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,10 +59,7 @@ def train_tokenizer(output: Path, vocabulary: int, captions: int, seed: int):
         )
         output.mkdir(parents=True, exist_ok=True)
         (output / "spiece.model").write_bytes(Path(prefix + ".model").read_bytes())
-    tokenizer = T5Tokenizer.from_pretrained(output, extra_ids=0, model_max_length=120)
-    tokenizer.save_pretrained(output)
-    (output / "tokenizer.json").unlink(missing_ok=True)  # 300 kB of Unicode tables; it is rebuilt from spiece.model
-    return tokenizer
+    return complete_tokenizer(output)
 
 
 class Pretraining(nn.Module):

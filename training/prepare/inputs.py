@@ -10,12 +10,13 @@ import numpy as np
 from PIL import Image
 
 from ..config import PrepareConfig
+from .folder import caption_files
 from .inside import check_inside
 from .official import find_cached, read_embedding, read_moments
-from .pictures import MAX_RATIO, PictureError, fit, open_picture
-from .sources import CAPTION_SUFFIXES, SUFFIXES, Source
+from .pictures import MAX_RATIO, PictureError, fit, open_picture, suffixes
+from .sources import Source
 
-_HINT_SUFFIXES = (".npz", ".npy", *sorted(SUFFIXES))
+_USUAL = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class HintError(ValueError):
@@ -44,6 +45,8 @@ class InputReader:
     def __init__(self, config: PrepareConfig):
         self.config = config
         self.hint_folder = config.hints if config.hints not in ("", "hed") else ""
+        # The usual suffixes first: on a network disk each look takes a while.
+        self.hint_suffixes = (".npz", ".npy", *sorted(suffixes(), key=lambda suffix: (suffix not in _USUAL, suffix)))
         self.needs_picture = not config.latents or config.hints == "hed"
 
     def files(self, source: Source) -> list[Path]:
@@ -56,9 +59,9 @@ class InputReader:
         if config.embeddings:
             found.append(find_cached(config.embeddings, source.name, (".npz",)))
         elif source.listed is None:
-            found += [source.path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+            found += caption_files(source.path)
         if self.hint_folder:
-            found.append(find_cached(self.hint_folder, source.name, _HINT_SUFFIXES))
+            found.append(find_cached(self.hint_folder, source.name, self.hint_suffixes))
         return [file for file in found if file is not None]
 
     def read(self, source: Source, bucket: tuple[int, int] | None = None) -> Inputs:
@@ -80,7 +83,7 @@ class InputReader:
         if self.config.embeddings:
             cached["caption.npy"] = read_embedding(_need(self.config.embeddings, source, (".npz",)))
         # A cache holds one embedding, of the first prompt if a list says it at all.
-        captions = (source.listed or ("",))[:1] if self.config.embeddings else source.captions()
+        captions = (source.listed or ("",))[:1] if self.config.embeddings else source.captions(self.config.encoding)
         inputs = Inputs(source, size, captions, cached=cached)
         if bucket is not None and picture is not None:
             inputs.picture = fit(picture, *bucket)
@@ -96,7 +99,7 @@ class InputReader:
                 check_inside(file, self.config.only_inside)
 
     def _read_hint(self, inputs: Inputs, bucket: tuple[int, int] | None) -> None:
-        file = find_cached(self.hint_folder, inputs.source.name, _HINT_SUFFIXES)
+        file = find_cached(self.hint_folder, inputs.source.name, self.hint_suffixes)
         if file is None:
             raise HintError(f"there is no hint of this name in {self.hint_folder}")
         try:

@@ -22,8 +22,9 @@ def find_cached(folder: str | Path, name: str, suffixes: tuple[str, ...]) -> Pat
     path = PurePosixPath(name)
     for flat in (path, PurePosixPath("_".join(name.rsplit("/", 1)))):
         for suffix in suffixes:
-            if (file := Path(folder, flat.with_suffix(suffix))).is_file():
-                return file
+            for each in (suffix, suffix.upper()):
+                if (file := Path(folder, flat.with_suffix(each))).is_file():
+                    return file
     return None
 
 

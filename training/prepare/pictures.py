@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import stat
 import warnings
 from pathlib import Path
 
@@ -14,6 +18,9 @@ _STEP = 16
 """Sides are multiples of this many px: a latent pixel is 8, a patch two of them."""
 MAX_RATIO = 4
 """Pictures longer than this are left out, as the authors do."""
+
+_PLUGINS = ("pillow_heif.HeifImagePlugin", "pillow_avif", "pillow_jxl")
+"""Packages that teach Pillow another format when they are imported."""
 
 
 class PictureError(ValueError):
@@ -43,6 +50,25 @@ def nearest_bucket(height: int, width: int, table: Bins) -> float:
     return min(table, key=lambda ratio: abs(ratio - height / width))
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """What Pillow reads here, with the plugins of other packages that are installed.
+
+    Not PostScript: Pillow hands that to another program, Ghostscript, which would run it.
+    """
+    for plugin in _PLUGINS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(plugin)
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - {"EPS"}))
+
+
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Of files in these formats, in lower case."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats())
+
+
 def open_picture(path: Path) -> Image.Image:
     """A picture as RGB, the way up that its camera noted, on white where it is transparent.
 
@@ -52,11 +78,15 @@ def open_picture(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a large scan; the error is another class
-            with Image.open(path) as file:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise PictureError("it is no file")  # a pipe would be waited for
+            with Image.open(path, formats=formats()) as file:
                 picture = ImageOps.exif_transpose(file)
                 picture.load()
     except FileNotFoundError as error:
         raise PictureError("there is no such file") from error
+    except PictureError:
+        raise
     except Exception as error:  # Pillow's plugins raise whatever their formats lead them to
         raise PictureError(f"{type(error).__name__}: {error}".split(str(path))[0].rstrip(" '")) from error
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ...pixart_core.textfile import printable
 from ...pixart_core.weightfile import save_json, temporary_name
 from ..disk import in_units
 from .sources import Source
@@ -26,6 +28,8 @@ class Report:
     usable: int
     left_out: dict[str, list[tuple[str, str]]]
     """Problem -> name and why, of every picture left out."""
+    unused: list[tuple[str, str]]
+    """Name and why of every file of the folder that is not among the pictures."""
     buckets: dict[str, int]
     """"HEIGHTxWIDTH" in px -> pictures."""
     enlarged: int
@@ -42,9 +46,10 @@ class Report:
         lines = [f"{self.pictures} pictures in {self.input}: {self.usable} can be used"]
         for problem, entries in self.left_out.items():
             lines.append(f"  left out, {PROBLEMS[problem]}: {len(entries)}")
-            lines += [f"    {name}: {why}" for name, why in entries[:_NAMED]]
-            if len(entries) > _NAMED:
-                lines.append(f"    … and {len(entries) - _NAMED} more, see report.json")
+            lines += _first(f"{name}: {why}" for name, why in entries)
+        for why, names in self._unused().items():
+            lines.append(f"  not looked at, {why}: {len(names)}")
+            lines += _first(names)
         lines.append(f"{self.wordings} captions, {self.wordings / max(1, self.usable):.1f} a picture")
         if self.enlarged:
             lines.append(f"{self.enlarged} pictures are smaller than their bucket and will be enlarged")
@@ -56,7 +61,14 @@ class Report:
                 "to be used, or prepare with multi_aspect=false"
             )
         lines.append(f"{self.shards} shards, about {in_units(self.bytes)}; {in_units(self.free)} are free")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
+
+    def _unused(self) -> dict[str, list[str]]:
+        """Why -> names."""
+        out: dict[str, list[str]] = {}
+        for name, why in self.unused:
+            out.setdefault(why, []).append(name)
+        return out
 
     def write(self, folder: Path) -> None:
         """Write report.txt and report.json."""
@@ -64,6 +76,13 @@ class Report:
         temporary = temporary_name(folder / "report.txt")
         temporary.write_text(self.text() + "\n", "utf-8")
         temporary.replace(folder / "report.txt")
+
+
+def _first(texts: Iterable[str]) -> list[str]:
+    """Lines of as many as are named."""
+    every = list(texts)
+    more = [f"    … and {len(every) - _NAMED} more, see report.json"] if len(every) > _NAMED else []
+    return [f"    {text}" for text in every[:_NAMED]] + more
 
 
 def left_out(sources: list[Source], findings: list[Finding]) -> dict[str, list[tuple[str, str]]]:

@@ -21,7 +21,7 @@ from .pictures import PictureError
 from .plan import PlannedShard, plan_shards, remove_others
 from .progress import Progress, follow, say
 from .report import Report, count_buckets, left_out
-from .sources import CaptionError, Source, read_sources
+from .sources import CaptionError, Source, find_sources
 from .survey import survey
 
 _LETTERS_PER_TOKEN = 3
@@ -63,7 +63,8 @@ def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report
     encoders = Encoders(config)
     progress.say_state("preparing", device=str(encoders.device))
     identity = {} if dry_run else encoders.identity()  # early, because it names missing weights
-    sources = read_sources(config.input, config.pictures, config.caption_column, config.only_inside)
+    found = find_sources(config.input, config.pictures, config.caption_column, config.only_inside, config.encoding)
+    sources = found.sources
     findings = survey(sources, config, part, parts, progress)
     shards = plan_shards(sources, findings, config.shard_size)
     report = Report(
@@ -71,6 +72,7 @@ def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report
         pictures=len(sources),
         usable=sum(not finding.problem for finding in findings),
         left_out=left_out(sources, findings),
+        unused=[each for each in found.unused if not Path(config.input, each[0]).is_relative_to(output)],
         buckets=count_buckets(findings),
         enlarged=sum(finding.height < finding.bucket[0] or finding.width < finding.bucket[1] for finding in findings),
         wordings=sum(len(finding.letters) for finding in findings if not finding.problem),

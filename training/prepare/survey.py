@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from .pictures import PictureError, buckets, nearest_bucket
 from .progress import Progress
 from .sources import CaptionError, Source
 
-_VERSION = 2
+_VERSION = 3
 """Of what is looked for; findings of another one are made anew."""
 CHUNK = 1024
 """Pictures whose findings share a file."""
@@ -94,12 +95,20 @@ class Surveyor:
     def fingerprint(self, sources: list[Source]) -> str:
         """Names the state that the sources' files are in, without reading them."""
         config = self.reader.config
-        told = [_VERSION, config.resolution, config.multi_aspect, config.latents, config.embeddings, config.hints]
+        told = [
+            _VERSION,
+            config.resolution,
+            config.multi_aspect,
+            config.latents,
+            config.embeddings,
+            config.hints,
+            config.encoding,
+        ]
         told.append(config.only_inside)
         for source in sources:
             told.append([source.name, source.listed, source.size])
             for file in self.reader.files(source):
-                state = file.stat() if file.exists() else None
+                state = _state(file)
                 told.append([str(file), state and state.st_size, state and state.st_mtime_ns])
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
@@ -130,6 +139,13 @@ def survey(sources: list[Source], config: PrepareConfig, part: int, parts: int, 
         save_json({"state": state, "findings": [astuple(finding) for finding in findings[index]]}, file)
     progress.end()
     return _without_duplicates(sources, [finding for chunk in findings for finding in chunk], config.keep_duplicates)
+
+
+def _state(file: Path) -> os.stat_result | None:
+    try:
+        return file.stat()
+    except OSError:  # not there, a link in a circle, or a folder that may not be looked into
+        return None
 
 
 def _load(file: Path, state: str) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""The base of all tasks: networks, their loss for a batch, and what comes out."""
+"""What a training command trains: its networks, its loss for a batch, and its result. The loop knows nothing more."""
 
 from __future__ import annotations
 
@@ -7,28 +7,40 @@ import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...pixart_core.checkpoint import load_pixart
-from ...pixart_core.layers import Block
-from ...pixart_core.model import PixArt
-from ...pixart_core.vae import load_vae
-from ..attention import plain_attention
-from ..config import ConfigError, TrainConfig
-from ..data import CAPTION_PADDING, FeatureDataset, padded
-from ..draws import Draws
-from ..export import default_name, write_weights
-from ..sampling import draw_grid
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from ..pixart_core.checkpoint import load_pixart
+from ..pixart_core.config import PixArtConfig
+from ..pixart_core.layers import Block
+from ..pixart_core.model import PixArt
+from .config import ConfigError, TrainConfig
+from .data import CAPTION_PADDING, FeatureDataset, padded
+from .draws import Draws
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The size of a training, without making its networks; what an estimate is made from."""
+
+    trained: int
+    """Parameters that get a gradient."""
+    frozen: int
+    """Parameters of frozen networks."""
+    trained_blocks: int
+    """Blocks with trained parameters."""
+    passed_blocks: int = 0
+    """Frozen blocks that the gradient passes through."""
+    extra_forwards: int = 0
+    """Forward passes of the whole model without a gradient, each step."""
+    has_weight_gradients: bool = True
+    """Whether the trained blocks' own weights get a gradient, and not LoRA layers beside them."""
 
 
 class Task(ABC):
@@ -50,6 +62,11 @@ class Task(ABC):
         self.model = model
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if average else None
         self.frozen: list[nn.Module] = []
+
+    @classmethod
+    @abstractmethod
+    def outline(cls, config: TrainConfig, shape: PixArtConfig) -> Outline:
+        """The size of a training with these settings on a base of this shape."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor], draws: Draws) -> Tensor:
@@ -109,14 +126,6 @@ class Task(ABC):
                 f"has {len(null)}: run `prepare` again with max_tokens={len(null) // CAPTION_PADDING * CAPTION_PADDING}"
             )
 
-    def sample(self, count: int) -> tuple[Image, list[str]] | None:
-        """A grid of at most `count` pictures for the data's own captions, the same ones every time, and these captions;
-        None where `models` names no pipeline folder to decode them with."""
-        if not self.config.models:
-            return None
-        batch, captions = FeatureDataset(self.config.data).examples(count, self.needs_hint)
-        return draw_grid(self, batch, load_vae(self.config.models, device=self.device)), captions
-
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
@@ -128,26 +137,11 @@ class Task(ABC):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.config.precision])
 
-    def export(self, folder: Path, step: int | None = None) -> Path:
-        """Write what a run leaves for use elsewhere."""
-        return self.write(folder / default_name(self.model), step=step)
-
-    def write(
-        self,
-        path: Path,
-        layout: str = "comfyui",
-        dtype: torch.dtype = torch.float16,
-        average: bool = True,
-        step: int | None = None,
-    ) -> Path:
-        """Write `result`; see `export.write_weights`. step: after which it was taken, for the description in the file.
-
-        Folders and files are described by their names alone, because the file leaves this machine.
-        """
-        config = self.config.to_dict()
-        config |= {name: Path(config[name]).name for name in ("run", "data", "base", "models")}
-        description: dict[str, Any] = {"training": {"command": self.command, "step": step, "config": config}}
-        return write_weights(self.result(average), path, layout, dtype, description, self.config.base)
+    def with_captions_dropped(self, batch: Mapping[str, Tensor], draws: Draws) -> Mapping[str, Tensor]:
+        """The batch, a share of whose captions (`caption_drop`) are the null caption."""
+        if not self.config.caption_drop:
+            return batch
+        return drop_captions(batch, self.null_caption(), draws.uniform() < self.config.caption_drop)
 
     def forward_options(self) -> dict[str, Any]:
         """For the forward pass of a network that a gradient flows through; see `PixArt.forward`."""
@@ -179,3 +173,32 @@ def load_base(config: TrainConfig, dtype: torch.dtype, reads_null_caption: bool)
             "layout leaves it out. Take the authors' .pth, or a file that this trainer exported"
         )
     return model
+
+
+def drop_captions(batch: Mapping[str, Tensor], null: Tensor, drop: Tensor) -> dict[str, Tensor]:
+    """Replace captions by the null caption (L, D) where drop (B,) says so, under their own mask, as the authors do."""
+    caption = batch["caption"]
+    return {**batch, "caption": torch.where(drop[:, None, None], null[: caption.shape[1]].to(caption), caption)}
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """Attention as two matrix products, for training on a CPU.
+
+    As `functional.attention`: q, k, v (B, N, C), mask (B, 1 or N, L) with at least one key for each query.
+    On a CPU the backward pass of scaled_dot_product_attention takes five times as long in half precision as this one,
+    a third of a nano step. In float32 both are alike.
+    """
+    batch, _, channels = q.shape
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B·H, N, C/H)
+    q = q * (channels // heads) ** -0.5
+    if mask is None:
+        scores = torch.bmm(q, k.mT)
+    else:
+        bias = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill_(~mask, -torch.inf)
+        scores = torch.baddbmm(bias.repeat_interleave(heads, 0), q, k.mT)
+    return torch.bmm(scores.softmax(-1), v).unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers in all parameters of a network, which may be on the meta device."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,83 @@
+"""`finetune`: noise prediction (PixArt-α's ε-loss), of the whole model or of LoRA layers on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..pixart_core.config import PixArtConfig
+from ..pixart_core.model import PixArt
+from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod, look_up
+from .config import FinetuneConfig
+from .lora import add_lora, lora_outline
+from .task import DTYPES, Outline, Task, count_parameters, load_base
+
+
+def epsilon_loss(
+    model: Callable[..., Tensor],
+    batch: Mapping[str, Tensor],
+    noise: Tensor,
+    timestep: Tensor,
+    snr_weight_cap: float = 1.0,
+    options: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Mean squared error of the predicted noise, per sample weighted by min(1 + 1 / SNR, cap).
+
+    Args:
+        batch: latent, caption, caption_mask, image_size, aspect_ratio, as in `distill.lcd_loss`.
+        noise: (B, C, h, w).
+        timestep: (B,), 0 … 999.
+        snr_weight_cap: 1 is the plain error. An error of ε costs 1 / SNR as much in ẑ_0, so a cap above 1 makes the
+            noisy timesteps, where a picture's composition is decided, count more.
+        options: block_hook and attention of `PixArt.forward`.
+
+    Returns:
+        Scalar.
+    """
+    latent = batch["latent"]
+    noisy = add_noise(latent, noise, timestep)
+    conditions = [batch.get(name) for name in ("caption_mask", "image_size", "aspect_ratio")]
+    out = model(noisy, timestep, batch["caption"], *conditions, **(options or {}))
+    error = (out[:, : latent.shape[1]].float() - noise).square().mean((1, 2, 3))  # (B,)
+    weight = (1 / look_up(alphas_cumprod(), timestep)).clamp(max=snr_weight_cap)  # 1 + 1/SNR = 1/ᾱ
+    return (weight * error).mean()
+
+
+class Finetune(Task):
+    """Noise prediction on the data's own captions, some of them dropped."""
+
+    command = "finetune"
+    sampler = "dpm"
+    config: FinetuneConfig
+
+    @classmethod
+    def outline(cls, config, shape):
+        if config.lora_rank:
+            return lora_outline(shape, config.lora_rank)
+        return Outline(count_parameters(PixArt(shape, device="meta")), 0, shape.depth)
+
+    def __init__(self, config: FinetuneConfig):
+        if config.lora_rank:
+            base = load_base(config, DTYPES[config.precision], config.caption_drop > 0)
+            super().__init__(config, add_lora(base, config.lora_rank, config.lora_alpha, config.seed), average=False)
+            return
+        model = load_base(config, torch.float32, config.caption_drop > 0) if config.base else _new_model(config)
+        super().__init__(config, model.train(), average=config.ema_decay > 0)
+
+    def loss(self, model, batch, draws):
+        latent = batch["latent"]
+        noise, timestep = draws.normal(latent.shape[1:]), draws.integers(NUM_TIMESTEPS)
+        batch = self.with_captions_dropped(batch, draws)
+        return epsilon_loss(model, batch, noise, timestep, self.config.snr_weight_cap, self.forward_options())
+
+    def ema_decay(self, step):
+        return min(self.config.ema_decay, (1 + step) / (10 + step))
+
+
+def _new_model(config: FinetuneConfig) -> PixArt:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return PixArt(PixArtConfig.from_dict(config.model)).initialize_weights()
