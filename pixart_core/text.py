@@ -23,6 +23,7 @@ from .functional import preferred_dtype
 from .t5_config import T5_VOCABULARY, check_t5, encoder_fields
 from .tokenizer import TOKENIZER_FILES, load_tokenizer
 from .weightfile import open_weights, save_weights
+from .weightfolder import find_part
 
 logger = logging.getLogger(__name__)
 
@@ -260,7 +261,8 @@ class EmbeddingCache:
 
 
 def find_text_encoder(path) -> tuple[Path, Path]:
-    """(encoder folder, tokenizer folder) of a pipeline folder or of a text-encoder folder.
+    """(encoder folder, tokenizer folder) of a pipeline folder, of a text-encoder folder under any name, or of the
+    folder that such a one is in.
 
     The tokenizer may lie in the encoder's folder, or in tokenizer/ inside or beside it.
     """
@@ -272,7 +274,7 @@ def find_text_encoder(path) -> tuple[Path, Path]:
         )
     if not path.is_dir():
         raise MissingFileError(f"text encoder folder {path} does not exist")
-    folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+    folder = find_part(path, "text_encoder", is_t5)
     places = (folder, folder / "tokenizer", folder.parent / "tokenizer")
     for place in places:
         if any((place / name).is_file() for name in TOKENIZER_FILES):
@@ -302,12 +304,17 @@ class _WideLinear(torch.nn.Linear):
         return torch.nn.functional.linear(x.float(), self.weight.float()).to(x.dtype)
 
 
+def is_t5(config: dict[str, Any]) -> bool:
+    """Whether a config.json describes a T5, whose encoder PixArt reads."""
+    return config.get("model_type") == "t5"
+
+
 def _read_t5_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         raise MissingFileError(f"{folder} has no config.json: a text encoder is a transformers folder of a T5 encoder")
     config = read_description(file)
-    if config.get("model_type") != "t5":
+    if not is_t5(config):
         kind = config.get("model_type") or config.get("_class_name") or "different"
         raise CheckpointError(f"{folder} holds a {kind} model; PixArt reads T5 (v1.1 XXL for the released weights)")
     for name in ("transformers_version", "_name_or_path"):  # say nothing about the weights

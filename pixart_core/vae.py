@@ -14,6 +14,7 @@ from .errors import CheckpointError, check, read_by, read_description
 from .functional import preferred_dtype
 from .resolution import resize_and_crop
 from .weightfile import WeightFile, open_weights
+from .weightfolder import find_part
 
 FACTOR = 8
 """Pixels a latent pixel stands for, each way."""
@@ -44,7 +45,7 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
     folder = _find_vae(Path(path))
     config = read_description(folder / "config.json")
     kind = config.get("_class_name")
-    if kind not in _CLASSES:
+    if not is_autoencoder(config):
         raise CheckpointError(
             f"{folder} holds {kind or 'no diffusers model'}; PixArt-α's autoencoder is one of "
             f"{', '.join(_CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)"
@@ -160,6 +161,11 @@ def _encode(vae, images: Tensor):
     return vae.encode((images.permute(0, 3, 1, 2) * 2 - 1).to(vae.device, vae.dtype))
 
 
+def is_autoencoder(config: dict[str, Any]) -> bool:
+    """Whether a config.json describes an autoencoder of a class that PixArt's pictures are decoded with."""
+    return config.get("_class_name") in _CLASSES
+
+
 def _find_vae(path: Path) -> Path:
     if path.is_file():
         raise CheckpointError(
@@ -168,9 +174,9 @@ def _find_vae(path: Path) -> Path:
         )
     if not path.is_dir():
         raise CheckpointError(f"autoencoder folder {path} does not exist")
-    if (path / "model_index.json").is_file() and not (path / "vae").is_dir():
+    folder = find_part(path, "vae", is_autoencoder)
+    if (folder / "model_index.json").is_file():
         raise CheckpointError(f"the pipeline folder {path} has no vae/: download that part, too")
-    folder = path / "vae" if (path / "vae").is_dir() else path
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: an autoencoder is a diffusers folder")
     return folder
