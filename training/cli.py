@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--private",
                 default="",
                 metavar="FOLDER",
-                help="keep status.json and the requests of control/ there: others may write into the run folder",
+                help="keep settings, status and requests there, because others may write into the run folder",
             )
         if name in _DRY_RUN:
             command.add_argument("--dry-run", action="store_true", help=_DRY_RUN[name])

@@ -75,7 +75,7 @@ def _open(run: RunDir, command: str, config: TrainConfig, held: contextlib.ExitS
     run.create()
     held.enter_context(run.lock())
     run.check_config(command, config.to_dict(), identify)
-    if not run.checkpoints():
+    if not run.has_begun():
         run.write_config(command, config.to_dict(), identify, identify_all(config.to_dict()))
     run.remove_leftovers()
     for name in run.requests():  # of an earlier process

@@ -12,8 +12,8 @@ control/         empty files `stop`, `save`, `sample`: requests, which the run d
 lock             held by the one process that trains here
 
 Where others may write into the run folder, as into ComfyUI's output folder, a run is given a second, private folder:
-status.json and control/ are read there, and status.json is written to both. Nothing in the run folder then says whether
-the run goes on, and with what.
+config.json, status.json and control/ are read there, and both files are written to the run folder too, for people.
+Nothing there then says whether the run goes on, and with what.
 """
 
 from __future__ import annotations
@@ -66,8 +66,7 @@ class RunDir:
 
     Args:
         path: the folder, which need not exist.
-        private: folder for status and requests, if others may write into `path`. Who keeps it also keeps the settings,
-            so that config.json is only written, for people and for `export`.
+        private: folder for settings, status and requests, if others may write into `path`.
     """
 
     def __init__(self, path: str | Path, private: str | Path = ""):
@@ -117,13 +116,17 @@ class RunDir:
         except FileNotFoundError:
             return False
 
+    def has_begun(self) -> bool:
+        """Whether there is something that another run's settings would spoil. A checkpoint that somebody laid into the
+        run folder of a private run without settings is none of it."""
+        return bool(self.checkpoints()) and not (self.is_private and not (self._desk / "config.json").exists())
+
     def check_config(
         self, command: str, config: dict[str, Any], identify: Callable[[str, str], str | None] | None = None
     ) -> None:
         """Whether these settings may begin or resume here: a resumed run is the same command on the same base and data.
 
-        A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose. One whose settings are
-        kept elsewhere is what these say.
+        A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose.
 
         Args:
             identify: of `contents`, by which base and data are known wherever they lie; without it their places count.
@@ -131,7 +134,7 @@ class RunDir:
         Raises:
             RunDirError: if the folder holds another run.
         """
-        if self.is_private or not self.checkpoints():
+        if not self.has_begun():
             return
         earlier = self.read_config()
         differing = [
@@ -170,10 +173,8 @@ class RunDir:
             contents: names of what base and data hold, by setting.
         """
         self.check_config(command, config, identify)
-        _write(
-            self.path / "config.json",
-            {"command": command, "config": config} | ({"contents": dict(contents)} if contents else {}),
-        )
+        about = {"command": command, "config": config}
+        self._publish("config.json", about | ({"contents": dict(contents)} if contents else {}))
 
     def read_config(self) -> dict[str, Any]:
         """{"command", "config", "contents"} of the run; contents only where it was known.
@@ -185,11 +186,7 @@ class RunDir:
 
     def write_status(self, state: str, **values: Any) -> None:
         """Replace the status. `values` are those of `training/monitor.py`: step, steps, loss, message, …"""
-        status = {"state": state, "pid": os.getpid(), "time": time.time(), **values}
-        _write(self._desk / "status.json", status)
-        if self.is_private:
-            with contextlib.suppress(OSError):  # whatever lies there instead: this one is for people
-                _write(self.path / "status.json", status)
+        self._publish("status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **values})
 
     def read_status(self) -> dict[str, Any]:
         """The last status. After a `kill -9` it still says "running": `is_running` knows better.
@@ -271,8 +268,15 @@ class RunDir:
                 file.unlink()
 
     def _place(self, name: str) -> Path:
-        """The folder that one of `_FOLDERS`, or status.json, is in."""
-        return self._desk if name in ("control", "status.json") else self.path
+        """The folder that one of `_FOLDERS`, or a file that is read, is in."""
+        return self._desk if name in ("control", "config.json", "status.json") else self.path
+
+    def _publish(self, name: str, values: dict[str, Any]) -> None:
+        """Replace a JSON file where it is read, and its copy for people."""
+        _write(self._desk / name, values)
+        if self.is_private:
+            with contextlib.suppress(OSError):  # whatever lies there instead
+                _write(self.path / name, values)
 
     def _read(self, name: str) -> dict[str, Any]:
         file = self._place(name) / name

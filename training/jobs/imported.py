@@ -39,6 +39,8 @@ def import_jobs(queue: Queue) -> list[Job]:
                 try:
                     job = _taken_over(queue, folder)
                     (queue.records / job.id).mkdir()
+                    if job.command:
+                        queue.run_dir(job).write_config(job.command, job.settings)
                     queue.write(job)
                     made.append(job)
                 except Exception as error:  # one bad job hides no other
@@ -86,7 +88,7 @@ def _taken_over(queue: Queue, folder: Path) -> Job:
     if not ended:
         with contextlib.suppress(ValueError, OSError):
             run = RunDir(folder)
-            if run.is_running():  # an earlier version's process: it saves and ends
+            if run.is_running():  # a process of the earlier version: it saves and ends
                 run.request("stop")
     return Job(
         folder.name,
