@@ -8,6 +8,7 @@ import logging
 import sys
 
 from .config import COMMANDS, TRAININGS, ConfigError, describe, load_config
+from .launcher import adopt
 from .packages import explain_import
 from .status import describe_run
 
@@ -81,6 +82,7 @@ def _run(options: argparse.Namespace) -> None:
     given = [f"run={options.run}"] if getattr(options, "run", None) else []
     config = load_config(command, options.config, given + options.set).located()
     if command == "prepare":
+        adopt()
         from .prepare.run import prepare
 
         prepare(config, options.dry_run)

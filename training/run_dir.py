@@ -22,6 +22,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -49,6 +50,22 @@ _SAME_RUN = (
     "wiring",
 )
 """Settings that say what is trained, and on what: they may not change between two halves of a run."""
+_ANY_TIME = (
+    "run",
+    "steps",
+    "models",
+    "workers",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "sample_every",
+    "sample_count",
+    "tensorboard",
+    "gradient_checkpointing",
+    "compile",
+    "sharding",
+)
+"""Settings that say nothing about what the weights become, nor what they are called."""
 _LOCK_OFFSET = 1 << 20
 """On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
 
@@ -144,10 +161,32 @@ class RunDir:
         ]
         if earlier["command"] != command:
             differing = [f"its command was {earlier['command']}, not {command}"]
+        done = self._steps_taken()
+        if not differing and config.get("steps", 0) <= done:
+            self._check_finished(done, earlier["config"], config)
         if differing:
             raise RunDirError(
                 f"{self.path} holds another run ({'; '.join(differing)}): give it its own settings, choose a new "
                 "folder, or delete it"
+            )
+
+    def _steps_taken(self) -> int:
+        """Of the newest checkpoint."""
+        found = [re.search(r"\d+", file.stem) for file in self.checkpoints()]
+        return max((int(number[0]) for number in found if number), default=0)
+
+    def _check_finished(self, done: int, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """With no step left, another setting would change nothing but what the result is called."""
+        differing = [
+            f"{name} was {before[name]!r} and is {now[name]!r}"
+            for name in before.keys() & now.keys() - {*_ANY_TIME, *_SAME_RUN}
+            if before[name] != now[name]
+        ]
+        if differing:
+            raise RunDirError(
+                f"{self.path} has taken all of its {done} steps, so nothing would be trained with other settings "
+                f"({'; '.join(sorted(differing))}): raise steps to go on with them, choose a new folder, or give "
+                "its own settings"
             )
 
     @staticmethod
@@ -202,21 +241,31 @@ class RunDir:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics; a last one that is being written is left out."""
-        try:
-            lines = (self.path / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """All lines of metrics. A last one that is being written is left out, and so is a damaged one, as a loss of
+        power leaves it."""
+        return self._metrics()[0]
 
-    def forget_metrics(self, after: int) -> None:
-        """Drop the lines of steps that a run resumed at step `after` takes again."""
-        kept = [line for line in self.metrics() if line["step"] <= after]
+    def _metrics(self) -> tuple[list[dict[str, Any]], int]:
+        """All lines that can be read, and how many cannot."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return [], 0
+        rows = [_metrics_line(line) for line in lines if line.endswith(b"\n")]
+        good = [row for row in rows if row is not None]
+        return good, len(rows) - len(good)
+
+    def forget_metrics(self, after: int) -> int:
+        """Drop the lines of steps that a run resumed at step `after` takes again, and those that cannot be read; how
+        many the latter were."""
+        lines, damaged = self._metrics()
+        kept = [line for line in lines if line["step"] <= after]
         file = self.path / "metrics.jsonl"
         if file.exists():
             temporary = file.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
             temporary.replace(file)
+        return damaged
 
     def append_log(self, line: str) -> None:
         """Add a line (or several) to log.txt."""
@@ -262,10 +311,12 @@ class RunDir:
         return sorted((self.path / "samples").glob("step_*.png"))
 
     def remove_leftovers(self) -> None:
-        """Delete half-written files of a process that was killed; call it while holding the lock."""
+        """Delete half-written files of a process that was killed; call it while holding the lock. (What weights are
+        written in is a folder with a lock of its own: see pixart_core/leftovers.py.)"""
         for folder in (self.path, self._desk, *(self._place(name) / name for name in _FOLDERS)):
-            for file in folder.glob("*.tmp"):
-                file.unlink()
+            for file in (*folder.glob("*.tmp"), *folder.glob(".tmp??????")):  # the latter safetensors' own, of before
+                if file.is_file():
+                    file.unlink()
 
     def _place(self, name: str) -> Path:
         """The folder that one of `_FOLDERS`, or a file that is read, is in."""
@@ -286,6 +337,15 @@ class RunDir:
             raise RunDirError(f"{self.path} holds no run: there is no {name}") from error
         except (ValueError, RecursionError) as error:
             raise RunDirError(f"{file} is damaged ({error}): delete it") from error
+
+
+def _metrics_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    good = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("loss"), (int, float))
+    return row if good else None
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:

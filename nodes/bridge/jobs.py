@@ -15,7 +15,7 @@ import folder_paths
 from server import PromptServer
 
 from ...training.config import TRAININGS
-from ...training.jobs import Job, JobError, Queue, count_of, import_jobs, is_number, last_line, process
+from ...training.jobs import Job, JobError, Queue, count_of, import_jobs, is_number, last_line, plain_text, process
 from ...training.prepare.inside import is_inside
 from .paths import check_start
 
@@ -102,7 +102,7 @@ def view(job: Job, waits: Mapping[str, str] | None = None) -> dict[str, Any]:
         "name": job.name,
         "command": job.command,
         "state": job.state,
-        "reason": job.reason or waits.get(job.id, ""),
+        "reason": job.reason or waits.get(job.id, "") or _notice(status, job),
         "device": job.device,
         "created": job.created,
         "order": job.order,
@@ -150,6 +150,11 @@ def _words(seen: dict[str, Any]) -> str:
     if "seconds_left" in seen and seen["state"] == "running":
         parts.append(f"{seen['seconds_left'] / 60:.1f} min left")
     return ", ".join(parts)
+
+
+def _notice(status: Mapping[str, Any], job: Job) -> str:
+    """What its process waits for (a store of data that is busy or out of reach), or says of how it fares."""
+    return plain_text(str(status.get("waiting") or status.get("notice") or ""))[:500] if job.active else ""
 
 
 class Watcher(threading.Thread):

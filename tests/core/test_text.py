@@ -98,7 +98,7 @@ def test_a_long_prompt_is_cut_with_a_warning(nano, caplog):
 
 @pytest.mark.parametrize(("quantization", "error", "kind"), [("int8", 0.05, "Int8Params"), ("int4", 0.3, "Params4bit")])
 def test_quantised_weights_are_those_of_transformers(nano, quantization, error, kind):
-    from transformers import BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig, T5EncoderModel
 
     text = encoder(nano, quantization=quantization)
     caption, _ = text.encode(PROMPTS)
@@ -110,7 +110,15 @@ def test_quantised_weights_are_those_of_transformers(nano, quantization, error, 
         else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     )
     same, _ = reference(nano, PROMPTS, quantization_config=config, device_map={"": "cpu"}, dtype=torch.float32)
-    torch.testing.assert_close(caption, same, rtol=1e-4, atol=1e-4)
+    # LLM.int8 rounds activations, too: where two CPUs' last bits differ, a value goes to the next of the 255 levels,
+    # and its row with it. So almost all values are alike, and the rest differ by less than the rounding itself costs.
+    differ = (caption - same).abs() > 1e-4 + 1e-4 * same.abs()
+    assert differ.float().mean() < 0.02 and (caption - same).norm() / exact.norm() < error / 10
+    theirs = T5EncoderModel.from_pretrained(nano / "text_encoder", quantization_config=config, device_map={"": "cpu"})
+    weights = dict(theirs.named_parameters())
+    for name, weight in text.load().named_parameters():
+        if type(weight).__name__ == kind:
+            assert torch.equal(weight.data, weights[name].data), name
     kinds = {name.split(".")[-2]: type(weight).__name__ for name, weight in text.load().named_parameters()}
     assert kinds["q"] == kinds["wi_1"] == kind and kinds["wo"] == kinds["shared"] == "Parameter"
 

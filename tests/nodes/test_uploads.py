@@ -200,7 +200,7 @@ def test_uploads_into_the_folder_of_a_job_change_nothing_of_it(server, private):
     )
 
     act(server, HALF, "resume")
-    done = until(lambda: (found := job(server, HALF))["state"] in ("done", "failed") and found)
+    done = until(lambda: (found := job(server, HALF))["state"] in ("done", "failed") and found, 3600)
     log = server.get(f"/pixart_delta/jobs/{HALF}/log")["text"]
     assert (done["state"], done["step"], done["steps"], done["settings"]) == ("done", 8, 8, settings), log
     assert "step_00000004.safetensors at step 4" in log and done["export"] == "lora.safetensors"

@@ -70,6 +70,11 @@ def _last_words(job: Job, log: Path, code: int | None) -> str:
         return said.removeprefix("error:").strip()
     if code is not None and code == -getattr(signal, "SIGKILL", 0):
         how = "its process was killed (was the memory full?)"
+    elif code is not None and code == -getattr(signal, "SIGBUS", 0):
+        how = (
+            "its process was ended because a file that it read was cut short or went away meanwhile (signal "
+            f"{-code}): were base, data or their disk replaced or removed? Put them back"
+        )
     elif code is not None and code < 0:
         how = f"its process crashed (signal {-code})"
     else:
