@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..pixart_core.layers import Block
 from .config import ConfigError, TrainConfig
-from .launcher import adopt
+from .launcher import adopt, take_the_one_device
 from .processes import die_with_parent
 
 Result = TypeVar("Result")
@@ -86,7 +86,7 @@ def _give_devices(kind: str) -> None:
     if local < seen:
         return
     if seen == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:  # not torchrun, which shows all to all
-        os.environ["LOCAL_RANK"] = "0"
+        take_the_one_device()
         return
     raise ConfigError(
         f"process {local} of this host has no GPU of its own, since {seen} are visible: start as many processes as GPUs"

@@ -2,7 +2,8 @@
 
 torch and accelerate read torchrun's variables alone: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Whoever
 starts processes in another way gives them other names, and each process would believe to be alone; so those names are
-translated before anything reads them.
+translated before anything reads them: in the environment of the training process, which is a program of its own and
+never ComfyUI's, since torch and accelerate look nowhere else.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ def adopt(environment: Environment = os.environ) -> int:
             "--multi_gpu (which also starts processes that compute on the CPU), use torchrun, or ask for one process"
         )
     return 1
+
+
+def take_the_one_device(environment: Environment = os.environ) -> None:
+    """For a process that its cluster shows one GPU, its own, whatever its number on the host."""
+    environment["LOCAL_RANK"] = "0"
 
 
 def alone(environment: Environment) -> dict[str, str]:

@@ -332,10 +332,13 @@ class RunDir:
     def _read(self, name: str) -> dict[str, Any]:
         file = self._place(name) / name
         try:
-            return json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
+            values = json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
+            if not isinstance(values, dict):
+                raise ValueError("it holds no named values")
+            return values
         except FileNotFoundError as error:
             raise RunDirError(f"{self.path} holds no run: there is no {name}") from error
-        except (ValueError, RecursionError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunDirError(f"{file} is damaged ({error}): delete it") from error
 
 
