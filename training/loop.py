@@ -39,8 +39,11 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the last good checkpoint is kept."""
 
 
-def train(command: str, config: TrainConfig) -> None:
+def train(command: str, config: TrainConfig, private: str = "") -> None:
     """Run, or resume, until config.steps; ends early, saved, on SIGTERM, Ctrl-C or the request `stop`.
+
+    Args:
+        private: folder for status and requests, see `RunDir`.
 
     Raises:
         TrainingError: if the loss explodes, memory or disk run out, a package is missing, or another process of the run
@@ -48,7 +51,7 @@ def train(command: str, config: TrainConfig) -> None:
         RunDirError, CheckpointError, DataError, ConfigError, DiskError: if it cannot begin.
     """
     accelerator = connect(config)
-    run = RunDir(config.run)
+    run = RunDir(config.run, private)
     monitor = Monitor(run, config, accelerator.device, silent=not accelerator.is_main_process)
     with contextlib.ExitStack() as held:
         says = "saving and stopping after this step" if accelerator.is_main_process else ""
@@ -77,7 +80,7 @@ def _open(run: RunDir, command: str, config: TrainConfig, held: contextlib.ExitS
     run.create()
     held.enter_context(run.lock())
     run.check_config(command, config.to_dict(), identify)
-    if not run.checkpoints():
+    if not run.has_begun():
         run.write_config(command, config.to_dict(), identify, identify_all(config.to_dict()))
     run.remove_leftovers()
     for name in ("checkpoints", "exports"):

@@ -10,6 +10,10 @@ tensorboard/     event files
 log.txt          the lines that the console shows
 control/         empty files `stop`, `save`, `sample`: requests, which the run deletes when it takes them
 lock             held by the one process that trains here
+
+Where others may write into the run folder, as into ComfyUI's output folder, a run is given a second, private folder:
+config.json, status.json and control/ are read there, and both files are written to the run folder too, for people.
+Nothing there then says whether the run goes on, and with what.
 """
 
 from __future__ import annotations
@@ -24,10 +28,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-if os.name == "nt":
-    import msvcrt
-else:
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
 
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
@@ -78,15 +83,18 @@ class RunDir:
 
     Args:
         path: the folder, which need not exist.
+        private: folder for settings, status and requests, if others may write into `path`.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, private: str | Path = ""):
         self.path = Path(path)
+        self.is_private = bool(private)
+        self._desk = Path(private) if private else self.path
 
     def create(self) -> RunDir:
         """Make the folder and its parts; those that exist stay as they are."""
         for name in _FOLDERS:
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+            (self._place(name) / name).mkdir(parents=True, exist_ok=True)
         return self
 
     @contextlib.contextmanager
@@ -99,7 +107,7 @@ class RunDir:
         Raises:
             RunDirError: if another process trains here.
         """
-        with open(self.path / "lock", "a+") as file:
+        with open(self.path / "lock", "a+", encoding="utf-8") as file:
             deadline = time.monotonic() + patience
             while not _is_free(file):
                 if time.monotonic() > deadline:
@@ -120,10 +128,15 @@ class RunDir:
     def is_running(self) -> bool:
         """Whether a live process trains here, whatever its last status says."""
         try:
-            with open(self.path / "lock", "r+") as file:
+            with open(self.path / "lock", "r+", encoding="utf-8") as file:
                 return not _is_free(file)
         except FileNotFoundError:
             return False
+
+    def has_begun(self) -> bool:
+        """Whether there is something that another run's settings would spoil. A checkpoint that somebody laid into the
+        run folder of a private run without settings is none of it."""
+        return bool(self.checkpoints()) and not (self.is_private and not (self._desk / "config.json").exists())
 
     def check_config(
         self, command: str, config: dict[str, Any], identify: Callable[[str, str], str | None] | None = None
@@ -138,7 +151,7 @@ class RunDir:
         Raises:
             RunDirError: if the folder holds another run.
         """
-        if not self.checkpoints():
+        if not self.has_begun():
             return
         earlier = self.read_config()
         differing = [
@@ -199,10 +212,8 @@ class RunDir:
             contents: names of what base and data hold, by setting.
         """
         self.check_config(command, config, identify)
-        _write(
-            self.path / "config.json",
-            {"command": command, "config": config} | ({"contents": dict(contents)} if contents else {}),
-        )
+        about = {"command": command, "config": config}
+        self._publish("config.json", about | ({"contents": dict(contents)} if contents else {}))
 
     def read_config(self) -> dict[str, Any]:
         """{"command", "config", "contents"} of the run; contents only where it was known.
@@ -214,7 +225,7 @@ class RunDir:
 
     def write_status(self, state: str, **values: Any) -> None:
         """Replace the status. `values` are those of `training/monitor.py`: step, steps, loss, message, …"""
-        _write(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **values})
+        self._publish("status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **values})
 
     def read_status(self) -> dict[str, Any]:
         """The last status. After a `kill -9` it still says "running": `is_running` knows better.
@@ -270,17 +281,18 @@ class RunDir:
         """
         if name not in REQUESTS:
             raise ValueError(f"no request {name!r}: choose one of {', '.join(REQUESTS)}")
-        self.read_config()
-        (self.path / "control").mkdir(exist_ok=True)
-        (self.path / "control" / name).touch()
+        if not self.is_private:
+            self.read_config()
+        (self._desk / "control").mkdir(exist_ok=True)
+        (self._desk / "control" / name).touch()
 
     def requests(self) -> list[str]:
         """What was asked for and not yet taken."""
-        return [name for name in REQUESTS if (self.path / "control" / name).exists()]
+        return [name for name in REQUESTS if (self._desk / "control" / name).exists()]
 
     def take(self, name: str) -> None:
         """Delete a request, because it is being done."""
-        (self.path / "control" / name).unlink(missing_ok=True)
+        (self._desk / "control" / name).unlink(missing_ok=True)
 
     def checkpoint(self, step: int) -> Path:
         """File of the checkpoint after `step` steps."""
@@ -301,18 +313,32 @@ class RunDir:
     def remove_leftovers(self) -> None:
         """Delete half-written files of a process that was killed; call it while holding the lock. (What weights are
         written in is a folder with a lock of its own: see pixart_core/leftovers.py.)"""
-        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
+        for folder in (self.path, self._desk, *(self._place(name) / name for name in _FOLDERS)):
             for file in (*folder.glob("*.tmp"), *folder.glob(".tmp??????")):  # the latter safetensors' own, of before
                 if file.is_file():
                     file.unlink()
 
+    def _place(self, name: str) -> Path:
+        """The folder that one of `_FOLDERS`, or a file that is read, is in."""
+        return self._desk if name in ("control", "config.json", "status.json") else self.path
+
+    def _publish(self, name: str, values: dict[str, Any]) -> None:
+        """Replace a JSON file where it is read, and its copy for people."""
+        _write(self._desk / name, values)
+        if self.is_private:
+            with contextlib.suppress(OSError):  # whatever lies there instead
+                _write(self.path / name, values)
+
     def _read(self, name: str) -> dict[str, Any]:
-        file = self.path / name
+        file = self._place(name) / name
         try:
-            return json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
+            values = json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
+            if not isinstance(values, dict):
+                raise ValueError("it holds no named values")
+            return values
         except FileNotFoundError as error:
             raise RunDirError(f"{self.path} holds no run: there is no {name}") from error
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunDirError(f"{file} is damaged ({error}): delete it") from error
 
 
@@ -350,10 +376,12 @@ def _is_free(file: IO[str]) -> bool:
     if problem not in _NO_LOCKS:
         return problem is None
     file.seek(0)
-    holder = file.read().removeprefix("process ")
+    holder = file.read(64).removeprefix("process ")
+    if fcntl is None:
+        return not holder  # to ask for a process by signal 0 would be Ctrl-C there
     try:
         os.kill(int(holder), 0)
-    except (ValueError, OSError):
+    except (ValueError, OSError, OverflowError):
         return True
     return int(holder) == os.getpid()
 
@@ -361,7 +389,7 @@ def _is_free(file: IO[str]) -> bool:
 def _lock(file: IO[str]) -> int | None:
     """Take a file's lock; the number of the error if it cannot be had."""
     try:
-        if os.name == "nt":
+        if fcntl is None:
             file.seek(_LOCK_OFFSET)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:

@@ -28,6 +28,20 @@ _SCALES = {"int8_tensorwise": {"per_channel": True}, "float8_e4m3fn": {"scale": 
 """How finely a weight is scaled: int8 by rows, fp8 as a whole."""
 
 
+_EMBEDDING = re.compile(r"((?:^|(?<=[\s(]))embedding:[^\s:()]+)")
+"""How ComfyUI's prompts name a textual inversion: the name of a file, to which no rule for words applies."""
+
+
+def prompt_text(text: str, clean_caption: bool = False) -> str:
+    """`normalize_prompt` of the words of a prompt; the names of embeddings in it stay as they are written."""
+    parts = _EMBEDDING.split(text)
+    for index in range(0, len(parts), 2):  # the odd ones are names
+        words = parts[index].strip()
+        if words:
+            parts[index] = parts[index].replace(words, normalize_prompt(words, clean_caption))
+    return "".join(parts).strip()
+
+
 class T5Tokenizer(comfy.sd1_clip.SDTokenizer):
     """ComfyUI's tokenizer wrapper with PixArt's prompt rules: lower case, at most 120 tokens, no padding of its own.
 
@@ -50,7 +64,7 @@ class T5Tokenizer(comfy.sd1_clip.SDTokenizer):
         )
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> list[list[tuple]]:
-        tokens = super().tokenize_with_weights(normalize_prompt(text), return_word_ids, **kwargs)[0]
+        tokens = super().tokenize_with_weights(prompt_text(text), return_word_ids, **kwargs)[0]
         return [cut_tokens(tokens, self)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.model_management as memory
 import torch
 
-from ...pixart_core.text import normalize_prompt
+from .clip import prompt_text
 from .model import null_caption
 from .tokens import pixart_tokens
 
@@ -32,7 +32,7 @@ def encode_prompts(
 
 def _encode(clip, text: str, clean_caption: bool, size: dict) -> list:
     # Brackets are part of a sentence here: the stock CLIPTextEncode reads them as weights, PixArt was not trained so.
-    tokens = pixart_tokens(clip, normalize_prompt(text, clean_caption), disable_weights=True)
+    tokens = pixart_tokens(clip, prompt_text(text, clean_caption), disable_weights=True)
     return clip.encode_from_tokens_scheduled(tokens, add_dict=size)
 
 

@@ -310,10 +310,13 @@ def fragments(canary: Path) -> list[bytes]:
 
 
 def pickle_mutation(data: bytes, rng: Random, canary: Path) -> tuple[bytes, str]:
+    operations, stream = [], io.BytesIO(data)
     try:
-        operations = [(code.name, argument, place) for code, argument, place in pickletools.genops(data)]
+        for _ in range(5):  # before PyTorch 1.6 a file was five pickles, then the data
+            operations += [(code.name, argument, place) for code, argument, place in pickletools.genops(stream)]
     except Exception:
-        return bytes_mutation(data, rng)
+        if not operations:
+            return bytes_mutation(data, rng)
     places = [place for *_, place in operations] + [operations[-1][2] + 1]
     index = rng.randrange(len(operations))
     start, end = places[index], places[index + 1]
@@ -327,6 +330,8 @@ def pickle_mutation(data: bytes, rng: Random, canary: Path) -> tuple[bytes, str]
         return data[:start] + data[start:end] * 3 + data[end:], f"{operations[index][0]} three times at {start}"
     if kind == "number":
         numbers = [each for each in range(len(operations)) if operations[each][0] in ("BININT", "BININT1", "BININT2")]
+        if not numbers:
+            return bytes_mutation(data, rng)
         index = rng.choice(numbers)
         value = rng.choice(
             [b"J\xff\xff\xff\x7f", b"J\0\0\0\x80", b"K\0", b"\x8a\x10" + b"\xff" * 15 + b"\0", b"N", b"]"]
