@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pixart_core.resolution import nearest_bin
-from .bridge.conditioning import empty_latent, encode_prompts
+from .bridge.guider import empty_latent
+from .bridge.prompt import encode_prompts
 from .bridge.ui import say
 
 CATEGORY = "PixArt-δ"

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from . import files
-from .bridge.control import RESIZE_MODES, apply_control, load_base, load_control, read_picture
-from .bridge.convert import merge_files, split_file
+from .bridge import files
+from .bridge.control_net import RESIZE_MODES, apply_control, load_base, load_control
 from .bridge.hed import round_trip, soft_edges
+from .bridge.pictures import read_picture
 
 CATEGORY = "PixArt-δ/control"
 DTYPES = ["default", "bfloat16", "float16", "float32"]
-SAVED_DTYPES = ["as stored", "float16", "bfloat16", "float32"]
 
 
 class PixArtDeltaControlNetLoader(io.ComfyNode):
@@ -239,94 +238,3 @@ class PixArtDeltaExamplePicture(io.ComfyNode):
     @classmethod
     def execute(cls, picture: str) -> io.NodeOutput:
         return io.NodeOutput(read_picture(files.example_picture(picture)))
-
-
-class PixArtDeltaSplitControlNet(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PixArtDeltaSplitControlNet",
-            display_name="PixArt-δ Split ControlNet",
-            category=CATEGORY,
-            description="Writes the base model and the ControlNet of the authors' joint file as two safetensors files, "
-            "so that one ControlNet serves several models and nothing is stored twice.",
-            inputs=[
-                io.Combo.Input(
-                    "control_net_name",
-                    options=files.names("controlnet"),
-                    tooltip=(
-                        "The joint file, such as the authors' PixArt-XL-2-1024-ControlNet.pth, in models/controlnet."
-                    ),
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="controlnet/pixart",
-                    tooltip=(
-                        "Place and start of the names below ComfyUI's output folder; a number, and base or "
-                        "controlnet, follow."
-                    ),
-                ),
-                io.Combo.Input(
-                    "dtype",
-                    options=SAVED_DTYPES,
-                    tooltip=("Number format of the files: float16 and bfloat16 take half the space of float32."),
-                ),
-            ],
-            outputs=[],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, control_net_name: str, **_others) -> str:
-        return files.stamp("controlnet", control_net_name)
-
-    @classmethod
-    def execute(cls, control_net_name: str, filename_prefix: str, dtype: str) -> io.NodeOutput:
-        paths = split_file(files.locate("controlnet", control_net_name), filename_prefix, dtype)
-        return io.NodeOutput(ui=ui.PreviewText("saved " + " and ".join(paths)))
-
-
-class PixArtDeltaMergeControlNet(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PixArtDeltaMergeControlNet",
-            display_name="PixArt-δ Merge ControlNet",
-            category=CATEGORY,
-            description="Writes a base model and a ControlNet as one file in the authors' layout.",
-            inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=files.names("model"),
-                    tooltip="The base model, in any layout that PixArt-δ Model Loader reads.",
-                ),
-                io.Combo.Input(
-                    "control_net_name",
-                    options=files.names("controlnet"),
-                    tooltip="The ControlNet, in any layout that PixArt-δ ControlNet Loader reads.",
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="controlnet/pixart",
-                    tooltip=("Place and start of the name below ComfyUI's output folder; a number and joint follow."),
-                ),
-                io.Combo.Input(
-                    "dtype",
-                    options=SAVED_DTYPES,
-                    tooltip=("Number format of the file: float16 and bfloat16 take half the space of float32."),
-                ),
-            ],
-            outputs=[],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, model_name: str, control_net_name: str, **_others) -> str:
-        return files.stamp("model", model_name) + files.stamp("controlnet", control_net_name)
-
-    @classmethod
-    def execute(cls, model_name: str, control_net_name: str, filename_prefix: str, dtype: str) -> io.NodeOutput:
-        path = merge_files(
-            files.locate("model", model_name), files.locate("controlnet", control_net_name), filename_prefix, dtype
-        )
-        return io.NodeOutput(ui=ui.PreviewText(f"saved {path}"))

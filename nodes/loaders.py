@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from . import files
+from .bridge import files
 from .bridge.clip import eight_bit_format, load_clip
-from .bridge.model import apply_lora, load_model
-from .bridge.plan import model_plan
-from .bridge.sampling import watch_sampling
+from .bridge.guider import watch_sampling
+from .bridge.model import apply_lora, load_model, model_plan
 from .bridge.ui import say
 from .bridge.vae import load_vae
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pixart_core.lcm import GRIDS, MAX_STEPS
-from .bridge.sampling import add_lcm_sampling, run_lcm
+from .bridge.guider import add_lcm_sampling, run_lcm
 
 CATEGORY = "PixArt-δ"
 

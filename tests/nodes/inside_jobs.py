@@ -24,9 +24,9 @@ class Setup:
         import folder_paths
 
         self.jobs, self.training, self.dataset = (
-            part(f"nodes.bridge.{name}") for name in ("jobs", "training", "dataset")
+            part(f"nodes.background.{name}") for name in ("queue", "start", "dataset")
         )
-        self.estimate = part("nodes.bridge.estimate")
+        self.estimate = part("nodes.background.estimate")
         self.root = part("training.jobs.job")
         self.input, self.output = folder / "input", folder / "output"
         folder_paths.set_input_directory(str(self.input))
