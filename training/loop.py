@@ -20,16 +20,13 @@ from .data import FeatureDataset
 from .data.contents import identify, identify_all
 from .data.remote import Place
 from .data.waiting import Interrupted, Patience, StoreBusy
-from .disk import DiskError
 from .distribute import agreement, connect, on_main
-from .engine import make_engine
+from .engine import Outcome, make_engine
 from .export import default_name, write_result
+from .machine import DiskError, StopSignal, explain_import
 from .monitor import Monitor
-from .outcome import Outcome
-from .packages import explain_import
 from .run_dir import RunDir
 from .sampling import draw_examples
-from .stop import StopSignal
 
 EXPLODED = 1e4
 """No objective here has a loss of more than a few: noise has unit variance, and so have latents."""

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 
 from ..config import PrepareConfig
+from ..machine import StopSignal
 from ..run_dir import RunDir
 from ..status import duration
-from ..stop import StopSignal
 
 _STATUS_SECONDS = 1.0
 _LINE_SECONDS = {True: 0.1, False: 10.0}
