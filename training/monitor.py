@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .config import TrainConfig
 from .run_dir import RunDir, RunDirError
 from .status import duration
+from .storage import replacing
 
 _STATUS_SECONDS = 0.5
 _WAITING_SECONDS = 5.0
@@ -134,10 +135,9 @@ class Monitor:
     def picture(self, step: int, grid: Image.Image, prompts: list[str]) -> None:
         """Keep a grid of samples."""
         file = self.run.sample(step)
-        temporary = file.with_suffix(".tmp")
-        grid.save(temporary, "png")
-        file.with_suffix(".json").write_text(json.dumps({"step": step, "prompts": prompts}, indent=1), "utf-8")
-        temporary.replace(file)
+        with replacing(file, file.with_suffix(".tmp")) as temporary:
+            grid.save(temporary, "png")
+            file.with_suffix(".json").write_text(json.dumps({"step": step, "prompts": prompts}, indent=1), "utf-8")
         if self._board is not None:
             import numpy
 
