@@ -12,8 +12,8 @@ import torch
 from ..pixart_core.vae import load_vae
 from .checkpoint import check_disk
 from .config import ConfigError, TrainConfig
-from .contents import identify
 from .data import FeatureDataset
+from .data.contents import identify
 from .disk import in_units
 from .distribute import connect
 from .engine import make_engine

@@ -18,7 +18,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from .config import TrainConfig
-from .data import FeatureDataset, widened
+from .data import FeatureDataset
+from .data.dataset import widened
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
 from .draws import Draws, moved
 from .task import Task, fingerprint

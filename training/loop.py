@@ -16,8 +16,10 @@ from accelerate.utils import gather_object
 from ..pixart_core.leftovers import remove_leftovers
 from .checkpoint import check_disk, resume, save_checkpoint
 from .config import TrainConfig
-from .contents import identify, identify_all
 from .data import FeatureDataset
+from .data.contents import identify, identify_all
+from .data.remote import Place
+from .data.waiting import Interrupted, Patience, StoreBusy
 from .disk import DiskError
 from .distribute import agreement, connect, on_main
 from .engine import make_engine
@@ -25,8 +27,6 @@ from .export import default_name, write_result
 from .monitor import Monitor
 from .outcome import Outcome
 from .packages import explain_import
-from .patience import Interrupted, Patience, StoreBusy
-from .remote import Place
 from .run_dir import RunDir
 from .sampling import draw_examples
 from .stop import StopSignal

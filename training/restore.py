@@ -10,7 +10,7 @@ from ..pixart_core.convert import summary
 from ..pixart_core.weightfile import CheckpointError
 from .checkpoint import newest_readable, read_facts
 from .config import make_config
-from .contents import place_now
+from .data.contents import place_now
 from .run_dir import RunDir
 from .task import Task, fingerprint
 from .tasks import TASKS

@@ -12,8 +12,8 @@ from ..pixart_core.pipeline import default_device
 from ..pixart_core.text import TextEncoder
 from ..pixart_core.vae import load_vae
 from .config import ConfigError, ExportConfig, SampleConfig
-from .contents import place_now
 from .data import FeatureDataset
+from .data.contents import place_now
 from .export import default_name, write_result
 from .restore import restore
 from .sampling import draw_grid

@@ -146,7 +146,8 @@ class RunDir:
         A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose.
 
         Args:
-            identify: of `contents`, by which base and data are known wherever they lie; without it their places count.
+            identify: of data/contents.py, by which base and data are known wherever they lie; without it their places
+                count.
 
         Raises:
             RunDirError: if the folder holds another run.

@@ -12,7 +12,7 @@ from ..pixart_core.sampling import GUIDANCE, guided, plan_steps
 from ..pixart_core.sampling import sample as denoise
 from ..pixart_core.vae import decode, load_vae, to_pil
 from .data import FeatureDataset
-from .patience import Patience
+from .data.waiting import Patience
 from .task import Task
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training import run_dir
 from pixart_delta.training.config import ConfigError, ExportConfig
-from pixart_delta.training.contents import identify
+from pixart_delta.training.data.contents import identify
 from pixart_delta.training.disk import DiskError, require_room
 from pixart_delta.training.restore import restore
 from pixart_delta.training.results import export

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .patience import Get, at_once
+from .waiting import Get, at_once
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..pixart_core.textfile import parse_json
+from ...pixart_core.textfile import parse_json
+from ..settings import ConfigError
 from .remote import Place
-from .settings import ConfigError
 from .shards import DataError
 
 _PIECES, _PIECE = 32, 1 << 16
