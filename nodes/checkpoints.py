@@ -6,10 +6,7 @@ from comfy_api.latest import io, ui
 
 from .bridge import files
 from .bridge.save import merge_files, save_model, split_file
-
-CATEGORY = "PixArt-δ"
-CONTROL_CATEGORY = f"{CATEGORY}/control"
-SAVED_DTYPES = ["as stored", "float16", "bfloat16", "float32"]
+from .inputs import CATEGORY, CONTROL_CATEGORY, file_input, fingerprint, saved_dtype_input
 
 
 class PixArtDeltaSaveCheckpoint(io.ComfyNode):
@@ -28,21 +25,15 @@ class PixArtDeltaSaveCheckpoint(io.ComfyNode):
                 io.String.Input(
                     "filename_prefix",
                     default="diffusion_models/pixart",
-                    tooltip=("Place and start of the name below ComfyUI's output folder; a number follows."),
+                    tooltip="Place and start of the name below ComfyUI's output folder; a number follows.",
                 ),
                 io.Combo.Input(
                     "layout",
                     options=["authors", "diffusers"],
-                    tooltip=(
-                        "authors: one .safetensors file that this loader and ComfyUI's Load Diffusion Model read. "
-                        "diffusers: a transformer folder (config.json and weights) for PixArtTransformer2DModel."
-                    ),
+                    tooltip="authors: one .safetensors file that this loader and ComfyUI's Load Diffusion Model read. "
+                    "diffusers: a transformer folder (config.json and weights) for PixArtTransformer2DModel.",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=["float16", "bfloat16", "float32"],
-                    tooltip="Number format of the file: float16 and bfloat16 take half the space of float32.",
-                ),
+                saved_dtype_input("dtype", "file"),
             ],
             outputs=[],
             is_output_node=True,
@@ -64,34 +55,25 @@ class PixArtDeltaSplitControlNet(io.ComfyNode):
             description="Writes the base model and the ControlNet of the authors' joint file as two safetensors files, "
             "so that one ControlNet serves several models and nothing is stored twice.",
             inputs=[
-                io.Combo.Input(
+                file_input(
                     "control_net_name",
-                    options=files.names("controlnet"),
-                    tooltip=(
-                        "The joint file, such as the authors' PixArt-XL-2-1024-ControlNet.pth, in models/controlnet."
-                    ),
+                    "controlnet",
+                    tooltip="The joint file, such as the authors' PixArt-XL-2-1024-ControlNet.pth, in "
+                    "models/controlnet.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="controlnet/pixart",
-                    tooltip=(
-                        "Place and start of the names below ComfyUI's output folder; a number, and base or "
-                        "controlnet, follow."
-                    ),
+                    tooltip="Place and start of the names below ComfyUI's output folder; a number, and base or "
+                    "controlnet, follow.",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=SAVED_DTYPES,
-                    tooltip=("Number format of the files: float16 and bfloat16 take half the space of float32."),
-                ),
+                saved_dtype_input("dtype", "files", "as stored"),
             ],
             outputs=[],
             is_output_node=True,
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, control_net_name: str, **_others) -> str:
-        return files.stamp("controlnet", control_net_name)
+    fingerprint_inputs = fingerprint(control_net_name="controlnet")
 
     @classmethod
     def execute(cls, control_net_name: str, filename_prefix: str, dtype: str) -> io.NodeOutput:
@@ -108,34 +90,26 @@ class PixArtDeltaMergeControlNet(io.ComfyNode):
             category=CONTROL_CATEGORY,
             description="Writes a base model and a ControlNet as one file in the authors' layout.",
             inputs=[
-                io.Combo.Input(
-                    "model_name",
-                    options=files.names("model"),
-                    tooltip="The base model, in any layout that PixArt-δ Model Loader reads.",
+                file_input(
+                    "model_name", "model", tooltip="The base model, in any layout that PixArt-δ Model Loader reads."
                 ),
-                io.Combo.Input(
+                file_input(
                     "control_net_name",
-                    options=files.names("controlnet"),
+                    "controlnet",
                     tooltip="The ControlNet, in any layout that PixArt-δ ControlNet Loader reads.",
                 ),
                 io.String.Input(
                     "filename_prefix",
                     default="controlnet/pixart",
-                    tooltip=("Place and start of the name below ComfyUI's output folder; a number and joint follow."),
+                    tooltip="Place and start of the name below ComfyUI's output folder; a number and joint follow.",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=SAVED_DTYPES,
-                    tooltip=("Number format of the file: float16 and bfloat16 take half the space of float32."),
-                ),
+                saved_dtype_input("dtype", "file", "as stored"),
             ],
             outputs=[],
             is_output_node=True,
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, model_name: str, control_net_name: str, **_others) -> str:
-        return files.stamp("model", model_name) + files.stamp("controlnet", control_net_name)
+    fingerprint_inputs = fingerprint(model_name="model", control_net_name="controlnet")
 
     @classmethod
     def execute(cls, model_name: str, control_net_name: str, filename_prefix: str, dtype: str) -> io.NodeOutput:

@@ -19,16 +19,14 @@ from .background.start import start_training
 from .bridge import files
 from .bridge.pictures import latest_samples, loss_plot, thumbnails
 from .bridge.ui import about_job
+from .inputs import TRAINING_CATEGORY, always, dtype_input, file_input, lora_strength_input, more_settings_input
 
-CATEGORY = "PixArt-δ/training"
-DTYPES = ["default", "bfloat16", "float16", "float32"]
 NONE = "none"
 RUN = ["train", "estimate only"]
 ADVANCED = ("accumulation", "precision", "optimizer", "gradient_checkpointing", "checkpoint_every")
 # Not the seed: the editor would change a widget of that name after every run, and each run would be a new training.
 _SHOWN = 16
 """Pictures of a dataset that its node shows."""
-_JOB = "Id of a job, from a training node or from the panel. Empty: the newest training."
 
 
 class TrainingNode(io.ComfyNode):
@@ -45,76 +43,55 @@ class TrainingNode(io.ComfyNode):
         return io.Schema(
             node_id=cls.__name__,
             display_name=cls.TITLE,
-            category=CATEGORY,
+            category=TRAINING_CATEGORY,
             description=cls.ABOUT,
             inputs=[
-                io.Combo.Input(
-                    "base",
-                    options=files.names("model"),
-                    tooltip=("The model to start from: a base model, not a distilled one."),
-                ),
+                file_input("base", "model", tooltip="The model to start from: a base model, not a distilled one."),
                 io.String.Input(
                     "dataset",
                     default="",
-                    tooltip=("Prepared features: from PixArt-δ Training Dataset, or a folder of `train.py prepare`."),
+                    tooltip="Prepared features: from PixArt-δ Training Dataset, or a folder of `train.py prepare`.",
                 ),
                 io.String.Input(
                     "name",
                     default="",
-                    tooltip=(
-                        "What the job is called in the panel. Run again with the same name and settings, and nothing "
-                        "is started anew."
-                    ),
+                    tooltip="What the job is called in the panel. Run again with the same name and settings, and "
+                    "nothing is started anew.",
                 ),
                 *(setting_input(cls.COMMAND, name) for name in ("steps", "batch_size", "learning_rate", *cls.OWN)),
                 io.Combo.Input(
                     "samples_with",
                     options=[*files.names("pipeline"), NONE],
-                    tooltip=(
-                        "Text encoder and autoencoder that draw the samples: a pipeline folder in "
-                        "models/pixart_delta, or the bundled one. none: no samples."
-                    ),
+                    tooltip="Text encoder and autoencoder that draw the samples: a pipeline folder in "
+                    "models/pixart_delta, or the bundled one. none: no samples.",
                 ),
                 setting_input(cls.COMMAND, "sample_every"),
                 io.Combo.Input(
                     "run",
                     options=RUN,
-                    tooltip=(
-                        "train: queue the job. estimate only: check everything, take one real step unless a job has "
-                        "the device, and show memory, time and disk; nothing is written."
-                    ),
+                    tooltip="train: queue the job. estimate only: check everything, take one real step unless a job "
+                    "has the device, and show memory, time and disk; nothing is written.",
                 ),
                 *(setting_input(cls.COMMAND, name, advanced=True) for name in ADVANCED),
                 io.Boolean.Input(
                     "free_memory",
                     default=False,
                     advanced=True,
-                    tooltip=("Unload ComfyUI's own models first, so that the training has the memory."),
+                    tooltip="Unload ComfyUI's own models first, so that the training has the memory.",
                 ),
-                io.String.Input(
-                    "more_settings",
-                    default="",
-                    multiline=True,
-                    advanced=True,
-                    tooltip=(
-                        "Any further setting of the trainer, one key=value a line; `python training/train.py "
-                        f"{cls.COMMAND} --help` lists them."
-                    ),
-                ),
+                more_settings_input("more_settings", cls.COMMAND, " of the trainer"),
             ],
             outputs=[
                 io.String.Output(
                     "job",
                     display_name="job",
-                    tooltip=("Id of the job: for PixArt-δ Training Status and PixArt-δ Use Trained Result."),
+                    tooltip="Id of the job: for PixArt-δ Training Status and PixArt-δ Use Trained Result.",
                 )
             ],
             is_output_node=True,
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, **_inputs) -> float:
-        return time.time()  # asked again each time: the job may have been deleted
+    fingerprint_inputs = always
 
     @classmethod
     def execute(
@@ -186,25 +163,21 @@ class PixArtDeltaDataset(io.ComfyNode):
         return io.Schema(
             node_id="PixArtDeltaDataset",
             display_name="PixArt-δ Training Dataset",
-            category=CATEGORY,
+            category=TRAINING_CATEGORY,
             description="Checks a folder of pictures with captions, says what was found, and caches in the background "
             "what training reads: latents, text embeddings, hints.",
             inputs=[
                 io.Combo.Input(
                     "folder",
                     options=files.picture_folders(),
-                    tooltip=(
-                        "A folder in ComfyUI's input folder: pictures, and beside each a text file of the same name "
-                        "with its caption (several lines are different wordings)."
-                    ),
+                    tooltip="A folder in ComfyUI's input folder: pictures, and beside each a text file of the same "
+                    "name with its caption (several lines are different wordings).",
                 ),
-                io.Combo.Input(
+                file_input(
                     "models",
-                    options=files.names("pipeline"),
-                    tooltip=(
-                        "Text encoder and autoencoder that the base model was trained with: a pipeline folder in "
-                        "models/pixart_delta, or the bundled one."
-                    ),
+                    "pipeline",
+                    tooltip="Text encoder and autoencoder that the base model was trained with: a pipeline folder in "
+                    "models/pixart_delta, or the bundled one.",
                 ),
                 io.String.Input("name", default="", tooltip="What the job is called in the panel."),
                 io.Int.Input(
@@ -213,41 +186,28 @@ class PixArtDeltaDataset(io.ComfyNode):
                     min=64,
                     max=4096,
                     step=8,
-                    tooltip=(
-                        "Side in pixels of the square bucket: the size of the base model (128 for the bundled one)."
-                    ),
+                    tooltip="Side in pixels of the square bucket: the size of the base model (128 for the bundled "
+                    "one).",
                 ),
                 io.Boolean.Input(
                     "multi_aspect",
                     default=True,
-                    tooltip=("Sort pictures into buckets by their shape. Off: all are cropped to the square."),
+                    tooltip="Sort pictures into buckets by their shape. Off: all are cropped to the square.",
                 ),
                 io.Combo.Input(
                     "hints",
                     options=[NONE, *files.names("hed")],
-                    tooltip=(
-                        "For a ControlNet: the edge detector whose edges are the hints. none: the dataset has no hints."
-                    ),
+                    tooltip="For a ControlNet: the edge detector whose edges are the hints. none: the dataset has no "
+                    "hints.",
                 ),
                 io.String.Input(
                     "path",
                     default="",
                     advanced=True,
-                    tooltip=(
-                        "Another folder or list (metadata.jsonl, metadata.csv) instead: relative to the input folder, "
-                        "or in a place that who runs the server allows."
-                    ),
+                    tooltip="Another folder or list (metadata.jsonl, metadata.csv) instead: relative to the input "
+                    "folder, or in a place that who runs the server allows.",
                 ),
-                io.String.Input(
-                    "more_settings",
-                    default="",
-                    multiline=True,
-                    advanced=True,
-                    tooltip=(
-                        "Any further setting, one key=value a line; `python training/train.py prepare --help` lists "
-                        "them."
-                    ),
-                ),
+                more_settings_input("more_settings", "prepare"),
             ],
             outputs=[
                 io.String.Output("dataset", display_name="dataset", tooltip="For the training nodes."),
@@ -257,9 +217,7 @@ class PixArtDeltaDataset(io.ComfyNode):
             is_output_node=True,
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, **_inputs) -> float:
-        return time.time()  # asked again each time: the job may have been deleted, or have ended
+    fingerprint_inputs = always
 
     @classmethod
     def execute(
@@ -289,10 +247,16 @@ class PixArtDeltaTrainingStatus(io.ComfyNode):
         return io.Schema(
             node_id="PixArtDeltaTrainingStatus",
             display_name="PixArt-δ Training Status",
-            category=CATEGORY,
+            category=TRAINING_CATEGORY,
             description="How far a training is: its loss as a picture, its latest samples, and the numbers as text. "
             "The panel in the sidebar shows the same, live.",
-            inputs=[io.String.Input("job", default="", tooltip=_JOB)],
+            inputs=[
+                io.String.Input(
+                    "job",
+                    default="",
+                    tooltip="Id of a job, from a training node or from the panel. Empty: the newest training.",
+                )
+            ],
             outputs=[
                 io.Image.Output("loss", display_name="loss", tooltip="The loss over the steps."),
                 io.Image.Output("samples", display_name="samples", tooltip="The latest grid; grey when there is none."),
@@ -301,9 +265,7 @@ class PixArtDeltaTrainingStatus(io.ComfyNode):
             is_output_node=True,
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, **_inputs) -> float:
-        return time.time()
+    fingerprint_inputs = always
 
     @classmethod
     def execute(cls, job: str) -> io.NodeOutput:
@@ -319,33 +281,17 @@ class PixArtDeltaTrainedResult(io.ComfyNode):
         return io.Schema(
             node_id="PixArtDeltaTrainedResult",
             display_name="PixArt-δ Use Trained Result",
-            category=CATEGORY,
+            category=TRAINING_CATEGORY,
             description="Loads what a training saved last: a model, a LoRA on its base model, or a ControlNet beside "
             "its base model.",
             inputs=[
                 io.String.Input(
                     "job",
                     default="",
-                    tooltip=(
-                        "Id of a job, from a training node or from the panel. Empty: the newest one with a result."
-                    ),
+                    tooltip="Id of a job, from a training node or from the panel. Empty: the newest one with a result.",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=DTYPES,
-                    tooltip=(
-                        "Number format of the weights. default: what ComfyUI picks for your device, and bfloat16 on a "
-                        "CPU that is fast in it."
-                    ),
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Of a LoRA: 1 is as trained. Other results ignore it.",
-                ),
+                dtype_input("dtype"),
+                lora_strength_input("strength", tooltip="Of a LoRA: 1 is as trained. Other results ignore it."),
             ],
             outputs=[
                 io.Model.Output(tooltip="The trained model; for a LoRA, its base with it; for a ControlNet, its base."),
