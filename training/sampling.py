@@ -17,7 +17,7 @@ from ..pixart_core.vae import decode, load_vae, to_pil
 from .checkpoint import restore
 from .config import ConfigError, SampleConfig
 from .data import FeatureDataset
-from .data.contents import place_now
+from .data.contents import current_path
 from .data.waiting import Patience
 from .task import Task
 
@@ -33,13 +33,13 @@ _CONDITIONS = ("caption", "caption_mask", "image_size", "aspect_ratio", "hint")
 def sample(config: SampleConfig) -> Path:
     """Draw a grid and write it; returns its path."""
     task, run, step = restore(config.run, config.base)
-    models = place_now("models", task.config.to_dict(), run.path, config.models)
+    models = current_path("models", task.config.to_dict(), run.path, config.models)
     if not models:
         raise ConfigError("models is not set, and the run has none: the pipeline folder to make samples with")
     device = default_device()
     # The text encoder goes before the networks come: both at once may be too much for the device.
     if task.needs_hint or not config.prompts:
-        task.config.data = place_now("data", task.config.to_dict(), run.path, config.data)
+        task.config.data = current_path("data", task.config.to_dict(), run.path, config.data)
     batch = _prompted(task, models, config.prompts, device) if config.prompts else _examples(task, config.count)
     for network in (task.model, task.ema, *task.frozen):
         if network is not None:

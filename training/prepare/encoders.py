@@ -21,7 +21,7 @@ from ..data.shards import DataError, hash_file
 from .inputs import Inputs
 
 _OFFICIAL_SCALE = 0.18215
-"""Of the latents in the authors' caches: Stable Diffusion's autoencoder."""
+"""Scale of the latents in the authors' caches: that of Stable Diffusion's autoencoder."""
 _DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
