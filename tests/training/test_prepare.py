@@ -14,7 +14,7 @@ from pixart_delta.pixart_core.weightfile import save_weights
 from pixart_delta.training import cli
 from pixart_delta.training.config import ConfigError, PrepareConfig
 from pixart_delta.training.data import DataError, FeatureDataset, shards
-from pixart_delta.training.disk import DiskError
+from pixart_delta.training.machine import DiskError
 from pixart_delta.training.nano.scene_folder import draw_folder
 from pixart_delta.training.prepare import run
 from pixart_delta.training.prepare.run import prepare

@@ -27,12 +27,6 @@ def identify(name: str, location: str) -> str | None:
         return None
 
 
-def identify_all(config: Mapping[str, Any]) -> dict[str, str]:
-    """The names of those that can be read, by setting."""
-    found = {name: identify(name, config.get(name) or "") for name in ("base", "data")}
-    return {name: each for name, each in found.items() if each is not None}
-
-
 def place_now(name: str, about: Mapping[str, Any], run: Path, given: str = "") -> str:
     """Where a file or folder of a run is now: as given, as it was, or as far from the run's folder as it was.
 

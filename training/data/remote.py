@@ -14,7 +14,7 @@ from typing import Any
 
 from ...pixart_core.leftovers import temporary_folder
 from ...pixart_core.weightfile import replacing
-from ..disk import DiskError
+from ..machine import DiskError
 from .shards import DESCRIPTION, DataError, Shard, ShardInfo, hash_file
 from .waiting import Aside, StoreBusy
 

@@ -13,7 +13,7 @@ import torch
 from ..config import PrepareConfig
 from ..data.readahead import in_order
 from ..data.shards import DESCRIPTION, DataError, Shard, ShardInfo, write_description, write_shard
-from ..disk import require_room
+from ..machine import require_room
 from .encoders import Encoders
 from .inputs import HintError, InputReader, Inputs
 from .inside import OutsideError
