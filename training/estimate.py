@@ -151,6 +151,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], No
             side, count = (side, 2 * count) if side == _LARGEST else (2 * side, 1)
 
 
+def time_text(
+    expected: Estimate, config: TrainConfig, device: torch.device, check: Callable[[], None] = lambda: None
+) -> str:
+    """A line about the time of a step and of all of them, by the speed of the device: see `matmul_rate`."""
+    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision], check))
+    whole = datetime.timedelta(seconds=round(seconds * config.steps))
+    return f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"
+
+
 def dry_run(command: str, config: TrainConfig) -> None:
     """Check all settings and files, print an estimate, take one step, and print what that took.
 
@@ -174,13 +183,12 @@ def dry_run(command: str, config: TrainConfig) -> None:
     device = accelerator.device
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
     expected = estimate(command, config, model_shape(config), height, width, accelerator.num_processes)
-    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision]))
+    duration = time_text(expected, config, device)
     if accelerator.is_main_process:  # the others' host need not have the run's disk
         check_disk(run, expected.checkpoint, config.keep_checkpoints)
     say = print if accelerator.is_main_process else _silent
     say(f"{len(data)} pictures of {len(data.buckets)} sizes, the largest {width}x{height}; on {device}\n{expected}")
-    whole = datetime.timedelta(seconds=round(seconds * config.steps))
-    say(f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps", flush=True)
+    say(duration, flush=True)
     engine = make_engine(command, config, data, accelerator)
     batches = data.batches(
         config.batch_size,

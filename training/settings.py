@@ -66,15 +66,18 @@ class Settings:
             ConfigError: naming the file or setting that is wrong.
         """
         values = {} if file is None else _read(file)
-        kinds = get_type_hints(cls)
-        known = cls.names()
-        for override in overrides:
-            name, separator, text = override.partition("=")
-            if not separator:
-                raise ConfigError(f"--set takes key=value, got {override!r}")
-            # The text of an unknown name stays as it is: what is wrong is the name, and `make` says so.
-            values[name] = _parse(name, text, kinds[name] if name in known else str)
-        return cls.make(values)
+        return cls.make(values | cls.parse(map(_pair, overrides)))
+
+    @classmethod
+    def parse(cls, texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
+        """The values of settings that somebody wrote as text: pairs of a name and its value.
+
+        Raises:
+            ConfigError: naming the setting whose text is no value of its type.
+        """
+        kinds, known = get_type_hints(cls), cls.names()
+        # The text of an unknown name stays as it is: what is wrong is the name, and `make` says so.
+        return {name: _parse(name, text, kinds[name] if name in known else str) for name, text in texts}
 
     @classmethod
     def make(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
@@ -136,6 +139,13 @@ def _read(file: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"the configuration {file} is not a JSON object of settings")
     return values
+
+
+def _pair(override: str) -> tuple[str, str]:
+    name, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set takes key=value, got {override!r}")
+    return name, text
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:

@@ -14,19 +14,16 @@ from ..bridge.model import apply_lora, load_model
 from . import queue as jobs
 
 
-def find_job(text: str, commands: tuple[str, ...] | None = None, exported: bool = False) -> Job:
-    """The job of an id; with an empty text the newest one that fits.
+def find_job(text: str, exported: bool = False) -> Job:
+    """The job of an id; with an empty text the newest training, or the newest with a result.
 
     Raises:
         JobError: when there is none.
     """
     if text.strip():
         return jobs.queue().job(text.strip())
-    found = [
-        job
-        for job in jobs.queue().jobs()
-        if job.command and (commands is None or job.command in commands) and (not exported or newest_export(job))
-    ]
+    trainings = (job for job in jobs.queue().jobs() if job.command in TRAININGS)
+    found = [job for job in trainings if not exported or newest_export(job)]
     if not found:
         raise JobError("there is no training" + (" with a result yet" if exported else "") + ": run one first")
     return max(found, key=lambda job: job.created)
