@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _PATIENCE = 20.0
 """Seconds."""
 _COLUMNS = 4
+_GAP = 4
+"""Pixels between pictures."""
 _CONDITIONS = ("caption", "caption_mask", "image_size", "aspect_ratio", "hint")
 
 
@@ -122,17 +124,17 @@ def grid(made: list[Image], hints: list[Image] | None = None) -> Image:
     return contact_sheet(rows)
 
 
-def contact_sheet(rows: list[list[Image]], gap: int = 4) -> Image:
+def contact_sheet(rows: list[list[Image]]) -> Image:
     """Pictures side by side, a row each; cells are as large as the largest picture."""
     from PIL import Image
 
     width, height = (max(getattr(picture, side) for row in rows for picture in row) for side in ("width", "height"))
     columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP), "white")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             offset = (width - picture.width) // 2, (height - picture.height) // 2
-            sheet.paste(picture, (x * (width + gap) + offset[0], y * (height + gap) + offset[1]))
+            sheet.paste(picture, (x * (width + _GAP) + offset[0], y * (height + _GAP) + offset[1]))
     return sheet
 
 
