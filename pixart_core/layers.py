@@ -147,7 +147,7 @@ class CrossAttention(nn.Module):
 
 
 def _parts(layer: nn.Module, count: int, *tokens: Tensor) -> tuple[Tensor, ...]:
-    """Of what a layer makes of each of `tokens`, its last parts in turn; the same tensor goes through it once."""
+    """The last parts, in turn, of what a layer makes of each of `tokens`; the same tensor goes through it once."""
     made: dict[int, tuple[Tensor, ...]] = {}
     for x in tokens:
         if id(x) not in made:
