@@ -178,7 +178,8 @@ def _in_folder(folder: Path, part: str) -> WeightSet:
     if not sets:
         raise MissingFileError(
             f"the folder {folder} holds no weights: expected one of diffusion_pytorch_model.safetensors, "
-            f"model.safetensors, adapter_model.safetensors, … or a pipeline folder with model_index.json and {part or 'transformer'}/"
+            "model.safetensors, adapter_model.safetensors, … or a pipeline folder with model_index.json and "
+            f"{part or 'transformer'}/"
         )
     whole = [each for each in sets if not each.missing]
     if len(whole) > 1 and not whole[0].conventional:
