@@ -62,6 +62,8 @@ class FeatureDataset:
         try:
             listed = self.description["shards"]
             self.shards = [ShardInfo(**{**each, "bucket": tuple(each["bucket"])}) for each in listed]
+        except DataError as error:
+            raise DataError(f"{self.place}: {error}. Run `prepare` again") from error
         except (KeyError, TypeError) as error:
             raise DataError(f"{self.place}/dataset.json is damaged: run `prepare` again ({error!r})") from error
         self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
