@@ -15,6 +15,7 @@ from .config import PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
 from .convert import authors_to_diffusers, config_to_diffusers, position_buffer, summary
 from .identify import METADATA_KEY, Section, control_section, count_blocks, identify, inspect_file, sections
+from .layers import is_in_stream, stream_dtype
 from .model import PixArt
 from .weightfile import CheckpointError, WeightFile, open_weights, save_json, save_weights
 
@@ -74,6 +75,7 @@ def read_pixart(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     config: PixArtConfig | None = None,
+    exact_stream: bool = False,
 ) -> tuple[PixArtConfig, dict[str, Tensor]]:
     """The configuration and state dict (authors' names) of a transformer in any layout, checked name by name.
 
@@ -82,6 +84,7 @@ def read_pixart(
         dtype: to cast to; None = the file's, or the widest if it mixes several (bfloat16 for float8).
         device: to put the weights on; on the CPU they stay memory-mapped where nothing has to be computed.
         config: for files of unreleased shapes that do not describe themselves; wins over what the file says.
+        exact_stream: to compute with: the modules that `layers.is_in_stream` names are float32 at least.
 
     Returns:
         The state has `pos_embed` always and `y_embedder.y_embedding` only if the file has it.
@@ -98,15 +101,22 @@ def read_pixart(
     if config is None:
         raise _needs_config(file.path, "load_pixart(path, config=PixArtConfig(…))")
     _require(file.path, base.shapes, config)
-    state = file.assemble(base.plan, dtype or _common_dtype(file, base), device)
+    dtype = dtype or _common_dtype(file, base)
+    stream = {}
+    if exact_stream:
+        stored = {name: file.tensors[base.plan[name][0]].dtype for name in base.plan if is_in_stream(name)}
+        stream = {name: stream_dtype(dtype or each) for name, each in stored.items()}
+    state = file.assemble(base.plan, dtype, device, stream)
     if "pos_embed" not in state:
-        state["pos_embed"] = position_buffer(config).to(state["x_embedder.proj.weight"])
+        state["pos_embed"] = position_buffer(config).to(state["blocks.0.attn.proj.weight"])
     return config, state
 
 
 def _common_dtype(file: WeightFile, section: Section) -> torch.dtype | None:
-    """None where a section has one type that can be computed with, else the type to cast it to."""
-    found = {file.tensors[name].dtype for names in section.plan.values() for name in names}
+    """None where a section has one type that can be computed with, else the type to cast it to. What is float32 in
+    every model does not count."""
+    counted = [names for target, names in section.plan.items() if not is_in_stream(target)]
+    found = {file.tensors[name].dtype for names in counted for name in names}
     unknown = [dtype for dtype in found if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point]
     if unknown:
         raise CheckpointError(
@@ -137,7 +147,7 @@ def load_pixart(
     Raises:
         CheckpointError: as `read_pixart`.
     """
-    config, state = read_pixart(path, dtype, device, config)
+    config, state = read_pixart(path, dtype, device, config, exact_stream=True)
     model = PixArt(config, device="meta", operations=operations)
     if "y_embedder.y_embedding" not in state:
         model.y_embedder.y_embedding = None
