@@ -101,7 +101,7 @@ def read_pixart(
     if config is None:
         raise _needs_config(file.path, "load_pixart(path, config=PixArtConfig(…))")
     _require(file.path, base.shapes, config)
-    dtype = dtype or _common_dtype(file, base)
+    dtype = _dtype(file, base, dtype)
     stream = {}
     if exact_stream:
         stored = {name: file.tensors[base.plan[name][0]].dtype for name in base.plan if is_in_stream(name)}
@@ -112,17 +112,14 @@ def read_pixart(
     return config, state
 
 
-def _common_dtype(file: WeightFile, section: Section) -> torch.dtype | None:
-    """None where a section has one type that can be computed with, else the type to cast it to. What is float32 in
-    every model does not count."""
+def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> torch.dtype | None:
+    """What to cast a section to: what was asked for; None where it has one type that can be computed with. What is
+    float32 in every model does not count."""
+    file.require_numbers([name for names in section.plan.values() for name in names])
+    if asked:
+        return asked
     counted = [names for target, names in section.plan.items() if not is_in_stream(target)]
     found = {file.tensors[name].dtype for names in counted for name in names}
-    unknown = [dtype for dtype in found if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point]
-    if unknown:
-        raise CheckpointError(
-            f"{file.path} holds weights quantised to {unknown[0]}: load it with ComfyUI's own "
-            "loader, or take a 16- or 32-bit version"
-        )
     widest = max(found, key=lambda dtype: dtype.itemsize)
     if widest.itemsize == 1:
         return torch.bfloat16
@@ -255,7 +252,7 @@ def read_controlnet(
         raise _needs_config(file.path, "load_controlnet(path, config=…) the configuration of the base model")
     _require_copies(file.path, config, control.copies, info.wiring)
     _require(file.path, control.shapes, config, control.copies)
-    state = file.assemble(control.plan, dtype or _common_dtype(file, control), device)
+    state = file.assemble(control.plan, _dtype(file, control, dtype), device)
     return config, control.copies, info.wiring, state
 
 

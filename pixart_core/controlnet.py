@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -74,7 +76,7 @@ class ControlNetTransformer(nn.Module):
             if block_hook is None:
                 x, residual = block(x, cond)
             else:
-                x, residual = block_hook(index, lambda tokens, block=block: block(tokens, cond), x)
+                x, residual = block_hook(index, functools.partial(block, cond=cond), x)
             residuals.append(residual)
         return self.connect(residuals)
 

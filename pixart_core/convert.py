@@ -196,17 +196,22 @@ def config_to_diffusers(config: PixArtConfig) -> dict[str, Any]:
     }
 
 
+def is_transformer(values: Mapping[str, Any]) -> bool:
+    """Whether a diffusers config.json describes a PixArt transformer; one that names no class is taken for one."""
+    name = values.get("_class_name", "model_type" in values or "PixArtTransformer2DModel")
+    return name == "PixArtTransformer2DModel" or (  # the general class that the first releases were saved with
+        name == "Transformer2DModel" and values.get("norm_type") == "ada_norm_single"
+    )
+
+
 def config_from_diffusers(values: Mapping[str, Any]) -> PixArtConfig:
     """The configuration in a diffusers transformer's config.json; what it leaves out has diffusers' default.
 
     Raises:
         ValueError: if it describes another model than PixArt.
     """
-    name = values.get("_class_name", "PixArtTransformer2DModel")
-    is_pixart = name == "PixArtTransformer2DModel" or (  # the general class that the first releases were saved with
-        name == "Transformer2DModel" and values.get("norm_type") == "ada_norm_single"
-    )
-    if not is_pixart or values.get("caption_channels") is None:
+    if not is_transformer(values) or values.get("caption_channels") is None:
+        name = values.get("_class_name") or values.get("model_type") or "different model"
         raise ValueError(f"config.json describes a {name}, not a PixArt transformer")
     sample_size = field(values, "sample_size", int, 128, low=1)
     micro_condition, scale = values.get("use_additional_conditions"), values.get("interpolation_scale")

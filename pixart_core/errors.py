@@ -38,11 +38,14 @@ def damaged(file: Path, detail: str = "") -> CheckpointError:
 
 
 @contextlib.contextmanager
-def read_by(library: str, path: Path) -> Iterator[None]:
+def read_by(library: str, path: Path, what: str) -> Iterator[None]:
     """What another library raises over a user's files, inside, becomes a CheckpointError that names them.
 
     Only the library's own reading belongs inside, as programming errors would be taken for the file's, too; the
     original error stays attached. Memory that ran out and packages that are missing are not the file's fault.
+
+    Args:
+        what: the file should have been, "a tokenizer", say.
     """
     try:
         yield
@@ -54,8 +57,8 @@ def read_by(library: str, path: Path) -> Iterator[None]:
             raise
         text = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{path} is damaged, or of a kind that this version of {library} does not read: download or copy it "
-            f"again, or update {library} [{text[:300]}]"
+            f"{path} is damaged or not {what} that this version of {library} reads: download or copy it again, or "
+            f"update {library} [{text[:300]}]"
         ) from error
 
 

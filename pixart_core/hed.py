@@ -89,7 +89,8 @@ def load_hed(
             "ControlNetHED.pth in lllyasviel/Annotators on Hugging Face"
         )
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-    widths = tuple(shapes.get(f"block{index + 1}.convs.0.weight", (0,))[0] for index in range(len(_DEPTHS)))
+    first = [shapes.get(f"block{index + 1}.convs.0.weight") or (1,) for index in range(len(_DEPTHS))]
+    widths = tuple(max(shape[0], 1) for shape in first)
     model = HED(widths, device="meta", operations=operations)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wrong = sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name))
@@ -98,6 +99,7 @@ def load_hed(
             f"{path} is not laid out as ControlNetHED.pth is: these are missing, unknown or of "
             f"another shape: {summary(wrong)}"
         )
+    file.require_numbers()
     state = file.assemble({name: (name,) for name in expected}, dtype, device)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)

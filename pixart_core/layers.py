@@ -13,7 +13,7 @@ bfloat16 0.6 -> 0.06 (tests/bench/bench_precision.py).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,16 @@ from .functional import attention as sdpa_attention
 from .functional import exactly, gelu, modulate, timestep_embedding
 
 _ENDS = ("x_embedder.", "t_embedder.", "t_block.", "csize_embedder.", "ar_embedder.", "final_layer.")
+
+
+class AttentionHook(Protocol):
+    """Runs the attention layers of a block in their place: what changes their inputs or outputs goes here."""
+
+    def self_attention(self, layer: SelfAttention, x: Tensor, cond: Conditions) -> Tensor:
+        """x (B, N, C), modulated -> what the layer gives, (B, N, C)."""
+
+    def cross_attention(self, layer: CrossAttention, x: Tensor, cond: Conditions) -> Tensor:
+        """x (B, N, C), cond.caption (B, L, C) -> what the layer gives, (B, N, C)."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,8 @@ class Conditions:
     """(B, 1, L) bool, True = real token; None when all are."""
     attention: Any = sdpa_attention
     """Callable (q, k, v, heads, mask=None) on (B, N, C) tensors."""
+    hook: AttentionHook | None = None
+    """What stands in for a block's attention layers; None = their own forward."""
 
     def repeat(self, times: int) -> Conditions:
         """The same conditions for a batch repeated `times` times."""
@@ -131,6 +143,10 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         return self.proj(attention(q, k, v, self.num_heads))
 
+    def project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each of its own tokens (B, N, C)."""
+        return _parts(self.qkv, 3, q, k, v)
+
 
 class CrossAttention(nn.Module):
     def __init__(self, dim, num_heads, dtype=None, device=None, operations=nn):
@@ -144,6 +160,19 @@ class CrossAttention(nn.Module):
         q = self.q_linear(x)
         k, v = self.kv_linear(caption).chunk(2, dim=-1)
         return self.proj(attention(q, k, v, self.num_heads, mask=mask))
+
+    def project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+        """Queries of image tokens (B, N, C), keys and values of caption tokens (B, L, C) each."""
+        return self.q_linear(q), *_parts(self.kv_linear, 2, k, v)
+
+
+def _parts(layer: nn.Module, count: int, *tokens: Tensor) -> tuple[Tensor, ...]:
+    """Of what a layer makes of each of `tokens`, its last parts in turn; the same tensor goes through it once."""
+    made: dict[int, tuple[Tensor, ...]] = {}
+    for x in tokens:
+        if id(x) not in made:
+            made[id(x)] = layer(x).chunk(count, dim=-1)
+    return tuple(made[id(x)][part] for part, x in enumerate(tokens))
 
 
 class Block(nn.Module):
@@ -162,8 +191,13 @@ class Block(nn.Module):
         dtype = cond.caption.dtype  # of the products
         table = self.scale_shift_table.to(dtype=x.dtype, device=x.device)[None] + cond.modulation
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)  # (B, 1, C) each
-        x = torch.addcmul(x, gate_msa, self.attn(modulate(x, shift_msa, scale_msa).to(dtype), cond.attention))
-        x = x + self.cross_attn(x.to(dtype), cond.caption, cond.mask, cond.attention)
+        tokens = modulate(x, shift_msa, scale_msa).to(dtype)
+        if cond.hook is None:
+            x = torch.addcmul(x, gate_msa, self.attn(tokens, cond.attention))
+            x = x + self.cross_attn(x.to(dtype), cond.caption, cond.mask, cond.attention)
+        else:
+            x = torch.addcmul(x, gate_msa, cond.hook.self_attention(self.attn, tokens, cond))
+            x = x + cond.hook.cross_attention(self.cross_attn, x.to(dtype), cond)
         return torch.addcmul(x, gate_mlp, self.mlp(modulate(x, shift_mlp, scale_mlp).to(dtype)))
 
 

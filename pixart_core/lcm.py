@@ -55,11 +55,8 @@ def boundary_scalings(timestep, sigma_data: float = 0.5, timestep_scaling: float
 
     c_skip → 1 and c_out → 0 as t → 0. `timestep` may be a number or a tensor; the result is of its kind (float32).
     """
-    scaled = timestep.double() if isinstance(timestep, Tensor) else float(timestep)
-    scaled = scaled * timestep_scaling
-    c_skip = sigma_data**2 / (scaled**2 + sigma_data**2)
-    c_out = scaled / (scaled**2 + sigma_data**2) ** 0.5
-    return (c_skip.float(), c_out.float()) if isinstance(timestep, Tensor) else (c_skip, c_out)
+    scaled = (timestep.float() if isinstance(timestep, Tensor) else float(timestep)) * timestep_scaling
+    return sigma_data**2 / (scaled**2 + sigma_data**2), scaled / (scaled**2 + sigma_data**2) ** 0.5
 
 
 def consistency(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:

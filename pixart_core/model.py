@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -73,7 +74,8 @@ class PixArt(nn.Module):
             aspect_ratio: (B, 1) height / width; None = the latent's. Both are read by micro-conditioned models only.
             control: residuals (B, tokens, hidden); control[i], unless None, is added to the output of block i.
             attention: callable (q, k, v, heads, mask=None) on (B, N, C); None = scaled_dot_product_attention.
-            block_hook: called as block_hook(i, run, x) in place of run(x) for every block.
+            block_hook: called as block_hook(i, run, x) in place of run(x) for every block; run is the block with
+                cond=`Conditions`, which it reads and which run(x, cond=…) replaces.
 
         Returns:
             (B, out_channels, h, w) in the latent's dtype: epsilon, then the variance half.
@@ -88,7 +90,7 @@ class PixArt(nn.Module):
             if block_hook is None:
                 x = block(x, cond)
             else:
-                x = block_hook(index, lambda tokens, block=block: block(tokens, cond), x)
+                x = block_hook(index, functools.partial(block, cond=cond), x)
             if control is not None and index < len(control) and control[index] is not None:
                 x = x + control[index].to(x)
         x = self.final_layer(x, cond.time)  # (B, N, p·p·out)

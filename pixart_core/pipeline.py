@@ -14,14 +14,16 @@ from torch import Tensor
 
 from .checkpoint import load_controlnet, load_pixart
 from .controlnet import ControlNetTransformer, hint_rgb
+from .convert import is_transformer
 from .functional import preferred_dtype
 from .memory import MemoryPlan, TextShape, VaeShape, memory_plan
 from .model import PixArt
 from .resolution import nearest_bin, resize_and_crop
 from .sampling import GUIDANCE, Callback, guided, plan_steps, sample
-from .text import TextEncoder
-from .vae import FACTOR, decode, encode, load_vae, to_pil
+from .text import TextEncoder, is_t5
+from .vae import FACTOR, decode, encode, is_autoencoder, load_vae, to_pil
 from .weightfile import CheckpointError
+from .weightfolder import find_part, snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -110,8 +112,12 @@ class Pipeline:
         folder = Path(folder)
         if not folder.is_dir():
             raise CheckpointError(f"pipeline folder {folder} does not exist: give a folder with model_index.json")
-        needed = ["text_encoder", "vae", *(["transformer"] if transformer is None else [])]
-        if lacking := [name for name in needed if not (folder / name).is_dir()]:
+        folder = snapshot(folder)
+        needed = {"text_encoder": is_t5, "vae": is_autoencoder}
+        if transformer is None:
+            needed["transformer"] = is_transformer
+        parts = {name: find_part(folder, name, is_it) for name, is_it in needed.items()}
+        if lacking := [name for name, part in parts.items() if part == folder]:
             raise CheckpointError(
                 f"{folder} is not a pipeline folder: it has no {'/, '.join(lacking)}/. One is made "
                 f"of {'/, '.join(needed)}/, as PixArt's repositories on Hugging Face are"
@@ -121,7 +127,7 @@ class Pipeline:
         text = TextEncoder.from_pretrained(folder, text_dtype, device, quantization, cache)
         start = "cpu" if low_memory else device
         model = load_pixart(
-            folder / "transformer" if transformer is None else transformer, dtype or preferred_dtype(device), start
+            parts["transformer"] if transformer is None else transformer, dtype or preferred_dtype(device), start
         )
         if controlnet is None and (folder / "controlnet").is_dir():
             controlnet = folder / "controlnet"

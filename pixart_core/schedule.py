@@ -12,7 +12,7 @@ BETA_START = 1e-4
 BETA_END = 2e-2
 
 
-@functools.lru_cache(maxsize=2)
+@functools.cache
 def alphas_cumprod(scaled_linear: bool = False) -> Tensor:
     """ᾱ_t for every timestep, (1000,) float64 on the CPU.
 
@@ -27,14 +27,23 @@ def alphas_cumprod(scaled_linear: bool = False) -> Tensor:
 
 def signal_and_noise(timestep: Tensor, like: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """√ᾱ_t and √(1 − ᾱ_t) for timestep (B,), float32, shaped to broadcast over `like` (B, …)."""
-    table = alphas_cumprod() if table is None else table
-    alpha = (
-        table.to(timestep.device)[timestep.long()]
-        if timestep.device.type != "mps"
-        else (table[timestep.long().cpu()].float().to(timestep.device))
-    )  # MPS has no float64
     shape = (-1, *[1] * (like.ndim - 1))
-    return alpha.sqrt().float().view(shape), (1 - alpha).sqrt().float().view(shape)
+    signal, sigma = (
+        look_up(root, timestep).view(shape) for root in _roots(alphas_cumprod() if table is None else table)
+    )
+    return signal, sigma
+
+
+def look_up(table: Tensor, timestep: Tensor) -> Tensor:
+    """A table's values (…) at `timestep` (…), float32, on the timestep's device. Tables are made in float64 on the CPU
+    and leave it in float32: Apple's GPUs have nothing wider."""
+    return table.float().to(timestep.device)[timestep.long()]
+
+
+@functools.lru_cache(maxsize=4)  # a tensor is known by its identity
+def _roots(table: Tensor) -> tuple[Tensor, Tensor]:
+    """√ᾱ and √(1 − ᾱ) of a table of ᾱ."""
+    return table.sqrt().float(), (1 - table).sqrt().float()
 
 
 def add_noise(latent: Tensor, noise: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:

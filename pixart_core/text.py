@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from .convert import summary
+from .errors import CheckpointError, MissingFileError, read_by, read_description
 from .functional import preferred_dtype
-from .textfile import read_json
+from .t5_config import T5_VOCABULARY, check_t5, encoder_fields
 from .tokenizer import TOKENIZER_FILES, load_tokenizer
-from .weightfile import CheckpointError, open_weights, save_weights
+from .weightfile import open_weights, save_weights
+from .weightfolder import find_part
 
 logger = logging.getLogger(__name__)
 
 MAX_LENGTH = 120
 """Tokens a PixArt-α caption is cut to (paper Sec. 3.1 of PixArt-α)."""
-T5_VOCABULARY = 32128
-"""Rows of T5's embedding: what transformers takes where a config.json does not say."""
 QUANTIZATIONS = ("none", "int8", "int4")
 _MICRO_BATCH = 8
 """Prompts encoded at once: bounds the activations, however many prompts come in."""
@@ -90,15 +90,16 @@ class TextEncoder:
             raise ValueError(f"unknown quantization {quantization!r}: choose one of {', '.join(QUANTIZATIONS)}")
         if self.quantization != "none":
             _require_bitsandbytes(self.device)
-        weight_files(self.folder)
+        check_t5(self.config, open_weights(self.folder))
 
     @classmethod
     def from_pretrained(cls, path, dtype=None, device=None, quantization="none", cache=None) -> TextEncoder:
         """Open a pipeline folder (text_encoder/ and tokenizer/) or a text-encoder folder.
 
         Raises:
-            FileNotFoundError: on a missing folder, weights or tokenizer.
-            ValueError: on a folder that is not a T5 encoder, damaged weights, or an unknown quantization.
+            MissingFileError (a FileNotFoundError, a CheckpointError): on a missing folder or tokenizer.
+            CheckpointError: on a folder that is not a T5 encoder, or is damaged.
+            ValueError: on an unknown quantization.
             ImportError: if quantization is asked for and bitsandbytes is missing.
         """
         folder, tokenizer_folder = find_text_encoder(path)
@@ -148,7 +149,8 @@ class TextEncoder:
         Raises:
             CheckpointError: if the tokenizer is another encoder's, and has tokens that this one lacks.
         """
-        rows = self.tokenizer(list(texts), add_special_tokens=True).input_ids
+        with read_by("tokenizers", self.tokenizer_folder, "a tokenizer"):
+            rows = self.tokenizer(list(texts), add_special_tokens=True).input_ids
         known = self.config.get("vocab_size", T5_VOCABULARY)
         if (largest := max(map(max, rows))) >= known:
             raise CheckpointError(
@@ -259,24 +261,25 @@ class EmbeddingCache:
 
 
 def find_text_encoder(path) -> tuple[Path, Path]:
-    """(encoder folder, tokenizer folder) of a pipeline folder or of a text-encoder folder.
+    """(encoder folder, tokenizer folder) of a pipeline folder, of a text-encoder folder under any name, or of the
+    folder that such a one is in.
 
     The tokenizer may lie in the encoder's folder, or in tokenizer/ inside or beside it.
     """
     path = Path(path)
     if path.is_file():
-        raise ValueError(
+        raise CheckpointError(
             f"{path} is a file: give the folder that holds text_encoder/ and tokenizer/. Single-file T5 "
             "checkpoints have no tokenizer; ComfyUI's own CLIPLoader (type pixart) reads those"
         )
     if not path.is_dir():
-        raise FileNotFoundError(f"text encoder folder {path} does not exist")
-    folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+        raise MissingFileError(f"text encoder folder {path} does not exist")
+    folder = find_part(path, "text_encoder", is_t5)
     places = (folder, folder / "tokenizer", folder.parent / "tokenizer")
     for place in places:
         if any((place / name).is_file() for name in TOKENIZER_FILES):
             return folder, place
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"no tokenizer for the text encoder {folder}: put {' or '.join(TOKENIZER_FILES)} into one "
         f"of {', '.join(map(str, places))}"
     )
@@ -301,14 +304,19 @@ class _WideLinear(torch.nn.Linear):
         return torch.nn.functional.linear(x.float(), self.weight.float()).to(x.dtype)
 
 
+def is_t5(config: dict[str, Any]) -> bool:
+    """Whether a config.json describes a T5, whose encoder PixArt reads."""
+    return config.get("model_type") == "t5"
+
+
 def _read_t5_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} has no config.json: a text encoder is a transformers folder of a T5 encoder")
-    config = read_json(file)
-    if config.get("model_type") != "t5":
+        raise MissingFileError(f"{folder} has no config.json: a text encoder is a transformers folder of a T5 encoder")
+    config = read_description(file)
+    if not is_t5(config):
         kind = config.get("model_type") or config.get("_class_name") or "different"
-        raise ValueError(f"{folder} holds a {kind} model; PixArt reads T5 (v1.1 XXL for the released weights)")
+        raise CheckpointError(f"{folder} holds a {kind} model; PixArt reads T5 (v1.1 XXL for the released weights)")
     for name in ("transformers_version", "_name_or_path"):  # say nothing about the weights
         config.pop(name, None)
     return {"pad_token_id": 0, **config}
@@ -365,8 +373,10 @@ def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantizatio
     from transformers import T5Config, T5EncoderModel
 
     compute = _compute_dtype(dtype, device)
-    with torch.device("meta"):
-        model = T5EncoderModel(T5Config.from_dict(_read_t5_config(folder)))
+    config, file = _read_t5_config(folder), open_weights(folder)
+    check_t5(config, file)
+    with read_by("transformers", folder, "a T5 encoder"), torch.device("meta"):
+        model = T5EncoderModel(T5Config(**encoder_fields(config)))
     if quantization != "none":
         _replace_linears(model, compute, quantization)
     if compute != dtype:
@@ -376,7 +386,6 @@ def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantizatio
     model.set_input_embeddings(model.shared)  # one matrix, whichever of its two names the files use
     wanted = dict(model.named_parameters())
     unexpected = []
-    file = open_weights(folder)
     for stored in file.tensors:
         name = "shared.weight" if stored == "encoder.embed_tokens.weight" else stored
         if name.startswith(("decoder.", "lm_head.")):
@@ -384,6 +393,7 @@ def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantizatio
         if name not in wanted or wanted[name].shape != file.tensors[stored].shape:
             unexpected.append(name)
             continue
+        file.require_numbers([stored])
         module = model.get_submodule(name.rpartition(".")[0])
         module.weight = _parameter(module.weight, file.read([stored])[stored], dtype, device)
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from .weightfile import CheckpointError
+from .errors import CheckpointError, MissingFileError, read_by
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 """Either is enough; the first that a folder has is read."""
@@ -26,21 +26,17 @@ def load_tokenizer(folder):
         A transformers.PreTrainedTokenizerFast that ends every text in </s>, and neither cuts nor pads by itself.
 
     Raises:
-        FileNotFoundError: if the folder has neither file.
+        MissingFileError: if the folder has neither file.
         CheckpointError: if the file is damaged, or is not a tokenizer of the T5 kind.
     """
     from transformers import PreTrainedTokenizerFast
 
     file = next((Path(folder) / name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()), None)
     if file is None:
-        raise FileNotFoundError(f"{folder} has no tokenizer: it needs {' or '.join(TOKENIZER_FILES)}")
-    try:
+        raise MissingFileError(f"{folder} has no tokenizer: it needs {' or '.join(TOKENIZER_FILES)}")
+    with read_by("tokenizers", file, "a tokenizer"):
         rules = _from_json(file) if file.suffix == ".json" else _from_sentencepiece(file)
         ends = rules.encode("").ids
-    except ImportError:
-        raise  # a package is missing, the file is not to blame
-    except Exception as error:  # the libraries raise nothing narrower
-        raise CheckpointError(f"{file} is damaged or not a tokenizer: download or copy it again [{error}]") from error
     if len(ends) != 1:
         raise CheckpointError(f"{file} is not a T5 tokenizer: it does not end a text in one </s>")
     special = {"eos_token": rules.id_to_token(ends[0]), "pad_token": "<pad>", "unk_token": "<unk>"}

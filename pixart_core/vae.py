@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from .convert import summary
+from .errors import CheckpointError, check, read_by, read_description
 from .functional import preferred_dtype
 from .resolution import resize_and_crop
-from .textfile import read_json
-from .weightfile import CheckpointError, open_weights
+from .weightfile import WeightFile, open_weights
+from .weightfolder import find_part
 
 FACTOR = 8
 """Pixels a latent pixel stands for, each way."""
 LATENT_CHANNELS = 4
 _CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+_DEPTHS = ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
+"""Fields of their config.json that say how many layers are built."""
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def default_dtype(device: torch.device | str | None = None) -> torch.dtype:
@@ -39,21 +43,52 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
     import diffusers
 
     folder = _find_vae(Path(path))
-    config = read_json(folder / "config.json")
+    config = read_description(folder / "config.json")
     kind = config.get("_class_name")
-    if kind not in _CLASSES:
+    if not is_autoencoder(config):
         raise CheckpointError(
             f"{folder} holds {kind or 'no diffusers model'}; PixArt-α's autoencoder is one of "
             f"{', '.join(_CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)"
         )
-    open_weights(folder)  # names a missing or damaged file better than diffusers does
-    vae, info = getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]) + sorted(map(str, info["mismatched_keys"]))
+    file = open_weights(folder)
+    _bound(config, file)
+    with read_by("diffusers", folder, "an autoencoder"), torch.device("meta"):
+        vae = getattr(diffusers, kind).from_config(config)
+    stored = {_current_name(name): name for name in file.tensors}
+    expected = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
+    wrong = [
+        name
+        for name in sorted(stored.keys() | expected.keys())
+        if name not in stored or file.tensors[stored[name]].shape != expected.get(name)
+    ]
     if wrong:
         raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {summary(wrong)}")
     _check_latents(vae, folder)
-    vae = vae.to("cpu" if device is None else device, dtype or default_dtype(device))
+    file.require_numbers()
+    dtype = dtype or default_dtype(device)
+    state = {name: file.read([stored[name]])[stored[name]].to(device or "cpu", dtype) for name in expected}
+    vae.load_state_dict(state, strict=True, assign=True)
     return vae.eval().requires_grad_(False)
+
+
+def _bound(config: dict[str, Any], file: WeightFile) -> None:
+    """Refuse a description of more layers than there are tensors, before they are built."""
+    limit = len(file.tensors)
+    for name, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        layers = sum(number for number in numbers if isinstance(number, int)) if name in _DEPTHS else 0
+        if max(layers, len(numbers)) > limit:
+            raise CheckpointError(
+                f"{file.path} has {name} {reprlib.repr(value)} in config.json, and only {limit} tensors: "
+                "download both again"
+            )
+
+
+def _current_name(name: str) -> str:
+    """Diffusers' name of a weight today; those of its first year, which sd-vae-ft-ema has, call attention otherwise."""
+    stem, _, last = name.rpartition(".")
+    module, _, layer = stem.rpartition(".")
+    return f"{module}.{_OLD_ATTENTION[layer]}.{last}" if layer in _OLD_ATTENTION else name
 
 
 @torch.no_grad()
@@ -126,6 +161,11 @@ def _encode(vae, images: Tensor):
     return vae.encode((images.permute(0, 3, 1, 2) * 2 - 1).to(vae.device, vae.dtype))
 
 
+def is_autoencoder(config: dict[str, Any]) -> bool:
+    """Whether a config.json describes an autoencoder of a class that PixArt's pictures are decoded with."""
+    return config.get("_class_name") in _CLASSES
+
+
 def _find_vae(path: Path) -> Path:
     if path.is_file():
         raise CheckpointError(
@@ -134,9 +174,9 @@ def _find_vae(path: Path) -> Path:
         )
     if not path.is_dir():
         raise CheckpointError(f"autoencoder folder {path} does not exist")
-    if (path / "model_index.json").is_file() and not (path / "vae").is_dir():
+    folder = find_part(path, "vae", is_autoencoder)
+    if (folder / "model_index.json").is_file():
         raise CheckpointError(f"the pipeline folder {path} has no vae/: download that part, too")
-    folder = path / "vae" if (path / "vae").is_dir() else path
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json: an autoencoder is a diffusers folder")
     return folder
@@ -152,5 +192,9 @@ def _check_latents(vae, folder: Path) -> None:
             f"{factor}; PixArt-α needs {LATENT_CHANNELS} channels and factor {FACTOR}, as Stable "
             "Diffusion 1.x's"
         )
-    if not math.isfinite(vae.config.scaling_factor) or vae.config.scaling_factor <= 0:
-        raise CheckpointError(f"the autoencoder {folder} has scaling_factor {vae.config.scaling_factor} in config.json")
+    try:
+        check("scaling_factor", vae.config.scaling_factor, float, 1e-6, 1e6)
+        if not kl:
+            check("upsampling_scaling_factor", vae.config.upsampling_scaling_factor, int, 2, 2)
+    except ValueError as error:
+        raise CheckpointError(f"the autoencoder {folder}: {error} in config.json") from error

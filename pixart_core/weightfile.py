@@ -11,7 +11,6 @@ import dataclasses
 import errno
 import json
 import os
-import re
 import reprlib
 import secrets
 import shutil
@@ -26,25 +25,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .convert import summary
-from .errors import CheckpointError, damaged, field, read_description
+from .errors import CheckpointError, damaged, read_description
 from .picklefile import StoredTensor, map_tensors, read_pickle
+from .weightfolder import find_weights
 
 CHUNK_BYTES = 256 * 2**20
 """How much of a file is resident at a time while tensors are checked, cast, fused or moved."""
 
-# File names that a folder may hold its weights under, best first.
-_FOLDER_FILES = (
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.safetensors.index.json",
-    "adapter_model.safetensors",
-    "pytorch_lora_weights.safetensors",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "diffusion_pytorch_model.fp16.safetensors",
-    "diffusion_pytorch_model.bin",
-    "adapter_model.bin",
-    "pytorch_model.bin",
-)
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -81,6 +68,9 @@ class WeightFile:
     """Of safetensors files."""
     configs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """JSON files found beside the weights: config.json, adapter_config.json, model_index.json."""
+    described: bool = False
+    """Whether `configs` surely are of these weights (a folder was asked for, or the file has the name that libraries
+    give to the only one there). Otherwise they are if they fit."""
     pickled: dict[str, StoredTensor] = dataclasses.field(default_factory=dict)
     """Where in a PyTorch file they lie; empty for safetensors."""
 
@@ -97,6 +87,19 @@ class WeightFile:
                 with safe_open(source, framework="pt", device="cpu") as file:
                     out.update((name, file.get_tensor(name)) for name in group)
         return out
+
+    def require_numbers(self, names: Iterable[str] | None = None) -> None:
+        """Raise CheckpointError where tensors (default: all) are no floating-point numbers, but quantised ones, say."""
+        wrong = {
+            name: self.tensors[name].dtype
+            for name in (self.tensors if names is None else names)
+            if not getattr(self.tensors[name].dtype, "is_floating_point", False)
+        }
+        if wrong:
+            raise CheckpointError(
+                f"{self.path} holds weights quantised to {next(iter(wrong.values()))} ({summary(wrong)}): load it with "
+                "ComfyUI's own loader, or take a 16- or 32-bit version"
+            )
 
     def assemble(
         self,
@@ -125,7 +128,8 @@ class WeightFile:
 
         def as_stored(target: str) -> bool:
             names = plan[target]
-            return on_cpu and len(names) == 1 and wanted[target] in (None, self.tensors[names[0]].dtype)
+            kept = {None, self.tensors[names[0]].dtype}
+            return on_cpu and len(names) == 1 and {wanted[target], dtype} <= kept
 
         mapped = self.read(names[0] for target, names in plan.items() if as_stored(target))
         out: dict[str, Tensor] = {}
@@ -170,23 +174,29 @@ def _is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(x.isfinite()) for x in tensor.aminmax())
 
 
-def open_weights(path: str | os.PathLike) -> WeightFile:
+def open_weights(path: str | os.PathLike, part: str = "transformer") -> WeightFile:
     """List the tensors of a file, a sharded file (index, shard or folder), or a diffusers or PEFT folder.
+
+    Args:
+        path: see `weightfolder.find_weights`.
+        part: which sub-folder of a pipeline folder is meant.
 
     Raises:
         CheckpointError: if there is nothing, or it is damaged, carries code, or is no file of weights.
     """
     path = Path(path)
-    file = _find_file(path)
-    out = WeightFile(path, {}, {}, configs=_configs(path, file))
-    for shard, listed in _shards(file).items():
+    found = find_weights(path, part)
+    described = path.is_dir() or found.conventional
+    out = WeightFile(path, {}, {}, configs=_configs(found.path, described), described=described)
+    for shard in found.files:
         tensors, pickled, metadata = _list(shard)
-        if missing := sorted((listed or set()) - tensors.keys()):
+        listed = (found.listed or {}).get(shard.name, set())
+        if missing := sorted(listed - tensors.keys()):
             raise CheckpointError(
-                f"{file} says that {summary(missing)} is in {shard.name}, where it is not: the files are of two "
+                f"{found.path} says that {summary(missing)} is in {shard.name}, where it is not: the files are of two "
                 "versions; download all of them again"
             )
-        names = tensors.keys() if listed is None else listed
+        names = listed or tensors.keys()
         out.tensors.update((name, tensors[name]) for name in names)
         out.pickled.update((name, pickled[name]) for name in names if name in pickled)
         out.sources.update(dict.fromkeys(names, shard))
@@ -203,58 +213,22 @@ def _list(file: Path) -> tuple[dict[str, TensorInfo], dict[str, StoredTensor], d
     return {name: TensorInfo(each.shape, each.dtype) for name, each in stored.items()}, stored, {}
 
 
-def _find_file(path: Path) -> Path:
-    if path.is_file():
-        index = re.sub(r"-\d{5}-of-\d{5}(?=\.safetensors$)", "", path.name) + ".index.json"
-        is_shard = index != path.name + ".index.json" and (path.parent / index).is_file()
-        return path.parent / index if is_shard else path
-    if not path.is_dir():
-        raise CheckpointError(f"{path} does not exist: check the path, or download the file and put it there")
-    if (path / "model_index.json").is_file() and (path / "transformer").is_dir():
-        return _find_file(path / "transformer")
-    for name in _FOLDER_FILES:
-        if (path / name).is_file():
-            return path / name
-    raise CheckpointError(
-        f"the folder {path} holds no weights: expected one of {', '.join(_FOLDER_FILES[:3])}, … or a "
-        "pipeline folder with model_index.json and transformer/"
-    )
-
-
-def _shards(file: Path) -> dict[Path, set[str] | None]:
-    """Files -> the names that the index has in each; one file -> None, which is all it holds."""
-    if not file.name.endswith(".index.json"):
-        return {file: None}
-    try:
-        shards = field(read_description(file), "weight_map", dict)
-        if not shards or not all(isinstance(name, str) for name in shards.values()):
-            raise ValueError("its weight_map gives no file names")
-    except ValueError as error:
-        raise CheckpointError(f"{file} is no index of sharded safetensors: {error}") from error
-    names = sorted(set(shards.values()))
-    if outside := [name for name in names if re.search(r"[/\\\0]", name) or name in ("", ".", "..") or len(name) > 255]:
-        raise CheckpointError(f"{file} lists what is no file of its folder: {summary(map(reprlib.repr, outside))}")
-    missing = [name for name in names if not (file.parent / name).is_file()]
-    if missing:
-        raise CheckpointError(f"{file} lists {len(names)} files, of which these are missing: {summary(missing)}")
-    out: dict[Path, set[str] | None] = {file.parent / name: set() for name in names}
-    for tensor, name in shards.items():
-        out[file.parent / name].add(tensor)
-    return out
-
-
-def _configs(path: Path, file: Path) -> dict[str, dict[str, Any]]:
-    """The JSON files that belong to `file`: those of its folder, if its name is one that libraries give to their only
-    file there, or a folder was asked for; and the index of the pipeline that the folder is part of."""
+def _configs(file: Path, described: bool) -> dict[str, dict[str, Any]]:
+    """The JSON files beside `file`, and the index of the pipeline that its folder is part of. One that cannot be read
+    is an error only if it is surely of this file."""
     out = {}
-    if path.is_dir() or file.name in _FOLDER_FILES:
-        for folder, name in (
-            (file.parent, "config.json"),
-            (file.parent, "adapter_config.json"),
-            (file.parent.parent, "model_index.json"),
-        ):
-            if (folder / name).is_file():
-                out[name] = read_description(folder / name)
+    for folder, name in (
+        (file.parent, "config.json"),
+        (file.parent, "adapter_config.json"),
+        (file.parent.parent, "model_index.json"),
+    ):
+        if not (folder / name).is_file():
+            continue
+        try:
+            out[name] = read_description(folder / name)
+        except CheckpointError:
+            if described:
+                raise
     return out
 
 

@@ -183,6 +183,8 @@ class SampleConfig(Settings):
 
     run: str = path("folder of the run, or one of its checkpoints")
     models: str = path("pipeline folder with text_encoder/, tokenizer/ and vae/; empty = the run's own setting")
+    base: str = path("where the run's base is now; empty = where it was, seen from the run's folder if both were moved")
+    data: str = path("where the run's prepared features are now; empty likewise")
     output: str = path("picture to write; empty = in samples/ of the run")
     prompts: list = setting(list, "JSON list of prompts; empty = captions of the run's data")
     count: int = setting(4, "pictures, when no prompts are given", low=1)
@@ -194,6 +196,7 @@ class ExportConfig(Settings):
     """`export`: a run's newest weights as a small file for use elsewhere."""
 
     run: str = path("folder of the run, or one of its checkpoints")
+    base: str = path("where the run's base is now; empty = where it was, seen from the run's folder if both were moved")
     output: str = path("file or folder to write; empty = in exports/ of the run")
     layout: str = setting(
         "comfyui",

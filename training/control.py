@@ -5,6 +5,7 @@ The objective (Sec. 3.3) is the noise error plus the bound of the learned varian
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..pixart_core.controlnet import WIRINGS, ControlNetTransformer
 from ..pixart_core.model import PixArt
-from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod, predict_x0
+from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod, look_up, predict_x0
 from .config import ConfigError, ControlNetConfig
 from .task import DTYPES, Outline, Task, count_parameters, load_base
 
@@ -84,14 +85,19 @@ def variational_bound(latent: Tensor, noisy: Tensor, epsilon: Tensor, variance: 
 
 def _posterior(timestep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """β_t, the posterior's variance (for t = 0, where it is 0, that of t = 1), and the weights of z_0 and z_t."""
-    table = alphas_cumprod().to(timestep.device)
+    return tuple(look_up(table, timestep) for table in _posterior_tables())
+
+
+@functools.cache
+def _posterior_tables() -> tuple[Tensor, ...]:
+    table = alphas_cumprod()
     before = torch.cat([table.new_ones(1), table[:-1]])
     beta = 1 - table / before
     variance = beta * (1 - before) / (1 - table)
     variance[0] = variance[1]
     from_x0 = beta * before.sqrt() / (1 - table)
     from_noisy = (1 - before) * (1 - beta).sqrt() / (1 - table)
-    return tuple(value[timestep].float() for value in (beta, variance, from_x0, from_noisy))
+    return tuple(each.float() for each in (beta, variance, from_x0, from_noisy))
 
 
 def _discretised_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

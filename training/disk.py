@@ -32,8 +32,11 @@ def require_room(folder: Path, needed: float, what: str, way_out: str = "") -> N
     there = folder.absolute()
     while not there.exists():
         there = there.parent
-    free = shutil.disk_usage(there).free
-    if needed > free:
+    try:
+        total, _, free = shutil.disk_usage(there)
+    except OSError:
+        return
+    if needed > free and total:  # some network mounts say 0 of 0: they do not know
         raise DiskError(
             f"{what} need {in_units(needed)} more, but only {in_units(free)} are free there: free some space"
             f"{way_out and f', {way_out}'}, or choose another folder"

@@ -12,6 +12,7 @@ import torch
 from ..pixart_core.vae import load_vae
 from .checkpoint import check_disk
 from .config import ConfigError, TrainConfig
+from .contents import identify
 from .data import FeatureDataset
 from .disk import in_units
 from .distribute import connect
@@ -28,7 +29,7 @@ def dry_run(command: str, config: TrainConfig) -> None:
         ConfigError, DataError, CheckpointError, RunDirError, DiskError: what `train` would raise.
     """
     run = RunDir(config.run)
-    run.check_config(command, config.to_dict())
+    run.check_config(command, config.to_dict(), identify)
     if config.models:
         load_vae(config.models)
     data = FeatureDataset(config.data)

@@ -7,7 +7,6 @@ step. So no random state is part of a run.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from .config import TrainConfig
 from .data import FeatureDataset, widened
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
 from .draws import Draws, moved
-from .task import Task
+from .task import Task, fingerprint
 from .tasks import TASKS
 
 
@@ -67,7 +66,7 @@ class Engine:
     def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator):
         self.config, self.task, self.accelerator = config, task, accelerator
         self.device = accelerator.device
-        self.frozen_fingerprint = _fingerprint(task)
+        self.frozen_fingerprint = fingerprint(task)
         shards = config.sharding == "fsdp" and accelerator.num_processes > 1
         averages = [] if task.ema is None else [task.ema]
         self.skeletons = {}
@@ -199,14 +198,3 @@ def _optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> torc
 
         return AdamW8bit(groups, **options)
     return torch.optim.AdamW(groups, fused=True, **options)
-
-
-def _fingerprint(task: Task) -> str:
-    """Of the weights that are not trained and so not in a checkpoint, by a few numbers of each, whatever the type."""
-    digest = hashlib.blake2b(digest_size=16)
-    for network in (task.model, *task.frozen):
-        for name, each in network.named_parameters():
-            if not each.requires_grad:
-                numbers = each.detach().flatten()[:64].to("cpu", torch.bfloat16)
-                digest.update(f"{name} {tuple(each.shape)} {numbers.tolist()}".encode())
-    return digest.hexdigest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,12 @@ from .tasks import TASKS
 
 _EFFICIENCY = 0.6
 """Share of a bare matrix product's speed that a step of this model reaches; the rest is norms, softmax, optimiser."""
+
+
+_MEASURED = 0.25
+"""Seconds that the speed of a device is measured for."""
+_LARGEST = 1024
+"""Side of the matrices that it ends with."""
 
 
 @dataclass(frozen=True)
@@ -118,17 +125,44 @@ def model_shape(config: TrainConfig) -> PixArtConfig:
     return info.config if known else load_pixart(config.base).config
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a matrix product, measured for a quarter of a second."""
-    a, b = (torch.randn(1024, 1024, device=device, dtype=dtype) for _ in range(2))
-    counted, begin = 0, None
-    while begin is None or time.perf_counter() - begin < 0.25:
-        for _ in range(10):
-            a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        begin, counted = (time.perf_counter(), 0) if begin is None else (begin, counted + 10)
-    return counted * 2 * 1024**3 / (time.perf_counter() - begin)
+def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], None] = lambda: None) -> float:
+    """Floating-point operations a second of a matrix product, measured for a quarter of a second.
+
+    It begins with small products and goes on to larger ones, and to more at once, while they are so fast that the next
+    ones fit into the time: where a type is emulated (half precision on many CPUs) a large one alone takes seconds.
+
+    Args:
+        check: called before every look at the clock; what it raises ends the measurement.
+    """
+    side, count, best = 64, 1, 0.0
+    _multiply(side, count, device, dtype)  # the first one loads libraries
+    end = time.perf_counter() + _MEASURED
+    while True:
+        check()
+        taken = _multiply(side, count, device, dtype)
+        best = max(best, 2 * side**3 * count / max(taken, 1e-9))  # others may compute beside us now and then
+        left, growth = end - time.perf_counter(), 2 if side == _LARGEST else 8
+        if left < taken:
+            return best
+        if 2 * growth * taken < left:
+            side, count = (side, 2 * count) if side == _LARGEST else (2 * side, 1)
+
+
+def _multiply(side: int, count: int, device: torch.device, dtype: torch.dtype) -> float:
+    """Seconds of so many products of square matrices."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    _wait(device)
+    begin = time.perf_counter()
+    for _ in range(count):
+        a @ b
+    _wait(device)
+    return time.perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    """For what an accelerator was given to do."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
 
 def _activations(outline: Outline, config: TrainConfig, shape: PixArtConfig, tokens: int, half: int) -> float:

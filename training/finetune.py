@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.model import PixArt
-from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod
+from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod, look_up
 from .config import FinetuneConfig
 from .lora import add_lora, lora_outline
 from .task import DTYPES, Outline, Task, count_parameters, load_base
@@ -42,7 +42,7 @@ def epsilon_loss(
     conditions = [batch.get(name) for name in ("caption_mask", "image_size", "aspect_ratio")]
     out = model(noisy, timestep, batch["caption"], *conditions, **(options or {}))
     error = (out[:, : latent.shape[1]].float() - noise).square().mean((1, 2, 3))  # (B,)
-    weight = (1 / alphas_cumprod().to(latent.device)[timestep]).clamp(max=snr_weight_cap).float()  # 1 + 1/SNR = 1/ᾱ
+    weight = (1 / look_up(alphas_cumprod(), timestep)).clamp(max=snr_weight_cap)  # 1 + 1/SNR = 1/ᾱ
     return (weight * error).mean()
 
 

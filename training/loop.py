@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 
 from .checkpoint import check_disk, resume, save_checkpoint
 from .config import TrainConfig
+from .contents import identify, identify_all
 from .data import FeatureDataset
 from .disk import DiskError
 from .distribute import connect, on_main
@@ -70,9 +71,9 @@ def _open(run: RunDir, command: str, config: TrainConfig, held: contextlib.ExitS
     resumed, not before: what it holds must stay usable if it cannot be."""
     run.create()
     held.enter_context(run.lock())
-    run.check_config(command, config.to_dict())
+    run.check_config(command, config.to_dict(), identify)
     if not run.checkpoints():
-        run.write_config(command, config.to_dict())
+        run.write_config(command, config.to_dict(), identify, identify_all(config.to_dict()))
     run.remove_leftovers()
     for name in run.requests():  # of an earlier process
         run.take(name)
@@ -160,12 +161,20 @@ class Training:
         facts = {"step": 0, "pending": []} if checkpoint is None else checkpoint.facts
         self.step = facts["step"]
         if checkpoint is not None:
-            on_main(self.accelerator, lambda: self.run.write_config(command, self.config.to_dict()))
+            on_main(self.accelerator, lambda: self._keep_settings(command))
             self.batches = self._place_in_data(facts)
             self.monitor.say(f"resuming from {checkpoint.path} at step {self.step}")
             self.saved, self.monitor.status["checkpoint"] = self.step, checkpoint.path.name
         on_main(self.accelerator, lambda: self.run.forget_metrics(after=self.step))
         self.monitor.begin(self.step, facts["pending"])
+
+    def _keep_settings(self, command: str) -> None:
+        """Those that the run goes on with. What it trains on may have grown, but not without a word."""
+        before = self.run.read_config().get("contents", {}).get("data")
+        contents = identify_all(self.config.to_dict())
+        if before is not None and contents.get("data") not in (before, None):
+            self.monitor.say(f"{self.data.place} was prepared anew since: from here its pictures come in another order")
+        self.run.write_config(command, self.config.to_dict(), identify, contents)
 
     def _place_in_data(self, facts: dict[str, Any]) -> int:
         """Micro-batches to leave out, because their pictures were seen."""

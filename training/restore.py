@@ -11,18 +11,21 @@ from ..pixart_core.convert import summary
 from ..pixart_core.weightfile import CheckpointError
 from .checkpoint import newest_readable
 from .config import make_config
+from .contents import place_now
 from .run_dir import RunDir
-from .task import Task
+from .task import Task, fingerprint
 from .tasks import TASKS
 
 
-def restore(path: str) -> tuple[Task, RunDir, int]:
+def restore(path: str, base: str = "") -> tuple[Task, RunDir, int]:
     """The task of a run, the run, and the step that its weights are of.
 
     Args:
         path: folder of the run, for its newest checkpoint, or one of its checkpoints.
+        base: where the run's base is, if it was moved elsewhere than the run.
 
     Raises:
+        ConfigError: if the base is not where it was.
         RunDirError: if there is no run.
         CheckpointError: if there is no checkpoint yet, or it is damaged or of other weights.
     """
@@ -34,14 +37,17 @@ def restore(path: str) -> tuple[Task, RunDir, int]:
         if newest is None:
             raise CheckpointError(f"{run.path} has no checkpoint yet: wait for one, or ask for it (`save`)")
         file = newest.path
-    task = TASKS[about["command"]](make_config(about["command"], about["config"]))
+    settings = about["config"] | {"base": place_now("base", about["config"], run.path, base)}
+    task = TASKS[about["command"]](make_config(about["command"], settings))
     return task, run, _fill(task, file)
 
 
 def _fill(task: Task, file: Path) -> int:
     try:
         with safe_open(file, "pt") as opened:
-            step = json.loads((opened.metadata() or {})["training"])["step"]
+            facts = json.loads((opened.metadata() or {})["training"])
+            if facts["frozen"] != fingerprint(task):
+                raise ValueError(f"the weights it was trained on are not those of base {task.config.base}")
             for part, network in (("model.", task.model), ("ema.", task.ema)):
                 if network is not None:
                     names = [name for name in opened.keys() if name.startswith(part)]
@@ -49,7 +55,7 @@ def _fill(task: Task, file: Path) -> int:
                     _load(network, state)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file} cannot be read as a checkpoint of this run: {error}") from error
-    return step
+    return facts["step"]
 
 
 def _load(network, state) -> None:

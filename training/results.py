@@ -12,6 +12,7 @@ from ..pixart_core.pipeline import default_device
 from ..pixart_core.text import TextEncoder
 from ..pixart_core.vae import load_vae
 from .config import ConfigError, ExportConfig, SampleConfig
+from .contents import place_now
 from .data import FeatureDataset
 from .export import default_name, write_result
 from .restore import restore
@@ -21,12 +22,14 @@ from .task import DTYPES, Task
 
 def sample(config: SampleConfig) -> Path:
     """Draw a grid and write it; returns its path."""
-    task, run, step = restore(config.run)
-    models = config.models or task.config.models
+    task, run, step = restore(config.run, config.base)
+    models = place_now("models", task.config.to_dict(), run.path, config.models)
     if not models:
         raise ConfigError("models is not set, and the run has none: the pipeline folder to make samples with")
     device = default_device()
     # The text encoder goes before the networks come: both at once may be too much for the device.
+    if task.needs_hint or not config.prompts:
+        task.config.data = place_now("data", task.config.to_dict(), run.path, config.data)
     batch = _prompted(task, models, config.prompts, device) if config.prompts else _examples(task, config.count)
     for network in (task.model, task.ema, *task.frozen):
         if network is not None:
@@ -38,7 +41,7 @@ def sample(config: SampleConfig) -> Path:
 
 def export(config: ExportConfig) -> Path:
     """Write a run's weights in a layout; returns the path."""
-    task, run, step = restore(config.run)
+    task, run, step = restore(config.run, config.base)
     name = default_name(task.model, config.layout)
     path = Path(config.output) if config.output else run.path / "exports" / name
     return write_result(task, path, config.layout, DTYPES[config.dtype], config.average, step)

@@ -1,6 +1,6 @@
 """The run folder: what a run writes, and how others read it and make requests. Standard library only.
 
-config.json      {"command", "config"}, written before the first step, and again when a run was resumed
+config.json      {"command", "config", "contents"}, written before the first step, and again when a run was resumed
 status.json      state (preparing, running, done, stopped, failed), pid, started, time, step, steps, loss, …
 metrics.jsonl    one JSON object a line
 samples/         step_00000500.png, one grid of pictures, and step_00000500.json
@@ -15,10 +15,11 @@ lock             held by the one process that trains here
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,9 +30,10 @@ else:
 
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
+_SAME_CONTENT = ("base", "data")
+"""Settings that name files: they may be elsewhere than before, if they are the same files."""
 _SAME_RUN = (
-    "base",
-    "data",
+    *_SAME_CONTENT,
     "model",
     "seed",
     "lora_rank",
@@ -44,6 +46,10 @@ _SAME_RUN = (
 """Settings that say what is trained, and on what: they may not change between two halves of a run."""
 _LOCK_OFFSET = 1 << 20
 """On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
+
+
+_NO_LOCKS = () if os.name == "nt" else (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What a mount says that has no locks."""
 
 
 class RunDirError(ValueError):
@@ -78,7 +84,7 @@ class RunDir:
         """
         with open(self.path / "lock", "a+") as file:
             deadline = time.monotonic() + patience
-            while not try_lock(file):
+            while not _is_free(file):
                 if time.monotonic() > deadline:
                     file.seek(0)
                     raise RunDirError(
@@ -98,14 +104,19 @@ class RunDir:
         """Whether a live process trains here, whatever its last status says."""
         try:
             with open(self.path / "lock", "r+") as file:
-                return not try_lock(file)
+                return not _is_free(file)
         except FileNotFoundError:
             return False
 
-    def check_config(self, command: str, config: dict[str, Any]) -> None:
+    def check_config(
+        self, command: str, config: dict[str, Any], identify: Callable[[str, str], str | None] | None = None
+    ) -> None:
         """Whether these settings may begin or resume here: a resumed run is the same command on the same base and data.
 
         A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose.
+
+        Args:
+            identify: of `contents`, by which base and data are known wherever they lie; without it their places count.
 
         Raises:
             RunDirError: if the folder holds another run.
@@ -116,7 +127,7 @@ class RunDir:
         differing = [
             f"{name} was {earlier['config'].get(name)!r} and is {config.get(name)!r}"
             for name in _SAME_RUN
-            if earlier["config"].get(name) != config.get(name)
+            if earlier["config"].get(name) != config.get(name) and not self._moved(earlier, name, config, identify)
         ]
         if earlier["command"] != command:
             differing = [f"its command was {earlier['command']}, not {command}"]
@@ -126,13 +137,36 @@ class RunDir:
                 "folder, or delete it"
             )
 
-    def write_config(self, command: str, config: dict[str, Any]) -> None:
-        """Keep the settings of a run; raises as `check_config`."""
-        self.check_config(command, config)
-        _write(self.path / "config.json", {"command": command, "config": config})
+    @staticmethod
+    def _moved(earlier: dict[str, Any], name: str, config: dict[str, Any], identify: Callable | None) -> bool:
+        """Whether a setting names the same files as before in another place."""
+        was, now = earlier["config"].get(name) or "", config.get(name) or ""
+        if identify is None or name not in _SAME_CONTENT or not was or not now:
+            return False
+        known = earlier.get("contents", {}).get(name) or identify(name, was)
+        # Runs of earlier versions did not note it: what is no longer where it was has been moved here.
+        return identify(name, now) == known if known else identify(name, now) is not None and not Path(was).exists()
+
+    def write_config(
+        self,
+        command: str,
+        config: dict[str, Any],
+        identify: Callable[[str, str], str | None] | None = None,
+        contents: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep the settings of a run; raises as `check_config`.
+
+        Args:
+            contents: names of what base and data hold, by setting.
+        """
+        self.check_config(command, config, identify)
+        _write(
+            self.path / "config.json",
+            {"command": command, "config": config} | ({"contents": dict(contents)} if contents else {}),
+        )
 
     def read_config(self) -> dict[str, Any]:
-        """{"command", "config"} of the run.
+        """{"command", "config", "contents"} of the run; contents only where it was known.
 
         Raises:
             RunDirError: if the folder holds no run.
@@ -246,13 +280,32 @@ def _write(file: Path, values: dict[str, Any]) -> None:
 
 
 def try_lock(file: IO[str]) -> bool:
-    """Take a file's lock if it is free; whether it was."""
+    """Take a file's lock if it is free; whether it was. Where a file system has no locks nobody can be kept out."""
+    return _lock(file) in (None, *_NO_LOCKS)
+
+
+def _is_free(file: IO[str]) -> bool:
+    """As `try_lock`, for a file in which the holder writes its process: that counts where there are no locks."""
+    problem = _lock(file)
+    if problem not in _NO_LOCKS:
+        return problem is None
+    file.seek(0)
+    holder = file.read().removeprefix("process ")
+    try:
+        os.kill(int(holder), 0)
+    except (ValueError, OSError):
+        return True
+    return int(holder) == os.getpid()
+
+
+def _lock(file: IO[str]) -> int | None:
+    """Take a file's lock; the number of the error if it cannot be had."""
     try:
         if os.name == "nt":
             file.seek(_LOCK_OFFSET)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error.errno
+    return None

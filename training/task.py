@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -172,6 +173,17 @@ def load_base(config: TrainConfig, dtype: torch.dtype, reads_null_caption: bool)
             "layout leaves it out. Take the authors' .pth, or a file that this trainer exported"
         )
     return model
+
+
+def fingerprint(task: Task) -> str:
+    """Of the weights that are not trained and so not in a checkpoint, by a few numbers of each, whatever the type."""
+    digest = hashlib.blake2b(digest_size=16)
+    for network in (task.model, *task.frozen):
+        for name, each in network.named_parameters():
+            if not each.requires_grad:
+                numbers = each.detach().flatten()[:64].to("cpu", torch.bfloat16)
+                digest.update(f"{name} {tuple(each.shape)} {numbers.tolist()}".encode())
+    return digest.hexdigest()
 
 
 def drop_captions(batch: Mapping[str, Tensor], null: Tensor, drop: Tensor) -> dict[str, Tensor]:

@@ -21,6 +21,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
     """Memory, disk and time of a training.
 
+    Answers ComfyUI's Stop while it measures the device.
+
     Raises:
         CheckpointError, ConfigError: if the base model or a setting is not what the training takes.
     """
@@ -31,7 +33,9 @@ def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
     device = memory.get_torch_device()
     expected = estimate(command, config, model_shape(config), *size)
     with torch.inference_mode():
-        seconds = expected.seconds(matmul_rate(device, _DTYPES[config.precision]))
+        seconds = expected.seconds(
+            matmul_rate(device, _DTYPES[config.precision], memory.throw_exception_if_processing_interrupted)
+        )
     whole = datetime.timedelta(seconds=round(seconds * config.steps))
     have = in_units(memory.get_total_memory(device))
     lines = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,11 +23,14 @@ from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import read_pixart
 from ...pixart_core.config import PixArtConfig
+from ...pixart_core.errors import read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
 from ...pixart_core.lora import load_lora, require_fit
 from ...pixart_core.model import PixArt
-from ...pixart_core.textfile import read_json
+from .conds import Length, Padded
+from .patches import BlockPatches, compares_sides, without_effect
+from .ui import say
 
 DISTILLED = "pixart_delta_distilled"
 """Attachment of our MODELs: whether the file holds an LCM model (None: unknown)."""
@@ -38,6 +42,13 @@ class PixArtUNet(PixArt):
     def __init__(self, config: PixArtConfig, dtype=None, device=None, operations=nn, **_unet_config):
         super().__init__(config, dtype=dtype, device=device, operations=operations)
         self.dtype = dtype
+        # What nodes read of a diffusion model; the names are those of ComfyUI's own PixArt class.
+        self.in_channels, self.out_channels = config.in_channels, config.out_channels
+        self.patch_size, self.num_heads = config.patch_size, config.num_heads
+        self.hidden_size, self.depth = config.hidden_size, config.depth
+        self.pred_sigma, self.micro_conditioning = config.learn_sigma, config.micro_condition
+        self.pe_interpolation, self.pe_precision = config.interpolation_scale, None
+        self._named: tuple = (None, set())
 
     def forward(self, x, timesteps, context, control=None, transformer_options=None, **conds) -> Tensor:
         """x (B, 4, h, w), timesteps (B,), context (B, L, C) -> epsilon (B, 4, h, w)."""
@@ -47,6 +58,7 @@ class PixArtUNet(PixArt):
         return executor.execute(x, timesteps, context, control, options, **conds)
 
     def _predict(self, x, timesteps, context, control, options, c_size=None, c_ar=None, c_mask=None, **_) -> Tensor:
+        self._name_without_effect(options)
         out = super().forward(
             x,
             timesteps,
@@ -56,9 +68,23 @@ class PixArtUNet(PixArt):
             aspect_ratio(x, c_size, c_ar),
             control=_residuals(control),
             attention=functools.partial(attention_for(x.device), transformer_options=options),
-            block_hook=_block_hook(options),
+            block_hook=BlockPatches(self, options, x, context),
         )
         return out[:, : self.config.in_channels]
+
+    def _name_without_effect(self, options: dict) -> None:
+        """Say once in a sampling run which attached patches cannot do anything here."""
+        run, named = self._named
+        if run is not options.get("sample_sigmas"):
+            named = set()
+        new = [text for text in dict.fromkeys(without_effect(options, self.config.depth)) if text not in named]
+        self._named = (options.get("sample_sigmas"), named.union(new))
+        if new:
+            say(
+                f"Warning: no effect on a PixArt model: {', '.join(new)}. They change parts of a UNet; this is a plain "
+                f"row of {self.config.depth} transformer blocks",
+                logging.WARNING,
+            )
 
 
 def aspect_ratio(x: Tensor, c_size: Tensor | None, c_ar: float | None) -> Tensor | None:
@@ -78,22 +104,6 @@ def _residuals(control: dict | None) -> list[Tensor | None] | None:
             "ControlNet with PixArt-δ ControlNet Loader"
         )
     return control.get("input")
-
-
-def _block_hook(options: dict) -> Callable:
-    """Run a block, or the replacement that a node registered for it (`patches_replace`, as in ComfyUI's DiTs)."""
-    replacements = options.get("patches_replace", {}).get("dit", {})
-
-    def hook(index: int, run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        options["block_index"] = index
-        replace = replacements.get(("double_block", index))
-        if replace is None:
-            return run(x)
-        return replace(
-            {"img": x, "transformer_options": options}, {"original_block": lambda values: {"img": run(values["img"])}}
-        )["img"]
-
-    return hook
 
 
 def attention_for(device: torch.device) -> Callable:
@@ -122,8 +132,14 @@ class PixArtDelta(comfy.model_base.PixArt):
             conds["c_size"] = comfy.conds.CONDRegular(size)
             if "aspect_ratio" in kwargs:
                 conds["c_ar"] = comfy.conds.CONDConstant(float(kwargs["aspect_ratio"]))
-        if kwargs.get("caption_mask") is not None:
-            conds["c_mask"] = comfy.conds.CONDRegular(kwargs["caption_mask"].long())
+        mask, caption = kwargs.get("caption_mask"), kwargs.get("cross_attn")
+        if mask is not None:
+            conds["c_mask"] = comfy.conds.CONDRegular(mask.long())
+        if caption is not None and self.current_patcher is not None:
+            if compares_sides(self.current_patcher.model_options.get("transformer_options", {})):
+                conds["c_crossattn"] = Padded(caption)
+                whole = torch.ones(caption.shape[:2], dtype=torch.long)
+                conds["c_mask"] = Length(whole) if mask is None else Padded(mask.long())
         return conds
 
 
@@ -133,10 +149,10 @@ class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
     def __init__(self, config: PixArtConfig):
         super().__init__(
             {
+                **config.to_dict(),
                 "image_model": "pixart_alpha",
-                "depth": config.depth,
-                "hidden_size": config.hidden_size,
-                "in_channels": config.in_channels,
+                "out_channels": config.out_channels,
+                "model_channels": config.hidden_size,  # read by nodes for UNets
                 "config": config,
             }
         )
@@ -202,7 +218,7 @@ def is_distilled(path: str) -> bool | None:
         return bool(info.metadata["distilled"])
     scheduler = Path(path).parent / "scheduler" / "scheduler_config.json"
     if scheduler.is_file():
-        return read_json(scheduler).get("_class_name") == "LCMScheduler"
+        return read_description(scheduler).get("_class_name") == "LCMScheduler"
     name = Path(path).name.lower()
     return True if "lcm" in name else False if name.startswith("pixart-xl-2") else None
 

@@ -133,7 +133,7 @@ def _warnings(model, cfg: float, sigmas: Tensor, sampler: Callable) -> list[str]
 
 def _on_lcm_grid(sigmas: Tensor, grid: Tensor) -> bool:
     """Whether sigmas are a stretch of an even walk down the distillation timesteps, as scheduler "simple" gives."""
-    sigmas, grid = sigmas[sigmas > 0].double().cpu(), grid.double().cpu().flip(0)
+    sigmas, grid = sigmas[sigmas > 0].cpu(), grid.cpu().flip(0)
     difference, places = (sigmas[:, None] / grid - 1).abs().min(dim=1)
     if difference.max() > 1e-3:
         return False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...pixart_core import vae as core_vae
+from ...pixart_core.errors import read_by
 from ...pixart_core.identify import inspect_file
 from ...pixart_core.weightfile import CheckpointError, open_weights
 
@@ -50,13 +51,15 @@ def load_vae(path: str):
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         return _tiny(core_vae.load_vae(folder, dtype=torch.float32))
     first = weights.tensors.get("encoder.conv_in.weight")
-    if first is not None and first.shape[0] != KL_CHANNELS:
+    if first is not None and (channels := (*first.shape, 0)[0]) != KL_CHANNELS:
         raise CheckpointError(
-            f"{path} is an autoencoder with {first.shape[0]} channels; PixArt-α/δ takes Stable "
+            f"{path} is an autoencoder with {channels} channels; PixArt-α/δ takes Stable "
             f"Diffusion 1.x's, with {KL_CHANNELS}"
         )
-    vae = comfy.sd.VAE(sd=weights.read(), metadata=weights.metadata)
-    vae.throw_exception_if_invalid()
+    weights.require_numbers()
+    with read_by("ComfyUI", Path(path), "an autoencoder"):
+        vae = comfy.sd.VAE(sd=weights.read(), metadata=weights.metadata)
+        vae.throw_exception_if_invalid()
     if vae.latent_channels != core_vae.LATENT_CHANNELS:
         raise CheckpointError(
             f"{path} is an autoencoder with {vae.latent_channels} latent channels; PixArt-α/δ takes "

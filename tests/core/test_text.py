@@ -256,3 +256,46 @@ def test_quantization_names_and_needs(nano, monkeypatch):
         encoder(nano, quantization="int8")
     with pytest.raises(ValueError, match="at least one prompt"):
         encoder(nano).encode([])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"num_layers": value} for value in (10**9, 0, "2", None, 2.0)),
+        *({name: "8"} for name in ("d_model", "d_kv", "d_ff", "num_heads", "vocab_size")),
+        *({"d_kv": value} for value in (10**9, -1, [16])),
+        *({"feed_forward_proj": value} for value in ("gated-magic", "a-b-c", 3)),
+        *({"layer_norm_epsilon": value} for value in (float("nan"), -1, "1e-6")),
+        *({"relative_attention_num_buckets": value} for value in (0, 256, True)),
+        {"pad_token_id": [0]},
+    ],
+    ids=str,
+)
+def test_what_a_config_claims_is_checked_before_a_layer_is_built(copy, changes):
+    file = copy / "text_encoder" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(CheckpointError, match="text_encoder"):
+        encoder(copy).encode("a house")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "null", "", "\x00", '"t5"', "{", "1" * 5000])
+def test_a_config_that_is_no_description(copy, text):
+    (copy / "text_encoder" / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        encoder(copy)
+
+
+def test_labels_and_the_like_are_not_built(copy):
+    file = copy / "text_encoder" / "config.json"
+    more = {"num_labels": 10**9, "quantization_config": {"x": 1}, "torch_dtype": "float99", "pruned_heads": {"0": [0]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    assert encoder(copy).encode("a house")[0].isfinite().all()
+
+
+def test_quantised_weights_are_no_numbers(copy):
+    file = copy / "text_encoder" / "model.safetensors"
+    state = load_file(file)
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    save_file(state | {name: state[name].to(torch.int8)}, file)
+    with pytest.raises(CheckpointError, match=rf"quantised to torch\.int8 \({name}\)"):
+        encoder(copy).load()

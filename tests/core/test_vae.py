@@ -111,3 +111,73 @@ def test_nan_weights_are_named(copy):
     save_file(state, file)
     with pytest.raises(ValueError, match="the autoencoder returned NaN or infinite values"):
         decode(load_vae(copy), torch.randn(1, 4, 2, 2))
+
+
+def change(folder, **values):
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_encoder_blocks": [1, 1, 1, 10**9]},
+        {"num_decoder_blocks": 7},
+        {"encoder_block_out_channels": [8] * 5000},
+        {"encoder_block_out_channels": [10**12] * 4},
+        {"decoder_block_out_channels": "8888"},
+        {"latent_channels": "4"},
+        {"in_channels": None},
+        {"act_fn": "magic"},
+        {"scaling_factor": "1"},
+        {"scaling_factor": float("nan")},
+        {"scaling_factor": 0},
+        {"upsampling_scaling_factor": 100},
+        {"_class_name": ["AutoencoderTiny"]},
+    ],
+    ids=lambda values: str(values)[:60],
+)
+def test_what_a_config_claims_is_checked(copy, values):
+    change(copy, **values)
+    with pytest.raises(CheckpointError, match="vae"):
+        load_vae(copy)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"layers_per_block": 10**9},
+        {"norm_num_groups": 0},
+        {"norm_num_groups": 3},
+        {"down_block_types": ["Magic"] * 4},
+        {"up_block_types": []},
+        {"block_out_channels": [8, "8", 8, 8]},
+    ],
+    ids=str,
+)
+def test_what_a_kl_config_claims_is_checked(nano_released, tmp_path, values):
+    folder = shutil.copytree(nano_released / "vae", tmp_path / "vae")
+    change(folder, **values)
+    with pytest.raises(CheckpointError, match="vae"):
+        load_vae(folder)
+
+
+def test_quantised_weights_are_no_numbers(copy):
+    file = copy / "diffusion_pytorch_model.safetensors"
+    save_file({name: value.to(torch.int8) for name, value in load_file(file).items()}, file)
+    with pytest.raises(CheckpointError, match=r"quantised to torch\.int8"):
+        load_vae(copy)
+
+
+def test_attention_by_its_names_of_2022(nano_released, tmp_path):
+    """As stabilityai/sd-vae-ft-ema has it, the autoencoder of the released PixArt-α."""
+    folder = shutil.copytree(nano_released / "vae", tmp_path / "vae")
+    file = folder / "diffusion_pytorch_model.safetensors"
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = load_file(file)
+    for new, old in names.items():
+        state = {name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value for name, value in state.items()}
+    assert any("proj_attn" in name for name in state)
+    save_file(state, file)
+    expected = load_vae(nano_released).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in load_vae(folder).state_dict().items())

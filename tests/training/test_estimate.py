@@ -10,6 +10,7 @@ import torch
 from pixart_delta.pixart_core.checkpoint import save_pixart
 from pixart_delta.pixart_core.config import PIXART_512, PIXART_1024_MS
 from pixart_delta.pixart_core.memory import transformer_parameters
+from pixart_delta.training import estimate as estimates
 from pixart_delta.training.cli import main
 from pixart_delta.training.config import load_config, make_config
 from pixart_delta.training.disk import GB
@@ -138,7 +139,37 @@ def test_sharding_divides_what_is_trained_and_not_what_is_kept_of_a_step():
 
 
 def test_the_matrix_rate_of_this_machine_is_plausible():
-    assert 1e8 < matmul_rate(torch.device("cpu"), torch.float32) < 1e14
+    assert 1e6 < matmul_rate(torch.device("cpu"), torch.float32) < 1e14
+
+
+@pytest.mark.parametrize("speed", [1e7, 7e8, 1e11, 1e15])
+def test_the_rate_takes_a_quarter_of_a_second_however_slow_a_product_is(monkeypatch, speed):
+    """With a clock of our own, on which products take what a device of this speed would need for them."""
+    clock = [0.0]
+
+    def multiply(side, count, _device, _dtype):
+        taken = 2 * side**3 * count / speed + 1e-5
+        clock[0] += taken
+        return taken
+
+    monkeypatch.setattr(estimates, "_multiply", multiply)
+    monkeypatch.setattr(estimates.time, "perf_counter", lambda: clock[0])
+    rate = matmul_rate(torch.device("cpu"), torch.bfloat16)
+    assert clock[0] < 0.4 and 0.5 * speed < rate < 1.5 * speed
+
+
+def test_the_rate_answers_stop(monkeypatch):
+    looks = []
+
+    def check():
+        looks.append(1)
+        if len(looks) == 3:
+            raise InterruptedError
+
+    monkeypatch.setattr(estimates, "_multiply", lambda *_: 1e-9)
+    with pytest.raises(InterruptedError):
+        matmul_rate(torch.device("cpu"), torch.float32, check)
+    assert len(looks) == 3
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,82 @@
+"""A base and a dataset known by what they hold, wherever they lie; and where the files of a moved run are now."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..pixart_core.textfile import parse_json
+from .remote import Place
+from .settings import ConfigError
+from .shards import DataError
+
+_PIECES, _PIECE = 32, 1 << 16
+"""Of a large file so many pieces of so many bytes are looked at: its names, shapes and some of every part."""
+
+
+def identify(name: str, location: str) -> str | None:
+    """A name for the content of a setting `base` or `data`; None if it cannot be read."""
+    if not location:
+        return None
+    try:
+        return _dataset(location) if name == "data" else _weights(Path(location))
+    except (OSError, ValueError, KeyError, TypeError):  # whoever reads it for use says what is wrong
+        return None
+
+
+def identify_all(config: Mapping[str, Any]) -> dict[str, str]:
+    """The names of those that can be read, by setting."""
+    found = {name: identify(name, config.get(name) or "") for name in ("base", "data")}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def place_now(name: str, about: Mapping[str, Any], run: Path, given: str = "") -> str:
+    """Where a file or folder of a run is now: as given, as it was, or as far from the run's folder as it was.
+
+    Args:
+        name: of the setting.
+        about: the run's settings.
+        run: its folder now.
+        given: by the user.
+
+    Raises:
+        ConfigError: if it is in none of these places.
+    """
+    was = given or about.get(name) or ""
+    if not was or "://" in was or Path(was).exists():
+        return was
+    if not given:
+        try:
+            moved = os.path.normpath(run.absolute() / os.path.relpath(was, about["run"]))
+        except (ValueError, KeyError):  # another drive of Windows
+            moved = ""
+        if moved and Path(moved).exists():
+            return moved
+    raise ConfigError(f"{name} of {run} is not at {was}: say where it is now with {name}=…")
+
+
+def _dataset(location: str) -> str | None:
+    try:
+        about = parse_json(Place(location).describe())
+    except DataError:
+        return None
+    shards = sorted([each["name"], each["sha256"], each["count"]] for each in about["shards"])
+    return hashlib.sha256(repr((about["scaling_factor"], shards)).encode()).hexdigest()[:32]
+
+
+def _weights(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if not files:
+        raise FileNotFoundError(path)
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path).as_posix()} {size} ".encode("utf-8", "surrogateescape"))
+        with file.open("rb") as stream:
+            for place in sorted({0, *(max(0, size - _PIECE) * i // (_PIECES - 1) for i in range(_PIECES))}):
+                stream.seek(place)
+                digest.update(stream.read(_PIECE))
+    return digest.hexdigest()[:32]
