@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import CheckpointError, MissingFileError, read_by
+from .textfile import decode
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 """Either is enough; the first that a folder has is read."""
@@ -29,19 +32,10 @@ def load_tokenizer(folder):
         MissingFileError: if the folder has neither file.
         CheckpointError: if the file is damaged, or is not a tokenizer of the T5 kind.
     """
-    from transformers import PreTrainedTokenizerFast
-
     file = next((Path(folder) / name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()), None)
     if file is None:
         raise MissingFileError(f"{folder} has no tokenizer: it needs {' or '.join(TOKENIZER_FILES)}")
-    with read_by("tokenizers", file, "a tokenizer"):
-        rules = _from_json(file) if file.suffix == ".json" else _from_sentencepiece(file)
-        ends = rules.encode("").ids
-    if len(ends) != 1:
-        raise CheckpointError(f"{file} is not a T5 tokenizer: it does not end a text in one </s>")
-    special = {"eos_token": rules.id_to_token(ends[0]), "pad_token": "<pad>", "unk_token": "<unk>"}
-    known = {role: token for role, token in special.items() if rules.token_to_id(token) is not None}
-    return PreTrainedTokenizerFast(tokenizer_object=rules, clean_up_tokenization_spaces=False, **known)
+    return _tokenizer(_rules(file))
 
 
 def complete_tokenizer(folder):
@@ -54,11 +48,14 @@ def complete_tokenizer(folder):
 
     Returns:
         The tokenizer, as `load_tokenizer` does.
+
+    Raises:
+        CheckpointError: if the file is damaged, or is not a tokenizer of the T5 kind.
     """
     folder = Path(folder)
-    rules = _from_sentencepiece(folder / "spiece.model")
+    rules = _rules(folder / "spiece.model")
     rules.save(str(folder / "tokenizer.json"))
-    tokenizer = load_tokenizer(folder)
+    tokenizer = _tokenizer(rules)
     config = {
         "tokenizer_class": "T5Tokenizer",
         "extra_ids": 0,
@@ -71,10 +68,29 @@ def complete_tokenizer(folder):
     return tokenizer
 
 
+def _rules(file: Path):
+    """The tokenizers.Tokenizer of a file, that ends every text in one token. Raises CheckpointError."""
+    with read_by("tokenizers", file, "a tokenizer"):
+        rules = _from_json(file) if file.suffix == ".json" else _from_sentencepiece(file)
+        ends = rules.encode("").ids
+    if len(ends) != 1:
+        raise CheckpointError(f"{file} is not a T5 tokenizer: it does not end a text in one </s>")
+    return rules
+
+
+def _tokenizer(rules):
+    from transformers import PreTrainedTokenizerFast
+
+    (end,) = rules.encode("").tokens
+    special = {"eos_token": end, "pad_token": "<pad>", "unk_token": "<unk>"}
+    known = {role: token for role, token in special.items() if rules.token_to_id(token) is not None}
+    return PreTrainedTokenizerFast(tokenizer_object=rules, clean_up_tokenization_spaces=False, **known)
+
+
 def _from_json(file: Path):
     from tokenizers import Tokenizer
 
-    rules = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    rules = Tokenizer.from_str(decode(file.read_bytes()))
     rules.no_truncation()  # a tokenizer that is saved after use keeps what it was last asked to do
     rules.no_padding()
     return rules
@@ -82,21 +98,67 @@ def _from_json(file: Path):
 
 def _from_sentencepiece(file: Path):
     """The rules of a SentencePiece model, as transformers' T5Tokenizer has them."""
-    from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    proto = sentencepiece_model_pb2.ModelProto.FromString(file.read_bytes())
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    trained = proto.trainer_spec
-    rules = Tokenizer(models.Unigram(pieces, unk_id=trained.unk_id, byte_fallback=trained.byte_fallback))
-    if proto.normalizer_spec.precompiled_charsmap:  # none where the text is left as it is
-        rules.normalizer = normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap)
+    pieces, trained, charsmap = _read_sentencepiece(file.read_bytes())
+    if trained["model_type"] != 1:
+        raise ValueError("it is no Unigram model")
+    rules = Tokenizer(models.Unigram([piece[:2] for piece in pieces], unk_id=trained["unk_id"], byte_fallback=False))
+    if charsmap:  # none where the text is left as it is
+        rules.normalizer = normalizers.Precompiled(charsmap)
     space = {"replacement": "▁", "prepend_scheme": "always"}
     rules.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)])
     rules.decoder = decoders.Metaspace(**space)
-    end = pieces[trained.eos_id][0]
-    template = {"single": f"$A {end}", "pair": f"$A {end} $B {end}", "special_tokens": [(end, trained.eos_id)]}
+    end = pieces[trained["eos_id"]][0]
+    template = {"single": f"$A {end}", "pair": f"$A {end} $B {end}", "special_tokens": [(end, trained["eos_id"])]}
     rules.post_processor = processors.TemplateProcessing(**template)
-    special = [piece.piece for piece in proto.pieces if piece.type in (piece.UNKNOWN, piece.CONTROL)]
+    special = [piece for piece, _, kind in pieces if kind in (2, 3)]  # unknown, control
     rules.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return rules
+
+
+def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float, int]], dict[str, int], bytes]:
+    """What tokenizing takes from a SentencePiece model: (piece, score, kind) of each, ids, the Unicode rules.
+
+    The numbers are those of sentencepiece_model.proto. The module that SentencePiece generates from it works with the
+    very newest protobuf only, which others' packages hold back.
+    """
+    pieces, trained, charsmap = [], {"model_type": 1, "unk_id": 0, "eos_id": 2}, b""
+    for field, value in _fields(data):
+        if field == 1:  # SentencePiece
+            piece = {1: b"", 2: bytes(4), 3: 1, **dict(_fields(value))}
+            pieces.append((piece[1].decode("utf-8"), struct.unpack("<f", piece[2])[0], piece[3]))
+        elif field == 2:  # TrainerSpec
+            spec = dict(_fields(value))
+            names = {"model_type": 3, "unk_id": 40, "eos_id": 42}
+            trained |= {name: spec[number] for name, number in names.items() if number in spec}
+        elif field == 3:  # NormalizerSpec
+            charsmap = dict(_fields(value)).get(2, b"")
+    return pieces, trained, charsmap
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of the fields of a protocol buffer message; one cut short raises IndexError or ValueError."""
+    position = 0
+
+    def varint() -> int:
+        nonlocal position
+        result = shift = 0
+        while True:
+            byte = data[position]
+            position += 1
+            result |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return result
+
+    while position < len(data):
+        number, kind = divmod(varint(), 8)
+        if kind == 0:
+            yield number, varint()
+            continue
+        size = {1: 8, 5: 4}[kind] if kind != 2 else varint()
+        if position + size > len(data):
+            raise ValueError("it is cut short")
+        yield number, data[position : position + size]
+        position += size

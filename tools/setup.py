@@ -195,6 +195,37 @@ def is_complete(environment: Path) -> bool:
         return False
 
 
+def has_all(environment: Path, made_from: dict) -> bool:
+    """Whether an environment that was made from something else is complete and holds what `made_from` asks for.
+
+    So a bound that is raised to what is installed anyway costs nobody 5 GB.
+    """
+    if not is_complete(environment):
+        return False
+    stamp = json.loads((environment / STAMP).read_text())
+    if any(stamp.get(part) != made_from[part] for part in ("python", "comfyui")):
+        return False
+    asked = {re.match(r"[^<>=]+", entry)[0] for entry in stamp["packages"]}
+    if any(re.match(r"[^<>=]+", entry)[0] not in asked for entry in made_from["packages"] if "[" in entry):
+        return False  # what an extra brings is not to be seen from its name
+    code = """if True:
+        import importlib.metadata, sys
+        from packaging.requirements import Requirement
+        for entry in map(Requirement, sys.argv[1:]):
+            if not entry.specifier.contains(importlib.metadata.version(entry.name), prereleases=True):
+                sys.exit(1)
+    """
+    command = [environment / "bin" / "python", "-c", code, *made_from["packages"]]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def choose_environment(cache: Path, made_from: dict) -> Path:
+    """The folder of the environment made from just this, which may not exist yet, or of another that has it all."""
+    named = environment_folder(cache, made_from)
+    others = [] if is_complete(named) else sorted(cache.glob("env-*"))
+    return next((folder for folder in others if has_all(folder, made_from)), named)
+
+
 def sweep(cache: Path) -> None:
     """Remove what interrupted setups left half made. Only with the lock held, when nobody is making anything."""
     half_made = [folder for folder in cache.glob("env-*") if not (folder / STAMP).exists()]
@@ -272,11 +303,11 @@ def setup() -> None:
     cache = cache_folder()
     comfyui = comfyui_folders(cache)
     made_from = ingredients(comfyui)
-    environment = environment_folder(cache, made_from)
-    log = cache / "logs" / f"{environment.name}.log"
     missing = [version for version, folder in comfyui.items() if not folder.exists()]
     with only_one(cache):
         sweep(cache)
+        environment = choose_environment(cache, made_from)
+        log = cache / "logs" / f"{environment.name}.log"
         complete = is_complete(environment)
         python = environment / "bin" / "python" if complete else create_environment(environment)
         for version in missing:

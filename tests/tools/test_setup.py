@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -63,6 +64,26 @@ def test_an_environment_is_named_by_what_it_is_made_from(clone, tmp_path):
     assert first == name() and first.startswith(f"env-{sys.version_info[0]}.{sys.version_info[1]}-")
     (clone / "requirements.txt").write_text("diffusers>=0.31.0\n")
     assert name() != first
+
+
+def test_an_environment_that_has_it_all_is_not_made_again(clone, tmp_path):
+    def chosen(**changes):
+        return setup.choose_environment(tmp_path, {**made_from, **changes})
+
+    made_from = setup.ingredients(setup.comfyui_folders(tmp_path)) | {
+        "packages": ["pytest>=8.0", "fsspec[http]>=2023.5"]
+    }
+    other = complete_environment(tmp_path / "env-3.11-aaaa")
+    (other / setup.STAMP).write_text(json.dumps(made_from))
+    (other / "bin" / "python").unlink()
+    (other / "bin" / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (other / "bin" / "python").chmod(0o755)
+    assert chosen(packages=["pytest>=8.1", "fsspec[http]>=2023.6"]) == other
+    for packages in (["pytest>=9999"], ["pytest<2"], ["a-package-that-is-not-there>=1"], ["fsspec[s3]>=2023.5"]):
+        assert chosen(packages=packages) == setup.environment_folder(tmp_path, {**made_from, "packages": packages})
+    assert chosen(python="CPython 3.9.0 x86_64") != other and chosen(comfyui="0.99.0") != other
+    (other / setup.STAMP).unlink()
+    assert chosen() != other
 
 
 def test_half_made_things_are_swept_and_do_not_count(tmp_path):
