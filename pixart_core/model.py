@@ -105,9 +105,9 @@ class PixArt(nn.Module):
         """Of the blocks' weights."""
         return self.blocks[0].mlp.fc1.weight.dtype
 
-    def compute_dtype(self, latent: Tensor) -> torch.dtype:
-        """Of the blocks' products; see `stream_dtype`."""
-        return self.product_dtype if self._weights_set_dtype else latent.dtype
+    def _caption(self, caption: Tensor) -> Tensor:
+        """In the dtype of the blocks' products; see `stream_dtype`."""
+        return caption.to(self.product_dtype) if self._weights_set_dtype else caption
 
     def embed_latent(self, latent: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> tokens (B, ⌈h/p⌉·⌈w/p⌉, hidden) with positions."""
@@ -145,7 +145,7 @@ class PixArt(nn.Module):
         with exactly(time):
             modulation = self.t_block(time).reshape(time.shape[0], 6, -1)
         mask = None if caption_mask is None else caption_mask.bool()[:, None]
-        projected = self.y_embedder(caption.to(self.compute_dtype(latent)))
+        projected = self.y_embedder(self._caption(caption))
         return Conditions(time, modulation, projected, mask, attention or sdpa_attention)
 
     def null_caption(self, batch: int, length: int | None = None) -> Tensor:
