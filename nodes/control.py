@@ -41,6 +41,13 @@ class PixArtDeltaControlNetLoader(io.ComfyNode):
                         "CPU that is fast in it."
                     ),
                 ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip=(
+                        "Only for Apply nodes and stackers that have no vae input: reads the hint where they give none."
+                    ),
+                ),
             ],
             outputs=[
                 io.ControlNet.Output(tooltip="For PixArt-δ Apply ControlNet, or the stock Apply ControlNet."),
@@ -52,13 +59,13 @@ class PixArtDeltaControlNetLoader(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, control_net_name: str, dtype: str) -> str:
+    def fingerprint_inputs(cls, control_net_name: str, **_others) -> str:
         return files.stamp("controlnet", control_net_name)
 
     @classmethod
-    def execute(cls, control_net_name: str, dtype: str) -> io.NodeOutput:
+    def execute(cls, control_net_name: str, dtype: str, vae=None) -> io.NodeOutput:
         path = files.locate("controlnet", control_net_name)
-        return io.NodeOutput(load_control(path, dtype), load_base(path, dtype))
+        return io.NodeOutput(load_control(path, dtype, vae), load_base(path, dtype))
 
 
 class PixArtDeltaApplyControlNet(io.ComfyNode):

@@ -6,10 +6,14 @@ shown with a closing slash; a bundled model, shown as "bundled/…".
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import folder_paths
+
+from ..pixart_core.errors import CheckpointError, read_description
+from ..pixart_core.weightfolder import find_weights, is_shard, weight_sets
 
 FOLDER = "pixart_delta"
 """ComfyUI model folder for whole downloads: models/pixart_delta/PixArt-LCM-XL-2-1024-MS/{transformer,vae,…}."""
@@ -50,8 +54,15 @@ _PICTURES = {"bundled/nano scenes": "nano/scenes"}
 HED_WEIGHTS = "ControlNetHED.pth"
 """Of the released network; always in the list, so that a workflow which names it says what to download."""
 _DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
-_DEPTH = 3
-_MARKS = ("config.json", "diffusion_pytorch_model.safetensors")
+_DEPTH = 5
+"""How deep folders are searched: as deep as the parts in a repository of the hub's cache lie."""
+_CONTENT = {"lora": ("lora",), "hed": ("hed",), "model": ("pixart", "pixart+controlnet")} | {
+    "controlnet": ("controlnet", "pixart+controlnet"),
+    "text_encoder": ("t5",),
+    "vae": ("vae",),
+    "pipeline": (),
+}
+"""What a single file in models/pixart_delta, which holds files of all kinds, has to be to be offered."""
 _EXAMPLES = _BUNDLE / "nano" / "examples"
 
 
@@ -116,7 +127,7 @@ def _found(kind: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder in _SEARCHED[kind]:
         for root in folder_paths.get_folder_paths(folder):
-            for path in _folders(Path(root), _PART[kind], _DEPTH):
+            for path in _folders(Path(root), kind, _DEPTH):
                 found.setdefault(path.relative_to(root).as_posix() + "/", str(path))
             if kind == "pipeline":
                 found |= {
@@ -124,23 +135,64 @@ def _found(kind: str) -> dict[str, str]:
                     for path in _folders(Path(root), "text_encoder", _DEPTH)
                     if (path.parent / "vae").is_dir() and path.parent != Path(root)
                 }
-        if folder == FOLDER and kind not in ("lora", "hed"):
-            continue  # its files are parts of the folders found above
         for name in folder_paths.get_filename_list(folder):
-            if kind == "hed" and "hed" not in Path(name).name.lower():
-                continue
-            found.setdefault(name, folder_paths.get_full_path_or_raise(folder, name))
+            path = Path(folder_paths.get_full_path_or_raise(folder, name))
+            in_folder = f"{Path(name).parent.as_posix()}/" in found
+            if folder == FOLDER and (in_folder or not _is_kind(path, kind)):
+                continue  # a part of a folder found above, or something else
+            if not is_shard(path):
+                found.setdefault(name, str(path))
+            elif not in_folder:  # shards are offered as what they make, once
+                whole = find_weights(path).path
+                found.setdefault((Path(name).parent / whole.name).as_posix(), str(whole))
     return found
 
 
-def _folders(root: Path, part: str, depth: int) -> list[Path]:
-    """Folders below `root` that hold one part of a model (config.json or weights), parts of that name only."""
-    if not part or depth == 0 or not root.is_dir():
+def _folders(root: Path, kind: str, depth: int) -> list[Path]:
+    """Folders below `root` that hold one model of a kind: those that are called as its part of a pipeline, and those
+    whose config.json says so, whatever they are called."""
+    if kind not in _PART or kind == "pipeline" or depth == 0:
         return []
     found = []
-    for path in sorted(p for p in root.iterdir() if p.is_dir()):
-        if path.name == part and any((path / name).is_file() for name in _MARKS):
+    try:
+        folders = sorted(path for path in root.iterdir() if path.is_dir())
+    except OSError:
+        return []
+    for path in folders:
+        named = path.name == _PART[kind] and ((path / "config.json").is_file() or bool(weight_sets(path)))
+        if named or (_is_described(path, kind) and weight_sets(path)):
             found.append(path)
         else:
-            found += _folders(path, part, depth - 1)
+            found += _folders(path, kind, depth - 1)
     return found
+
+
+def _is_described(folder: Path, kind: str) -> bool:
+    file = folder / ("adapter_config.json" if kind == "lora" else "config.json")
+    if not file.is_file():
+        return False
+    from ..pixart_core import convert, text, vae
+
+    asks = {"model": convert.is_transformer, "text_encoder": text.is_t5, "vae": vae.is_autoencoder}
+    try:
+        return kind == "lora" or (kind in asks and asks[kind](read_description(file)))
+    except CheckpointError:
+        return False
+
+
+def _is_kind(path: Path, kind: str) -> bool:
+    if not path.is_file():
+        return False
+    state = path.stat()
+    return _kind(str(path), state.st_mtime_ns, state.st_size) in _CONTENT[kind]
+
+
+@functools.lru_cache(maxsize=1024)
+def _kind(path: str, _changed: int, _size: int) -> str:
+    """What a file is; "" for one that cannot be read. Kept until it changes."""
+    from ..pixart_core.identify import inspect_file
+
+    try:
+        return inspect_file(path).kind
+    except (CheckpointError, OSError):
+        return ""

@@ -10,7 +10,8 @@
     POST jobs/ID/ACTION             start, stop, pause, resume, retry, move {"before"}, sample, save, kill, delete
 
 Answers are JSON; an error is {"error": message} with a fitting status. All work is done in threads of our own: the loop
-that serves ComfyUI never waits for a disk.
+that serves ComfyUI never waits for a disk. Where ComfyUI listens on this machine alone, only requests to this machine's
+own names are served: another name that leads here (DNS rebinding) is a web page's way around the browser.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import ipaddress
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
+from comfy.cli_args import args
 from server import PromptServer
 
 from ..training.config import TRAININGS, ConfigError
@@ -38,8 +42,13 @@ from .bridge.paths import PathError, checked_settings
 
 log = logging.getLogger(__name__)
 
+HOSTS_VARIABLE = "PIXART_DELTA_HOSTS"
+"""Environment variable with which who runs the server lists other names of it, separated by commas."""
 BODY_LIMIT = 64 * 1024
 _LOG_LIMIT = 64 * 1024
+_PICTURE_LIMIT = 64 * 1024 * 1024
+"""Bytes of a grid of samples: one of 16 pictures of 1024 px has half of it."""
+_PROMPTS_LIMIT = 256 * 1024
 _SAMPLES_LISTED = 500
 _SAMPLE = re.compile(r"step_\d{1,12}\.png")
 _NO_SNIFFING = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
@@ -109,11 +118,15 @@ def _sample(path: dict, query: dict, body: Any) -> web.Response:
     plain = _SAMPLE.fullmatch(path["name"]) and not folder.is_symlink() and not file.is_symlink() and file.is_file()
     if not plain:
         raise Refused(404, f"there is no sample {path['name']!r}")
-    return web.Response(body=file.read_bytes(), content_type="image/png", headers=_NO_SNIFFING)
+    with file.open("rb") as opened:
+        picture = opened.read(_PICTURE_LIMIT + 1)
+    if len(picture) > _PICTURE_LIMIT:
+        raise Refused(413, f"the sample {file.name} has more than {_PICTURE_LIMIT} bytes: open it in its folder")
+    return web.Response(body=picture, content_type="image/png", headers=_NO_SNIFFING)
 
 
 def _log(path: dict, query: dict, body: Any) -> Any:
-    job = _job(path)
+    job, count = _job(path), _whole(query, "lines", 200, 1, 2000)
     try:
         with jobs.queue().log_file(job).open("rb") as file:
             size = file.seek(0, 2)
@@ -123,7 +136,7 @@ def _log(path: dict, query: dict, body: Any) -> Any:
         return {"text": ""}
     text = text if size <= _LOG_LIMIT else text.partition("\n")[2]
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    return {"text": plain_text("\n".join(lines[-_whole(query, "lines", 200, 1, 2000) :]))}
+    return {"text": plain_text("\n".join(lines[-count:]))}
 
 
 def _create(path: dict, query: dict, body: Any) -> Any:
@@ -156,6 +169,8 @@ def _handler(work: Callable[[dict, dict, Any], Any], changes: bool = False) -> C
     @functools.wraps(work)
     async def handle(request: web.Request) -> web.Response:
         try:
+            _check_host(request)
+            _check_encoding(request)
             body = await _body(request) if changes else None
             answer = asyncio.get_running_loop().run_in_executor(
                 _threads(), _answer, work, dict(request.match_info), dict(request.query), body
@@ -209,18 +224,76 @@ async def _body(request: web.Request) -> dict:
         raise Refused(403, "requests from other sites are not served")
     if request.content_type != "application/json":
         raise Refused(415, "send JSON (Content-Type: application/json)")
-    data = b""
-    async for part in request.content.iter_chunked(BODY_LIMIT):
-        data += part
-        if len(data) > BODY_LIMIT:
-            raise Refused(413, f"a request has at most {BODY_LIMIT} bytes")
     try:
-        body = json.loads(data or b"{}")
+        body = json.loads((await _bytes(request)).decode() or "{}", parse_constant=_refuse_constant)
+        json.dumps(body, ensure_ascii=False).encode()  # a lone surrogate is no character, and no file has such a name
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the request is not JSON: {error}") from None
+        raise Refused(400, f"the request is not JSON in UTF-8: {error}") from None
     if not isinstance(body, dict):
         raise Refused(400, "the request is not a JSON object")
     return body
+
+
+async def _bytes(request: web.Request) -> bytes:
+    data = b""
+    try:
+        async for part in request.content.iter_chunked(BODY_LIMIT):
+            data += part
+            if len(data) > BODY_LIMIT:
+                raise Refused(413, f"a request has at most {BODY_LIMIT} bytes")
+    except (ClientPayloadError, web.RequestPayloadError, ConnectionError) as error:
+        log.warning("a request for a training broke off: %s %.200s", type(error).__name__, error)
+        raise Refused(400, "the request broke off") from None
+    return data
+
+
+def _check_encoding(request: web.Request) -> None:
+    try:
+        unquote_to_bytes(request.raw_path.encode("utf-8", "surrogateescape")).decode()
+    except ValueError as error:
+        raise Refused(400, f"the address is not UTF-8: {error}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _check_host(request: web.Request) -> None:
+    """Raises Refused where the listener is this machine's own and the name that was asked for is not."""
+    host = request.headers.get("Host")
+    if host is None or not _on_loopback(request):  # programs may leave it out, browsers never do
+        return
+    listed = [each.strip().lower().rstrip(".") for each in os.environ.get(HOSTS_VARIABLE, "").split(",")]
+    name = _host_name(host)
+    if name != "localhost" and not _is_loopback(name) and (not name or name not in listed):
+        raise Refused(
+            403,
+            f"ComfyUI listens on this machine alone, and {host[:100]!r} is none of its names. Is it meant to be, as "
+            f"behind a reverse proxy or a tunnel? Then start ComfyUI with the environment variable {HOSTS_VARIABLE} "
+            "listing it",
+        )
+
+
+def _on_loopback(request: web.Request) -> bool:
+    """Whether the request came in at an address that ComfyUI was told to listen on, and that is the machine's own."""
+    everywhere = any(address.strip() in ("", "0.0.0.0", "::") for address in args.listen.split(","))
+    here = request.transport.get_extra_info("sockname") if request.transport else None
+    return not everywhere and isinstance(here, tuple) and _is_loopback(here[0])
+
+
+def _host_name(host: str) -> str:
+    """The name of a Host header, without the port; empty if it is none."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return ""
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _same_origin(request: web.Request) -> bool:
@@ -244,7 +317,8 @@ def _whole(query: dict, name: str, default: int, low: int, high: int = 2**53) ->
 
 def _prompts(file: Path) -> list[str]:
     try:
-        prompts = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["prompts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        with file.with_suffix(".json").open("rb") as opened:
+            prompts = json.loads(opened.read(_PROMPTS_LIMIT))["prompts"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
     return [str(prompt)[:500] for prompt in prompts[:64]] if isinstance(prompts, list) else []

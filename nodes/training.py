@@ -20,7 +20,6 @@ NONE = "none"
 RUN = ["train", "estimate only"]
 ADVANCED = ("accumulation", "precision", "optimizer", "gradient_checkpointing", "checkpoint_every")
 # Not the seed: the editor would change a widget of that name after every run, and each run would be a new training.
-LARGE = 10_000_000
 
 
 class TrainingNode(io.ComfyNode):
@@ -165,8 +164,8 @@ def setting_input(command: str, name: str, advanced: bool = False) -> io.Input:
     wanted = get_type_hints(kind)[name]
     if wanted is bool:
         return io.Boolean.Input(name, default=default, **about)
-    low = limits.get("low", 0)
+    low, high = limits["low"], limits["high"]
     if wanted is int:
-        return io.Int.Input(name, default=default, min=low, max=limits.get("high", LARGE), **about)
-    high, step = limits.get("high", 100.0), 1e-7 if name == "learning_rate" else 0.1
+        return io.Int.Input(name, default=default, min=low, max=high, **about)
+    step = 1e-7 if name == "learning_rate" else 0.1
     return io.Float.Input(name, default=default, min=low, max=high, step=step, round=False, **about)

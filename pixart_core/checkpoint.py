@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,8 @@ from .identify import METADATA_KEY, Section, control_section, count_blocks, iden
 from .layers import is_in_stream, stream_dtype
 from .model import PixArt
 from .weightfile import CheckpointError, WeightFile, open_weights, save_json, save_weights
+
+logger = logging.getLogger(__name__)
 
 _OPTIONAL = ("pos_embed", "y_embedder.y_embedding")  # diffusers' layout drops them; the model does without
 
@@ -62,11 +65,12 @@ def _require(path: Path, shapes: Mapping[str, tuple[int, ...]], config: PixArtCo
         )
 
 
-def _needs_config(path: Path, argument: str) -> CheckpointError:
+def _needs_config(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is a PixArt file that does not say its number of attention heads or its position "
-        "grid, and its shapes are not those of exactly one released PixArt-α model: keep diffusers' "
-        f"config.json beside it, or give {argument}"
+        "grid, and its shapes are not those of exactly one released PixArt-α model: keep diffusers' config.json (of "
+        "the same shape) beside it, or save the model with the node “PixArt-δ Save Checkpoint”, which writes them into "
+        "the file (in Python: config=PixArtConfig(…))"
     )
 
 
@@ -99,8 +103,10 @@ def read_pixart(
     base, _ = sections(file)
     config = config or info.config
     if config is None:
-        raise _needs_config(file.path, "load_pixart(path, config=PixArtConfig(…))")
+        raise _needs_config(file.path)
     _require(file.path, base.shapes, config)
+    if base.left_out:
+        logger.warning("%s: the transformer is taken; left out are %s", file.path, summary(base.left_out, 3))
     dtype = _dtype(file, base, dtype)
     stream = {}
     if exact_stream:
@@ -249,7 +255,7 @@ def read_controlnet(
     control = control_section(file)
     config = config or info.config
     if config is None:
-        raise _needs_config(file.path, "load_controlnet(path, config=…) the configuration of the base model")
+        raise _needs_config(file.path)
     _require_copies(file.path, config, control.copies, info.wiring)
     _require(file.path, control.shapes, config, control.copies)
     state = file.assemble(control.plan, _dtype(file, control, dtype), device)

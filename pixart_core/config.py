@@ -98,3 +98,9 @@ class PixArtConfig:
 PIXART_1024_MS = PixArtConfig()
 PIXART_512 = PixArtConfig(input_size=64, interpolation_scale=1.0, micro_condition=False)
 PIXART_256 = PixArtConfig(input_size=32, interpolation_scale=1.0, micro_condition=False)
+PIXART_NANO = PixArtConfig(
+    input_size=16, hidden_size=192, depth=6, num_heads=6, caption_channels=64, interpolation_scale=1.0
+)
+"""The model that comes with the extension."""
+KNOWN_CONFIGS = (PIXART_1024_MS, PIXART_512, PIXART_256, PIXART_NANO)
+"""Shapes that a file of unknown origin is compared with."""

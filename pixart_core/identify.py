@@ -7,6 +7,7 @@ that we write, from diffusers' config.json, or from the released shapes; if none
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from .config import PIXART_256, PIXART_512, PIXART_1024_MS, PixArtConfig
+from .config import KNOWN_CONFIGS, PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
 from .convert import config_from_diffusers, diffusers_sources, summary
 from .textfile import parse_json
@@ -24,18 +25,8 @@ from .weightfile import CheckpointError, WeightFile, open_weights
 METADATA_KEY = "pixart_delta"
 """Of safetensors files: JSON with `kind`, `config` and whatever else the maker wanted to say."""
 
-# What precedes the names of a transformer: nothing, ComfyUI, the authors' joint file, DistributedDataParallel.
-_PREFIXES = (
-    "",
-    "model.diffusion_model.",
-    "diffusion_model.",
-    "base_model.",
-    "module.",
-    "module.base_model.",
-    "model.",
-    "transformer.",
-)
-_CONTROL_PREFIXES = ("", "module.", "controlnet.", "model.")
+# Where several transformers are in one file, the one under the first of these is meant: bare, ComfyUI's, the authors'.
+_PREFERRED = ("", "model.diffusion_model.", "diffusion_model.", "base_model.")
 # A whole checkpoint saved by ComfyUI carries these beside its transformer.
 _OTHER_COMPONENTS = ("first_stage_model.", "vae.", "text_encoders.", "cond_stage_model.", "model_ema.")
 
@@ -46,13 +37,14 @@ _DIFFUSERS_MARKS = (
     "transformer_blocks.0.attn2.to_k.weight",
 )
 
-_RELEASED_CONTROL = 1152  # hidden size of the released ControlNets, whose shapes do not tell 512 from 1024 px
-
 # Other files, by a part of a tensor name that only they have; the first match counts.
 _OTHER_KINDS = (
     (
         "lora",
-        ("lora_A", "lora_B", "lora_up", "lora_down", "lora.up", "lora.down", "lora_linear_layer", "hada_w1", "lokr_w1"),
+        (
+            *("lora_A", "lora_B", "lora_up", "lora_down", "lora.up", "lora.down", "lora_linear_layer", "hada_w1"),
+            *("lokr_w1", "oft_blocks", "oft_diag", ".diff_b", ".set_weight", ".dora_scale"),
+        ),
     ),
     ("sd-controlnet", ("control_model.", "input_hint_block.", "controlnet_cond_embedding.")),
     (
@@ -174,7 +166,7 @@ def identify(file: WeightFile) -> FileInfo:
         names=tuple(sorted(file.tensors)[:4]),
     )
     kind = next((kind for kind, marks in _OTHER_KINDS if any(m in name for name in file.tensors for m in marks)), None)
-    if kind == "lora":
+    if kind == "lora" or any(name.endswith(".diff") for name in file.tensors):  # a full difference, as LoraSave's
         return replace(info, kind="lora")
     if base:
         config = _config(file, base, metadata)
@@ -207,6 +199,8 @@ class Section:
     plan: dict[str, tuple[str, ...]]
     """Authors' name -> the stored names whose rows make it."""
     shapes: dict[str, tuple[int, ...]]
+    left_out: tuple[str, ...] = ()
+    """Stored names that belong to something else in the file."""
 
     def size(self, name: str, axis: int, default: int = 0) -> int:
         """Of a tensor along an axis; the default where there is no such tensor or axis."""
@@ -225,9 +219,9 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
     return 1 + max((int(index) for index in indices if index.isdecimal() and len(index) < 10), default=-1)
 
 
-def _section(file: WeightFile, prefix: str, names: Iterable[str], layout: str) -> Section:
-    """Map `names`, which begin with `prefix`, to the authors'."""
-    stripped = {name[len(prefix) :]: name for name in names}
+def _section(file: WeightFile, prefix: str, names: Mapping[str, str], layout: str) -> Section:
+    """Map those of `names` (unwrapped -> stored) that begin with `prefix` to the authors'."""
+    stripped = {name[len(prefix) :]: stored for name, stored in names.items() if name.startswith(prefix)}
     if layout == "diffusers":
         try:
             sources = diffusers_sources(stripped)
@@ -255,31 +249,64 @@ def sections(file: WeightFile) -> tuple[Section | None, Section | None]:
     return _base_section(file, taken), control
 
 
+def _unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Names without what torch.compile, FSDP and activation checkpointing put into them, anywhere: parts that begin
+    with an underscore (`_orig_mod`, `_fsdp_wrapped_module`), as none of PixArt's does -> the stored names."""
+    return {re.sub(r"(^|(?<=\.))_\w+\.", "", name): name for name in names}
+
+
+def _prefixes(names: Iterable[str], marks: tuple[str, ...]) -> list[str]:
+    """What precedes all of these marks, whatever it is: nothing, `module.`, `ema.student.`, …"""
+    names = set(names)
+    found = {name.removesuffix(marks[0]) for name in names if name.endswith(marks[0])}
+    return sorted(
+        prefix for prefix in found if prefix[-1:] in ("", ".") and all(prefix + mark in names for mark in marks)
+    )
+
+
 def _base_section(file: WeightFile, taken: set[str]) -> Section | None:
-    for prefix in _PREFIXES:
-        for layout, marks in (("authors", _AUTHORS_MARKS), ("diffusers", _DIFFUSERS_MARKS)):
-            if all(prefix + mark in file.tensors for mark in marks):
-                names = [name for name in file.tensors if name not in taken and not name.startswith(_OTHER_COMPONENTS)]
-                if stray := [name for name in names if not name.startswith(prefix)]:
-                    raise CheckpointError(
-                        f"{file.path} holds a PixArt transformer and tensors that do not belong to "
-                        f"one: {summary(stray)}"
-                    )
-                comfyui = layout == "authors" and "diffusion_model." in prefix
-                return replace(_section(file, prefix, names, layout), layout="comfyui" if comfyui else layout)
-    return None
+    # A name of one part that has no axes is a counter (n_averaged, num_updates).
+    names = {
+        name: stored
+        for name, stored in _unwrapped(file.tensors).items()
+        if stored not in taken and ("." in name or file.tensors[stored].shape)
+    }
+    layouts = {
+        prefix: layout
+        for layout, marks in (("diffusers", _DIFFUSERS_MARKS), ("authors", _AUTHORS_MARKS))
+        for prefix in _prefixes(names, marks)
+    }
+    if not layouts:
+        return None
+    prefix = next(prefix for prefix in (*_PREFERRED, *layouts) if prefix in layouts)
+    others = tuple(other for other in layouts if other != prefix and other.startswith(prefix))
+    if prefix not in _PREFERRED and len(layouts) > 1:
+        raise CheckpointError(
+            f"{file.path} holds several PixArt transformers, under {summary(layouts)}: which is meant it does not say; "
+            "save the one alone"
+        )
+    mine = {name: stored for name, stored in names.items() if name.startswith(prefix)}
+    mine = {name: stored for name, stored in mine.items() if not name.startswith((*_OTHER_COMPONENTS, *others))}
+    left_out = {name: stored for name, stored in names.items() if name not in mine}
+    if stray := [stored for name, stored in left_out.items() if "." not in name]:
+        raise CheckpointError(
+            f"{file.path} holds a PixArt transformer and tensors that do not belong to one: {summary(stray)}"
+        )
+    comfyui = layouts[prefix] == "authors" and "diffusion_model." in prefix
+    section = _section(file, prefix, mine, layouts[prefix])
+    return replace(section, layout="comfyui" if comfyui else layouts[prefix], left_out=tuple(sorted(left_out.values())))
 
 
 def control_section(file: WeightFile) -> Section | None:
     """The ControlNet in a file; None if there is none."""
-    for prefix in _CONTROL_PREFIXES:
-        for layout, stem, mark in (
-            ("authors", "controlnet.", "0.copied_block.attn.qkv.weight"),
-            ("diffusers", "controlnet_blocks.", "0.transformer_block.attn1.to_q.weight"),
-        ):
-            if prefix + stem + mark in file.tensors:
-                names = [name for name in file.tensors if name.startswith(prefix + stem)]
-                return _section(file, prefix, names, layout)
+    names = _unwrapped(file.tensors)
+    for layout, stem, mark in (
+        ("authors", "controlnet.", "0.copied_block.attn.qkv.weight"),
+        ("diffusers", "controlnet_blocks.", "0.transformer_block.attn1.to_q.weight"),
+    ):
+        for prefix in _prefixes(names, (stem + mark,)):
+            mine = {name: stored for name, stored in names.items() if name.startswith(prefix + stem)}
+            return _section(file, prefix, mine, layout)
     return None
 
 
@@ -295,8 +322,9 @@ def own_metadata(file: WeightFile) -> dict[str, Any]:
 def _is_sigma(file: WeightFile, base: Section) -> bool:
     """PixArt-Σ has PixArt-α's tensors, but 300 caption tokens; in diffusers' layout only the files beside it tell."""
     length = base.size("y_embedder.y_embedding", 0)
-    pipeline = str(file.configs.get("model_index.json", {}).get("_class_name", ""))
-    sample_size = file.configs.get("config.json", {}).get("sample_size", 0)
+    described = file.described or _beside(file, base) is not None
+    pipeline = str(file.configs.get("model_index.json", {}).get("_class_name", "")) if file.described else ""
+    sample_size = file.configs.get("config.json", {}).get("sample_size", 0) if described else 0
     large = isinstance(sample_size, int) and sample_size >= 128
     compressed = any(".attn.sr." in name for name in base.plan)  # key/value compression of the 2K model
     unconditioned = "csize_embedder.mlp.0.weight" not in base.plan
@@ -304,16 +332,30 @@ def _is_sigma(file: WeightFile, base: Section) -> bool:
 
 
 def _config(file: WeightFile, base: Section, metadata: Mapping[str, Any]) -> PixArtConfig | None:
-    """Our metadata, diffusers' config.json, or the released shapes; None if none of them speaks."""
+    """Our metadata, diffusers' config.json, or the one known shape that fits; None if none of them speaks."""
     if "config" in metadata:
         return _described(file, PixArtConfig.from_dict, metadata["config"])
-    if base.layout == "diffusers" and "config.json" in file.configs:
+    if base.layout == "diffusers" and file.described and "config.json" in file.configs:
         config = _described(file, config_from_diffusers, file.configs["config.json"])
-        length = base.size("y_embedder.y_embedding", 0)
-        return _described(
-            file, lambda values: replace(config, **values), {"model_max_length": length} if length else {}
-        )
-    return next((config for config in (PIXART_1024_MS, PIXART_512, PIXART_256) if _is_released(base, config)), None)
+        return _described(file, lambda _: _with_length(config, base), None)
+    if config := _beside(file, base):
+        return config
+    fitting = [config for config in KNOWN_CONFIGS if _has_shape(base, config)]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _beside(file: WeightFile, base: Section) -> PixArtConfig | None:
+    """The configuration that a config.json beside a file of a free name describes, if it fits the file's shapes."""
+    try:
+        config = config_from_diffusers(file.configs["config.json"])
+        return _with_length(config, base) if _has_shape(base, config) else None
+    except (KeyError, ValueError):
+        return None
+
+
+def _with_length(config: PixArtConfig, base: Section) -> PixArtConfig:
+    length = base.size("y_embedder.y_embedding", 0)
+    return replace(config, model_max_length=length) if length else config
 
 
 def _described(file: WeightFile, read: Callable[[dict], PixArtConfig], values: Any) -> PixArtConfig:
@@ -323,13 +365,13 @@ def _described(file: WeightFile, read: Callable[[dict], PixArtConfig], values: A
         raise CheckpointError(f"{file.path}: {error}") from error
 
 
-def _is_released(base: Section, config: PixArtConfig) -> bool:
-    """Whether a file is of this released shape: by width, depth, micro-conditions and the size of its position grid."""
-    grid = base.size("pos_embed", 1, 64**2 if config.micro_condition else 0)  # only one has the former
+def _has_shape(base: Section, config: PixArtConfig) -> bool:
+    """Whether a file is of this shape, as far as its tensors tell. A position grid need not be in it."""
     return (
         base.size("x_embedder.proj.weight", 0) == config.hidden_size
         and count_blocks(base.plan, "blocks.") == config.depth
-        and grid == config.base_size**2
+        and base.size("y_embedder.y_proj.fc1.weight", 1) == config.caption_channels
+        and base.size("pos_embed", 1, config.base_size**2) == config.base_size**2
         and ("csize_embedder.mlp.0.weight" in base.plan) == config.micro_condition
     )
 
@@ -338,7 +380,8 @@ def _control_config(file: WeightFile, control: Section, metadata: Mapping[str, A
     if "config" in metadata:
         return _described(file, PixArtConfig.from_dict, metadata["config"])
     hidden = control.size("controlnet.0.copied_block.scale_shift_table", 1)
-    return PIXART_1024_MS if hidden == _RELEASED_CONTROL else None
+    # Width and heads are all that control reads of its base; those of 512 and 1024 px share them.
+    return next((config for config in KNOWN_CONFIGS if config.hidden_size == hidden), None)
 
 
 def _wiring(file: WeightFile, control: Section | None) -> str:

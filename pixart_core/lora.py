@@ -6,12 +6,15 @@ diffusers) or flattened (OneTrainer, kohya), and keep alpha in four different pl
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import reprlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +22,45 @@ import torch
 from torch import Tensor, nn
 
 from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names, summary
+from .errors import CheckpointError, check, field
 from .identify import METADATA_KEY, inspect_file, own_metadata
-from .weightfile import CheckpointError, WeightFile, open_weights, save_weights
+from .textfile import parse_json
+from .weightfile import WeightFile, open_weights, save_weights
+
+logger = logging.getLogger(__name__)
 
 PEFT_DEFAULT_ALPHA = 8.0
 """What PEFT trains with when it is told no alpha: so was the official LCM-LoRA (rank 32, hence scale 0.25)."""
 
-# Dotted names are PEFT's (which keeps alpha elsewhere) or diffusers'; flattened ones are OneTrainer's and kohya's.
-_PEFT_PREFIXES = ("unet.base_model.model.", "transformer.base_model.model.", "base_model.model.")
-_DOTTED_PREFIXES = ("transformer.", "lora_transformer.", "unet.", "model.diffusion_model.", "diffusion_model.", "")
-_FLAT_PREFIXES = ("lora_transformer_", "lora_unet_", "lycoris_")
+_PEFT = "base_model.model."
+"""What PEFT's names go through. All other names keep alpha beside the matrices, or mean the rank by saying nothing."""
 
-_DOWN = (
-    ".lora_A.weight",
-    ".lora_A.default.weight",
-    ".lora_down.weight",
-    ".lora.down.weight",
-    "_lora.down.weight",
-    ".lora_linear_layer.down.weight",
-)
-_UP = (
-    ".lora_B.weight",
-    ".lora_B.default.weight",
-    ".lora_up.weight",
-    ".lora.up.weight",
-    "_lora.up.weight",
-    ".lora_linear_layer.up.weight",
-)
-_ALPHA = (".alpha",)
+# What a tensor is, by how its name ends; the module's name is what precedes.
+_ROLES = {
+    "down": r"(\.lora_A(\.[\w-]+)?|\.lora_down|[._]lora\.down|\.lora_linear_layer\.down)\.weight|\.lora_A",
+    "up": r"(\.lora_B(\.[\w-]+)?|\.lora_up|[._]lora\.up|\.lora_linear_layer\.up)\.weight|\.lora_B",
+    "up_bias": r"\.lora_B(\.[\w-]+)?\.bias",
+    "alpha": r"\.alpha",
+    "diff": r"\.(diff|w_norm)",
+    "diff_b": r"\.(diff_b|b_norm)",
+    "set": r"\.set_weight",
+}
+_ROLE = re.compile(r"(?P<stem>.+?)(?:" + "|".join(f"(?P<{role}>{ends})" for role, ends in _ROLES.items()) + ")")
+# Other ways to change a weight, by what only their names have.
+_OTHER_WAYS = {
+    "LoHa": r"\.hada_",
+    "LoKr": r"\.lokr_",
+    "OFT": r"\.(oft_blocks|oft_diag)",
+    "GLoRA": r"\.[ab][12]\.weight$",
+    "DoRA": r"\.dora_scale$",
+    "Tucker LoRA": r"\.lora_mid\.",
+    "LoRA of another shape": r"\.reshape_weight$",
+}
+_TABLES = ("scale_shift_table", "y_embedding")  # parameters without a module of their own
+
+
+class OtherAdapterError(CheckpointError):
+    """A file changes weights in another way than a plain LoRA; ComfyUI's own loader may know it."""
 
 
 def _flat(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -54,6 +68,9 @@ def _flat(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
 
 
 _FLAT_BLOCK, _FLAT_TOP = _flat(BLOCK_NAMES), _flat(TOP_NAMES)
+_HEADS = {name.split(".")[0] for table in (TOP_NAMES, *TOP_NAMES.values()) for name in table}
+_HEADS |= {"blocks", "transformer_blocks", "controlnet", "controlnet_blocks"}
+"""What the names of PixArt's modules begin with."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +105,41 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Diff:
+    """A change of one weight or bias (or some rows of a fused one) that is stored as it is."""
+
+    key: str
+    part: int
+    parts: int
+    value: Tensor
+    """Of the weight's shape, or of its part's."""
+    replaces: bool = False
+    """Whether the value takes the weight's place instead of being added."""
+
+    @property
+    def rows(self) -> slice | None:
+        """As `Delta.rows`."""
+        height = self.value.shape[0]
+        return None if self.parts == 1 else slice(self.part * height, (self.part + 1) * height)
+
+
+@dataclass(frozen=True)
 class Lora:
     """A LoRA in the authors' names."""
 
     name: str
     """Where it came from, for messages."""
     deltas: tuple[Delta, ...]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    diffs: tuple[Diff, ...] = ()
+    """Beside the low-rank changes: of biases mostly, as ComfyUI's LoraSave extracts them."""
+    left_out: tuple[str, ...] = ()
+    """Names in the file that are not of the transformer: a text encoder's, an embedding's."""
 
     @property
     def rank(self) -> int:
         """The largest rank in it."""
-        return max(delta.down.shape[0] for delta in self.deltas)
+        return max((delta.down.shape[0] for delta in self.deltas), default=0)
 
     def to_state_dict(self) -> dict[str, Tensor]:
         """Diffusers' names below `transformer.`, with alpha: what ComfyUI's own LoRA loaders read."""
@@ -115,6 +155,13 @@ class Lora:
                 out[f"{stem}.lora_A.weight"] = delta.down.clone()
                 out[f"{stem}.lora_B.weight"] = up.clone()
                 out[f"{stem}.alpha"] = torch.tensor(float(delta.alpha))
+        for diff in self.diffs:
+            names = diffusers_names(diff.key)
+            chosen = [names[diff.part]] if diff.parts > 1 else names
+            for name, value in zip(chosen, diff.value.chunk(len(chosen)), strict=True):
+                end = "set_weight" if diff.replaces else "diff_b" if name.endswith(".bias") else "diff"
+                stem = "transformer." + name.removesuffix(".weight").removesuffix(".bias")
+                out[f"{stem}.{end}"] = value.clone()
         return out
 
 
@@ -131,9 +178,12 @@ def load_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
         CheckpointError: if it is no LoRA, is made for another model, is not of the plain kind, or is damaged.
     """
     file = open_weights(path)
-    if not any(key.endswith(_DOWN) for key in file.tensors) and (info := inspect_file(path)).kind != "lora":
+    if (info := inspect_file(path)).kind != "lora":
         raise CheckpointError(f"{path} is not a LoRA but {info.describe()}")
     config = file.configs.get("adapter_config.json") or _adapter_metadata(file)
+    if config and not file.described and not _from_config(str(path), _fits, config, file):
+        logger.warning("%s: the adapter_config.json beside it is of another rank, and is not used", path)
+        config = {}
     state = file.assemble({name: (name,) for name in file.tensors})
     return parse_lora(state, str(path), alpha, config, own_metadata(file))
 
@@ -146,70 +196,148 @@ def parse_lora(
     metadata: Mapping[str, Any] | None = None,
 ) -> Lora:
     """A LoRA from its tensors; arguments and errors as in `load_lora`. `adapter_config` is PEFT's."""
-    if not any(key.endswith(_DOWN) for key in state):
-        kinds = [kind for kind, mark in (("LoHa", "hada_w"), ("LoKr", "lokr_w")) if any(mark in key for key in state)]
-        raise CheckpointError(
-            f"{name} is {f'a {kinds[0]}, not a plain LoRA' if kinds else 'not a LoRA'}: it holds {summary(state, 3)}"
-        )
     config = adapter_config or {}
-    if config.get("use_dora") or any("dora_scale" in key or "lora_magnitude_vector" in key for key in state):
-        raise CheckpointError(
-            f"{name} is a DoRA, which changes weights in another way than a LoRA: train or export it without use_dora"
-        )
-    modules = _modules(state, name)
-    deltas, strange = [], []
+    _require_plain(state, config, name)
+    modules, left_out = _modules(state, name)
+    deltas, diffs, guessed = [], [], False
     for stem, tensors in modules.items():
-        try:
-            target, prefix = _target(stem)
-            key, part, parts = _authors_key(target)
-        except KeyError:
-            strange.append(stem)
+        target, prefix = _target(stem)
+        key, part, parts = _authors_key(target)
+        for role in ("diff", "set", "diff_b", "up_bias"):
+            if role in tensors and not (tensors[role].is_floating_point() and tensors[role].ndim):
+                raise CheckpointError(f"{name} is damaged: {role} of {stem} holds no 16- or 32-bit numbers")
+        if "diff" in tensors or "set" in tensors:
+            value = tensors["set"] if "set" in tensors else tensors["diff"]
+            diffs.append(Diff(key, part, parts, value, "set" in tensors))
+        if "diff_b" in tensors:
+            diffs.append(Diff(_bias(key), part, parts, tensors["diff_b"]))
+        if not {"up", "down"} & tensors.keys():
             continue
         if not {"up", "down"} <= tensors.keys():
             raise CheckpointError(f"{name} is damaged: {stem} has no {'up' if 'down' in tensors else 'down'} matrix")
-        up, down = tensors["up"], tensors["down"]
-        if up.flatten(1).shape[1] != down.shape[0]:
-            raise CheckpointError(f"{name} is damaged: {stem} has rank {down.shape[0]} and {up.flatten(1).shape[1]}")
-        own = tensors.get("alpha")
-        value = (
-            alpha
-            if alpha is not None
-            else own.item()
-            if own is not None
-            else _peft_alpha(target, down.shape[0], config, prefix)
+        up, down = (_matrix(tensors[role], f"{name}: the {role} matrix of {stem}") for role in ("up", "down"))
+        if up.shape[1] != down.shape[0]:
+            raise CheckpointError(f"{name} is damaged: {stem} has rank {down.shape[0]} and {up.shape[1]}")
+        value = alpha
+        if alpha is None and "alpha" in tensors:
+            value = _single(tensors["alpha"], f"{name} is damaged: {stem}.alpha")
+        guessed |= value is None and not config and _PEFT in prefix
+        if value is None:
+            value = _from_config(name, _peft_alpha, target, down.shape[0], config, prefix)
+        delta = Delta(key, part, parts, up, down, float(value))
+        deltas.append(delta)
+        if "up_bias" in tensors:
+            diffs.append(Diff(_bias(key), part, parts, tensors["up_bias"].float() * delta.scale))
+    if guessed:
+        logger.warning(
+            "%s does not say its alpha, and PEFT's default %g is taken: keep its adapter_config.json beside it",
+            *(name, PEFT_DEFAULT_ALPHA),
         )
-        deltas.append(Delta(key, part, parts, up.flatten(1), down.flatten(1), float(value)))
-    if strange:
-        raise CheckpointError(f"{name} is a LoRA for another model: PixArt has no {summary(strange, 3)}")
-    return Lora(name, tuple(deltas), dict(metadata or {}))
+    if left_out:
+        logger.warning("%s: its part for the transformer is taken; left out are %s", name, summary(left_out, 3))
+    places = [(delta.key, delta.part) for delta in deltas]
+    if len(set(places)) < len(places):
+        raise CheckpointError(f"{name} holds two LoRAs for the same weights: save the one alone")
+    return Lora(name, tuple(deltas), dict(metadata or {}), tuple(diffs), tuple(left_out))
 
 
-def _modules(state: Mapping[str, Tensor], name: str) -> dict[str, dict[str, Tensor]]:
-    """Stem -> its up, down and alpha."""
+def _require_plain(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> None:
+    """Raise what a file is if it is anything but a plain LoRA."""
+    ways = [way for way, mark in _OTHER_WAYS.items() if any(re.search(mark, key) for key in state)]
+    if config.get("use_dora") or any("lora_magnitude_vector" in key for key in state):
+        ways = ["DoRA of PEFT"]
+    kind = str(config.get("peft_type") or "LORA")
+    start = str(config.get("init_lora_weights", ""))
+    if kind != "LORA":
+        ways = [f"{kind} of PEFT"]
+    elif re.match("pissa|olora|corda", start, re.IGNORECASE):
+        raise CheckpointError(
+            f"{name} was begun by {start}, which changes the base model, too: save it as a plain LoRA"
+        )
+    if ways:
+        way = "is a DoRA, which changes weights in another way than a LoRA: train or export it without use_dora"
+        error = CheckpointError if "of PEFT" in ways[0] else OtherAdapterError
+        raise error(f"{name} {way if 'DoRA' in ways[0] else f'is a {ways[0]}, not a plain LoRA'}")
+    if not any(_ROLE.fullmatch(key) for key in state):
+        raise CheckpointError(f"{name} is not a LoRA: it holds {summary(state, 3)}")
+
+
+def _modules(state: Mapping[str, Tensor], name: str) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """Stem -> its tensors by role; and the names that are of something else than a transformer."""
     modules: dict[str, dict[str, Tensor]] = {}
-    unknown = []
+    others: list[tuple[str, bool]] = []
+    prefixes = set()
     for key, tensor in state.items():
-        for role, ends in (("down", _DOWN), ("up", _UP), ("alpha", _ALPHA)):
-            end = next((end for end in ends if key.endswith(end)), None)
-            if end:
-                modules.setdefault(key.removesuffix(end), {})[role] = tensor
-                break
-        else:
-            unknown.append(key)
-    if unknown:
-        raise CheckpointError(f"{name} holds more than a plain LoRA: {summary(unknown, 3)}")
-    return modules
+        match = _ROLE.fullmatch(key)
+        try:
+            prefixes.add(_target(match["stem"])[1] if match else "")
+        except KeyError:
+            others.append((key, True))
+            continue
+        if not match:
+            others.append((key, False))
+            continue
+        tensors = modules.setdefault(match["stem"], {})
+        role = next(role for role in _ROLES if match[role])
+        if role in tensors:
+            raise CheckpointError(f"{name} holds two LoRAs for {match['stem']}: save the one alone")
+        tensors[role] = tensor
+    mine = [(key, is_lora) for key, is_lora in others if not modules or _is_ours(key, prefixes)]
+    if strange := [_ROLE.fullmatch(key)["stem"] for key, is_lora in mine if is_lora]:
+        raise CheckpointError(f"{name} is a LoRA for another model: PixArt has no {summary(strange, 3)}")
+    if whole := [key for key, _ in mine]:
+        raise CheckpointError(
+            f"{name} holds more than a plain LoRA: {summary(whole, 3)}. PEFT's modules_to_save and bias "
+            "are such: merge it into its model and save that"
+        )
+    return modules, [key for key, _ in others]
+
+
+def _is_ours(key: str, prefixes: set[str]) -> bool:
+    """Whether a name that is no module of PixArt claims to be one of the transformer's: by where it stands."""
+    rests = [key[len(prefix) :] for prefix in prefixes if key.startswith(prefix)]
+    return any(rest.startswith(tuple(f"{head}{end}" for head in _HEADS for end in "._")) for rest in rests)
+
+
+def _matrix(tensor: Tensor, what: str) -> Tensor:
+    """A matrix, or the kernel of a convolution as one. Quantised numbers are none."""
+    if tensor.ndim < 2 or not tensor.numel() or not tensor.is_floating_point():
+        raise CheckpointError(
+            f"{what} is {list(tensor.shape)} of {tensor.dtype}; 16- or 32-bit matrices are wanted: take another copy"
+        )
+    return tensor.flatten(1)
+
+
+def _single(tensor: Tensor, what: str) -> float:
+    value = tensor.item() if tensor.numel() == 1 and not tensor.is_complex() else math.nan
+    if not math.isfinite(value):
+        raise CheckpointError(f"{what} is no finite number: take another copy, or give alpha")
+    return float(value)
 
 
 def _target(stem: str) -> tuple[str, str]:
-    """(module name in the authors' or diffusers' way, the prefix before it). KeyError if it is not one of PixArt's."""
-    for prefix in _FLAT_PREFIXES:
-        if stem.startswith(prefix):
-            return _unflatten(stem[len(prefix) :]), prefix
-    for prefix in _PEFT_PREFIXES + _DOTTED_PREFIXES:
-        if stem.startswith(prefix):
-            return stem[len(prefix) :].replace(".processor.", "."), prefix
+    """(module name in the authors' or diffusers' way, whatever stands before it). KeyError if it is none of PixArt's.
+
+    Dotted names are PEFT's and diffusers'; flattened ones (`lora_transformer_blocks_0_…`) OneTrainer's and kohya's.
+    What stands before is a name, never a number: that would be a part of a larger network.
+    """
+    end = "." if "." in stem else "_"
+    parts = [part for part in stem.replace(".processor.", ".").split(end) if end == "_" or part[:1] != "_"]
+    for start in range(len(parts)):
+        if start and parts[start - 1].isdecimal():
+            break
+        rest = end.join(parts[start:])
+        try:
+            module = rest if end == "." or rest in _HEADS else _unflatten(rest)
+            _authors_key(module)
+        except KeyError:
+            continue
+        return module, end.join([*parts[:start], ""])
     raise KeyError(stem)
+
+
+def _bias(key: str) -> str:
+    return key.removesuffix(".weight") + ".bias"
 
 
 def _unflatten(flat: str) -> str:
@@ -223,31 +351,71 @@ def _unflatten(flat: str) -> str:
 def _authors_key(module: str) -> tuple[str, int, int]:
     """Authors' weight name, part and number of parts for a module's name in either way. KeyError if there is none."""
     module = re.sub(r"\.to_out$", ".to_out.0", module)  # early diffusers named the output so
+    name = module if module.endswith(_TABLES) else f"{module}.weight"
     try:
-        return authors_name(f"{module}.weight")
+        return authors_name(name)
     except KeyError:
-        diffusers_names(f"{module}.weight")
-        return f"{module}.weight", 0, 1
+        diffusers_names(name)
+        return name, 0, 1
 
 
 def _peft_alpha(module: str, rank: int, config: Mapping[str, Any], prefix: str) -> float:
     """Alpha of a module that carries none itself; with rank-stabilised LoRA, the alpha that gives the same scale."""
     if not config:
-        return PEFT_DEFAULT_ALPHA if prefix in _PEFT_PREFIXES else float(rank)
-    alpha = config.get("lora_alpha", PEFT_DEFAULT_ALPHA)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():  # PEFT matches the end of the module's name
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = value
+        return PEFT_DEFAULT_ALPHA if _PEFT in prefix else float(rank)
+    alpha = field(config, "lora_alpha", float, PEFT_DEFAULT_ALPHA, -1e6, 1e6)
+    alpha = _by_pattern(config, "alpha_pattern", module, alpha)
     return alpha * math.sqrt(rank) if config.get("use_rslora") else float(alpha)
+
+
+def _by_pattern(config: Mapping[str, Any], name: str, module: str, default: Any) -> Any:
+    """PEFT's rule: a pattern is the end of a module's name, and the first that fits counts.
+
+    Raises:
+        ValueError: if one is no pattern, its value no number, or it repeats so much that a search could take for ever.
+    """
+    patterns = config.get(name) or {}
+    check(name, patterns, dict)
+    for pattern in patterns:
+        if len(pattern) > 200 or len(re.findall(r"[*+{?]", pattern)) > 3 or re.search(r"\)[*+{?]", pattern):
+            raise ValueError(f"{name} has {reprlib.repr(pattern)}, which is too involved for a module's name")
+        try:
+            fits = re.match(rf"(.*\.)?({pattern})$", module)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{name} has {reprlib.repr(pattern)}, which is no pattern: {error}") from error
+        if fits:
+            return field(patterns, pattern, float, low=-1e6, high=1e6)
+    return default
+
+
+def _from_config(name: str, read: Callable, *arguments: Any) -> Any:
+    """What `read` makes of PEFT's configuration; of a wrong value the LoRA is named."""
+    try:
+        return read(*arguments)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error} in adapter_config.json or the file's metadata") from error
+
+
+def _fits(config: Mapping[str, Any], file: WeightFile) -> bool:
+    """Whether an adapter_config.json that only lies beside a file is of its ranks."""
+    for key, info in file.tensors.items():
+        match = _ROLE.fullmatch(key)
+        if match and match["down"] and info.shape:
+            rank = _by_pattern(config, "rank_pattern", match["stem"], config.get("r", info.shape[0]))
+            if rank != info.shape[0]:
+                return False
+    return True
 
 
 def _adapter_metadata(file: WeightFile) -> dict[str, Any]:
     """PEFT's configuration as diffusers' save functions put it into the file, each key behind `transformer.`."""
     try:
-        values = json.loads(file.metadata.get("lora_adapter_metadata", "{}"))
+        values = parse_json(file.metadata.get("lora_adapter_metadata", "{}"))
+        check("it", values, dict)
     except ValueError as error:
         raise CheckpointError(f"{file.path}: its metadata key lora_adapter_metadata is not JSON: {error}") from error
-    return {key.split(".", 1)[-1]: value for key, value in values.items()}
+    ours = [key for key in values if key.startswith("transformer.")] or list(values)  # not the text encoder's
+    return {key.split(".", 1)[-1]: values[key] for key in ours}
 
 
 def require_fit(lora: Lora, weights: Mapping[str, Tensor]) -> None:
@@ -258,6 +426,14 @@ def require_fit(lora: Lora, weights: Mapping[str, Tensor]) -> None:
         if found != expected:
             raise CheckpointError(
                 f"{lora.name} does not fit this PixArt model: {delta.key} is "
+                f"{list(found) if found else 'missing'}, the LoRA is made for {list(expected)}"
+            )
+    for diff in lora.diffs:
+        expected = (diff.parts * diff.value.shape[0], *diff.value.shape[1:]) if diff.value.ndim else ()
+        found = tuple(weights[diff.key].shape) if diff.key in weights else None
+        if found != expected:
+            raise CheckpointError(
+                f"{lora.name} does not fit this PixArt model: {diff.key} is "
                 f"{list(found) if found else 'missing'}, the LoRA is made for {list(expected)}"
             )
 
@@ -278,6 +454,25 @@ def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
         rows = weight if delta.rows is None else weight[delta.rows]
         change = strength * delta.matrix().to(weight.device)
         rows.copy_((rows.float() + change.reshape(rows.shape)).to(weight.dtype))
+    for diff in lora.diffs:
+        weight = weights[diff.key]
+        rows, value = weight if diff.rows is None else weight[diff.rows], diff.value.to(weight.device).float()
+        rows.copy_((value if diff.replaces else rows.float() + strength * value).to(weight.dtype))
+
+
+def host_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an adapter of any kind under names that ComfyUI's own LoRA loader knows a PixArt model by."""
+    out = {}
+    for key, tensor in state.items():
+        for end in (match.start() for match in re.finditer(r"\.", key)):
+            try:
+                target, _ = _target(key[:end])
+                name, part, parts = _authors_key(target)
+            except KeyError:
+                continue
+            ours = f"diffusion_model.{name}" if parts == 1 else f"transformer.{diffusers_names(name)[part]}"
+            out[ours.removesuffix(".weight") + key[end:]] = tensor
+    return out
 
 
 def save_lora(lora: Lora, path: str | os.PathLike, metadata: Mapping[str, Any] | None = None) -> Path:

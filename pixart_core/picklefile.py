@@ -260,6 +260,7 @@ def read_pickle(file: Path) -> Any:
         except (
             *(pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError),
             *(AssertionError, RecursionError, NotImplementedError, RuntimeError, struct.error, zipfile.BadZipFile),
+            OSError,  # zipfile's, for a place before the file's beginning
         ) as error:
             if isinstance(error, CheckpointError):
                 raise

@@ -303,7 +303,7 @@ class Pipeline:
             mode = "RGBA" if hint.has_transparency_data else "RGB"
             hint = torch.from_numpy(numpy.array(hint.convert(mode))).float()[None] / 255
         if hint.ndim == 4 and hint.shape[-1] in (1, 3, 4) and hint.shape[1] != self.transformer.config.in_channels:
-            pictures = resize_and_crop(hint_rgb(hint.movedim(-1, 1)), height, width)
+            pictures = resize_and_crop(hint_rgb(hint.movedim(-1, 1)), height, width, average=True)
             hint = encode(self.vae, pictures.permute(0, 2, 3, 1))
         shape = (self.transformer.config.in_channels, height // FACTOR, width // FACTOR)
         if tuple(hint.shape[1:]) != shape or len(hint) not in (1, count):

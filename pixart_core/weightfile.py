@@ -12,9 +12,8 @@ import errno
 import json
 import os
 import reprlib
-import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from .convert import summary
 from .errors import CheckpointError, damaged, read_description
+from .leftovers import temporary_folder
 from .picklefile import StoredTensor, map_tensors, read_pickle
 from .weightfolder import find_weights
 
@@ -169,6 +169,8 @@ def _chunks(plan: Mapping[str, tuple[str, ...]], tensors: Mapping[str, TensorInf
 
 def _is_finite(tensor: Tensor) -> bool:
     """One pass, no temporary: NaN and infinities survive minimum and maximum."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
     if tensor.dtype.itemsize == 1:  # float8: no aminmax, and too small to be worth a faster way
         tensor = tensor.float()
     return tensor.numel() == 0 or all(bool(x.isfinite()) for x in tensor.aminmax())
@@ -262,7 +264,7 @@ def _safetensors_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, st
 
 
 def _pickled_state(file: Path) -> dict[str, StoredTensor]:
-    """The state dict in a PyTorch file: under `state_dict`, `state_dict_ema`, or bare.
+    """The state dict in a PyTorch file: under `state_dict`, `state_dict_ema`, bare, or under entries of other names.
 
     Authors' training files hold optimizer state as well; never mapped, it costs nothing.
     """
@@ -272,7 +274,19 @@ def _pickled_state(file: Path) -> dict[str, StoredTensor]:
     for key in ("state_dict", "state_dict_ema"):
         if isinstance(loaded.get(key), Mapping):
             return _only_tensors(file, loaded[key])
+    # Trainers keep several ({"model": …, "ema": …, "epoch": 3}): each is a component of the file, by its entry's name.
+    parts = {name: part for name, part in loaded.items() if isinstance(name, str) and _is_state(part)}
+    if parts:
+        return {f"{name}.{key}": tensor for name, part in parts.items() for key, tensor in part.items()}
     return _only_tensors(file, loaded)
+
+
+def _is_state(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(key, str) and isinstance(each, StoredTensor) for key, each in value.items())
+    )
 
 
 def _only_tensors(file: Path, state: Mapping[Any, Any]) -> dict[str, StoredTensor]:
@@ -306,33 +320,33 @@ def save_weights(
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise CheckpointError(f"saving {path} takes {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free there")
-    temporary = temporary_name(path)
     try:
-        save_file(_standalone(state), temporary, {"format": "pt", **(metadata or {})})
-        _publish(temporary, path)
+        with replacing(path) as temporary:
+            save_file(_standalone(state), temporary, {"format": "pt", **(metadata or {})})
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"could not write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 
-def temporary_name(path: Path) -> Path:
-    """Where to write what is then moved to `path`: a name of this process alone, since two hosts (or containers) on one
-    disk can have processes of the same number."""
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what is then moved to `path`, in one go and for good; if the block fails, `path` is as it was.
+
+    Raises:
+        OSError: if it cannot be made or moved.
+    """
+    with temporary_folder(path) as folder:
+        yield folder / "data"  # a plain name, that no list of models shows
+        _publish(folder / "data", path)
 
 
 def save_json(values: Mapping[str, Any], path: Path) -> None:
     """Write a JSON file as atomically as `save_weights`."""
-    temporary = temporary_name(path)
     try:
-        temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
-        _publish(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", "utf-8")
     except OSError as error:
         raise CheckpointError(f"could not write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _standalone(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

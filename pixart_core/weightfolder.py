@@ -95,6 +95,12 @@ def weight_sets(folder: Path) -> list[WeightSet]:
     return sorted(sets, key=lambda each: each.rank)
 
 
+def is_shard(file: Path) -> bool:
+    """Whether a file is one of a whole row of files that make one model."""
+    found = _set_of(file) if _SHARD.search(file.name) else None
+    return found is not None and found.sharded and not found.missing
+
+
 def find_weights(path: Path, part: str = "transformer") -> WeightSet:
     """The set of weights that a path means: a file, a shard, an index, a folder, a pipeline folder with `part`/ in it,
     or a repository in the hub's cache.

@@ -72,6 +72,21 @@ def comfy_server(comfyui_path, tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="session", autouse=True)
+def avx2_where_it_is_asked_for():
+    """ATEN_CPU_CAPABILITY=avx2 (with ONEDNN_MAX_CPU_ISA=AVX2 and MKL_ENABLE_INSTRUCTIONS=AVX2) has the kernels of an
+    older CPU; what PyTorch says of this one does not follow, and `preferred_dtype` asks that. ComfyUI's own processes
+    are not reached, so this comes near such a machine and is none."""
+    if os.environ.get("ATEN_CPU_CAPABILITY") != "avx2":
+        yield
+        return
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True}, raising=False)
+        yield
+
+
 @pytest.fixture
 def newest_comfyui() -> Path:
     """The folder of the newest ComfyUI there is."""

@@ -1,7 +1,7 @@
 """Run the tests that matter with other versions of the packages: overlays over the environment's one torch.
 
     python -m tools.versions                 every set, the whole selection (an hour on two cores)
-    python -m tools.versions --quick 2025    one set; a picture, text in 8 bits, both hosts, a training of every command
+    python -m tools.versions --quick 2025    one set: both hosts' pictures, text in 8 bits, every training
 
 An overlay is a virtual environment of its own in the cached one (`overlays/SET`) that holds what a set names and what
 that needs, and reads everything else, torch above all, from the environment below. pip resolves each set against what
@@ -33,12 +33,15 @@ LATER = {
 }
 """What was current together. "newest" is looked up every time."""
 SETS = ("oldest", *LATER)
-QUICK = ("tests/versions",)
-"""Tests of one minute or two: nothing is told apart by versions that they do not run through."""
-WHOLE = (
-    *QUICK,
+QUICK = (
     "tests/core/test_tokenizer.py",
     "tests/core/test_text.py",
+    "tests/nodes/test_workflows.py::test_pictures_are_the_pipelines",
+    "tests/training/test_commands.py",
+)
+"""The bundled workflows on both hosts beside the pipeline's pictures, text in 8 and 4 bits, every training."""
+WHOLE = (
+    *QUICK,
     "tests/core/test_vae.py",
     "tests/core/test_lora.py",
     "tests/core/test_convert.py",

@@ -7,6 +7,9 @@ state belongs to, and a checksum of every tensor. A file has its name when it is
 from __future__ import annotations
 
 import json
+import math
+import re
+import reprlib
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..pixart_core.convert import summary
+from ..pixart_core.textfile import parse_json
 from ..pixart_core.weightfile import CheckpointError, save_weights
 from .disk import require_room
 from .distribute import from_main, like, local, on_main, whole
@@ -143,12 +147,38 @@ def _gather(engine: Engine) -> dict[str, Tensor]:
 
 def _read(path: Path) -> Checkpoint:
     with safe_open(path, "pt") as file:
-        facts = json.loads((file.metadata() or {})["training"])
+        facts = read_facts(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     wrong = [name for name, value in _checksums(tensors).items() if facts["checksums"].get(name) != value]
     if wrong or len(tensors) != len(facts["checksums"]):
         raise ValueError(f"its checksums do not fit: {summary(wrong)}")
     return Checkpoint(path, {name: (tuple(each.shape), each.dtype) for name, each in tensors.items()}, facts)
+
+
+def read_facts(file: Any, path: Path) -> dict[str, Any]:
+    """What a checkpoint, opened by safetensors, says beside its tensors.
+
+    Raises:
+        ValueError: if it is none, or says what cannot be.
+    """
+    facts = parse_json((file.metadata() or {}).get("training", "null"))
+    if not isinstance(facts, dict):
+        raise ValueError("it is no checkpoint of a training")
+    counts = {"step": 0, "batches": 0, "global_batch": 1}
+    for name, lowest in counts.items():
+        value = facts.get(name, lowest)  # some are not in a file of an earlier version
+        if type(value) is not int or value < lowest:
+            raise ValueError(f"its {name} is {value!r}")
+    named = re.fullmatch(r"step_(\d+)", path.stem)
+    if "step" not in facts or named and int(named[1]) != facts["step"]:
+        raise ValueError(f"it is called {path.stem} and says that its step is {facts.get('step')}")
+    pending = facts.get("pending", [])
+    if not isinstance(pending, list) or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in pending):
+        raise ValueError(f"its pending losses are {reprlib.repr(pending)}")
+    for name, kind in (("checksums", dict), ("numbers", dict), ("frozen", str)):
+        if not isinstance(facts.get(name, kind()), kind):
+            raise ValueError(f"its {name} are {reprlib.repr(facts[name])}")
+    return facts
 
 
 def _checksums(state: Mapping[str, Tensor]) -> dict[str, int]:

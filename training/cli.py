@@ -8,6 +8,7 @@ import logging
 import sys
 
 from .config import COMMANDS, TRAININGS, ConfigError, describe, load_config
+from .launcher import adopt
 from .packages import explain_import
 from .status import describe_run
 
@@ -51,6 +52,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over the file"
         )
+        if name in TRAININGS:
+            command.add_argument(
+                "--private",
+                default="",
+                metavar="FOLDER",
+                help="keep settings, status and requests there, because others may write into the run folder",
+            )
         if name in _DRY_RUN:
             command.add_argument("--dry-run", action="store_true", help=_DRY_RUN[name])
     status = commands.add_parser("status", help="print how far a run is")
@@ -74,6 +82,7 @@ def _run(options: argparse.Namespace) -> None:
     given = [f"run={options.run}"] if getattr(options, "run", None) else []
     config = load_config(command, options.config, given + options.set).located()
     if command == "prepare":
+        adopt()
         from .prepare.run import prepare
 
         prepare(config, options.dry_run)
@@ -81,7 +90,10 @@ def _run(options: argparse.Namespace) -> None:
         from .dry_run import dry_run
         from .loop import train
 
-        (dry_run if options.dry_run else train)(command, config)
+        if options.dry_run:
+            dry_run(command, config)
+        else:
+            train(command, config, options.private)
     else:
         from . import results
 

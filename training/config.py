@@ -15,6 +15,9 @@ from typing import Any, ClassVar, get_type_hints
 from ..pixart_core.textfile import read_json
 from .settings import ConfigError, Settings, path, setting
 
+MILLION, BILLION = 10**6, 10**9
+"""Bounds of counts that have none in themselves: beyond them is a slip, or somebody who wants to do harm."""
+
 
 @dataclass(kw_only=True)
 class TrainConfig(Settings):
@@ -26,20 +29,22 @@ class TrainConfig(Settings):
     data: str = path("folder or URL of prepared features (made by `prepare`)")
     base: str = path("checkpoint to start from, in any layout that load_pixart reads")
     models: str = path("pipeline folder (text_encoder/, tokenizer/, vae/) for samples; empty = no samples")
-    steps: int = setting(10_000, "optimiser steps in all", low=1)
-    batch_size: int = setting(16, "pictures of one process in one micro-batch", low=1)
-    accumulation: int = setting(1, "micro-batches whose gradients make one step", low=1)
-    learning_rate: float = setting(2e-5, "peak learning rate, used as it is: no rule scales it by the batch", low=0.0)
+    steps: int = setting(10_000, "optimiser steps in all", low=1, high=BILLION)
+    batch_size: int = setting(16, "pictures of one process in one micro-batch", low=1, high=MILLION)
+    accumulation: int = setting(1, "micro-batches whose gradients make one step", low=1, high=MILLION)
+    learning_rate: float = setting(
+        2e-5, "peak learning rate, used as it is: no rule scales it by the batch", low=0.0, high=100.0
+    )
     schedule: str = setting("constant", "learning rate after the warm-up", choices=("constant", "cosine"))
     final_learning_rate: float = setting(0.0, "end of the cosine schedule, as a share of the peak", low=0.0, high=1.0)
-    warmup_steps: int = setting(100, "steps of linear warm-up", low=0)
+    warmup_steps: int = setting(100, "steps of linear warm-up", low=0, high=BILLION)
     optimizer: str = setting(
         "adamw", "adamw8bit keeps both moments in 8 bit (bitsandbytes)", choices=("adamw", "adamw8bit")
     )
-    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", low=0.0)
+    weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", low=0.0, high=100.0)
     adam_beta2: float = setting(0.999, "AdamW's second beta", low=0.0, high=1.0)
-    adam_epsilon: float = setting(1e-10, "AdamW's epsilon", low=0.0)
-    clip_norm: float = setting(0.01, "largest gradient norm; 0 = no clipping", low=0.0)
+    adam_epsilon: float = setting(1e-10, "AdamW's epsilon", low=0.0, high=1.0)
+    clip_norm: float = setting(0.01, "largest gradient norm; 0 = no clipping", low=0.0, high=1e9)
     precision: str = setting(
         "bf16", "of the matrix products; trained weights and optimiser stay float32", choices=("fp32", "bf16", "fp16")
     )
@@ -48,22 +53,24 @@ class TrainConfig(Settings):
     )
     gradient_checkpointing: bool = setting(False, "recompute blocks in the backward pass: less memory, more time")
     compile: bool = setting(False, "torch.compile the networks")
-    seed: int = setting(43, "of the order, the noise and the timesteps", low=0)
+    seed: int = setting(43, "of the order, the noise and the timesteps", low=0, high=2**63 - 1)
     workers: int = setting(
         -1,
         "processes that load data; -1 = 2, but none for local data on a CPU, all of whose cores compute anyway",
         low=-1,
+        high=1024,
     )
-    log_every: int = setting(10, "steps between lines of metrics", low=1)
-    checkpoint_every: int = setting(500, "steps between checkpoints", low=1)
-    keep_checkpoints: int = setting(2, "checkpoints to keep", low=1)
+    log_every: int = setting(10, "steps between lines of metrics", low=1, high=BILLION)
+    checkpoint_every: int = setting(500, "steps between checkpoints", low=1, high=BILLION)
+    keep_checkpoints: int = setting(2, "checkpoints to keep", low=1, high=MILLION)
     sample_every: int = setting(
         0,
         "steps between grids of samples; 0 = only when asked for. lcd and lcm-lora draw them in 4 steps; finetune and "
         "controlnet in 14 steps with guidance (DPM-Solver++), because their base is no few-step model",
         low=0,
+        high=BILLION,
     )
-    sample_count: int = setting(4, "pictures of a grid of samples", low=1)
+    sample_count: int = setting(4, "pictures of a grid of samples", low=1, high=1024)
     tensorboard: bool = setting(True, "also write TensorBoard events, if tensorboard is installed")
 
 
@@ -72,9 +79,9 @@ class DistillConfig(TrainConfig):
     """What `lcd` and `lcm-lora` share (paper Algorithm 1; values of App. B.1 and the authors' code)."""
 
     base: str = path("the teacher, which the student starts from")
-    guidance: float = setting(4.5, "guidance scale ω that is distilled into the student", low=0.0)
+    guidance: float = setting(4.5, "guidance scale ω that is distilled into the student", low=0.0, high=1000.0)
     loss: str = setting("huber", "distance of prediction and target", choices=("huber", "l2"))
-    huber_c: float = setting(0.001, "c of the pseudo-Huber distance", low=0.0)
+    huber_c: float = setting(0.001, "c of the pseudo-Huber distance", low=0.0, high=1e6)
     beta_schedule: str = setting(
         "linear",
         "noise schedule; linear is PixArt's, scaled_linear the original LCM's, for the paper's ablation (Fig. 3)",
@@ -96,8 +103,8 @@ class LcdConfig(DistillConfig):
         False,
         "embed ω as LCM does: drawn from w_min … w_max for each picture; the export is made for ω = guidance",
     )
-    w_min: float = setting(3.0, "smallest ω of w_embedding", low=0.0)
-    w_max: float = setting(15.0, "largest ω of w_embedding", low=0.0)
+    w_min: float = setting(3.0, "smallest ω of w_embedding", low=0.0, high=1000.0)
+    w_max: float = setting(15.0, "largest ω of w_embedding", low=0.0, high=1000.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,8 +122,10 @@ class LcmLoraConfig(DistillConfig):
     There is no averaged network, as in the authors' script.
     """
 
-    lora_rank: int = setting(32, "rank of the LoRA layers", low=1)
-    lora_alpha: float = setting(8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0)
+    lora_rank: int = setting(32, "rank of the LoRA layers", low=1, high=65536)
+    lora_alpha: float = setting(
+        8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6
+    )
 
 
 @dataclass(kw_only=True)
@@ -126,8 +135,8 @@ class FinetuneConfig(TrainConfig):
     required: ClassVar[tuple[str, ...]] = ("run", "data")
 
     model: dict = setting(dict, "fields of PixArtConfig for a new model, instead of `base`")
-    adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0.0)
-    clip_norm: float = setting(1.0, "largest gradient norm; 0 = no clipping", low=0.0)
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0.0, high=1.0)
+    clip_norm: float = setting(1.0, "largest gradient norm; 0 = no clipping", low=0.0, high=1e9)
     ema_decay: float = setting(
         0.9995,
         "decay of the averaged weights, reached as (1 + step) / (10 + step); 0 = none, as always for a LoRA",
@@ -140,9 +149,14 @@ class FinetuneConfig(TrainConfig):
         "largest loss weight 1 + 1 / SNR; 1 is the plain noise error, more favours "
         "the noisy timesteps where composition is decided",
         low=1.0,
+        high=1e9,
     )
-    lora_rank: int = setting(0, "train LoRA layers of this rank on the frozen base; 0 = train the whole model", low=0)
-    lora_alpha: float = setting(8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0)
+    lora_rank: int = setting(
+        0, "train LoRA layers of this rank on the frozen base; 0 = train the whole model", low=0, high=65536
+    )
+    lora_alpha: float = setting(
+        8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -161,12 +175,12 @@ class FinetuneConfig(TrainConfig):
 class ControlNetConfig(TrainConfig):
     """`controlnet`: a ControlNet on a frozen base (paper Sec. 3; values of App. B.2 and the authors' code)."""
 
-    batch_size: int = setting(4, "pictures of one process in one micro-batch", low=1)
-    accumulation: int = setting(4, "micro-batches whose gradients make one step", low=1)
-    warmup_steps: int = setting(0, "steps of linear warm-up", low=0)
-    weight_decay: float = setting(3e-2, "AdamW's decoupled weight decay", low=0.0)
+    batch_size: int = setting(4, "pictures of one process in one micro-batch", low=1, high=MILLION)
+    accumulation: int = setting(4, "micro-batches whose gradients make one step", low=1, high=MILLION)
+    warmup_steps: int = setting(0, "steps of linear warm-up", low=0, high=BILLION)
+    weight_decay: float = setting(3e-2, "AdamW's decoupled weight decay", low=0.0, high=100.0)
     ema_decay: float = setting(0.0, "decay of the averaged weights; 0 = none", low=0.0, high=1.0)
-    copy_blocks: int = setting(13, "N: base blocks that are copied and trained, 1 … depth - 1", low=1)
+    copy_blocks: int = setting(13, "N: base blocks that are copied and trained, 1 … depth - 1", low=1, high=10000)
     wiring: str = setting(
         "transformer",
         "where the copies' outputs go: transformer = onto the same blocks, unet = onto the last blocks (paper Fig. 4)",
@@ -187,8 +201,8 @@ class SampleConfig(Settings):
     data: str = path("where the run's prepared features are now; empty likewise")
     output: str = path("picture to write; empty = in samples/ of the run")
     prompts: list = setting(list, "JSON list of prompts; empty = captions of the run's data")
-    count: int = setting(4, "pictures, when no prompts are given", low=1)
-    seed: int = setting(0, "of the noise", low=0)
+    count: int = setting(4, "pictures, when no prompts are given", low=1, high=1024)
+    seed: int = setting(0, "of the noise", low=0, high=2**63 - 1)
 
 
 @dataclass(kw_only=True)
@@ -225,6 +239,7 @@ class PrepareConfig(Settings):
         1024,
         "px of the square bucket, a multiple of 16; the others have about its area, and are most with 256, 512, 768 …",
         low=16,
+        high=65536,
     )
     multi_aspect: bool = setting(True, "sort pictures into buckets by aspect ratio; false crops all to the square")
     hints: str = path(
@@ -239,7 +254,7 @@ class PrepareConfig(Settings):
     keep_duplicates: bool = setting(False, "keep pictures whose file is the same as another's")
     latents: str = path("folder of VAE features (.npy) that PixArt's authors' tools made; empty = encode")
     embeddings: str = path("folder of T5 features (.npz) that PixArt's authors' tools made; empty = encode")
-    max_tokens: int = setting(120, "tokens that a caption is cut to", low=1)
+    max_tokens: int = setting(120, "tokens that a caption is cut to", low=1, high=65536)
     clean_caption: bool = setting(False, "remove addresses, markup and the like from captions, as the authors did")
     quantization: str = setting("none", "of the text encoder (bitsandbytes)", choices=("none", "int8", "int4"))
     precision: str = setting(
@@ -260,12 +275,16 @@ class PrepareConfig(Settings):
         "pictures encoded at once; it decides about the last bits of what is encoded, so that with another one all "
         "shards are made anew",
         low=1,
+        high=MILLION,
     )
-    shard_size: int = setting(512, "largest number of pictures in a shard", low=1)
-    workers: int = setting(2, "processes that read pictures", low=0)
-    part: int = setting(0, "which part of the shards this process makes, 0 … parts - 1", low=0)
+    shard_size: int = setting(512, "largest number of pictures in a shard", low=1, high=MILLION)
+    workers: int = setting(2, "processes that read pictures", low=0, high=1024)
+    part: int = setting(0, "which part of the shards this process makes, 0 … parts - 1", low=0, high=MILLION)
     parts: int = setting(
-        1, "processes or hosts that share the work, and a disk; torchrun and accelerate launch multiply it", low=1
+        1,
+        "processes or hosts that share the work, and a disk; torchrun and accelerate launch multiply it",
+        low=1,
+        high=MILLION,
     )
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..pixart_core.textfile import parse_json
 from .draws import generator_for
+from .patience import Get, Patience, at_once
 from .processes import in_order
 from .remote import Place
 from .shards import KIND, VERSION, DataError, ShardInfo
@@ -31,22 +33,44 @@ are shuffled, and this many samples at a time, so that a cache of remote shards 
 class FeatureDataset:
     """A folder, or URL, of shards that `prepare` made: see `shards` for what is in them.
 
+    Args:
+        patience: for a URL's store, when it is busy or out of reach; default: it says in the log what is waited for.
+
     Raises:
         DataError: if there is no dataset, or one of another kind.
     """
 
-    def __init__(self, location: str | Path, cache: str | Path | None = None):
+    def __init__(self, location: str | Path, cache: str | Path | None = None, patience: Patience | None = None):
         self.place = Place(location, cache)
+        self._get: Get = (patience or Patience()).get if self.place.is_remote else at_once
+        text = self._get(self.place.describe)
         try:
-            self.description = parse_json(self.place.describe())
+            self.description = parse_json(text)
         except ValueError as error:
             raise DataError(f"{self.place}/dataset.json is damaged: run `prepare` again ({error})") from error
+        if not isinstance(self.description, dict):
+            raise DataError(f"{self.place}/dataset.json is damaged: run `prepare` again (it is no JSON object)")
         if self.description.get("kind") != KIND:
             raise DataError(f"{self.place}/dataset.json is of kind {self.description.get('kind')!r}, not {KIND!r}")
         if self.description.get("version") != VERSION:
             raise DataError(f"{self.place} was prepared by another version of this trainer: run `prepare` again")
-        self.shards = [ShardInfo(**{**each, "bucket": tuple(each["bucket"])}) for each in self.description["shards"]]
+        scale = self.description.get("scaling_factor")
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
+            raise DataError(
+                f"{self.place}/dataset.json is damaged: its scaling_factor is {scale!r}; run `prepare` again"
+            )
+        try:
+            listed = self.description["shards"]
+            self.shards = [ShardInfo(**{**each, "bucket": tuple(each["bucket"])}) for each in listed]
+        except DataError as error:
+            raise DataError(f"{self.place}: {error}. Run `prepare` again") from error
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{self.place}/dataset.json is damaged: run `prepare` again ({error!r})") from error
         self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a reading process, which does not wait itself: it tells the one that started it."""
+        return {**self.__dict__, "_get": at_once}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -100,7 +124,7 @@ class FeatureDataset:
         if hint:
             self._require_hints()
         planned = self._numbered(size, seed, start, rank, world)
-        yield from in_order(_Reader(self, seed, hint), planned, workers)
+        yield from in_order(_Reader(self, seed, hint), planned, workers, self._get)
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
         """The shard that holds a sample, and its row there."""
@@ -119,7 +143,8 @@ class FeatureDataset:
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == largest]
         numbers = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
         reader = _Reader(self, 0, hint)
-        samples = [reader.sample(number, generator_for(0, number)) for number in itertools.islice(numbers, count)]
+        chosen = itertools.islice(numbers, count)
+        samples = [self._get(lambda n=number: reader.sample(n, generator_for(0, n))) for number in chosen]
         batch = {name: widened(value) for name, value in _collate(samples).items()}
         return batch, [sample["prompt"] for sample in samples]
 
@@ -181,7 +206,12 @@ class _Reader:
     def sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
         info, row = self.dataset.locate(sample)
         parts = ["moments.npy", "caption.npy", "json", *(["hint.npy"] if self.hint else [])]
-        stored = self.dataset.place.open(info).read(row, parts)
+        shard = self.dataset.place.open(info)
+        stored = shard.read(row, parts)
+        problem = _problem(stored, info, self.dataset.description.get("caption_channels"))
+        if problem:
+            source = stored["json"].get("source") if isinstance(stored["json"], dict) else None
+            raise shard.error(f"holds a sample that cannot be used, {source or shard.keys[row]}: {problem}")
         about, scale = stored["json"], self.dataset.description["scaling_factor"]
         wording = int(torch.randint(len(about["tokens"]), (), generator=generator))
         first = sum(about["tokens"][:wording])
@@ -196,6 +226,34 @@ class _Reader:
         if self.hint:
             out["hint"] = _draw(stored["hint.npy"], scale, generator)
         return out
+
+
+def _problem(stored: dict[str, Any], info: ShardInfo, channels: int | None) -> str:
+    """What is wrong with a sample's parts; empty if nothing is."""
+    about = stored["json"]
+    if not isinstance(about, dict):
+        return "its description is no JSON object"
+    size = (info.bucket[0] // 8, info.bucket[1] // 8)
+    for part in ("moments.npy", "hint.npy"):
+        array = stored.get(part)
+        if array is not None and (array.dtype.kind != "f" or array.ndim != 3 or array.shape[1:] != size):
+            return f"{part} is {array.shape} of {array.dtype}, and its bucket wants numbers ({size[0]}, {size[1]})"
+        if array is not None and len(array) not in (4, 8):
+            return f"{part} has {len(array)} channels, not 4 or 8"
+    tokens, captions = about.get("tokens"), about.get("captions")
+    if not (isinstance(tokens, list) and tokens and all(type(each) is int and each > 0 for each in tokens)):
+        return f"its numbers of tokens are {tokens!r}"
+    if not (isinstance(captions, list) and len(captions) == len(tokens)):
+        return f"it has {len(tokens)} wordings and other captions: {captions!r}"
+    caption = stored["caption.npy"]
+    wanted = (sum(tokens), caption.shape[-1] if channels is None and caption.ndim else channels)
+    if caption.dtype.kind != "f" or caption.shape != wanted:
+        return f"caption.npy is {caption.shape} of {caption.dtype}, and numbers {wanted} are wanted"
+    for name in ("height", "width", "ratio"):
+        value = about.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e6:
+            return f"its {name} is {value!r}"
+    return "" if isinstance(about.get("source"), str) else f"its source is {about.get('source')!r}"
 
 
 def widened(value: Any) -> Any:

@@ -4,43 +4,106 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..pixart_core.layers import Block
 from .config import ConfigError, TrainConfig
+from .launcher import adopt, take_the_one_device
 from .processes import die_with_parent
 
 Result = TypeVar("Result")
-_OURS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+_OURS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
+"""What processes may be: alone, or on CPUs, NVIDIA's and AMD's GPUs, or Intel's (never run: nobody had one)."""
+
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+    else "broadcast_buffers"
+)
+"""Argument of DDP: all processes have the same buffers already. torch 2.14 renamed it, and warns of the old name."""
 
 
 def connect(config: TrainConfig) -> Accelerator:
-    """This process's place among those that `accelerate launch` (or torchrun, or a cluster) started.
+    """This process's place among those that a launcher started: torchrun, `accelerate launch`, srun or an MPI.
 
     Raises:
-        ConfigError: if accelerate was told to shard the model itself, or an optimiser cannot be sharded.
+        ConfigError: if accelerate was told to shard the model itself, an optimiser cannot be sharded, or processes were
+            started that cannot work together: none trains alone with a part of the batch.
     """
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-    # Precision, accumulation and gradient scaling are the engine's, alike on every device; so "no" here.
-    accelerator = Accelerator(mixed_precision="no", kwargs_handlers=[ddp])
+    world = adopt()
+    kind = _device_kind()
+    if world > 1:
+        _give_devices(kind)
+    # Precision, accumulation and gradient scaling are the engine's, alike on every device; so "no" here. accelerate
+    # connects processes without a GPU only where it is told that they compute on the CPU.
+    accelerator = Accelerator(mixed_precision="no", cpu=world > 1 and kind in ("cpu", "mps"))
     if accelerator.distributed_type not in _OURS:
         raise ConfigError(
-            f"accelerate is set up for {accelerator.distributed_type.value}: run `accelerate launch --multi_gpu`, and "
-            "set sharding=fsdp to shard the model"
+            f"accelerate is set up for {accelerator.distributed_type.value}, which is not supported: processes share "
+            "the work on CPUs, NVIDIA, AMD or Intel GPUs. Run `accelerate launch --multi_gpu` or torchrun, and set "
+            "sharding=fsdp to shard the model"
+        )
+    if accelerator.num_processes != world:
+        raise ConfigError(
+            f"{world} processes were started, but accelerate connects {accelerator.num_processes} on {kind}: this "
+            "torch cannot connect such devices. Start one process, or set ACCELERATE_USE_CPU=1"
         )
     if config.sharding == "fsdp" and config.optimizer == "adamw8bit" and accelerator.num_processes > 1:
         raise ConfigError("optimizer=adamw8bit cannot be sharded: set sharding=none, or optimizer=adamw")
     if accelerator.num_processes > 1:
         die_with_parent()  # a launcher that is killed takes its processes along
     return accelerator
+
+
+def _device_kind() -> str:
+    """What accelerate will compute on: cpu, cuda, xpu, mps …"""
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return "cpu"
+    if hasattr(torch, "accelerator"):  # torch 2.6
+        return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _give_devices(kind: str) -> None:
+    """See that this process has a GPU of its own. A cluster may show each process only one, whatever its number.
+
+    Raises:
+        ConfigError: if there are fewer GPUs than processes on this host.
+    """
+    if kind in ("cpu", "mps"):
+        return
+    local, seen = int(os.environ["LOCAL_RANK"]), getattr(torch, kind).device_count()
+    if local < seen:
+        return
+    if seen == 1 and "TORCHELASTIC_RUN_ID" not in os.environ:  # not torchrun, which shows all to all
+        take_the_one_device()
+        return
+    raise ConfigError(
+        f"process {local} of this host has no GPU of its own, since {seen} are visible: start as many processes as GPUs"
+    )
+
+
+def agreement(accelerator: Accelerator) -> Callable[[bool, bool], tuple[bool, bool]]:
+    """`Patience`'s `agree` for the processes of a run; all of them must ask for it, and then call it equally often. It
+    goes over the CPU, so that a GPU need not wait for what it computes."""
+    group = torch.distributed.new_group(backend="gloo")
+
+    def agree(ready: bool, stop: bool) -> tuple[bool, bool]:
+        missing = torch.tensor([not ready, stop], dtype=torch.int32)
+        torch.distributed.all_reduce(missing, torch.distributed.ReduceOp.MAX, group)
+        return not missing[0], bool(missing[1])
+
+    return agree
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
@@ -76,7 +139,8 @@ def spread(accelerator: Accelerator, config: TrainConfig, model: nn.Module, othe
         for network in others:
             _shard(network, accelerator.device, reshard=True)
         return model
-    return accelerator.prepare_model(model)
+    devices = None if accelerator.device.type == "cpu" else [accelerator.device]
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
 
 
 def _shard(network: nn.Module, device: torch.device, reshard: bool | None = None) -> None:

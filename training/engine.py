@@ -73,7 +73,7 @@ class Engine:
         if shards:
             self.skeletons = {name: skeleton(getattr(task, name)) for name in ("model", "ema")[: 1 + len(averages)]}
         for network in (task.model, *averages, *task.frozen):
-            network.to(self.device)
+            _own(network.to(self.device))
         if config.compile:
             task.compile()
         self.model = spread(accelerator, config, task.model, averages)
@@ -183,6 +183,15 @@ def learning_rate(config: TrainConfig, number: int) -> float:
         low = config.final_learning_rate
         return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
     return config.learning_rate * min(1.0, (number + 1) / max(1, config.warmup_steps))
+
+
+@torch.no_grad()
+def _own(network: nn.Module) -> None:
+    """Take weights on the CPU out of the file that they are mapped from: whoever cut it short, or replaced it in place,
+    would end the training by a signal, without a word."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
 
 
 def _optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -13,17 +13,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from ..pixart_core.leftovers import remove_leftovers
 from .checkpoint import check_disk, resume, save_checkpoint
 from .config import TrainConfig
 from .contents import identify, identify_all
 from .data import FeatureDataset
 from .disk import DiskError
-from .distribute import connect, on_main
+from .distribute import agreement, connect, on_main
 from .engine import make_engine
 from .export import default_name, write_result
 from .monitor import Monitor
 from .outcome import Outcome
 from .packages import explain_import
+from .patience import Interrupted, Patience, StoreBusy
+from .remote import Place
 from .run_dir import RunDir
 from .sampling import draw_examples
 from .stop import StopSignal
@@ -36,8 +39,11 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the last good checkpoint is kept."""
 
 
-def train(command: str, config: TrainConfig) -> None:
+def train(command: str, config: TrainConfig, private: str = "") -> None:
     """Run, or resume, until config.steps; ends early, saved, on SIGTERM, Ctrl-C or the request `stop`.
+
+    Args:
+        private: folder for status and requests, see `RunDir`.
 
     Raises:
         TrainingError: if the loss explodes, memory or disk run out, a package is missing, or another process of the run
@@ -45,7 +51,7 @@ def train(command: str, config: TrainConfig) -> None:
         RunDirError, CheckpointError, DataError, ConfigError, DiskError: if it cannot begin.
     """
     accelerator = connect(config)
-    run = RunDir(config.run)
+    run = RunDir(config.run, private)
     monitor = Monitor(run, config, accelerator.device, silent=not accelerator.is_main_process)
     with contextlib.ExitStack() as held:
         says = "saving and stopping after this step" if accelerator.is_main_process else ""
@@ -57,6 +63,8 @@ def train(command: str, config: TrainConfig) -> None:
             training = Training(command, config, accelerator, run, monitor, stop)
             training.run_steps()
             training.finish()
+        except Interrupted:  # before anything was loaded
+            monitor.say_state("stopped", message="asked to stop while the data was waited for")
         except Exception as error:
             failure = _explained(error, run, config)
             _record(failure, run, monitor, accelerator)
@@ -72,9 +80,11 @@ def _open(run: RunDir, command: str, config: TrainConfig, held: contextlib.ExitS
     run.create()
     held.enter_context(run.lock())
     run.check_config(command, config.to_dict(), identify)
-    if not run.checkpoints():
+    if not run.has_begun():
         run.write_config(command, config.to_dict(), identify, identify_all(config.to_dict()))
     run.remove_leftovers()
+    for name in ("checkpoints", "exports"):
+        remove_leftovers(run.path / name)
     for name in run.requests():  # of an earlier process
         run.take(name)
 
@@ -92,7 +102,7 @@ class Training:
         stop: StopSignal,
     ):
         self.config, self.accelerator, self.run, self.monitor, self.stop = config, accelerator, run, monitor, stop
-        self.data = FeatureDataset(config.data)
+        self.data = FeatureDataset(config.data, patience=self._patience())
         self.engine = make_engine(command, config, self.data, accelerator)
         on_main(accelerator, lambda: check_disk(run, self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
@@ -118,7 +128,12 @@ class Training:
         )
         while self.step < config.steps and "stop" not in self._asked:
             wishes = self._wishes()
-            result = self.engine.step(self.step, batches)
+            try:
+                result = self.engine.step(self.step, batches)
+            except Interrupted:  # by all processes at the same place; what a part of the step gave is given up
+                self._wishes()
+                self._read_all_but(0)
+                return
             self.step += 1
             self.batches += config.accumulation
             self._read(Outcome(result, wishes, self.accelerator))
@@ -129,6 +144,15 @@ class Training:
                 self._export("running", "saved")
             elif self._is_due(config.checkpoint_every):
                 self._save()
+
+    def _patience(self) -> Patience:
+        """How the data is waited for: said in status and log, and given up when somebody asks to stop."""
+        several = self.accelerator.num_processes > 1 and Place(self.config.data).is_remote
+        agree = {"agree": agreement(self.accelerator)} if several else {}
+        return Patience(self.monitor.say, self.monitor.waiting, self._is_asked_to_stop, **agree)
+
+    def _is_asked_to_stop(self) -> bool:
+        return self.stop.received or self.accelerator.is_main_process and "stop" in self.run.requests()
 
     def _workers(self) -> int:
         """Processes that load data. Beside two cores that compute they cost a step as much as they save it."""
@@ -165,7 +189,9 @@ class Training:
             self.batches = self._place_in_data(facts)
             self.monitor.say(f"resuming from {checkpoint.path} at step {self.step}")
             self.saved, self.monitor.status["checkpoint"] = self.step, checkpoint.path.name
-        on_main(self.accelerator, lambda: self.run.forget_metrics(after=self.step))
+        damaged = on_main(self.accelerator, lambda: self.run.forget_metrics(after=self.step))
+        if damaged:
+            self.monitor.say(f"{damaged} lines of {self.run.path / 'metrics.jsonl'} are damaged and left out")
         self.monitor.begin(self.step, facts["pending"])
 
     def _keep_settings(self, command: str) -> None:
@@ -258,7 +284,11 @@ class Training:
             on_main(self.accelerator, self._draw_samples)
 
     def _draw_samples(self) -> None:
-        drawn = draw_examples(self.engine.task, self.config.sample_count)
+        try:
+            drawn = draw_examples(self.engine.task, self.config.sample_count)
+        except StoreBusy as error:
+            self.monitor.say(f"step {self.step}: no samples, because their captions cannot be read now: {error}")
+            return
         if drawn is None:
             self.monitor.say("no samples: the setting `models` names no pipeline folder to make them with")
         else:

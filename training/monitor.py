@@ -14,11 +14,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from .config import TrainConfig
+from .cpu_share import CpuShare
 from .run_dir import RunDir, RunDirError
 from .status import duration
 
 _STATUS_SECONDS = 0.5
-_OF_A_PROCESS = ("state", "pid", "time", "memory", "message")
+_WAITING_SECONDS = 5.0
+_OF_A_PROCESS = ("state", "pid", "time", "memory", "message", "waiting", "notice")
 """Parts of a status that the next process of the run does not take over."""
 
 
@@ -41,6 +43,7 @@ class Monitor:
         }
         self.pending: list[float] = []
         """Losses since the last line of metrics; a part of checkpoints, so that a resumed run averages the same."""
+        self._cpu = CpuShare(device)
         self._state = "preparing"
         self._written = 0.0
         self._peak = 0
@@ -63,7 +66,18 @@ class Monitor:
                 file=sys.stdout,
                 dynamic_ncols=True,
             )
+        self._look_at_cpu()
         self.say_state("running", step=step)
+
+    def _look_at_cpu(self, waited: float = 0.0) -> None:
+        """Keep in the status, and say once, when other programs leave this one little of the processor."""
+        before = self._cpu.notice
+        if self._cpu.look(waited):
+            self.status.pop("notice", None)
+            if self._cpu.notice:
+                self.status["notice"] = self._cpu.notice
+                if not before:
+                    self.say(f"this training {self._cpu.notice}")
 
     def add(self, step: int, loss: float, norm: float, rate: float, data_seconds: float) -> None:
         """A step is done."""
@@ -71,6 +85,7 @@ class Monitor:
             return
         self.pending.append(loss)
         self._waited += data_seconds
+        self._look_at_cpu(data_seconds)
         self._bar.update(step - self._bar.n)
         taken, seconds = step - self._mark[0], time.monotonic() - self._mark[1]
         each = seconds / taken
@@ -99,9 +114,19 @@ class Monitor:
         """Write the status now; `values` stay in it."""
         self._state = state
         self.status |= values
+        if state not in ("preparing", "running"):
+            self.status.pop("waiting", None)
         if not self.silent:
             self._written = time.monotonic()
             self.run.write_status(state, **self.status, memory=self._memory())
+
+    def waiting(self, text: str) -> None:
+        """Show what is waited for, empty when that is over."""
+        now = time.monotonic()
+        if bool(text) == ("waiting" in self.status) and now - self._written < _WAITING_SECONDS:
+            return
+        self.status.pop("waiting", None)
+        self.say_state(self._state, **({"waiting": text} if text else {}))
 
     def picture(self, step: int, grid: Image.Image, prompts: list[str]) -> None:
         """Keep a grid of samples."""

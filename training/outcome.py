@@ -24,7 +24,8 @@ class Outcome:
             asked = torch.tensor([float(name in wishes) for name in REQUESTS]).to(numbers.device, non_blocking=True)
             numbers = torch.cat([numbers / self._processes, asked])
             torch.distributed.all_reduce(numbers)
-        self._numbers = numbers.to("cpu", non_blocking=True)
+        # Only CUDA has the event below; from other devices a copy that nobody waits for could be read half done.
+        self._numbers = numbers.to("cpu", non_blocking=numbers.is_cuda)
         self._arrived = torch.cuda.Event() if numbers.is_cuda else None
         if self._arrived is not None:
             self._arrived.record()

@@ -13,20 +13,27 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from .patience import Get, at_once
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _PR_SET_PDEATHSIG = 1
+_END = object()
 _AHEAD = 4
 """Results that each process has ready or under way."""
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, get: Get = at_once
+) -> Iterator[Result]:
     """`function` of every item, in their order, computed ahead by `workers` processes, or here if there are none.
 
     Args:
         function: picklable where processes are spawned, not forked (Windows, macOS). What it raises is raised here.
         items: without end, if you like.
+        get: calls what it is given for the next result, and may do so again after an error: the same item then comes
+            again, computed here.
     """
     loader = DataLoader(
         _Calls(function),
@@ -38,9 +45,8 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
         worker_init_fn=_begin,
         generator=torch.Generator(),  # its own, so that starting it draws nothing from the global one
     )
-    for result in loader:
-        if isinstance(result, _Failure):
-            raise result.error
+    following = _Next(iter(loader), _Calls(function))
+    while (result := get(following)) is not _END:
         yield result
 
 
@@ -72,8 +78,8 @@ def _obey_parent(parent: int) -> None:
 class _Failure:
     """An error on its way home: raised in a worker, a DataLoader would drown its message in a traceback."""
 
-    def __init__(self, error: Exception):
-        self.error = error
+    def __init__(self, error: Exception, item):
+        self.error, self.item = error, item
 
 
 class _Calls(Dataset):
@@ -84,7 +90,22 @@ class _Calls(Dataset):
         try:
             return self.function(item)
         except Exception as error:
-            return _Failure(error)
+            return _Failure(error, item)
+
+
+class _Next:
+    """The next result, or `_END`; after a failure, the same item once more."""
+
+    def __init__(self, results: Iterator, calls: _Calls):
+        self._results, self._calls = results, calls
+        self._failed: _Failure | None = None
+
+    def __call__(self):
+        result = next(self._results, _END) if self._failed is None else self._calls[self._failed.item]
+        self._failed = result if isinstance(result, _Failure) else None
+        if self._failed is not None:
+            raise self._failed.error
+        return result
 
 
 def _unchanged(result):

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from ..pixart_core.weightfile import temporary_name
-from .shards import DESCRIPTION, DataError, HashingFile, Shard, ShardInfo
-
-T = TypeVar("T")
+from ..pixart_core.leftovers import temporary_folder
+from ..pixart_core.weightfile import replacing
+from .disk import DiskError
+from .patience import Aside, StoreBusy
+from .shards import DESCRIPTION, DataError, Shard, ShardInfo, hash_file
 
 CACHE_GIGABYTES = 100
 """What the shards of all remote datasets may take in one cache; the least recently used make way."""
-_ATTEMPTS = 3
+STALLED = 20.0
+"""Seconds without a byte after which a transfer is begun anew."""
+_SHORT = 3
+"""How often a file may come shorter than it should be before it is taken for another one: a transfer that is cut off is
+not always noticed."""
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_GONE = (404, 410)
+"""HTTP's words for what is not there, and will not be."""
 
 
 class Place:
@@ -34,26 +42,37 @@ class Place:
         self.is_remote = "://" in self.location
         base = cache or os.environ.get("PIXART_DELTA_CACHE") or Path.home() / ".cache" / "pixart-delta"
         self.cache = Path(base) / "features" / hashlib.sha256(self.location.encode()).hexdigest()[:16]
+        self._short: dict[str, int] = {}
 
     def __str__(self) -> str:
         return self.location
 
-    def describe(self) -> str:
-        """The text of dataset.json.
+    def describe(self) -> bytes:
+        """What dataset.json holds.
 
         Raises:
+            StoreBusy: if it cannot be read now.
             DataError: if there is none.
         """
         if self.is_remote:
-            url = f"{self.location}/{DESCRIPTION}"
-            return _retry(url, lambda: _read(url)).decode()
+            self.cache.mkdir(parents=True, exist_ok=True)
+            with temporary_folder(self.cache / DESCRIPTION) as folder:
+                url = f"{self.location}/{DESCRIPTION}"
+                with _explained(url, self.cache):
+                    _download(url, folder / DESCRIPTION)
+                return (folder / DESCRIPTION).read_bytes()
         try:
-            return Path(self.location, DESCRIPTION).read_text("utf-8")
+            return Path(self.location, DESCRIPTION).read_bytes()
         except OSError as error:
             raise DataError(f"{self} is not a folder of prepared features, which `prepare` makes: {error}") from error
 
     def open(self, info: ShardInfo) -> Shard:
-        """A shard, brought here first if it is elsewhere. The last ones stay open."""
+        """A shard, brought here first if it is elsewhere. The last ones stay open.
+
+        Raises:
+            StoreBusy: if it cannot be brought now.
+            DataError: if it is not there, or damaged.
+        """
         return _open(self._local(info) if self.is_remote else f"{self.location}/{info.name}", info)
 
     def _local(self, info: ShardInfo) -> Path:
@@ -63,16 +82,21 @@ class Place:
                 os.utime(path)
                 return path
         self.cache.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_name(path)
         url = f"{self.location}/{info.name}"
-        try:
-            if _retry(url, lambda: _download(url, temporary)) != info.sha256:
-                raise DataError(f"shard {url} is damaged or not the one that dataset.json lists: copy it there again")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            with _explained(url, self.cache):
+                digest = _download(url, temporary)
+            if digest != info.sha256:
+                self._refuse(url, info, temporary.stat().st_size)
+        self._short.pop(info.name, None)
         _clean(self.cache.parent)
         return path
+
+    def _refuse(self, url: str, info: ShardInfo, size: int) -> None:
+        times = self._short[info.name] = self._short.get(info.name, 0) + 1
+        if size < info.bytes and times < _SHORT:
+            raise StoreBusy(f"{url} cannot be read: it came with {size} of its {info.bytes} bytes")
+        raise DataError(f"shard {url} is damaged or not the one that dataset.json lists: copy it there again")
 
 
 @functools.lru_cache(maxsize=160)  # more than the shards of a shuffled window: opening one takes 0.05 s
@@ -86,37 +110,81 @@ def _clean(folder: Path) -> None:
     LRUCleanup(str(folder), CACHE_GIGABYTES * 10**9, keyfn=os.path.getmtime, interval=None).cleanup()
 
 
-def _read(url: str) -> bytes:
-    import fsspec
-
-    with fsspec.open(url, "rb") as file:
-        return file.read()
-
-
 def _download(url: str, path: Path) -> str:
     """Copy a remote file to `path`; its sha256."""
+    from fsspec.callbacks import Callback
+
+    class Progress(Callback):
+        last = time.monotonic()
+
+        def relative_update(self, inc: int = 1) -> None:
+            self.last = time.monotonic()
+
+    progress = Progress()
+    files, there = _file_system(url)
+    call = Aside(lambda: files.get_file(there, str(path), callback=progress))
+    while not call.wait(0.5):
+        if time.monotonic() - progress.last > STALLED:
+            raise TimeoutError(f"no byte came for {STALLED:.0f} s")
+    if call.error is not None:
+        raise call.error
+    return hash_file(path)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path there."""
     import fsspec
 
-    with fsspec.open(url, "rb") as source, path.open("wb") as file:
-        target = HashingFile(file)
-        shutil.copyfileobj(source, target, 1 << 20)
-        file.flush()
-        os.fsync(file.fileno())
-    return target.digest.hexdigest()
+    scheme = url.partition("://")[0]
+    options = {}
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        # The default ends every transfer after five minutes, however well it comes along.
+        kept = fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)
+        options = {"client_kwargs": {"timeout": timeout, **kept}}
+    return fsspec.core.url_to_fs(url, **options)
 
 
-def _retry(url: str, action: Callable[[], T]) -> T:
-    """What `action` returns, tried again because networks fail."""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return action()
-        except Exception as error:  # each of fsspec's file systems has its own
-            if isinstance(error, ImportError):  # s3fs for s3://, gcsfs for gs:// …
-                scheme = url.partition("://")[0]
-                raise DataError(
-                    f"{scheme}:// needs a package that is not installed here ({error}): install it with pip"
-                ) from error
-            if attempt == _ATTEMPTS or isinstance(error, FileNotFoundError):
-                raise DataError(f"{url} cannot be read: {type(error).__name__} {error}".rstrip()) from error
-            time.sleep(2**attempt)
-    raise AssertionError
+@contextlib.contextmanager
+def _explained(url: str, cache: Path) -> Iterator[None]:
+    """Each of fsspec's file systems has its own errors: which are final, which may pass?
+
+    Raises:
+        StoreBusy: if the file cannot be had now.
+        DataError: if there is none, or the URL's file system is not known here.
+        DiskError: if the disk is full.
+    """
+    try:
+        yield
+    except ImportError as error:  # s3fs for s3://, gcsfs for gs:// …
+        scheme = url.partition("://")[0]
+        raise DataError(
+            f"{scheme}:// needs a package that is not installed here ({error}): install it with pip"
+        ) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise DiskError(
+                f"the disk of the cache {cache} is full: free some space, or set PIXART_DELTA_CACHE to another folder"
+            ) from error
+        problem = f"{url} cannot be read: {type(error).__name__} {error}".rstrip()
+        raise (DataError if _is_final(error) else StoreBusy)(problem) from error
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether asking again is of no use. Some of fsspec's file systems call everything FileNotFoundError, also a server
+    that is busy, which its cause then tells."""
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    statuses = [each.status for each in causes if isinstance(getattr(each, "status", None), int)]
+    if statuses:
+        return all(status in _GONE for status in statuses)
+    if isinstance(error, FileNotFoundError):
+        return not any(isinstance(each, (ConnectionError, TimeoutError)) or _of_network(each) for each in causes)
+    return isinstance(error, (ValueError, TypeError, NotImplementedError)) and not _of_network(error)
+
+
+def _of_network(error: BaseException) -> bool:
+    return any(kind.__module__.partition(".")[0] == "aiohttp" for kind in type(error).__mro__)

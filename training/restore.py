@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from ..pixart_core.convert import summary
 from ..pixart_core.weightfile import CheckpointError
-from .checkpoint import newest_readable
+from .checkpoint import newest_readable, read_facts
 from .config import make_config
 from .contents import place_now
 from .run_dir import RunDir
@@ -45,7 +44,7 @@ def restore(path: str, base: str = "") -> tuple[Task, RunDir, int]:
 def _fill(task: Task, file: Path) -> int:
     try:
         with safe_open(file, "pt") as opened:
-            facts = json.loads((opened.metadata() or {})["training"])
+            facts = read_facts(opened, file)
             if facts["frozen"] != fingerprint(task):
                 raise ValueError(f"the weights it was trained on are not those of base {task.config.base}")
             for part, network in (("model.", task.model), ("ema.", task.ema)):

@@ -10,6 +10,10 @@ tensorboard/     event files
 log.txt          the lines that the console shows
 control/         empty files `stop`, `save`, `sample`: requests, which the run deletes when it takes them
 lock             held by the one process that trains here
+
+Where others may write into the run folder, as into ComfyUI's output folder, a run is given a second, private folder:
+config.json, status.json and control/ are read there, and both files are written to the run folder too, for people.
+Nothing there then says whether the run goes on, and with what.
 """
 
 from __future__ import annotations
@@ -18,15 +22,17 @@ import contextlib
 import errno
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-if os.name == "nt":
-    import msvcrt
-else:
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
 
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
@@ -44,6 +50,22 @@ _SAME_RUN = (
     "wiring",
 )
 """Settings that say what is trained, and on what: they may not change between two halves of a run."""
+_ANY_TIME = (
+    "run",
+    "steps",
+    "models",
+    "workers",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "sample_every",
+    "sample_count",
+    "tensorboard",
+    "gradient_checkpointing",
+    "compile",
+    "sharding",
+)
+"""Settings that say nothing about what the weights become, nor what they are called."""
 _LOCK_OFFSET = 1 << 20
 """On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
 
@@ -61,15 +83,18 @@ class RunDir:
 
     Args:
         path: the folder, which need not exist.
+        private: folder for settings, status and requests, if others may write into `path`.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, private: str | Path = ""):
         self.path = Path(path)
+        self.is_private = bool(private)
+        self._desk = Path(private) if private else self.path
 
     def create(self) -> RunDir:
         """Make the folder and its parts; those that exist stay as they are."""
         for name in _FOLDERS:
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+            (self._place(name) / name).mkdir(parents=True, exist_ok=True)
         return self
 
     @contextlib.contextmanager
@@ -82,7 +107,7 @@ class RunDir:
         Raises:
             RunDirError: if another process trains here.
         """
-        with open(self.path / "lock", "a+") as file:
+        with open(self.path / "lock", "a+", encoding="utf-8") as file:
             deadline = time.monotonic() + patience
             while not _is_free(file):
                 if time.monotonic() > deadline:
@@ -103,10 +128,15 @@ class RunDir:
     def is_running(self) -> bool:
         """Whether a live process trains here, whatever its last status says."""
         try:
-            with open(self.path / "lock", "r+") as file:
+            with open(self.path / "lock", "r+", encoding="utf-8") as file:
                 return not _is_free(file)
         except FileNotFoundError:
             return False
+
+    def has_begun(self) -> bool:
+        """Whether there is something that another run's settings would spoil. A checkpoint that somebody laid into the
+        run folder of a private run without settings is none of it."""
+        return bool(self.checkpoints()) and not (self.is_private and not (self._desk / "config.json").exists())
 
     def check_config(
         self, command: str, config: dict[str, Any], identify: Callable[[str, str], str | None] | None = None
@@ -121,7 +151,7 @@ class RunDir:
         Raises:
             RunDirError: if the folder holds another run.
         """
-        if not self.checkpoints():
+        if not self.has_begun():
             return
         earlier = self.read_config()
         differing = [
@@ -131,10 +161,32 @@ class RunDir:
         ]
         if earlier["command"] != command:
             differing = [f"its command was {earlier['command']}, not {command}"]
+        done = self._steps_taken()
+        if not differing and config.get("steps", 0) <= done:
+            self._check_finished(done, earlier["config"], config)
         if differing:
             raise RunDirError(
                 f"{self.path} holds another run ({'; '.join(differing)}): give it its own settings, choose a new "
                 "folder, or delete it"
+            )
+
+    def _steps_taken(self) -> int:
+        """Of the newest checkpoint."""
+        found = [re.search(r"\d+", file.stem) for file in self.checkpoints()]
+        return max((int(number[0]) for number in found if number), default=0)
+
+    def _check_finished(self, done: int, before: dict[str, Any], now: dict[str, Any]) -> None:
+        """With no step left, another setting would change nothing but what the result is called."""
+        differing = [
+            f"{name} was {before[name]!r} and is {now[name]!r}"
+            for name in before.keys() & now.keys() - {*_ANY_TIME, *_SAME_RUN}
+            if before[name] != now[name]
+        ]
+        if differing:
+            raise RunDirError(
+                f"{self.path} has taken all of its {done} steps, so nothing would be trained with other settings "
+                f"({'; '.join(sorted(differing))}): raise steps to go on with them, choose a new folder, or give "
+                "its own settings"
             )
 
     @staticmethod
@@ -160,10 +212,8 @@ class RunDir:
             contents: names of what base and data hold, by setting.
         """
         self.check_config(command, config, identify)
-        _write(
-            self.path / "config.json",
-            {"command": command, "config": config} | ({"contents": dict(contents)} if contents else {}),
-        )
+        about = {"command": command, "config": config}
+        self._publish("config.json", about | ({"contents": dict(contents)} if contents else {}))
 
     def read_config(self) -> dict[str, Any]:
         """{"command", "config", "contents"} of the run; contents only where it was known.
@@ -175,7 +225,7 @@ class RunDir:
 
     def write_status(self, state: str, **values: Any) -> None:
         """Replace the status. `values` are those of `training/monitor.py`: step, steps, loss, message, …"""
-        _write(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **values})
+        self._publish("status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **values})
 
     def read_status(self) -> dict[str, Any]:
         """The last status. After a `kill -9` it still says "running": `is_running` knows better.
@@ -191,21 +241,31 @@ class RunDir:
             file.write(json.dumps(values) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics; a last one that is being written is left out."""
-        try:
-            lines = (self.path / "metrics.jsonl").read_text("utf-8").splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        """All lines of metrics. A last one that is being written is left out, and so is a damaged one, as a loss of
+        power leaves it."""
+        return self._metrics()[0]
 
-    def forget_metrics(self, after: int) -> None:
-        """Drop the lines of steps that a run resumed at step `after` takes again."""
-        kept = [line for line in self.metrics() if line["step"] <= after]
+    def _metrics(self) -> tuple[list[dict[str, Any]], int]:
+        """All lines that can be read, and how many cannot."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return [], 0
+        rows = [_metrics_line(line) for line in lines if line.endswith(b"\n")]
+        good = [row for row in rows if row is not None]
+        return good, len(rows) - len(good)
+
+    def forget_metrics(self, after: int) -> int:
+        """Drop the lines of steps that a run resumed at step `after` takes again, and those that cannot be read; how
+        many the latter were."""
+        lines, damaged = self._metrics()
+        kept = [line for line in lines if line["step"] <= after]
         file = self.path / "metrics.jsonl"
         if file.exists():
             temporary = file.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
             temporary.replace(file)
+        return damaged
 
     def append_log(self, line: str) -> None:
         """Add a line (or several) to log.txt."""
@@ -221,17 +281,18 @@ class RunDir:
         """
         if name not in REQUESTS:
             raise ValueError(f"no request {name!r}: choose one of {', '.join(REQUESTS)}")
-        self.read_config()
-        (self.path / "control").mkdir(exist_ok=True)
-        (self.path / "control" / name).touch()
+        if not self.is_private:
+            self.read_config()
+        (self._desk / "control").mkdir(exist_ok=True)
+        (self._desk / "control" / name).touch()
 
     def requests(self) -> list[str]:
         """What was asked for and not yet taken."""
-        return [name for name in REQUESTS if (self.path / "control" / name).exists()]
+        return [name for name in REQUESTS if (self._desk / "control" / name).exists()]
 
     def take(self, name: str) -> None:
         """Delete a request, because it is being done."""
-        (self.path / "control" / name).unlink(missing_ok=True)
+        (self._desk / "control" / name).unlink(missing_ok=True)
 
     def checkpoint(self, step: int) -> Path:
         """File of the checkpoint after `step` steps."""
@@ -250,19 +311,44 @@ class RunDir:
         return sorted((self.path / "samples").glob("step_*.png"))
 
     def remove_leftovers(self) -> None:
-        """Delete half-written files of a process that was killed; call it while holding the lock."""
-        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
-            for file in folder.glob("*.tmp"):
-                file.unlink()
+        """Delete half-written files of a process that was killed; call it while holding the lock. (What weights are
+        written in is a folder with a lock of its own: see pixart_core/leftovers.py.)"""
+        for folder in (self.path, self._desk, *(self._place(name) / name for name in _FOLDERS)):
+            for file in (*folder.glob("*.tmp"), *folder.glob(".tmp??????")):  # the latter safetensors' own, of before
+                if file.is_file():
+                    file.unlink()
+
+    def _place(self, name: str) -> Path:
+        """The folder that one of `_FOLDERS`, or a file that is read, is in."""
+        return self._desk if name in ("control", "config.json", "status.json") else self.path
+
+    def _publish(self, name: str, values: dict[str, Any]) -> None:
+        """Replace a JSON file where it is read, and its copy for people."""
+        _write(self._desk / name, values)
+        if self.is_private:
+            with contextlib.suppress(OSError):  # whatever lies there instead
+                _write(self.path / name, values)
 
     def _read(self, name: str) -> dict[str, Any]:
-        file = self.path / name
+        file = self._place(name) / name
         try:
-            return json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
+            values = json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
+            if not isinstance(values, dict):
+                raise ValueError("it holds no named values")
+            return values
         except FileNotFoundError as error:
             raise RunDirError(f"{self.path} holds no run: there is no {name}") from error
-        except ValueError as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunDirError(f"{file} is damaged ({error}): delete it") from error
+
+
+def _metrics_line(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    good = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("loss"), (int, float))
+    return row if good else None
 
 
 def _write(file: Path, values: dict[str, Any]) -> None:
@@ -290,10 +376,12 @@ def _is_free(file: IO[str]) -> bool:
     if problem not in _NO_LOCKS:
         return problem is None
     file.seek(0)
-    holder = file.read().removeprefix("process ")
+    holder = file.read(64).removeprefix("process ")
+    if fcntl is None:
+        return not holder  # to ask for a process by signal 0 would be Ctrl-C there
     try:
         os.kill(int(holder), 0)
-    except (ValueError, OSError):
+    except (ValueError, OSError, OverflowError):
         return True
     return int(holder) == os.getpid()
 
@@ -301,7 +389,7 @@ def _is_free(file: IO[str]) -> bool:
 def _lock(file: IO[str]) -> int | None:
     """Take a file's lock; the number of the error if it cannot be had."""
     try:
-        if os.name == "nt":
+        if fcntl is None:
             file.seek(_LOCK_OFFSET)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:

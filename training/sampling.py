@@ -12,21 +12,29 @@ from ..pixart_core.sampling import GUIDANCE, guided, plan_steps
 from ..pixart_core.sampling import sample as denoise
 from ..pixart_core.vae import decode, load_vae, to_pil
 from .data import FeatureDataset
+from .patience import Patience
 from .task import Task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_PATIENCE = 20.0
+"""Seconds."""
 _COLUMNS = 4
 _CONDITIONS = ("caption", "caption_mask", "image_size", "aspect_ratio", "hint")
 
 
 def draw_examples(task: Task, count: int) -> tuple[Image, list[str]] | None:
     """A grid of at most `count` pictures for the data's own captions, the same ones every time, and these captions;
-    None where `models` names no pipeline folder to decode them with."""
+    None where `models` names no pipeline folder to decode them with.
+
+    Raises:
+        StoreBusy: if the data's store does not answer soon; samples are not worth a training's waiting.
+    """
     if not task.config.models:
         return None
-    batch, captions = FeatureDataset(task.config.data).examples(count, task.needs_hint)
+    data = FeatureDataset(task.config.data, patience=Patience(limit=_PATIENCE))
+    batch, captions = data.examples(count, task.needs_hint)
     return draw_grid(task, batch, load_vae(task.config.models, device=task.device)), captions
 
 

@@ -10,6 +10,12 @@ from typing import Any, ClassVar, get_type_hints
 
 _EDGES = ("hints", "hed")
 """The one value of a setting of paths that is none."""
+_TEXT_LIMIT = 4096
+"""Characters of a text: as many as a path may have."""
+_DEPTH_LIMIT, _PARTS_LIMIT = 4, 10_000
+"""Of a setting that is a list or an object: levels, and values in all."""
+_EXACT = 2**53
+"""Beyond, JSON's readers no longer know a whole number exactly."""
 
 
 class ConfigError(ValueError):
@@ -56,16 +62,62 @@ class Settings:
         return dataclasses.replace(self, **{name: os.path.abspath(os.path.expanduser(x)) for name, x in local.items()})
 
 
+def is_number(value: Any) -> bool:
+    """Whether this is a number that JSON and a float can say: no infinity, no NaN, no true, nothing beyond 1e308."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # 10**400
+        return False
+
+
 def _check(name: str, value: Any, kind: type, limits: Any) -> None:
     wanted = (int, float) if kind is float else kind
     if not isinstance(value, wanted) or isinstance(value, bool) and kind is not bool:
         noun = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, kind.__name__)
-        raise ConfigError(f"{name} is {value!r}: {noun} is wanted")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{name} is {value}: a finite number is wanted")
+        raise ConfigError(f"{name} is {_short(value)}: {noun} is wanted")
+    if kind in (int, float) and not is_number(value):
+        raise ConfigError(f"{name} is {_short(value)}: a finite number is wanted")
+    if isinstance(value, str) and (len(value) > _TEXT_LIMIT or "\0" in value):
+        raise ConfigError(
+            f"{name} is {value!r:.200}: a text of at most {_TEXT_LIMIT} characters, without NUL, is wanted"
+        )
+    if isinstance(value, (dict, list)):
+        _check_parts(name, value)
     if "choices" in limits and value not in limits["choices"]:
-        raise ConfigError(f"{name} is {value!r}: choose one of {', '.join(limits['choices'])}")
+        raise ConfigError(f"{name} is {_short(value)}: choose one of {', '.join(limits['choices'])}")
     if "low" in limits and value < limits["low"] or "high" in limits and value > limits["high"]:
         raise ConfigError(
-            f"{name} is {value}: it must be between {limits.get('low', '-∞')} and {limits.get('high', '∞')}"
+            f"{name} is {_short(value)}: it must be between {limits.get('low', '-∞')} and {limits.get('high', '∞')}"
         )
+
+
+def _check_parts(name: str, value: Any) -> None:
+    """Raises ConfigError on what is in a list or object, however deep, and is no plain value of a sane size."""
+    level, seen = [value], 0
+    for _ in range(_DEPTH_LIMIT):
+        level = [part for each in level for part in (_items(name, each) if isinstance(each, (dict, list)) else ())]
+        seen += len(level)
+        if seen > _PARTS_LIMIT:
+            raise ConfigError(f"{name} has more than {_PARTS_LIMIT} values")
+        for part in level:
+            plain = part is None or isinstance(part, (bool, dict, list))
+            plain = plain or isinstance(part, str) and len(part) <= _TEXT_LIMIT and "\0" not in part
+            if not plain and not (is_number(part) and (isinstance(part, float) or abs(part) <= _EXACT)):
+                raise ConfigError(f"{name} holds {_short(part)}: finite numbers and short texts are wanted")
+    if any(isinstance(part, (dict, list)) for part in level):
+        raise ConfigError(f"{name} is nested more than {_DEPTH_LIMIT} levels deep")
+
+
+def _items(name: str, value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    if not all(isinstance(key, str) and len(key) <= _TEXT_LIMIT for key in value):
+        raise ConfigError(f"{name} has a name in it that is no short text")
+    return list(value.values())
+
+
+def _short(value: Any) -> str:
+    """A value for a message; the digits of an endless whole number take Python minutes, or it refuses."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**20:
+        return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
+    return f"{value!r:.200}"

@@ -3,6 +3,7 @@
 <key>.moments.npy   (8, h, w) half: mean and deviation of the latent, unscaled; (4, h, w) from an autoencoder without
 <key>.caption.npy   (tokens, width) half: the embeddings of all wordings one after the other, real tokens only
 <key>.hint.npy      as moments, of the hint picture; only if the dataset has hints
+<key>.crc32         JSON: zlib's crc32 of each of the others; not in shards of earlier versions
 <key>.json          height, width (of the original, px), bucket (height, width, px), ratio (key of the bucket),
                     captions, tokens (of each wording), source
 """
@@ -14,10 +15,11 @@ import hashlib
 import io
 import json
 import math
-import mmap
 import os
 import re
 import tarfile
+import threading
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..pixart_core.weightfile import save_json, sync, temporary_name
+from ..pixart_core.weightfile import replacing, save_json
 
 KIND = "pixart_delta_features"
 VERSION = 2
@@ -51,6 +53,11 @@ class ShardInfo:
 
     def __post_init__(self) -> None:
         # A description may come from a stranger's server, and both become parts of paths.
+        numbers = (*self.bucket, self.count, self.bytes)
+        if len(self.bucket) != 2 or not all(type(each) is int and each > 0 for each in numbers):
+            raise DataError(f"{DESCRIPTION} lists shard {self.name!r} with numbers that cannot be: {numbers}")
+        if not isinstance(self.name, str) or not isinstance(self.sha256, str):
+            raise DataError(f"{DESCRIPTION} lists a shard whose name or checksum is no text: {self.name!r}")
         if not re.fullmatch(r"\w[\w.-]*", self.name) or not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise DataError(
                 f"{DESCRIPTION} lists a shard of the name {self.name!r} and checksum {self.sha256!r}: names are plain, "
@@ -59,7 +66,10 @@ class ShardInfo:
 
 
 class Shard:
-    """A tar file, mapped: a sample is read when it is asked for, in any order, by any number of processes."""
+    """A tar file: a sample is read when it is asked for, in any order, by any number of processes and threads.
+
+    It is read and not mapped: a mapped file that somebody cuts short ends the process without a word.
+    """
 
     def __init__(self, path: Path, info: ShardInfo):
         self.path, self.info = path, info
@@ -67,12 +77,12 @@ class Shard:
             size = path.stat().st_size
             if size != info.bytes:
                 raise self.error(f"is damaged: it has {size} of its {info.bytes} bytes")
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                with tarfile.open(fileobj=file, mode="r:") as tar:
-                    members = [(member.name, member.offset_data, member.size) for member in tar]
+            self._file = path.open("rb", buffering=0)
+            with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+                members = [(member.name, member.offset_data, member.size) for member in tar]
         except (OSError, tarfile.TarError) as error:
             raise self.error(f"cannot be read: {error}") from error
+        self._turn = threading.Lock()
         self._samples: dict[str, dict[str, tuple[int, int]]] = {}
         for name, offset, size in members:
             key, _, part = name.partition(".")
@@ -85,29 +95,50 @@ class Shard:
         """Parts of sample `row` in the order of the file: arrays for .npy, parsed for json.
 
         Raises:
-            DataError: naming the file and the sample.
+            DataError: naming the file and the sample; also if a part is not what its checksum says.
         """
         key = self.keys[row]
+        places = self._samples[key]
         try:
-            return {part: _decode(part, self._map, *self._samples[key][part]) for part in parts}
+            sums = json.loads(self._bytes(*places["crc32"])) if "crc32" in places else None
+            out = {}
+            for part in parts:
+                data = self._bytes(*places[part])
+                if sums is not None and sums[part] != zlib.crc32(data):
+                    raise ValueError(f"{part} is not what was written")
+                out[part] = _decode(part, data)
+            return out
         except KeyError as error:
             raise self.error(f"has no {error} for sample {key}") from error
-        except (ValueError, EOFError) as error:
+        except (OSError, ValueError, TypeError, EOFError, RecursionError) as error:
             raise self.error(f"is damaged at sample {key}: {error}") from error
+
+    def _bytes(self, start: int, end: int) -> bytearray:
+        """A part of the file. Forked processes share where a file is read, so that it is said each time."""
+        data = bytearray(end - start)
+        if hasattr(os, "preadv"):
+            count = os.preadv(self._file.fileno(), [data], start)
+        else:
+            with self._turn:
+                self._file.seek(start)
+                count = self._file.readinto(data)
+        if count != len(data):
+            raise ValueError("the file ends there, shorter than it was")
+        return data
 
     def error(self, problem: str) -> DataError:
         """An error about this file, with the way out."""
         return DataError(f"shard {self.path} {problem}. Run `prepare` again on its folder: it makes bad shards anew")
 
 
-def _decode(part: str, data: mmap.mmap, start: int, end: int) -> Any:
+def _decode(part: str, data: bytearray) -> Any:
     if part == "json":
-        return json.loads(data[start:end])
-    begin = start + _NPY_PREFIX + int.from_bytes(data[start + _NPY_PREFIX - 2 : start + _NPY_PREFIX], "little")
-    shape, order, dtype = _array_header(data[start:begin])
-    if math.prod(shape) * dtype.itemsize != end - begin:
-        raise ValueError(f"{part} holds {end - begin} bytes for an array {shape} of {dtype}")
-    return np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape, order=order).copy()
+        return json.loads(data)
+    begin = _NPY_PREFIX + int.from_bytes(data[_NPY_PREFIX - 2 : _NPY_PREFIX], "little")
+    shape, order, dtype = _array_header(bytes(data[:begin]))
+    if math.prod(shape) * dtype.itemsize != len(data) - begin:
+        raise ValueError(f"{part} holds {len(data) - begin} bytes for an array {shape} of {dtype}")
+    return np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape, order=order)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -144,6 +175,15 @@ class HashingFile:
         return self.file.write(data)
 
 
+def _with_checksums(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample's parts as bytes, and their checksums."""
+    from webdataset.writer import make_encoder
+
+    parts = make_encoder(True)(dict(sample))
+    sums = {name: zlib.crc32(data) for name, data in parts.items() if not name.startswith("_")}
+    return {**parts, "crc32": json.dumps(sums).encode()}
+
+
 def write_shard(folder: Path, name: str, bucket: tuple[int, int], samples: Iterable[Mapping[str, Any]]) -> ShardInfo:
     """Write a tar file that appears under `name` only when it is complete and on the disk. Equal samples, equal bytes.
 
@@ -152,20 +192,13 @@ def write_shard(folder: Path, name: str, bucket: tuple[int, int], samples: Itera
     """
     import webdataset
 
-    temporary = temporary_name(folder / name)
     count = 0
-    try:
-        with temporary.open("wb") as file:
-            stream = HashingFile(file)
-            with webdataset.TarWriter(stream, mtime=0) as tar:
-                for sample in samples:
-                    tar.write(sample)
-                    count += 1
-            file.flush()
-            sync(file.fileno())
-        os.replace(temporary, folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(folder / name) as temporary, temporary.open("wb") as file:
+        stream = HashingFile(file)
+        with webdataset.TarWriter(stream, mtime=0, encoder=_with_checksums) as tar:
+            for sample in samples:
+                tar.write(sample)
+                count += 1
     return ShardInfo(name, tuple(bucket), count, stream.bytes, stream.digest.hexdigest())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,17 +19,31 @@ import torch
 from torch import Tensor
 
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.text import MAX_LENGTH, T5_VOCABULARY, find_text_encoder, normalize_prompt
+from ...pixart_core.text import T5_VOCABULARY, find_text_encoder, normalize_prompt
 from ...pixart_core.tokenizer import load_tokenizer
 from ...pixart_core.weightfile import CheckpointError, WeightFile, open_weights
-from .ui import say
+from .tokens import cut_tokens
 
 _SCALES = {"int8_tensorwise": {"per_channel": True}, "float8_e4m3fn": {"scale": "recalculate"}}
 """How finely a weight is scaled: int8 by rows, fp8 as a whole."""
 
 
+_EMBEDDING = re.compile(r"((?:^|(?<=[\s(]))embedding:[^\s:()]+)")
+"""How ComfyUI's prompts name a textual inversion: the name of a file, to which no rule for words applies."""
+
+
+def prompt_text(text: str, clean_caption: bool = False) -> str:
+    """`normalize_prompt` of the words of a prompt; the names of embeddings in it stay as they are written."""
+    parts = _EMBEDDING.split(text)
+    for index in range(0, len(parts), 2):  # the odd ones are names
+        words = parts[index].strip()
+        if words:
+            parts[index] = parts[index].replace(words, normalize_prompt(words, clean_caption))
+    return "".join(parts).strip()
+
+
 class T5Tokenizer(comfy.sd1_clip.SDTokenizer):
-    """ComfyUI's tokenizer wrapper with PixArt's prompt rules: lower case, at most 120 tokens, no padding.
+    """ComfyUI's tokenizer wrapper with PixArt's prompt rules: lower case, at most 120 tokens, no padding of its own.
 
     Without padding no attention mask is needed: cross-attention sees the prompt's own tokens only.
     """
@@ -51,17 +64,8 @@ class T5Tokenizer(comfy.sd1_clip.SDTokenizer):
         )
 
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> list[list[tuple]]:
-        tokens = super().tokenize_with_weights(normalize_prompt(text), return_word_ids, **kwargs)[0]
-        if len(tokens) > MAX_LENGTH:
-            cut = self.tokenizer.decode(
-                [token[0] for token in tokens[MAX_LENGTH - 1 : -1] if isinstance(token[0], int)]
-            )
-            say(
-                f"the prompt has {len(tokens)} tokens and PixArt reads {MAX_LENGTH}; this was cut off: {cut!r}",
-                logging.WARNING,
-            )
-            tokens = tokens[: MAX_LENGTH - 1] + tokens[-1:]
-        return [tokens]
+        tokens = super().tokenize_with_weights(prompt_text(text), return_word_ids, **kwargs)[0]
+        return [cut_tokens(tokens, self)]
 
 
 def load_clip(path: str, quantization: str = "none", disable_dynamic: bool = False):

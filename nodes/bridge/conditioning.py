@@ -5,8 +5,9 @@ from __future__ import annotations
 import comfy.model_management as memory
 import torch
 
-from ...pixart_core.text import normalize_prompt
+from .clip import prompt_text
 from .model import null_caption
+from .tokens import pixart_tokens
 
 
 def encode_prompts(
@@ -17,20 +18,21 @@ def encode_prompts(
     Args:
         clip: a CLIP that holds a T5.
         width, height: of the picture in px, for the micro-conditions; 0 = of the latent that will be sampled.
-        null_from: MODEL whose learned null caption replaces the negative prompt, cut to the prompt's own length: the
-            authors run both halves under the prompt's mask.
+        null_from: MODEL whose learned null caption replaces the negative prompt. It has the prompt's own length (the
+            authors run both halves under the prompt's mask), and the hooks and schedule that ComfyUI encodes with it.
     """
     size = {"width": width, "height": height} if width and height else {}
     positive = _encode(clip, prompt, clean_caption, size)
     if null_from is None:
         return positive, _encode(clip, negative, clean_caption, size)
-    caption = null_caption(null_from, positive[0][0].shape[1]).to(positive[0][0])
-    return positive, [[caption, {"pooled_output": None, **size}]]
+    return positive, [
+        [null_caption(null_from, caption.shape[1]).to(caption), {**values}] for caption, values in positive
+    ]
 
 
 def _encode(clip, text: str, clean_caption: bool, size: dict) -> list:
     # Brackets are part of a sentence here: the stock CLIPTextEncode reads them as weights, PixArt was not trained so.
-    tokens = clip.tokenize(normalize_prompt(text, clean_caption), disable_weights=True)
+    tokens = pixart_tokens(clip, prompt_text(text, clean_caption), disable_weights=True)
     return clip.encode_from_tokens_scheduled(tokens, add_dict=size)
 
 

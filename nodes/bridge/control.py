@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 
 import comfy.controlnet
 import comfy.latent_formats
@@ -11,7 +10,6 @@ import comfy.model_management as memory
 import comfy.ops
 import numpy as np
 import torch
-import torch.nn.functional as F
 from comfy_execution.graph_utils import ExecutionBlocker
 from PIL import Image
 from torch import Tensor, nn
@@ -19,12 +17,10 @@ from torch import Tensor, nn
 from ...pixart_core.checkpoint import read_controlnet
 from ...pixart_core.controlnet import WIRINGS, ControlNetTransformer, hint_rgb
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.resolution import resize_and_crop
-from ...pixart_core.vae import FACTOR
-from .model import PixArtDeltaConfig, PixArtUNet, aspect_ratio, attention_for, load_model, pick_dtypes
+from .conds import aspect_ratio
+from .hint import RESIZE, RESIZE_MODES, VAE, pixart_control
+from .model import PixArtDeltaConfig, PixArtUNet, attention_for, load_model, pick_dtypes
 from .sampling import watch_sampling
-
-RESIZE_MODES = ("crop", "stretch", "pad")
 
 
 class HostedControl(nn.Module):
@@ -35,133 +31,68 @@ class HostedControl(nn.Module):
         self.net, self.dtype = net, dtype
 
     def forward(
-        self, x, hint, timesteps, context, base, exact_timesteps, options, c_size=None, c_ar=None, c_mask=None
+        self,
+        x,
+        hint,
+        timesteps,
+        context,
+        control_base=None,
+        transformer_options=None,
+        c_size=None,
+        c_ar=None,
+        c_mask=None,
+        **_others,
     ) -> dict:
-        """Residuals under "input": ComfyUI's samplers merge and batch them, `PixArtUNet` adds i after block i.
+        """Residuals under "input", which ComfyUI's samplers merge and batch; `PixArtUNet` adds i after block i.
+
+        Each is a map (B, hidden, h, w) of the tokens, because other packs multiply residuals by masks of pictures.
 
         Args:
-            timesteps: rounded to the compute dtype by ComfyUI, therefore not used.
-            base: weak reference to the `PixArtUNet` that is sampling.
+            control_base: weak reference to the model that is sampling, whose first block and embedders are used.
+            _others: what nodes tell ControlNets of other families, such as `control_type`.
+
+        Raises:
+            ValueError: when the model that is sampling was not loaded by us: it would ignore the control.
         """
-        attention = functools.partial(attention_for(x.device), transformer_options=options)
-        return {
-            "input": self.net(
-                base(),
-                x,
-                exact_timesteps,
-                context,
-                hint,
-                c_mask,
-                c_size,
-                aspect_ratio(x, c_size, c_ar),
-                attention=attention,
-            )
-        }
-
-
-class PixArtControl(comfy.controlnet.ControlNet):
-    """ComfyUI's ControlNet around ours. The base model, which embeds the hint, is the one that is sampling."""
-
-    def __init__(self, net: HostedControl | None = None, load_device=None):
-        super().__init__(
-            net,
-            compression_ratio=1,
-            latent_format=comfy.latent_formats.SD15(),
-            load_device=load_device,
-            extra_conds=["c_size", "c_ar", "c_mask"],
-        )
-        self.resize = RESIZE_MODES[0]
-
-    def copy(self) -> PixArtControl:
-        other = PixArtControl(load_device=self.load_device)
-        other.control_model, other.control_model_wrapped = self.control_model, self.control_model_wrapped
-        other.resize = self.resize
-        self.copy_to(other)
-        return other
-
-    def pre_run(self, model, percent_to_timestep_function) -> None:
-        _require_fit(self.control_model.net, model.diffusion_model)
-        super().pre_run(model, percent_to_timestep_function)
-        self.manual_cast_dtype = model.get_dtype_inference()
-        self.set_extra_arg("base", weakref.ref(model.diffusion_model))
-
-    def cleanup(self) -> None:
-        for name in ("base", "exact_timesteps", "options"):
-            self.extra_args.pop(name, None)
-        super().cleanup()
-
-    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        start, end = self.timestep_range
-        size = x_noisy.shape[-2:]
-        if end <= t[0] <= start and (self.cond_hint is None or self.cond_hint.shape[-2:] != size):
-            self.cond_hint = self._encode_hint(*size).to(x_noisy.device, self.manual_cast_dtype)
-        self.set_extra_arg("exact_timesteps", self.model_sampling_current.timestep(t).float())
-        self.set_extra_arg("options", transformer_options)
-        return super().get_control(x_noisy, t, cond, batched_number, transformer_options)
-
-    def _encode_hint(self, height: int, width: int) -> Tensor:
-        """The hint picture as the latent (B, 4, height, width) that the base model embeds."""
-        channels = self.control_model.net.config.in_channels
-        if self.vae is None:
+        model = control_base() if control_base is not None else None
+        if model is None:
             raise ValueError(
-                "PixArt's ControlNet reads its hint through the autoencoder: connect the vae input of the "
-                "node that applies it"
+                "a PixArt ControlNet steers models of PixArt-δ Model Loader only: load the transformer with it"
             )
-        if self.vae.latent_channels != channels:
-            raise ValueError(
-                f"the VAE of the hint makes latents of {self.vae.latent_channels} channels, PixArt-α/δ "
-                f"takes {channels}: connect the VAE that decodes your pictures (Stable Diffusion 1.x's)"
-            )
-        picture = fit_hint(hint_rgb(self.cond_hint_original), height * FACTOR, width * FACTOR, self.resize)
-        loaded = memory.loaded_models(only_currently_used=True)
-        latent = self.vae.encode(picture.movedim(1, -1))
-        memory.load_models_gpu(loaded)
-        if not latent.isfinite().all():
-            raise ValueError("the autoencoder made NaN of the hint: its weights are damaged, or its dtype overflows")
-        return self.latent_format.process_in(latent)
-
-
-def _require_fit(net: ControlNetTransformer, base) -> None:
-    """Raise ValueError when the model that is sampling is not the kind that this control steers."""
-    if not isinstance(base, PixArtUNet):
-        raise ValueError(
-            f"a PixArt ControlNet steers models of PixArt-δ Model Loader only, and this MODEL holds a "
-            f"{type(base).__name__}: load the transformer with PixArt-δ Model Loader"
+        unet = _on_device(model, x.device)
+        residuals = self.net(
+            unet,
+            x.float(),
+            timesteps,
+            context.to(model.product_dtype()),
+            hint.float(),
+            c_mask,
+            c_size,
+            aspect_ratio(c_size, c_ar),
+            attention=functools.partial(attention_for(x.device), transformer_options=transformer_options or {}),
         )
-    own, other = net.config, base.config
-    if (own.hidden_size, own.num_heads) != (other.hidden_size, other.num_heads):
-        raise ValueError(
-            f"this ControlNet is for a base model of hidden size {own.hidden_size} with {own.num_heads} "
-            f"heads, the MODEL has {other.hidden_size} with {other.num_heads}: load the ControlNet that "
-            "was trained on this model"
-        )
-    try:
-        net.check_copies(other, len(net.controlnet))
-    except ValueError as error:
-        raise ValueError(
-            f"this ControlNet does not fit a MODEL of {other.depth} blocks ({error}): load the ControlNet "
-            "that was trained on this model"
-        ) from error
+        rows = -(-x.shape[-2] // unet.config.patch_size)
+        return {"input": [None if tokens is None else token_map(tokens, rows) for tokens in residuals]}
 
 
-def fit_hint(hint: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """(B, C, h, w) -> (B, C, height, width): "crop" covers and cuts, "stretch" distorts, "pad" adds black borders."""
-    if mode == "crop" or hint.shape[-2:] == (height, width):
-        return resize_and_crop(hint, height, width)
-    if mode == "stretch":
-        return F.interpolate(hint, (height, width), mode="bilinear")
-    scale = min(height / hint.shape[-2], width / hint.shape[-1])
-    inner = [
-        min(max(round(side * scale), 1), limit) for side, limit in zip(hint.shape[-2:], (height, width), strict=True)
-    ]
-    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
-    return F.pad(
-        F.interpolate(hint, inner, mode="bilinear"), (left, width - inner[1] - left, top, height - inner[0] - top)
-    )
+def token_map(tokens: Tensor, rows: int) -> Tensor:
+    """(B, rows · columns, C) -> (B, C, rows, columns), a view; `PixArtUNet` takes it back."""
+    return tokens.unflatten(1, (rows, -1)).movedim(-1, 1)
 
 
-def load_control(path: str, dtype: str = "default") -> PixArtControl:
-    """A CONTROL_NET from any file of `pixart_core.read_controlnet`.
+def _on_device(model, device: torch.device) -> PixArtUNet:
+    """The transformer of a model, or its copy on another device where ComfyUI samples on several."""
+    for patcher in model.current_patcher.get_additional_models_with_key("multigpu"):
+        if patcher.load_device == device:
+            return patcher.model.diffusion_model
+    return model.diffusion_model
+
+
+def load_control(path: str, dtype: str = "default", vae=None):
+    """A CONTROL_NET, of ComfyUI's own class, from any file of `pixart_core.read_controlnet`.
+
+    Args:
+        vae: reads the hints of nodes that apply the control without a VAE.
 
     Raises:
         pixart_core.CheckpointError: when the file is something else or damaged; says what it is.
@@ -170,7 +101,19 @@ def load_control(path: str, dtype: str = "default") -> PixArtControl:
     device = memory.get_torch_device()
     weights, _ = pick_dtypes(dtype, device, state, PixArtDeltaConfig.supported_inference_dtypes)
     net = WIRINGS[wiring](config, copies, dtype=weights, operations=comfy.ops.manual_cast).eval()
-    control = PixArtControl(HostedControl(net, weights), device)
+    control = comfy.controlnet.ControlNet(
+        HostedControl(net, weights),
+        compression_ratio=1,
+        latent_format=comfy.latent_formats.SD15(),
+        load_device=device,
+        # ComfyUI rounds the timestep to this dtype; HostedControl computes in the model's.
+        manual_cast_dtype=torch.float32,
+        extra_conds=["control_base", "transformer_options", "c_size", "c_ar", "c_mask"],
+    )
+    # For hints that ComfyUI itself resizes: those of areas. The others see `bridge.hint`.
+    control.upscale_algorithm = "area"
+    if vae is not None:
+        control.set_extra_arg(VAE, vae)
     net.load_state_dict(state, strict=True, assign=control.control_model_wrapped.is_dynamic())
     return control
 
@@ -185,7 +128,7 @@ def load_base(path: str, dtype: str):
 def apply_control(
     positive: list,
     negative: list,
-    control: PixArtControl,
+    control,
     image: Tensor,
     vae,
     strength: float,
@@ -196,12 +139,13 @@ def apply_control(
     """Both conditionings with the control on top of those they already have; at strength 0 unchanged.
 
     Args:
+        control: a CONTROL_NET.
         image: (B, H, W, C), one hint for all or one for each picture of the batch.
 
     Raises:
         ValueError: on a CONTROL_NET that is not ours, or a hint that cannot be used.
     """
-    if not isinstance(control, PixArtControl):
+    if pixart_control(control) is None:
         raise ValueError(
             f"this CONTROL_NET is a {type(control).__name__}, not a PixArt ControlNet: load one with "
             "PixArt-δ ControlNet Loader, or use the stock node Apply ControlNet"
@@ -219,7 +163,8 @@ def apply_control(
             previous = values.get("control")
             if previous not in applied:
                 copy = control.copy().set_cond_hint(hint, strength, (start_percent, end_percent), vae=vae)
-                copy.resize = resize
+                if resize != RESIZE_MODES[0]:
+                    copy.set_extra_arg(RESIZE, resize)
                 applied[previous] = copy.set_previous_controlnet(previous)
             out.append([caption, {**values, "control": applied[previous], "control_apply_to_uncond": False}])
         return out

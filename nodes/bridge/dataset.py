@@ -16,7 +16,7 @@ from comfy.utils import ProgressBar
 from ...training.jobs import Job
 from ...training.prepare.sources import Source, caption_files, read_sources
 from . import jobs
-from .paths import allowed_roots, is_allowed
+from .paths import is_allowed, leave
 from .training import node_settings
 from .ui import show
 
@@ -55,7 +55,7 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
         JobError: if the pictures have changed while a training reads the dataset.
         ValueError: if no picture can be used.
     """
-    settings = node_settings("prepare", values, more) | {"only_inside": [str(root) for root in allowed_roots()]}
+    settings = node_settings("prepare", values, more) | {"only_inside": leave()}
     sources = _sources(settings)
     job = _queued(settings, name, _stamp(settings, sources))
     folder = jobs.queue().dataset(job)
@@ -72,7 +72,7 @@ def _queued(settings: dict[str, Any], name: str, stamp: str) -> Job:
     job = queue.same("prepare", settings, name)
     if job is None:
         job = queue.create("prepare", settings, name, jobs.device(), stamp=stamp)
-    elif job.state == "failed" or job.state == "done" and (job.stamp != stamp or not queue.results(job)):
+    elif job.state == "failed" or job.state == "done" and (job.stamp != stamp or not queue.result(job)):
         job = queue.again(job.id, stamp)
     jobs.watcher().wake()
     return job

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,9 @@ import folder_paths
 from server import PromptServer
 
 from ...training.config import TRAININGS
-from ...training.jobs import Job, Queue, count_of, last_line, process
+from ...training.jobs import Job, JobError, Queue, count_of, import_jobs, is_number, last_line, plain_text, process
+from ...training.prepare.inside import is_inside
+from .paths import check_start
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +28,43 @@ _BUSY, _IDLE = 0.5, 2.0
 _NUMBERS = ("step", "steps", "loss", "learning_rate", "seconds_per_step", "seconds_left", "memory")
 
 
-@functools.cache
+_making = threading.Lock()
+
+
 def queue() -> Queue:
-    """This server's queue: output/pixart_delta/training."""
-    return Queue(Path(folder_paths.get_output_directory()) / "pixart_delta" / "training")
+    """This server's queue: run folders in output/pixart_delta/training, records where no route of ComfyUI writes.
+
+    Raises:
+        JobError: if records cannot be kept where no upload gets.
+    """
+    with _making:  # watcher, nodes and routes may be the first
+        return _queue()
+
+
+@functools.cache
+def _queue() -> Queue:
+    root = Path(folder_paths.get_output_directory()) / "pixart_delta" / "training"
+    made = Queue(root, _records(), check_start)
+    for job in import_jobs(made):
+        log.info("training %s of an earlier version was taken over: %s", job.id, job.state)
+    return made
+
+
+def _records() -> Path:
+    """Where the records are: a folder of ComfyUI's for what no route reads or writes.
+
+    Raises:
+        JobError: if it lies in a folder that uploads reach.
+    """
+    folder = Path(folder_paths.get_system_user_directory("pixart_delta")) / "jobs"
+    reached = [folder_paths.get_directory_by_type(kind) for kind in ("output", "input", "temp")]
+    reached.append(folder_paths.get_public_user_directory("default"))
+    if is_inside(folder, reached):
+        raise JobError(
+            f"trainings cannot be kept safely: uploads reach {folder}, which says what is started. Start ComfyUI with "
+            "another --user-directory, outside its input, output and temp folders"
+        )
+    return folder
 
 
 def device() -> str:
@@ -59,7 +93,7 @@ def view(job: Job, waits: Mapping[str, str] | None = None) -> dict[str, Any]:
         waits: of `Queue.waits`, if the caller has it.
     """
     status = queue().status(job)
-    numbers = {name: status[name] for name in _NUMBERS if _finite(status.get(name))}
+    numbers = {name: status[name] for name in _NUMBERS if is_number(status.get(name))}
     if waits is None:
         waits = queue().waits() if job.state == "queued" else {}
     quiet = job.active and job.command not in TRAININGS and "steps" not in numbers
@@ -68,7 +102,7 @@ def view(job: Job, waits: Mapping[str, str] | None = None) -> dict[str, Any]:
         "name": job.name,
         "command": job.command,
         "state": job.state,
-        "reason": job.reason or waits.get(job.id, ""),
+        "reason": job.reason or waits.get(job.id, "") or _notice(status, job),
         "device": job.device,
         "created": job.created,
         "order": job.order,
@@ -87,7 +121,16 @@ def view_texts(jobs: list[Job]) -> dict[str, str]:
     """Id -> view as JSON, of all jobs. A thousand of these are a thousand objects, where the views are ten thousand,
     and when Python's garbage collector looks through many new ones, all of ComfyUI halts for a while."""
     waits = queue().waits(jobs)
-    return {job.id: json.dumps(view(job, waits), allow_nan=False) for job in jobs}
+    return {job.id: _view_text(job, waits) for job in jobs}
+
+
+def _view_text(job: Job, waits: Mapping[str, str]) -> str:
+    """One view as JSON; where something is wrong with a job, it is seen with what that is, and so are all others."""
+    try:
+        return json.dumps(view(job, waits), allow_nan=False)
+    except Exception as error:
+        reason = f"it cannot be shown ({type(error).__name__}: {str(error)[:200]}): delete it"
+        return json.dumps(view(Job(job.id, "", {}, "cpu", job.id, "failed", reason), {}), allow_nan=False)
 
 
 def describe(job: Job) -> str:
@@ -109,8 +152,9 @@ def _words(seen: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _notice(status: Mapping[str, Any], job: Job) -> str:
+    """What its process waits for (a store of data that is busy or out of reach), or says of how it fares."""
+    return plain_text(str(status.get("waiting") or status.get("notice") or ""))[:500] if job.active else ""
 
 
 class Watcher(threading.Thread):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,9 +28,11 @@ from ...pixart_core.config import PixArtConfig
 from ...pixart_core.errors import read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.lora import load_lora, require_fit
+from ...pixart_core.lora import OtherAdapterError, host_state, load_lora, require_fit
 from ...pixart_core.model import PixArt
-from .conds import Length, Padded
+from ...pixart_core.weightfile import CheckpointError, open_weights
+from .conds import aspect_ratio, caption_conds, size_conds
+from .hint import with_ready_hints
 from .patches import BlockPatches, compares_sides, without_effect
 from .ui import say
 
@@ -70,7 +74,7 @@ class PixArtUNet(PixArt):
             context,
             c_mask,
             c_size,
-            aspect_ratio(x, c_size, c_ar),
+            aspect_ratio(c_size, c_ar),
             control=_residuals(control),
             attention=functools.partial(attention_for(x.device), transformer_options=options),
             block_hook=BlockPatches(self, options, x, context),
@@ -92,15 +96,11 @@ class PixArtUNet(PixArt):
             )
 
 
-def aspect_ratio(x: Tensor, c_size: Tensor | None, c_ar: float | None) -> Tensor | None:
-    """Height / width, (1 or B, 1), as the conditioning says it: itself, or by the picture's size; None = neither."""
-    if c_ar is not None:
-        return x.new_tensor([[c_ar]], dtype=torch.float32)
-    return None if c_size is None else (c_size[:, :1] / c_size[:, 1:]).float()
-
-
 def _residuals(control: dict | None) -> list[Tensor | None] | None:
-    """ComfyUI's control output as the list `PixArt.forward` takes: residual i is added after block i."""
+    """ComfyUI's control output as the list `PixArt.forward` takes: residual i is added after block i.
+
+    Maps (B, hidden, h, w), as `bridge.control` makes them, become tokens again; neither way copies.
+    """
     if not control:
         return None
     if control.get("middle") or control.get("output"):
@@ -108,7 +108,8 @@ def _residuals(control: dict | None) -> list[Tensor | None] | None:
             "the CONTROL_NET on this PixArt model is one of another model family: load a PixArt "
             "ControlNet with PixArt-δ ControlNet Loader"
         )
-    return control.get("input")
+    maps = control.get("input") or []
+    return [item.flatten(2).movedim(1, 2) if item is not None and item.ndim == 4 else item for item in maps]
 
 
 def attention_for(device: torch.device) -> Callable:
@@ -141,24 +142,17 @@ class PixArtDelta(comfy.model_base.PixArt):
         return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
     def extra_conds(self, **kwargs) -> dict:
-        conds = super().extra_conds(**kwargs)
-        for name in ("c_size", "c_ar"):
-            conds.pop(name, None)
-        if self.diffusion_model.config.micro_condition:
-            # Integers and constants: ComfyUI would round floats to the model's dtype.
-            size = torch.tensor([[kwargs["height"], kwargs["width"]]], dtype=torch.long)
-            conds["c_size"] = comfy.conds.CONDRegular(size)
-            if "aspect_ratio" in kwargs:
-                conds["c_ar"] = comfy.conds.CONDConstant(float(kwargs["aspect_ratio"]))
-        mask, caption = kwargs.get("caption_mask"), kwargs.get("cross_attn")
-        if mask is not None:
-            conds["c_mask"] = comfy.conds.CONDRegular(mask.long())
-        if caption is not None and self.current_patcher is not None:
-            if compares_sides(self.current_patcher.model_options.get("transformer_options", {})):
-                conds["c_crossattn"] = Padded(caption)
-                whole = torch.ones(caption.shape[:2], dtype=torch.long)
-                conds["c_mask"] = Length(whole) if mask is None else Padded(mask.long())
-        return conds
+        config, patcher = self.diffusion_model.config, self.current_patcher
+        options = {} if patcher is None else patcher.model_options.get("transformer_options", {})
+        conds = comfy.model_base.BaseModel.extra_conds(self, **kwargs)
+        conds |= caption_conds(kwargs, config.model_max_length, one_batch=compares_sides(options))
+        if config.micro_condition:
+            conds |= size_conds(kwargs)
+        # The base model of a PixArt control, which ComfyUI's ControlNet passes on.
+        return conds | {"control_base": comfy.conds.CONDConstant(weakref.ref(self))}
+
+    def _apply_model(self, *args, control_base=None, **kwargs) -> Tensor:
+        return super()._apply_model(*args, **kwargs)  # `control_base` is for the control alone
 
 
 class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
@@ -205,6 +199,7 @@ def load_model(path: str, dtype: str = "default", disable_dynamic: bool = False)
     model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_model, (path, dtype))
     patcher.set_attachments(DISTILLED, is_distilled(path))
+    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "pixart_delta_hints", with_ready_hints)
     return patcher
 
 
@@ -255,8 +250,30 @@ def null_caption(model, length: int) -> Tensor:
 
 
 def apply_lora(model, path: str, strength: float):
-    """MODEL with a LoRA in any known layout, at its own alpha. Raises CheckpointError on one of another model."""
-    lora = load_lora(path)
-    require_fit(lora, diffusion_model(model).state_dict())
-    patched, _ = comfy.sd.load_lora_for_models(model, None, lora.to_state_dict(), strength, 0)
+    """MODEL with a LoRA in any known layout, at its own alpha. Raises CheckpointError on one of another model.
+
+    What is no plain LoRA (LoHa, LoKr, OFT, DoRA …) is left to ComfyUI's own loader, under the names it knows.
+    """
+    weights = diffusion_model(model).state_dict()
+    try:
+        lora = load_lora(path)
+    except OtherAdapterError:
+        return _apply_other(model, path, strength)
+    require_fit(lora, weights)
+    # Without the differences: ComfyUI's loader knows no part of a fused bias.
+    low_rank = dataclasses.replace(lora, diffs=()).to_state_dict()
+    patched, _ = comfy.sd.load_lora_for_models(model, None, low_rank, strength, 0)
+    for diff in lora.diffs:
+        height = diff.value.shape[0]
+        key = f"diffusion_model.{diff.key}"
+        place = key if diff.rows is None else (key, (0, diff.part * height, height))
+        patched.add_patches({place: ("set" if diff.replaces else "diff", (diff.value,))}, strength)
+    return patched
+
+
+def _apply_other(model, path: str, strength: float):
+    state = host_state(open_weights(path).read())
+    patched, _ = comfy.sd.load_lora_for_models(model, None, state, strength, 0)
+    if not state or patched.patches_uuid == model.patches_uuid:
+        raise CheckpointError(f"{path} changes nothing that ComfyUI knows in a PixArt model: it is of another one")
     return patched

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -53,18 +54,18 @@ def inside_roots(text: str) -> str:
         PathError: if it is not there, or, links followed, not inside an allowed folder.
     """
     if "\0" in text or "://" in text or text.startswith("pipe:"):
-        raise PathError(f"{text!r} is not a path: only folders of this machine can be read from here")
+        raise PathError(f"{text[:200]!r} is not a path: only folders of this machine can be read from here")
     bases = [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
-    candidates = [os.path.realpath(os.path.join(base, text)) for base in bases]
-    allowed = [path for path in candidates if is_allowed(path)]
+    named = [path for path in (os.path.join(base, text) for base in bases) if _on_known_drive(path)]
+    allowed = [path for path in map(os.path.realpath, named) if is_allowed(path)]
     if not allowed:
         raise PathError(
-            f"{text!r} is not in a folder that trainings may read: use ComfyUI's input, output or models folder, or "
-            f"list another in the environment variable {ROOTS_VARIABLE}"
+            f"{text[:200]!r} is not in a folder that trainings may read: use ComfyUI's input, output or models folder, "
+            f"or list another in the environment variable {ROOTS_VARIABLE}"
         )
     found = next((path for path in allowed if os.path.exists(path)), None)
     if found is None:
-        raise PathError(f"there is no {text!r} in ComfyUI's input or output folder")
+        raise PathError(f"there is no {text[:200]!r} in ComfyUI's input or output folder")
     return found
 
 
@@ -76,14 +77,56 @@ def checked_settings(command: str, settings: dict[str, Any]) -> dict[str, Any]:
     """
     if own := [name for name in _OWN if name in settings]:
         raise PathError(f"{own[0]} is chosen by the queue: give the job a name instead")
-    checked, types = dict(settings), get_type_hints(COMMANDS[command])
+    checked = dict(settings)
+    for name, value in _named_files(command, settings):
+        kind = _LISTED.get(name)
+        checked[name] = files.locate(kind, value) if kind and value in files.names(kind) else inside_roots(value)
+    return checked
+
+
+def check_start(command: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a job that is to be started, with what it may read as it is now.
+
+    Args:
+        settings: all of them, the places where it writes chosen by the queue.
+
+    Raises:
+        PathError: unless every path that it reads is absolute and, links followed, in an allowed folder.
+    """
+    for name, value in _named_files(command, settings):
+        inside = os.path.isabs(value) and _on_known_drive(value) and is_allowed(value)
+        if name not in _OWN and not inside:
+            raise PathError(
+                f"{name} is {value[:200]!r}, which is not, links followed, in a folder that trainings may read "
+                f"({ROOTS_VARIABLE} lists more)"
+            )
+    return settings | ({"only_inside": leave()} if command == "prepare" else {})
+
+
+def leave() -> list[str]:
+    """The setting `only_inside` of a `prepare` that is asked for from a browser."""
+    return [str(root) for root in allowed_roots()]
+
+
+def _named_files(command: str, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and value of every setting that names a file or folder."""
+    types = get_type_hints(COMMANDS[command])
     for each in fields(COMMANDS[command]):
         value = settings.get(each.name)
         text = types[each.name] is str and isinstance(value, str) and value
-        text = text and "choices" not in each.metadata and each.name not in _TEXTS
-        kind = _LISTED.get(each.name)
-        if text and kind and value in files.names(kind):
-            checked[each.name] = files.locate(kind, value)
-        elif text and (each.name, value) != ("hints", "hed"):
-            checked[each.name] = inside_roots(value)
-    return checked
+        if (
+            text
+            and "choices" not in each.metadata
+            and each.name not in _TEXTS
+            and (each.name, value) != ("hints", "hed")
+        ):
+            yield each.name, value
+
+
+def _on_known_drive(path: str) -> bool:
+    """Whether a path is, as text, on the drive of an allowed folder. Everywhere but on Windows there are none.
+
+    There, only to look at \\\\host\\share signs in to that host.
+    """
+    drives = {os.path.splitdrive(root)[0].lower() for root in allowed_roots()}
+    return os.path.splitdrive(path)[0].lower() in drives

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import comfy.model_base
 import comfy.model_management as memory
+import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ...pixart_core.lcm import MAX_STEPS, lcm_timesteps, sample_lcm
 from .model import DISTILLED, diffusion_model
-from .ui import say
+from .ui import say_once
 
 
 def add_lcm_sampling(model):
@@ -38,27 +39,26 @@ def add_lcm_sampling(model):
 def run_lcm(model, positive, latent: dict, seed: int, steps: int, grid: str, denoise: float = 1.0) -> dict:
     """Sample with `pixart_core.sample_lcm` on ComfyUI's model: the same picture as `pixart_core.Pipeline`'s.
 
-    One CPU generator draws the starting noise, then the noise of every step but the last, for the whole batch.
+    One CPU generator draws the starting noise, then the noise of every step but the last, for the whole batch. Where a
+    latent says which picture of a batch it is (`batch_index`), it gets the noises of the last in a batch of that size.
+
+    Args:
+        latent: LATENT, with `noise_mask` and the size of its pixels as ComfyUI's KSampler reads them.
 
     Raises:
         ValueError: on a latent that is not 4 channels, steps outside 1 … 8, or a model that returns NaN.
     """
-    unet = diffusion_model(model)
-    samples = latent["samples"]
-    if samples.ndim != 4 or samples.shape[1] != unet.config.in_channels:
-        raise ValueError(
-            f"the latent has shape {tuple(samples.shape)}; PixArt-α/δ takes {unet.config.in_channels} "
-            "channels (B, 4, height/8, width/8): use PixArt-δ Resolution or Empty Latent Image, or "
-            "encode with the autoencoder of Stable Diffusion 1.x"
-        )
+    samples = _fitting_samples(model, latent)
     timesteps = lcm_timesteps(steps, grid, denoise)
     model = model.clone()
     sampling = comfy.model_base.model_sampling(model.model.model_config, comfy.model_base.ModelType.EPS)
     model.add_object_patch("model_sampling", sampling)
     sigmas = torch.cat([sampling.sigmas[timesteps], torch.zeros(1)])
     generator = torch.Generator("cpu").manual_seed(seed)
-    noise = torch.randn(samples.shape, generator=generator, dtype=torch.float32)
-    sampler = comfy.samplers.KSAMPLER(_sample_lcm, {"timesteps": timesteps, "generator": generator})
+    noise, *noises = (
+        comfy.sample.prepare_noise_inner(samples.float(), generator, latent.get("batch_index")) for _ in timesteps
+    )
+    sampler = comfy.samplers.KSAMPLER(_sample_lcm, {"timesteps": timesteps, "noises": noises})
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
     callback = latent_preview.prepare_callback(model, steps)
@@ -72,10 +72,31 @@ def run_lcm(model, positive, latent: dict, seed: int, steps: int, grid: str, den
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
-    return {**latent, "samples": out.to(memory.intermediate_device())}
+    kept = {key: value for key, value in latent.items() if not key.startswith("downscale_ratio")}  # as KSampler does
+    return kept | {"samples": out.to(memory.intermediate_device(), memory.intermediate_dtype())}
 
 
-def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list[int], generator) -> Tensor:
+def _fitting_samples(model, latent: dict) -> Tensor:
+    """A LATENT's samples (B, 4, h, w): empty ones of other models mended as in KSampler, clips of one picture taken.
+
+    Raises:
+        ValueError: on any other shape.
+    """
+    channels, samples = diffusion_model(model).config.in_channels, latent["samples"]
+    shape = tuple(samples.shape) if not samples.is_nested else "of several tensors"
+    if not samples.is_nested and samples.ndim == 5 and samples.shape[2] == 1:
+        samples = samples.squeeze(2)
+    if not samples.is_nested and samples.ndim == 4:
+        samples = comfy.sample.fix_empty_latent_channels(model, samples, latent.get("downscale_ratio_spacial"))
+    if samples.is_nested or samples.ndim != 4 or samples.shape[1] != channels:
+        raise ValueError(
+            f"the latent has shape {shape}; PixArt-α/δ takes {channels} channels (B, {channels}, height/8, width/8): "
+            "use PixArt-δ Resolution or Empty Latent Image, or encode with the autoencoder of Stable Diffusion 1.x"
+        )
+    return samples
+
+
+def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list[int], noises) -> Tensor:
     """`sample_lcm` as a k-diffusion sampler: x = z·√(1 + σ²) and denoised = x − σ·ε."""
     sigma_of = dict(zip(timesteps, sigmas.tolist(), strict=False))
 
@@ -88,7 +109,7 @@ def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list
         callback({"x": denoised, "i": step, "sigma": sigmas[step], "sigma_hat": sigmas[step], "denoised": denoised})
 
     start = x / math.sqrt(1 + float(sigmas[0]) ** 2)
-    return sample_lcm(epsilon, start, timesteps, generator=generator, callback=report)
+    return sample_lcm(epsilon, start, timesteps, noises, callback=report)
 
 
 def watch_sampling(model):
@@ -99,7 +120,7 @@ def watch_sampling(model):
 
 def _check_sampling(executor, guider, sigmas, *rest, **kwargs):
     for warning in _warnings(guider.model_patcher, guider.cfg, sigmas, executor.class_obj.sampler_function):
-        say("Warning: " + warning, logging.WARNING)
+        say_once("Warning: " + warning, logging.WARNING)
     return executor(guider, sigmas, *rest, **kwargs)
 
 
@@ -116,8 +137,9 @@ def _warnings(model, cfg: float, sigmas: Tensor, sampler: Callable) -> list[str]
                 "this is a distilled (LCM) model: put PixArt-δ LCM Sampling before KSampler, or use PixArt-δ LCM "
                 "Sampler"
             ]
-        few = len(sigmas) - 1 <= MAX_STEPS
-        return [f"{len(sigmas) - 1} steps are too few without PixArt-δ LCM Sampling; {base_hint}"] if few else []
+        steps = len(sigmas) - 1
+        few = steps <= MAX_STEPS and _whole_schedule(sigmas, sampling)
+        return [f"{steps} steps are too few without PixArt-δ LCM Sampling; {base_hint}"] if few else []
     warnings = not_lcm
     if not math.isclose(cfg, 1.0):
         warnings.append(
@@ -129,6 +151,12 @@ def _warnings(model, cfg: float, sigmas: Tensor, sampler: Callable) -> list[str]
     if not _on_lcm_grid(sigmas, sampling.sigmas):
         warnings.append("these are not the timesteps that the model was distilled on: set the scheduler to 'simple'")
     return warnings
+
+
+def _whole_schedule(sigmas: Tensor, sampling) -> bool:
+    """Whether sigmas go all the way from noise to picture; SplitSigmas, KSampler Advanced and others run parts."""
+    last = sampling.timestep(sampling.sigma_max)
+    return float(sigmas[-1]) == 0 and float(sampling.timestep(sigmas[:1])) >= 0.98 * float(last)
 
 
 def _on_lcm_grid(sigmas: Tensor, grid: Tensor) -> bool:

@@ -73,8 +73,7 @@ def find_job(text: str, commands: tuple[str, ...] | None = None, exported: bool 
 
 def newest_export(job: Job) -> Path | None:
     """The file that a training wrote last for use elsewhere."""
-    files = jobs.queue().results(job) if job.command in TRAININGS else []
-    return max(files, key=lambda file: file.stat().st_mtime_ns, default=None)
+    return jobs.queue().result(job) if job.command in TRAININGS else None
 
 
 def read_loss(job: Job) -> tuple[list[int], list[float | None]]:
@@ -109,7 +108,7 @@ def _dataset(text: str) -> tuple[Path, bool]:
     queue = jobs.queue()
     for job in queue.jobs():
         if job.command == "prepare" and text in (job.id, str(queue.dataset(job))):
-            return queue.dataset(job), job.state == "done" and bool(queue.results(job))
+            return queue.dataset(job), queue.result(job) is not None
     if not text.strip():
         raise ConfigError("dataset is not set: connect PixArt-δ Training Dataset, or name a prepared folder")
     return Path(inside_roots(text)), True
@@ -132,7 +131,7 @@ def _queued(command: str, settings: dict[str, Any], name: str, free: bool) -> Jo
 
 def _dry_run(command: str, settings: dict[str, Any]) -> str:
     """What `train.py COMMAND --dry-run` says. Ends when the prompt is interrupted."""
-    with tempfile.TemporaryDirectory(prefix="pixart_delta_") as folder:
+    with tempfile.TemporaryDirectory(prefix="pixart_delta_", ignore_cleanup_errors=True) as folder:
         file, log = Path(folder) / "settings.json", Path(folder) / "log"
         file.write_text(json.dumps({**settings, "run": str(Path(folder) / "run")}), encoding="utf-8")
         arguments = [sys.executable, "-u", str(TRAIN), command, "--config", str(file), "--dry-run"]

@@ -27,6 +27,23 @@ def say(text: str, level: int = logging.INFO) -> None:
     show(text)
 
 
+_said: dict[str, set[tuple[str, str]]] = {}
+"""What `say_once` has said in the prompt that is running: its id -> pairs of node and text."""
+
+
+def say_once(text: str, level: int = logging.INFO) -> None:
+    """`say`, once for a node of a prompt, however often it samples."""
+    context = get_executing_context()
+    if context is not None:
+        if context.prompt_id not in _said:
+            _said.clear()
+        said = _said.setdefault(context.prompt_id, set())
+        if (context.node_id, text) in said:
+            return
+        said.add((context.node_id, text))
+    say(text, level)
+
+
 def show(text: str) -> None:
     """Show a text under the node that is running, until it has ended."""
     context = get_executing_context()

@@ -41,10 +41,11 @@ def judge(name: str, value: float, limit: float, unit: str) -> None:
         missed.append(f"{name}: {value:.0f} {unit}, target < {limit:.0f} {unit}")
 
 
-def make_jobs(root: Path, count: int) -> None:
+def make_jobs(root: Path, records: Path, count: int) -> None:
     for i in range(count):
-        folder = root / f"job-{i:04d}"
+        folder, record = root / f"job-{i:04d}", records / f"job-{i:04d}"
         folder.mkdir(parents=True)
+        record.mkdir(parents=True)
         values = {
             "id": folder.name,
             "command": "lcd",
@@ -55,7 +56,7 @@ def make_jobs(root: Path, count: int) -> None:
             "order": float(i),
             "result": {"step": 1000, "steps": 1000, "loss": 0.01},
         }
-        (folder / "job.json").write_text(json.dumps(values))
+        (record / "job.json").write_text(json.dumps(values))
 
 
 def make_metrics(file: Path, lines: int) -> None:
@@ -185,7 +186,7 @@ def main() -> int:
         if not options.skip_training:
             with ComfyServer(next(iter(comfyui_trees().values())), base / "training") as server:
                 training(server)
-        make_jobs(root, options.jobs)
+        make_jobs(root, base / "user" / "__pixart_delta" / "jobs", options.jobs)
         metrics = root / "job-0000" / "metrics.jsonl"
         make_metrics(metrics, options.lines)
         say_memory_of_reading(metrics)

@@ -584,3 +584,56 @@ def test_controlnet_of_another_shape(control, tmp_path):
 def test_a_pickle_by_the_name_of_safetensors(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "model.safetensors")
     assert_same(pc.load_pixart(tmp_path / "model.safetensors", config=CONFIG), model)
+
+
+PREFIXES = ("_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "ema.", "student.", "generator.model.net.")
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_any_prefix_is_found(model, control, tmp_path, prefix):
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    torch.save({"state_dict": state | {"n_averaged": torch.tensor(3)}, "epoch": 1}, tmp_path / "m.ckpt")
+    assert_same(pc.load_pixart(tmp_path / "m.ckpt", config=CONFIG), model)
+    torch.save({prefix + name: tensor for name, tensor in control.state_dict().items()}, tmp_path / "c.pt")
+    assert_same(load_controlnet(tmp_path / "c.pt", config=CONFIG), control)
+
+
+def test_wrappers_inside_of_names(model, tmp_path):
+    wrapped = {
+        name.replace("blocks.1.", "blocks.1._orig_mod.").replace("mlp.", "_checkpoint_wrapped_module.mlp."): tensor
+        for name, tensor in model.state_dict().items()
+    }
+    torch.save(wrapped, tmp_path / "m.pth")
+    assert_same(pc.load_pixart(tmp_path / "m.pth", config=CONFIG), model)
+
+
+def test_entries_of_a_training_file_and_other_components(model, tmp_path, caplog):
+    state = dict(model.state_dict())
+    torch.save({"net": state, "discriminator": {"head.weight": torch.ones(2)}, "step": 3}, tmp_path / "m.pt")
+    assert_same(pc.load_pixart(tmp_path / "m.pt", config=CONFIG), model)
+    assert "the transformer is taken; left out are discriminator.head.weight" in caplog.text
+    torch.save({"student": state, "teacher": state}, tmp_path / "both.pt")
+    with pytest.raises(CheckpointError, match="several PixArt transformers, under student., teacher.: which is meant"):
+        pc.load_pixart(tmp_path / "both.pt", config=CONFIG)
+
+
+def test_the_bundled_model_is_known_by_its_shapes(tmp_path):
+    """As ComfyUI's ModelSave writes it: without a word of its configuration."""
+    expected = pc.load_pixart(ROOT / "models" / "nano" / "transformer")
+    state = {f"model.diffusion_model.{name}": tensor for name, tensor in expected.state_dict().items()}
+    save_file(state, tmp_path / "saved.safetensors")
+    loaded = pc.load_pixart(tmp_path / "saved.safetensors")
+    assert_same(loaded, expected)
+    assert loaded.config == expected.config
+
+
+@pytest.mark.parametrize("layout", ["authors", "diffusers"])
+def test_a_config_beside_a_renamed_file_is_read_if_it_fits(model, tmp_path, layout):
+    state = model.state_dict() if layout == "authors" else convert.authors_to_diffusers(model.state_dict())
+    save_file({name: tensor.clone() for name, tensor in state.items()}, tmp_path / "step3000.safetensors")
+    description = convert.config_to_diffusers(CONFIG)
+    (tmp_path / "config.json").write_text(json.dumps(description | {"num_layers": 9}))
+    with pytest.raises(CheckpointError, match="config.json .of the same shape. beside it, or .* Save Checkpoint"):
+        pc.load_pixart(tmp_path / "step3000.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    assert pc.load_pixart(tmp_path / "step3000.safetensors").config == CONFIG

@@ -324,7 +324,153 @@ def test_nan_in_a_lora_file(tmp_path, value):
         load_lora(tmp_path / "nan.safetensors")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int64])
+def test_quantised_matrices_are_no_numbers(dtype):
+    state = stem_state("proj_out")
+    name = next(name for name in state if "lora_A" in name)
+    with pytest.raises(CheckpointError, match=rf"^x: the down matrix of proj_out .* of {dtype}; 16- or 32-bit"):
+        parse_lora(state | {name: state[name].to(dtype)}, name="x")
+
+
+@pytest.mark.parametrize("matrix", [torch.tensor(1.0), torch.ones(4), torch.empty(0, 48)])
+def test_matrices_that_are_none(matrix):
+    state = stem_state("proj_out")
+    name = next(name for name in state if "lora_A" in name)
+    with pytest.raises(CheckpointError, match="^x: the down matrix of proj_out"):
+        parse_lora(state | {name: matrix}, name="x")
+
+
+@pytest.mark.parametrize("alpha", [torch.tensor(float("nan")), torch.ones(2), torch.empty(0), torch.tensor(1j)])
+def test_an_alpha_that_is_no_number(alpha):
+    with pytest.raises(CheckpointError, match="proj_out.alpha is no finite number"):
+        parse_lora(stem_state("proj_out") | {"proj_out.alpha": alpha}, name="x")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"lora_alpha": [8]},
+        {"lora_alpha": float("nan")},
+        {"lora_alpha": 10**400},
+        {"alpha_pattern": ["to_q"]},
+        {"alpha_pattern": {"to_q": "8"}},
+        {"alpha_pattern": {"(a+)+$": 8}},
+        {"alpha_pattern": {".*" * 50: 8}},
+        {"alpha_pattern": {"(": 8}},
+    ],
+    ids=lambda config: str(config)[:40],
+)
+def test_an_adapter_config_that_is_wrong(config):
+    with pytest.raises(CheckpointError, match="^x: .*(lora_alpha|alpha_pattern|to_q)"):
+        parse_lora(stem_state("transformer.transformer_blocks.0.attn1.to_q"), "x", None, config)
+
+
 def test_model_given_to_the_lora_loader(tmp_path):
     path = pc.save_pixart(random_model(), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="is not a LoRA but a PixArt transformer"):
         load_lora(path)
+
+
+def test_what_comfyuis_lora_save_extracts(tmp_path):
+    """Low-rank weights, whole small ones, and differences of biases, of fused matrices, too."""
+    up, down = pair(rows=144)
+    bias, table = torch.randn(144), torch.randn(6, 48)
+    state = {
+        "diffusion_model.blocks.0.attn.qkv.lora_up.weight": up,
+        "diffusion_model.blocks.0.attn.qkv.lora_down.weight": down,
+        "diffusion_model.blocks.0.attn.qkv.diff_b": bias,
+        "diffusion_model.blocks.1.mlp.fc1.diff": torch.ones(192, 48),
+        "transformer.transformer_blocks.1.attn1.to_k.diff_b": torch.ones(48),
+        "diffusion_model.blocks.1.scale_shift_table.diff": table,
+        "diffusion_model.blocks.1.cross_attn.proj.set_weight": torch.full((48, 48), 3.0),
+    }
+    save_file(state, tmp_path / "extracted.safetensors")
+    assert pc.inspect_file(tmp_path / "extracted.safetensors").kind == "lora"
+    lora = load_lora(tmp_path / "extracted.safetensors")
+    for each in (lora, parse_lora(lora.to_state_dict())):
+        model = random_model()
+        difference = changed(model, each, 0.5)
+        torch.testing.assert_close(difference["blocks.0.attn.qkv.bias"], bias / 2)
+        torch.testing.assert_close(difference["blocks.0.attn.qkv.weight"], up @ down / 2, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(difference["blocks.1.mlp.fc1.weight"], torch.full((192, 48), 0.5))
+        torch.testing.assert_close(
+            difference["blocks.1.attn.qkv.bias"], torch.arange(3).eq(1).repeat_interleave(48) / 2
+        )
+        torch.testing.assert_close(difference["blocks.1.scale_shift_table"], table / 2)
+        assert (model.blocks[1].cross_attn.proj.weight == 3).all()
+
+
+EXTRAS = {
+    "onetrainer": (
+        "lora_transformer_transformer_blocks_0_attn1_to_q",
+        "lora_te_encoder_block_0_layer_0_SelfAttention_q",
+    ),
+    "diffusers": (
+        "transformer.transformer_blocks.0.attn1.to_q",
+        "text_encoder.encoder.block.0.layer.0.SelfAttention.q",
+    ),
+    "bare": ("transformer_blocks.0.attn1.to_q", "text_encoders.t5xxl.encoder.block.0.layer.0.SelfAttention.q"),
+    "any prefix": ("_orig_mod.student.net.transformer_blocks.0.attn1.to_q", "te.block.0.layer.0.SelfAttention.q"),
+}
+
+
+@pytest.mark.parametrize("stem,other", EXTRAS.values(), ids=EXTRAS)
+def test_parts_for_other_models_are_left_out_and_named(stem, other, caplog):
+    extra = stem_state(other) | {"bundle_emb.<my_dog>.t5": torch.zeros(2, 3)}
+    lora = parse_lora(stem_state(stem) | extra, "x")
+    assert [(delta.key, delta.part) for delta in lora.deltas] == [("blocks.0.attn.qkv.weight", 0)]
+    assert set(lora.left_out) == set(extra)
+    assert "x: its part for the transformer is taken; left out are" in caplog.text and other in caplog.text
+
+
+@pytest.mark.parametrize("stem", ["transformer.transformer_blocks.0.norm1.linear", "transformer.blocks.0.mlp.fc9"])
+def test_an_unknown_module_of_the_transformer_is_another_models(stem):
+    state = stem_state("transformer.transformer_blocks.0.attn1.to_q") | stem_state(stem)
+    with pytest.raises(CheckpointError, match=f"is a LoRA for another model: PixArt has no {stem}"):
+        parse_lora(state)
+
+
+def test_pefts_patterns_as_peft_reads_them():
+    from peft.utils.other import get_pattern_key
+
+    patterns = {"attn2.to_q": 5, "transformer_blocks.1.attn2.to_q": 7, "to_.*": 9}
+    stems = [
+        f"base_model.model.transformer_blocks.{n}.{m}" for n in (0, 1) for m in ("attn2.to_q", "attn1.to_v", "ff.net.2")
+    ]
+    state = {key: tensor for stem in stems for key, tensor in stem_state(stem).items() if "ff" not in stem}
+    lora = parse_lora(state, adapter_config={"r": RANK, "lora_alpha": 32, "alpha_pattern": patterns})
+    for delta in lora.deltas:
+        module = convert.diffusers_names(delta.key)[delta.part].removesuffix(".weight")
+        assert delta.alpha == patterns.get(get_pattern_key(patterns, module), 32)
+    assert {delta.alpha for delta in lora.deltas} == {5.0, 9.0}
+
+
+@pytest.mark.parametrize(
+    "config,message",
+    [
+        ({"peft_type": "ADALORA"}, "is a ADALORA of PEFT"),
+        ({"init_lora_weights": "pissa_niter_4"}, "was begun by pissa_niter_4, which changes the base model"),
+    ],
+)
+def test_what_peft_reads_otherwise_is_named(config, message):
+    with pytest.raises(CheckpointError, match=message):
+        parse_lora(stem_state("base_model.model.proj_out"), adapter_config=config)
+
+
+def test_an_adapter_config_beside_a_renamed_file(tmp_path, caplog):
+    save_file(stem_state("base_model.model.proj_out"), tmp_path / "my_style.safetensors")
+    assert load_lora(tmp_path / "my_style.safetensors").deltas[0].alpha == 8
+    assert "does not say its alpha, and PEFT's default 8 is taken" in caplog.text
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps({"r": RANK, "lora_alpha": 32}), encoding="utf-8-sig")
+    assert load_lora(tmp_path / "my_style.safetensors").deltas[0].alpha == 32
+    file.write_text(json.dumps({"r": 64, "lora_alpha": 32}))
+    assert load_lora(tmp_path / "my_style.safetensors").deltas[0].alpha == 8
+    assert "is of another rank, and is not used" in caplog.text
+
+
+def test_the_transformers_alpha_is_not_the_text_encoders(tmp_path):
+    values = {"transformer.r": RANK, "transformer.lora_alpha": 12, "text_encoder.r": 4, "text_encoder.lora_alpha": 99}
+    metadata = {"lora_adapter_metadata": json.dumps(values)}
+    save_file(stem_state("transformer.proj_out"), tmp_path / "a.safetensors", metadata)
+    assert load_lora(tmp_path / "a.safetensors").deltas[0].alpha == 12

@@ -1,5 +1,7 @@
 """What the transformer must do whatever its weights: masks, sizes, control, clear errors."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -79,6 +81,45 @@ def test_block_hook_wraps_every_block_and_can_replace_it(model):
     batch = inputs()
     assert torch.equal(model(**batch, block_hook=hook), model(**batch)) and seen == [0, 1, 2]
     assert not torch.equal(model(**batch, block_hook=lambda index, run, x: x), model(**batch))
+
+
+def test_attention_hook_stands_in_for_both_attentions_of_a_block(model):
+    class Hook:
+        def __init__(self):
+            self.seen = []
+
+        def self_attention(self, layer, x, cond):
+            self.seen.append(("self", x.shape))
+            return layer.proj(cond.attention(*layer.project(x, x, x.roll(1, 1)), layer.num_heads))
+
+        def cross_attention(self, layer, x, cond):
+            self.seen.append(("cross", x.shape))
+            q, k, v = layer.project(x, cond.caption, cond.caption)
+            return layer.proj(cond.attention(q, k, v, layer.num_heads, mask=cond.mask))
+
+    batch, hook = inputs(), Hook()
+    hooked = model(
+        **batch, block_hook=lambda i, run, x: run(x, cond=dataclasses.replace(run.keywords["cond"], hook=hook))
+    )
+    assert hook.seen == [("self", (2, 35, 48)), ("cross", (2, 35, 48))] * 3
+
+    class Rolled(torch.nn.Module):  # values of the tokens before
+        def __init__(self, qkv):
+            super().__init__()
+            self.qkv = qkv
+
+        def forward(self, x):
+            q, k, _ = self.qkv(x).chunk(3, -1)
+            return torch.cat([q, k, self.qkv(x.roll(1, 1)).chunk(3, -1)[2]], -1)
+
+    plain = model(**batch)
+    for block in model.blocks:
+        block.attn.qkv = Rolled(block.attn.qkv)
+    expected = model(**batch)
+    for block in model.blocks:
+        block.attn.qkv = block.attn.qkv.qkv
+    torch.testing.assert_close(hooked, expected)
+    assert (hooked - plain).abs().max() > 1e-3
 
 
 def test_zero_initialised_control_is_the_base_to_the_last_bit(model):

@@ -75,3 +75,24 @@ def test_bad_requests_say_what_there_is():
         resolution.nearest_bin(1, 1, 768)
     with pytest.raises(ValueError, match="at least 1 px, got 0 x 5"):
         resolution.nearest_bin(0, 5)
+
+
+@pytest.mark.parametrize("height,width", [(8, 12), (64, 96), (8, 96), (32, 48)])
+def test_resize_averages_what_shrinks_and_interpolates_what_grows(height, width):
+    images = torch.rand(2, 3, 32, 48)
+    expected = images
+    if height == 8:
+        expected = expected.unflatten(2, (8, 4)).mean(dim=3)
+    if width == 12:
+        expected = expected.unflatten(3, (12, 4)).mean(dim=4)
+    expected = torch.nn.functional.interpolate(expected, (height, width), mode="bilinear")
+    assert torch.allclose(resolution.resize(images, height, width), expected, atol=1e-6)
+
+
+def test_a_thin_line_is_kept_when_a_hint_is_shrunk():
+    """Bilinear interpolation to a quarter looks between the lines of a grid, or at them alone."""
+    for place in range(4):
+        grid = torch.zeros(1, 1, 64, 64)
+        grid[..., place::4, :] = 1
+        shrunk = resolution.resize_and_crop(grid, 16, 16, average=True)
+        assert torch.allclose(shrunk, torch.full_like(shrunk, 0.25))

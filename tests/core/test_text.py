@@ -98,7 +98,9 @@ def test_a_long_prompt_is_cut_with_a_warning(nano, caplog):
 
 @pytest.mark.parametrize(("quantization", "error", "kind"), [("int8", 0.05, "Int8Params"), ("int4", 0.3, "Params4bit")])
 def test_quantised_weights_are_those_of_transformers(nano, quantization, error, kind):
-    from transformers import BitsAndBytesConfig
+    import transformers
+    from packaging.version import Version
+    from transformers import BitsAndBytesConfig, T5EncoderModel
 
     text = encoder(nano, quantization=quantization)
     caption, _ = text.encode(PROMPTS)
@@ -109,8 +111,23 @@ def test_quantised_weights_are_those_of_transformers(nano, quantization, error, 
         if quantization == "int8"
         else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     )
-    same, _ = reference(nano, PROMPTS, quantization_config=config, device_map={"": "cpu"}, dtype=torch.float32)
-    torch.testing.assert_close(caption, same, rtol=1e-4, atol=1e-4)
+    # Renamed in 4.56; a version that does not know the new name hands it on to the model.
+    name = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+    try:
+        same, _ = reference(nano, PROMPTS, quantization_config=config, device_map={"": "cpu"}, **{name: torch.float32})
+    except RuntimeError as error:
+        if "None of the available devices" not in str(error):
+            raise
+        pytest.skip("this version of transformers lets bitsandbytes run on a GPU only; ours runs it on a CPU")
+    # LLM.int8 rounds activations, too: where two CPUs' last bits differ, a value goes to the next of the 255 levels,
+    # and its row with it. So almost all values are alike, and the rest differ by less than the rounding itself costs.
+    differ = (caption - same).abs() > 1e-4 + 1e-4 * same.abs()
+    assert differ.float().mean() < 0.02 and (caption - same).norm() / exact.norm() < error / 10
+    theirs = T5EncoderModel.from_pretrained(nano / "text_encoder", quantization_config=config, device_map={"": "cpu"})
+    weights = dict(theirs.named_parameters())
+    for name, weight in text.load().named_parameters():
+        if type(weight).__name__ == kind:
+            assert torch.equal(weight.data, weights[name].data), name
     kinds = {name.split(".")[-2]: type(weight).__name__ for name, weight in text.load().named_parameters()}
     assert kinds["q"] == kinds["wi_1"] == kind and kinds["wo"] == kinds["shared"] == "Parameter"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes.panel import HOSTILE, change, end_trainings, open_panel, pretend, write_metrics
+from tests.nodes.panel import HOSTILE, change, end_trainings, open_panel, pretend, record, write_metrics
 from tools.comfy_server import ComfyServer, comfyui_trees
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ def pretended(panel_server):
         pretend(folder, 100.0 + i, state="failed" if i == 0 else "done", name=f"made {i}")
         if i == 0:
             change(folder, name=HOSTILE, reason=HOSTILE)
-            (folder / "process.log").write_text(f"first\n{HOSTILE}\nlast\n")
+            (record(folder) / "process.log").write_text(f"first\n{HOSTILE}\nlast\n")
             shutil.copy(ROOT / "workflows" / "base_model_14_steps.jpg", folder / "samples" / "step_00000001.png")
             sample = {"step": 1, "prompts": [HOSTILE]}
             (folder / "samples" / "step_00000001.json").write_text(json.dumps(sample))

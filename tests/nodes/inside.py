@@ -288,6 +288,77 @@ def check_a_training_can_have_the_memory(s: Setup) -> None:
     assert found[0] > 0 and found[1] == 0, found
 
 
+def check_prompt_rules_leave_names_of_embeddings(s: Setup) -> None:
+    rules = s.part("nodes.bridge.clip").prompt_text
+    assert rules("  A Red (Lake:1.2), embedding:My_Dog.v2 AND (embedding:Ü:1.1) ") == (
+        "a red (lake:1.2), embedding:My_Dog.v2 and (embedding:Ü:1.1)"
+    )
+    assert rules("Embeddings of A", False) == "embeddings of a"
+
+
+def check_a_lora_with_biases_and_a_loha(s: Setup) -> None:
+    """As ComfyUI's LoraSave extracts it, and of a kind that only ComfyUI's loader knows; by hand."""
+    from safetensors.torch import save_file
+
+    key = "diffusion_model.blocks.0.attn.qkv"
+    width = s.model.model.diffusion_model.config.hidden_size
+    torch.manual_seed(0)
+    bias, rows = torch.randn(3 * width), torch.randn(width)
+    parts = [torch.randn(*shape) for shape in ((3 * width, 2), (2, width), (3 * width, 2), (2, width))]
+    plain = {f"{key}.lora_up.weight": parts[0], f"{key}.lora_down.weight": parts[1], f"{key}.diff_b": bias}
+    plain["transformer.transformer_blocks.1.attn1.to_k.diff_b"] = rows
+    other = {f"{key}.hada_{name}": part for name, part in zip(("w1_a", "w1_b", "w2_a", "w2_b"), parts, strict=True)}
+    before = s.model.model.diffusion_model.state_dict()
+    for name, state in (("plain", plain), ("loha", other)):
+        path = s.family.parent / f"{name}.safetensors"
+        save_file({each: tensor.clone() for each, tensor in state.items()}, path)
+        patched = s.part("nodes.bridge.model").apply_lora(s.model, str(path), 0.5)
+        found = {each: patched.patch_weight_to_device(each, return_weight=True) for each in patched.patches}
+        change = parts[0] @ parts[1] * (1 if name == "plain" else parts[2] @ parts[3])
+        close(found[f"{key}.weight"], before["blocks.0.attn.qkv.weight"] + change / 2)
+        if name == "plain":
+            close(found[f"{key}.bias"], before["blocks.0.attn.qkv.bias"] + bias / 2)
+            other_bias = before["blocks.1.attn.qkv.bias"].clone()
+            other_bias[width : 2 * width] += rows / 2
+            close(found["diffusion_model.blocks.1.attn.qkv.bias"], other_bias)
+
+
+def check_lists_offer_what_fits(s: Setup) -> None:
+    """Shards once, as the folder or the index; folders by what they are; only LoRA among the LoRA."""
+    import shutil
+
+    import folder_paths
+    from safetensors.torch import load_file, save_file
+
+    files = s.part("nodes.files")
+    root = s.family.parent / "lists"
+    encoders, own, loras = root / "encoders", root / "own", root / "loras"
+    state = load_file(s.family / "text_encoder" / "model.safetensors")
+    names = sorted(state)
+    for folder in (encoders / "t5-v1_1-xxl", encoders, own / "PixArt", loras):
+        folder.mkdir(parents=True, exist_ok=True)
+    for part, chosen in ((1, names[:4]), (2, names[4:])):
+        for folder in (encoders / "t5-v1_1-xxl", encoders):
+            save_file({each: state[each] for each in chosen}, folder / f"model-0000{part}-of-00002.safetensors")
+    shutil.copy(s.family / "text_encoder" / "config.json", encoders / "t5-v1_1-xxl")
+    shutil.copy(s.family / "transformer" / "diffusion_pytorch_model.safetensors", own / "A_model.safetensors")
+    save_file({"block1.convs.0.weight": torch.zeros(1)}, own / "A_network.safetensors")
+    save_file({"x.lora_A.weight": torch.zeros(1)}, own / "a_lora.safetensors")
+    places = {"text_encoders": encoders, files.FOLDER: own, "loras": loras}
+    kept = {name: folder_paths.folder_names_and_paths[name] for name in places}
+    try:
+        for name, place in places.items():
+            folder_paths.folder_names_and_paths[name] = ([str(place)], folder_paths.supported_pt_extensions)
+        listed = {kind: [x for x in files.names(kind) if "bundled" not in x] for kind in ("text_encoder", "lora")}
+        assert listed["text_encoder"] == ["model-00001-of-00002.safetensors", "t5-v1_1-xxl/"], listed
+        assert listed["lora"] == ["a_lora.safetensors"], listed
+        assert "A_model.safetensors" in files.names("model")
+        assert "A_network.safetensors" in files.names("hed")
+        assert files.locate("text_encoder", "t5-v1_1-xxl/") == str(encoders / "t5-v1_1-xxl")
+    finally:
+        folder_paths.folder_names_and_paths.update(kept)
+
+
 def run(check: str, part, family: str) -> str:
     try:
         with torch.inference_mode():

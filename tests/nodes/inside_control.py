@@ -30,7 +30,7 @@ class Setup(inside.Setup):
         super().__init__(part, family)
         sys.path.append(str(inside.ROOT))  # after ComfyUI's folder: for the fixtures' `pixart_core`
         self.fixtures = sibling("fixtures_nano", inside.ROOT / "tests")
-        self.bridge = part("nodes.bridge.control")
+        self.bridge, self.hint = part("nodes.bridge.control"), part("nodes.bridge.hint")
         self.checkpoint = part("pixart_core.checkpoint")
         self.vae = part("nodes.bridge.vae").load_vae(str(self.family / "vae"))
         self.reference = self.core.load_pixart(self.family / "transformer", dtype=torch.float32)
@@ -266,14 +266,15 @@ def check_hints_of_other_sizes_and_kinds(s: Setup) -> None:
     close(s.run(s.apply(hints=large)), s.run(s.apply()), 1e-5)  # bilinear, two pixels for one: the same picture
     wide = F.interpolate(s.hints.movedim(-1, 1), (96, 256), mode="nearest").movedim(1, -1)
     close(s.run(s.apply(hints=wide, resize="stretch")), s.run(s.apply()), 1e-5)
-    crop, pad = (s.bridge.fit_hint(wide.movedim(-1, 1), 96, 128, mode) for mode in ("crop", "pad"))
+    crop, pad = (s.hint.fit_hint(wide.movedim(-1, 1), 96, 128, mode) for mode in ("crop", "pad"))
     assert torch.equal(crop, wide.movedim(-1, 1)[..., 64:192])
     assert pad.shape == crop.shape and not pad[..., :24, :].any() and not pad[..., 72:, :].any()
     assert pad[..., 24:72, :].any()
     grey = s.hints[..., :1]
-    assert torch.equal(s.run(s.apply(hints=grey)), s.run(s.apply(hints=grey.repeat(1, 1, 1, 3))))
+    # The same numbers in memory of another layout, for which a CPU may choose another convolution.
+    close(s.run(s.apply(hints=grey)), s.run(s.apply(hints=grey.repeat(1, 1, 1, 3))), 1e-4)
     clear = torch.cat([s.hints, torch.zeros_like(grey)], dim=-1)
-    assert torch.equal(s.run(s.apply(hints=clear)), s.run(s.apply(hints=torch.zeros_like(s.hints))))
+    close(s.run(s.apply(hints=clear)), s.run(s.apply(hints=torch.zeros_like(s.hints))), 1e-4)
 
 
 def raises(words: str, call, *args, **kwargs) -> None:

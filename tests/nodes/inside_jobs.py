@@ -31,6 +31,7 @@ class Setup:
         self.input, self.output = folder / "input", folder / "output"
         folder_paths.set_input_directory(str(self.input))
         folder_paths.set_output_directory(str(self.output))
+        folder_paths.set_user_directory(str(folder / "user"))
         self.jobs.watcher = mock.Mock()
         (self.output / "data").mkdir(parents=True, exist_ok=True)
         (self.output / "data" / "dataset.json").write_text(json.dumps({"shards": [{"bucket": [128, 128]}]}))
@@ -59,7 +60,7 @@ class Setup:
         job.state = state
         for name, value in more.items():
             setattr(job, name, value)
-        self.root.write_job(self.jobs.queue().root / job_id, job)
+        self.root.write_job(self.jobs.queue().records / job_id, job)
 
     def finish(self, made) -> None:
         """As `prepare` leaves it."""

@@ -61,8 +61,18 @@ def end_trainings(server) -> None:
     until(lambda: not any("kill" in job["actions"] for job in jobs(server)))
 
 
+def run_folder(server, job_id: str) -> Path:
+    """Where a job makes what it makes."""
+    return server.base / "output" / "pixart_delta" / "training" / job_id
+
+
+def record(folder: Path) -> Path:
+    """Where the server keeps what a job is, of its run folder in output/pixart_delta/training."""
+    return folder.parents[3] / "user" / "__pixart_delta" / "jobs" / folder.name
+
+
 def pretend(folder: Path, order: float, **values) -> None:
-    """A job as its file keeps it."""
+    """A job as its record keeps it."""
     (folder / "samples").mkdir(parents=True)
     settings = {"run": str(folder), "data": "d", "base": "b"}
     change(
@@ -81,7 +91,8 @@ def pretend(folder: Path, order: float, **values) -> None:
 
 
 def change(folder: Path, **values) -> None:
-    file = folder / "job.json"
+    file = record(folder) / "job.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     old = json.loads(file.read_text()) if file.exists() else {}
     file.with_suffix(".new").write_text(json.dumps(old | values))
     file.with_suffix(".new").replace(file)

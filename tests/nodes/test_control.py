@@ -39,7 +39,7 @@ def outcomes(comfyui_path, tmp_path_factory) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     result = subprocess.run(
         [sys.executable, str(SCRIPT), str(comfyui_path), str(family), *CHECKS],
-        timeout=590,
+        timeout=3600,
         capture_output=True,
         text=True,
         cwd=comfyui_path,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes.panel import job, jobs, keep, open_job, open_panel, state_of, until
+from tests.nodes.panel import job, jobs, keep, open_job, open_panel, record, run_folder, state_of, until
 from tools.workflow_api import find_node, load_workflow, to_api
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,8 @@ def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(panel
     panel.reload()
     open_panel(panel)
     state_of(panel, lcd, "running")
-    pid = json.loads((panel_server.base / "output/pixart_delta/training" / lcd / "job.json").read_text())["pid"]
+    kept = record(run_folder(panel_server, lcd)) / "job.json"
+    pid = json.loads(kept.read_text())["pid"]
     panel_server.process.kill()
     panel_server.process.wait()
     panel.locator(".pxd-offline").wait_for()
@@ -88,7 +89,7 @@ def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(panel
     panel.locator(".pxd-offline").wait_for(state="hidden")
     state_of(panel, lcd, "running")
     os.kill(pid, 0)
-    assert json.loads((panel_server.base / "output/pixart_delta/training" / lcd / "job.json").read_text())["pid"] == pid
+    assert json.loads(kept.read_text())["pid"] == pid
     step = job(panel_server, lcd)["step"]
     until(lambda: job(panel_server, lcd)["step"] > step)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import socket
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from pixart_delta.training.jobs import process
 
+from tests.nodes.panel import record, until
 from tools.comfy_server import ComfyServer, comfyui_trees
 
 pytestmark = pytest.mark.host
@@ -25,7 +28,11 @@ def server(tmp_path_factory):
     """A server of its own, with a folder that its operator allows besides ComfyUI's."""
     allowed = tmp_path_factory.mktemp("allowed")
     (allowed / "data").mkdir()
-    variables = {"PIXART_DELTA_ROOTS": str(allowed), "CUDA_VISIBLE_DEVICES": ""}
+    variables = {
+        "PIXART_DELTA_ROOTS": str(allowed),
+        "PIXART_DELTA_HOSTS": "other.example, proxy.example",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     with ComfyServer(next(iter(comfyui_trees().values())), tmp_path_factory.mktemp("routes"), env=variables) as running:
         running.allowed = allowed
         (running.base / "input" / "data").mkdir()
@@ -36,12 +43,13 @@ def server(tmp_path_factory):
 def root(server):
     """The empty folder of jobs; no process is ever started here: a running job of another name holds the device."""
     folder = server.base / "output" / "pixart_delta" / "training"
+    records = record(folder / "x").parent
     holder = subprocess.Popen(["sleep", "600"], start_new_session=True)
     write_job(folder, "holder", state="running", pid=holder.pid, identity=process.identity(holder.pid))
     yield folder
     holder.kill()
     holder.wait()
-    for job in folder.iterdir():
+    for job in (*folder.iterdir(), *records.iterdir()):
         if job.is_symlink():
             job.unlink()
         elif job.is_dir():
@@ -49,7 +57,7 @@ def root(server):
 
 
 def pid_of(root: Path) -> int:
-    return json.loads((root / "holder" / "job.json").read_text())["pid"]
+    return json.loads((record(root / "holder") / "job.json").read_text())["pid"]
 
 
 def write_job(root: Path, job_id: str, **more) -> Path:
@@ -64,7 +72,8 @@ def write_job(root: Path, job_id: str, **more) -> Path:
         "state": "done",
         "order": 1.0,
     }
-    (folder / "job.json").write_text(json.dumps({**values, **more}))
+    record(folder).mkdir(parents=True)
+    (record(folder) / "job.json").write_text(json.dumps({**values, **more}))
     return folder
 
 
@@ -120,9 +129,9 @@ def test_changes_are_told_over_the_websocket_at_most_four_a_second(server, root)
     seen, end = [], time.monotonic() + 5
     while time.monotonic() < end:
         status["step"] += 1
-        temporary = root / "holder" / "status.tmp"
+        temporary = record(root / "holder") / "status.tmp"
         temporary.write_text(json.dumps(status))
-        temporary.replace(root / "holder" / "status.json")
+        temporary.replace(temporary.with_suffix(".json"))
         ws.settimeout(0.02)
         try:
             message = json.loads(ws.recv())
@@ -187,9 +196,10 @@ def test_names_with_separators_are_refused(server, root, name):
 @pytest.mark.parametrize("job_id", ["..", "%2e%2e", "..%2f..", "%2fetc", "link", "holder%00", "HOLDER", "."])
 def test_ids_lead_nowhere_else(server, root, tmp_path, job_id):
     outside = tmp_path / "outside"
-    write_job(tmp_path, "outside")
-    if not (root / "link").is_symlink():
-        (root / "link").symlink_to(outside)
+    outside.mkdir()
+    (outside / "job.json").write_text((record(root / "holder") / "job.json").read_text())
+    if not record(root / "link").is_symlink():
+        record(root / "link").symlink_to(outside)
     for path in ("", "/log", "/metrics", "/samples"):
         status, answer, _ = call(server, "GET", f"{JOBS}/{job_id}{path}")
         assert status in (404, 405) or job_id in (".", "..", "%2e%2e") and "jobs" not in answer, answer
@@ -206,6 +216,10 @@ def test_ids_lead_nowhere_else(server, root, tmp_path, job_id):
         ({"precision": "--help"}, "choose one of"),
         ({"learning_rate": "NaN"}, "a number is wanted"),
         ({"compile": "true"}, "true or false is wanted"),
+        ({"steps": 10**400}, "steps is a number of about 400 digits"),
+        ({"steps": 10**12}, "steps is 1000000000000: it must be between 1 and 1000000000"),
+        ({"learning_rate": 10**400}, "a finite number is wanted"),
+        ({"data": "x" * 10_000}, "there is no"),
     ],
 )
 def test_bad_settings_are_named(server, root, settings, problem):
@@ -262,12 +276,73 @@ def test_changes_need_a_post(server, root):
         (b"[]", 400),
         (b"\xff", 400),
         (b"[" * 60_000, 400),
+        (b'{"before": "\\ud800"}', 400),
+        (b'{"before": "\xed\xa0\x80"}', 400),
+        ('{"before": ""}'.encode("utf-16"), 400),
+        (b'{"before": NaN}', 400),
+        (b"1" * 5000, 400),
         (b'{"before": 3}', 400),
     ],
 )
 def test_bodies_that_are_too_large_or_no_json(server, root, body, status):
     found, problem = post(server, "/holder/move", body)
     assert found == status and problem
+
+
+def test_a_body_that_breaks_off_is_one_line_in_the_log(server, root):
+    before = len(server.log)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        head = f"POST {JOBS} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nContent-Type: application/json\r\n"
+        client.sendall(f"{head}Content-Length: 500\r\n\r\n".encode() + b'{"command"')
+        time.sleep(0.3)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until(lambda: "broke off" in server.log[before:], 20)
+    time.sleep(0.5)
+    assert "Traceback" not in server.log[before:] and server.log[before:].count("broke off") == 1
+
+
+@pytest.mark.parametrize("path", ["", "/holder", "/holder/log", "/holder/samples/step_1.png"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8188", "192.168.0.9", "0.0.0.0", "", "[", "localhost.evil.example"]
+)
+def test_another_name_that_leads_here_is_refused(server, root, path, host):
+    """As after DNS rebinding, where the browser takes our answers for those of the page's own site."""
+    status, answer, _ = call(server, "GET", JOBS + path, headers={"Host": host})
+    assert status == 403 and "PIXART_DELTA_HOSTS" in answer["error"], answer
+
+
+def test_another_name_changes_nothing(server, root):
+    headers = {"Host": "evil.example", "Origin": "http://evil.example", "Content-Type": "application/json"}
+    assert call(server, "POST", f"{JOBS}/holder/kill", {}, headers)[0] == 403
+    assert server.get(f"{JOBS}/holder")["state"] == "running"
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "LOCALHOST:1", "127.0.0.1", "127.8.9.1:80", "[::1]:8188", "proxy.example", "Proxy.Example.:443"],
+)
+def test_the_machines_own_names_and_listed_ones_are_served(server, root, host):
+    assert call(server, "GET", JOBS, headers={"Host": host})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/%ff",
+        "/%ed%a0%80",
+        "/%ed%a0%80/log",
+        "/holder/samples/%ff.png",
+        "/holder/log?lines=%ff",
+        "/holder/metrics?since=%ed%a0%80",
+    ],
+)
+def test_bad_encodings_are_refused(server, root, path):
+    status, answer, _ = call(server, "GET", JOBS + path)
+    assert status == 400 and answer["error"], answer
+    raw = path.replace("%ff", "\xff").replace("%ed%a0%80", "\xed\xa0\x80").encode("latin-1")
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"GET " + JOBS.encode() + raw + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert client.makefile("rb").readline().split()[1] == b"400"
 
 
 def test_a_chunked_body_has_the_same_limit(server, root):
@@ -311,7 +386,7 @@ def test_the_samples_route_gives_samples_only(server, root, tmp_path):
 
 def test_the_log_is_plain_text_without_control_characters(server, root):
     hostile = "\x1b]0;title\x07\x1b[2J\x1b[31m<script>alert(1)</script>\x1b[0m \u202eabc\u2066 \x08\x00\x9b31m"
-    log = root / "holder" / "process.log"
+    log = record(root / "holder") / "process.log"
     log.write_bytes(b"old\n" * 50_000 + f"bar 1%\rbar 100%\n{hostile}\nlast \xe4".encode() + b"\xff\n")
     text = server.get(f"{JOBS}/holder/log?lines=4")["text"]
     assert "<script>alert(1)</script>" in text and "bar 100%" in text and "bar 1%" not in text
@@ -334,13 +409,13 @@ def test_metrics_since_a_step(server, root):
 
 def test_numbers_that_json_cannot_say_do_not_break_the_page(server, root):
     status = {"state": "running", "pid": pid_of(root), "step": 3, "steps": 5, "loss": float("nan"), "memory": "x"}
-    (root / "holder" / "status.json").write_text(json.dumps(status))
+    (record(root / "holder") / "status.json").write_text(json.dumps(status))
     (found,) = server.get(JOBS)["jobs"]
     assert found["step"] == 3 and "loss" not in found and "memory" not in found
 
 
 def test_damaged_jobs_are_listed_and_can_be_deleted(server, root):
-    (write_job(root, "damaged") / "job.json").write_text("{")
+    (record(write_job(root, "damaged")) / "job.json").write_text("{")
     found = server.get(f"{JOBS}/damaged")
     assert found["state"] == "failed" and found["actions"] == ["delete"]
     assert post(server, "/damaged/retry")[0] == 409
@@ -354,8 +429,8 @@ def test_what_cannot_be_done_now_is_a_conflict(server, root):
     assert post(server, "/no-such-job/stop")[0] == 404
     status, problem = post(server, "/holder/sample")
     assert status == 409 and "without the text encoder" in problem
-    status, problem = post(server, "/holder/save")  # a training's folder without its config.json
-    assert status == 409 and "holds no run" in problem
+    assert post(server, "/holder/save")[0] == 200
+    assert (record(root / "holder") / "control" / "save").exists() and not (root / "holder" / "control").exists()
 
 
 def test_what_is_offered_fits_the_command(server, root):

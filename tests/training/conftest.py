@@ -50,7 +50,7 @@ def pictures(tmp_path):
 def queue(tmp_path, monkeypatch):
     """A queue whose process is the stand-in; whatever it started is ended."""
     monkeypatch.setattr(runner, "TRAIN", Path(__file__).with_name("stand_in.py"))
-    made = Queue(tmp_path / "jobs")
+    made = Queue(tmp_path / "jobs", tmp_path / "records")
     yield made
     for each in made.jobs():
         if each.active and process.runs(each.pid, each.identity):

@@ -21,6 +21,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("command")
     parser.add_argument("--config")
+    parser.add_argument("--private", default="")
     options = parser.parse_args()
     spec = importlib.util.spec_from_file_location("run_dir", SOURCE)
     module = importlib.util.module_from_spec(spec)
@@ -28,7 +29,7 @@ def main() -> int:
     config = json.loads(Path(options.config).read_text())
     if options.command == "prepare":
         config |= {"data": Path(config["input"]).name, "steps": config["max_tokens"]}
-    run, what = module.RunDir(config["run"]).create(), config["data"]
+    run, what = module.RunDir(config["run"], options.private).create(), config["data"]
     with (run.path / "starts").open("a") as file:
         file.write(f"{os.getpid()}\n")
     if what == "load":

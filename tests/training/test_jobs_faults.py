@@ -32,7 +32,7 @@ def test_asked_to_end_from_outside_it_is_paused(queue):
 
 def test_a_new_server_finds_the_running_process_and_its_end(queue):
     made = running(queue, steps=40)
-    later = Queue(queue.root)
+    later = Queue(queue.root, queue.records)
     later.tick()
     again = later.job(made.id)
     assert (again.state, again.pid) == ("running", made.pid)
@@ -44,7 +44,7 @@ def test_a_new_server_finds_the_running_process_and_its_end(queue):
 def test_what_ended_while_no_server_ran_is_known_afterwards(queue):
     made = running(queue, steps=5)
     queue._runner.children[made.id].wait()  # as init does for a process whose server is gone
-    later = Queue(queue.root)
+    later = Queue(queue.root, queue.records)
     later.tick()
     assert later.job(made.id).state == "done" and later.status(later.job(made.id))["step"] == 5
 
@@ -57,7 +57,7 @@ def test_a_server_that_dies_between_start_and_note_leaves_no_orphan(queue, monke
     monkeypatch.undo()
     left = queue.job(made.id)
     assert (left.state, left.pid) == ("preparing", None)
-    later = Queue(queue.root)
+    later = Queue(queue.root, queue.records)
     found = until(later, made.id, "running")
     assert [found.pid] == starts(queue, made.id)
     until(later, made.id, "running")
@@ -69,7 +69,7 @@ def test_a_server_that_dies_before_the_start_leaves_a_failure_to_retry(queue, mo
     monkeypatch.setattr(process, "spawn", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         queue.tick()
-    later = Queue(queue.root)
+    later = Queue(queue.root, queue.records)
     later.tick()
     assert later.job(made.id).state == "preparing", "its arguments may not show yet"
     until(later, made.id, "failed")
@@ -83,8 +83,8 @@ def test_a_process_number_that_somebody_else_has_now_is_not_ours(queue):
     try:
         kept = queue.job(made.id)
         kept.pid = stranger.pid
-        job.write_job(queue.root / made.id, kept)
-        later = Queue(queue.root)
+        job.write_job(queue.records / made.id, kept)
+        later = Queue(queue.root, queue.records)
         later.act(made.id, "retry")  # settled first: it is seen as failed
         assert stranger.poll() is None, "a stranger was ended"
         assert later.job(made.id).state == "queued"
@@ -100,7 +100,7 @@ def test_two_servers_on_one_folder_start_each_job_once(queue, tmp_path):
         "from pathlib import Path\n"
         "from pixart_delta.training.jobs import Queue, runner as module\n"
         "module.TRAIN = Path(sys.argv[1]) / 'tests/training/stand_in.py'\n"
-        "queue = Queue(sys.argv[2])\n"
+        "queue = Queue(sys.argv[2], sys.argv[3])\n"
         "end = time.monotonic() + 30\n"
         "while time.monotonic() < end:\n"
         "    jobs = queue.tick()\n"
@@ -109,7 +109,7 @@ def test_two_servers_on_one_folder_start_each_job_once(queue, tmp_path):
         "    time.sleep(0.005)\n"
         "else: sys.exit(str([(job.state, job.reason) for job in queue.jobs()]))\n"
     )
-    command = [sys.executable, "-c", code, str(HERE.parents[1]), str(queue.root)]
+    command = [sys.executable, "-c", code, str(HERE.parents[1]), str(queue.root), str(queue.records)]
     servers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for server in servers:
         assert server.wait(60) == 0, server.stderr.read()
@@ -120,7 +120,7 @@ def test_the_end_of_an_earlier_attempt_is_not_taken_for_that_of_another_servers(
     made = running(queue)
     process.end(made.pid, force=True)
     os.waitid(os.P_PID, made.pid, os.WEXITED | os.WNOWAIT)
-    later = Queue(queue.root)
+    later = Queue(queue.root, queue.records)
     later.act(until(later, made.id, "failed").id, "retry")
     assert until(later, made.id, "running").pid != made.pid
     queue.tick()
@@ -131,7 +131,7 @@ def test_the_clock_going_back_changes_nothing(queue, monkeypatch):
     first = running(queue)
     monkeypatch.setattr(time, "time", lambda: 1000.0)
     second = add(queue, steps=2)
-    later = Queue(queue.root)
+    later = Queue(queue.root, queue.records)
     later.tick()
     assert later.job(first.id).state == "running" and later.job(second.id).state == "queued"
     assert [each.id for each in later.jobs()] == [first.id, second.id]
@@ -143,7 +143,7 @@ def test_the_clock_going_back_changes_nothing(queue, monkeypatch):
 def test_a_damaged_status_is_lived_with(queue, text):
     made = running(queue, data="deaf")
     os.kill(made.pid, signal.SIGSTOP)
-    (queue.root / made.id / "status.json").write_text(text)
+    (queue.records / made.id / "status.json").write_text(text)
     queue.tick()
     assert queue.job(made.id).state == "running" and isinstance(queue.status(queue.job(made.id)), dict)
     os.kill(made.pid, signal.SIGCONT)
@@ -184,19 +184,19 @@ def test_a_damaged_status_is_lived_with(queue, text):
 )
 def test_a_damaged_job_is_shown_as_failed_and_can_be_deleted(queue, text):
     made, good = add(queue), add(queue, steps=2)
-    (queue.root / made.id / "job.json").write_text(text.replace("ID", json.dumps(made.id)))
+    (queue.records / made.id / "job.json").write_text(text.replace("ID", json.dumps(made.id)))
     assert "cannot be read" in until(queue, made.id, "failed").reason
     with pytest.raises(JobError, match="cannot be read"):
         queue.act(made.id, "retry")
     assert queue.actions(queue.job(made.id)) == ["delete"]
     until(queue, good.id, "done")
     queue.act(made.id, "delete")
-    assert not (queue.root / made.id).exists()
+    assert not (queue.root / made.id).exists() and not (queue.records / made.id).exists()
 
 
 def test_a_full_disk_refuses_a_job_and_leaves_nothing_of_it(queue, monkeypatch):
     kept = add(queue)
-    before = (queue.root / kept.id / "job.json").read_bytes()
+    before = (queue.records / kept.id / "job.json").read_bytes()
 
     def full(self, *_arguments, **_keywords):
         raise OSError(errno.ENOSPC, "No space left on device", str(self))
@@ -208,14 +208,14 @@ def test_a_full_disk_refuses_a_job_and_leaves_nothing_of_it(queue, monkeypatch):
         queue.act(kept.id, "pause")
     monkeypatch.undo()
     assert [each.id for each in queue.jobs()] == [kept.id]
-    assert (queue.root / kept.id / "job.json").read_bytes() == before
-    assert sorted(path.name for path in (queue.root / kept.id).glob(".*")) == []
+    assert (queue.records / kept.id / "job.json").read_bytes() == before
+    assert sorted(path.name for path in (queue.records / kept.id).glob(".*")) == []
 
 
 def test_a_disk_that_fills_up_under_a_queue_costs_no_job(small_disk, queue):
-    queue.root = small_disk / "jobs"
+    queue.root, queue.records = small_disk / "jobs", small_disk / "records"
     active, waiting = running(queue), add(queue)
-    files = [queue.root / each.id / "job.json" for each in (active, waiting)]
+    files = [queue.records / each.id / "job.json" for each in (active, waiting)]
     before = [file.read_bytes() for file in files]
     ballast = fill(small_disk, leave=0)
     for change in (lambda: add(queue), lambda: queue.act(waiting.id, "pause"), lambda: queue.act(active.id, "stop")):
@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up_under_a_queue_costs_no_job(small_disk, queue):
             change()
     assert [file.read_bytes() for file in files] == before
     assert [each.id for each in queue.jobs()] == [active.id, waiting.id]
-    assert sorted(path.name for path in small_disk.glob("jobs/*/.*")) == []
+    assert sorted(path.name for path in small_disk.glob("records/*/.*")) == []
 
     child = queue._runner.children[active.id]
     assert child.wait(30) == 1, "it finds no room for its metrics"
@@ -263,9 +263,9 @@ def test_a_stop_reaches_a_process_whose_status_is_an_earlier_ones(queue):
     made = running(queue)
     os.kill(made.pid, signal.SIGKILL)
     until(queue, made.id, "failed")
-    changed = job.read_job(queue.root / made.id)
+    changed = job.read_job(queue.records / made.id)
     changed.settings = {**changed.settings, "data": "load"}
-    job.write_job(queue.root / made.id, changed)
+    job.write_job(queue.records / made.id, changed)
     queue.act(made.id, "retry")
     queue.tick()
     assert queue.run_dir(made).read_status()["state"] == "running", "the killed process's"

@@ -7,8 +7,9 @@ import threading
 
 import fsspec
 import pytest
-from pixart_delta.training import remote
+from pixart_delta.training import patience, remote
 from pixart_delta.training.data import DataError, FeatureDataset
+from pixart_delta.training.patience import Patience
 
 from tests.training.shards_fixture import make_features, same, take
 
@@ -41,7 +42,7 @@ def test_shards_come_over_http_and_are_kept(server, features, tmp_path, workers)
 
 
 def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(remote.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
     files = fsspec.filesystem("memory")  # as s3 and all others of fsspec
     for file in make_features(tmp_path / "local").iterdir():
         files.pipe(f"/bucket/{file.name}", file.read_bytes())
@@ -61,7 +62,7 @@ def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
 
 
 def test_a_failing_network_is_tried_again(features, tmp_path, monkeypatch):
-    monkeypatch.setattr(remote.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
     failures = iter([ConnectionError("reset"), ConnectionError("reset"), None] * 3)
     real = remote._download
 
@@ -75,8 +76,9 @@ def test_a_failing_network_is_tried_again(features, tmp_path, monkeypatch):
     url = f"file://{features}"
     assert same(take(url, 1, cache=tmp_path)[0], take(features, 1)[0])
     monkeypatch.setattr(remote, "_download", lambda *_: (_ for _ in ()).throw(ConnectionError("reset")))
-    with pytest.raises(DataError, match=r".tar cannot be read: ConnectionError reset"):
-        take(url, 5, cache=tmp_path / "other")
+    info = FeatureDataset(features).shards[0]
+    with pytest.raises(DataError, match=r"tar cannot be read: ConnectionError reset. It was waited for 0:00:0\d"):
+        Patience(limit=0.1).get(lambda: remote.Place(url, tmp_path / "other").open(info))
 
 
 def test_a_shard_that_was_cut_short_in_the_cache_is_fetched_again(features, tmp_path):
@@ -111,7 +113,7 @@ def test_a_missing_package_is_named(monkeypatch):
     def missing(*_arguments):
         raise ImportError("Install s3fs to access S3")  # as fsspec says it
 
-    monkeypatch.setattr(fsspec, "open", missing)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(DataError, match="^s3:// needs a package .* .Install s3fs to access S3.: install it with pip$"):
         FeatureDataset("s3://bucket/features")
 

@@ -146,8 +146,9 @@ def test_leftovers_of_a_killed_process_go_and_files_stay(run):
     assert all(file.exists() for file in kept) and not list(run.path.rglob("*.tmp"))
 
 
-def test_a_damaged_status_is_named(run):
-    (run.path / "status.json").write_text('{"state"')
+@pytest.mark.parametrize("text", ['{"state"', "[" * 100_000, "[]", "1" * 5000, "\ud800"])
+def test_a_damaged_status_is_named(run, text):
+    (run.path / "status.json").write_text(text, "utf-8", "surrogatepass")
     with pytest.raises(RunDirError, match="status.json is damaged"):
         run.read_status()
     assert json.loads((run.path / "config.json").read_text())["command"] == "lcd"

@@ -248,3 +248,9 @@ def test_a_name_that_is_not_utf8(tmp_path, models):
     report = prepare(prepare_settings(tmp_path, models))
     assert report.usable == 1 and (tmp_path / "out/dataset.json").exists()
     assert "th\\udce9.png: there is no th\\udce9.txt" in (tmp_path / "out/report.txt").read_text("utf-8")
+
+
+def test_a_first_line_without_end_names_no_columns(tmp_path):
+    (tmp_path / "metadata.csv").write_text("[" * 200_000)
+    with pytest.raises(DataError, match=r"metadata\.csv, line 1: no column"):
+        read_sources(tmp_path / "metadata.csv")

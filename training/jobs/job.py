@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import re
 import secrets
@@ -13,12 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from ..settings import is_number
+
 STATES = ("queued", "preparing", "running", "paused", "stopping", "done", "failed")
 ACTIVE = ("preparing", "running", "stopping")
 """States in which a process exists."""
 ENDED = ("paused", "done", "failed")
 """States in which there is no process, and nothing is waited for."""
 FILE = "job.json"
+_FILE_LIMIT = 1 << 20
+"""Bytes of it: settings come in a request of 64 KiB, or are those of a node."""
+_LARGEST = 2**53
+"""Of its numbers: what every reader of JSON still knows exactly."""
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 DEVICE = re.compile(r"cpu|mps|(cuda|xpu):\d{1,2}")
 
@@ -92,27 +97,32 @@ def read_job(folder: Path) -> Job:
         NoSuchJob: if the folder holds none.
     """
     try:
-        job = Job(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        with (folder / FILE).open("rb") as file:
+            job = Job(**json.loads(file.read(_FILE_LIMIT), parse_constant=_refuse))
         _check(job, folder.name)
         return job
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         if not (folder / FILE).exists():
             raise NoSuchJob(f"there is no job {folder.name}: it was deleted") from None
-        reason = f"{FILE} cannot be read ({error}): delete the job"
+        reason = f"{FILE} cannot be read ({str(error)[:200]}): delete the job"
         return Job(folder.name, "", {}, "cpu", folder.name, "failed", reason)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")
 
 
 def _check(job: Job, name: str) -> None:
     """Raises ValueError on a job that is not this folder's, or on a field of another type than it has."""
     for each, kind in _TYPES.items():
         value = getattr(job, each)
-        endless = isinstance(value, float) and not math.isfinite(value)
-        if not isinstance(value, kind) or isinstance(value, bool) or endless:
-            raise ValueError(f"{each} is {value!r}")
+        number = isinstance(value, (int, float))
+        if not isinstance(value, kind) or number and not (is_number(value) and abs(value) <= _LARGEST):
+            raise ValueError(f"{each} is of another kind")
     if job.id != name or job.state not in STATES:
         raise ValueError("it is not a job of this folder")
     if not DEVICE.fullmatch(job.device):
-        raise ValueError(f"device is {job.device!r}")
+        raise ValueError(f"device is {job.device[:20]!r}")
 
 
 def write_job(folder: Path, job: Job) -> None:

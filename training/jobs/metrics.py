@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from ..settings import is_number
 
 POINTS = 1000
 """Points of a chart: more than it has pixels tells nobody anything."""
@@ -14,6 +15,10 @@ _SMALL = 512 * 1024
 """Bytes that are read whole and then thinned; more is sampled by seeking, so that memory stays flat."""
 _LINE = 4096
 """No line is longer."""
+_COLUMNS = 32
+"""A run writes six numbers a line."""
+_NAME = 64
+"""Characters of a column's name."""
 
 
 def read_metrics(file: Path, since: int = -1, points: int = POINTS) -> dict[str, Any]:
@@ -38,7 +43,7 @@ def read_metrics(file: Path, since: int = -1, points: int = POINTS) -> dict[str,
                 picked, thinned = _sample(source, start, size, points, since), True
     except FileNotFoundError:
         picked, thinned = [], False
-    names = list(dict.fromkeys(name for row in picked for name in row))
+    names = list(dict.fromkeys(name for row in picked for name in row))[:_COLUMNS]
     return {"columns": {name: [row.get(name) for row in picked] for name in names}, "thinned": thinned}
 
 
@@ -84,14 +89,11 @@ def _line_from(source: BinaryIO, place: int) -> dict | None:
 def _parse(line: bytes) -> dict[str, Any] | None:
     """A line's numbers; None for one that is damaged. What JSON cannot say (NaN) becomes None."""
     try:
-        row = json.loads(line)
+        row = json.loads(line) if len(line) <= _LINE else {}
         step = row["step"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    if isinstance(step, bool) or not isinstance(step, int):
+    if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step <= 2**53:
         return None
-    return {name: value if _finite(value) else None for name, value in row.items()}
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    names = [name for name in row if len(name) <= _NAME][:_COLUMNS]
+    return {name: row[name] if is_number(row[name]) else None for name in {"step": None, **dict.fromkeys(names)}}

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-import math
-import secrets
+import contextlib
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config import TRAININGS, make_config
-from ..run_dir import RunDir
+from ..config import TRAININGS, ConfigError, make_config
+from ..settings import is_number
 from . import process
 from .job import ACTIVE, DEVICE, Job, JobError, new_id
 from .runner import Runner
-from .store import DATASET, Store, place
+from .store import QUEUED, Store, place
 
 NAME_LENGTH = 80
-_ALLOWED = ("only_inside",)
-"""Settings that say what a job may do, not what it makes."""
+_PLACES = ("only_inside", "run", "output")
+"""Settings that say what a job may read and where it writes, not what it makes."""
 
 
 class Queue(Store):
-    """The jobs of one folder, and their processes.
+    """The jobs, and their processes.
 
     Args:
-        root: folder of the job folders; made with the first job.
+        root, records, check: see `Store`.
         python: interpreter that trains.
     """
 
-    def __init__(self, root: str | Path, python: str = sys.executable):
-        super().__init__(root)
+    def __init__(
+        self,
+        root: str | Path,
+        records: str | Path,
+        check: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
+        python: str = sys.executable,
+    ):
+        super().__init__(root, records, check)
         self._runner = Runner(self, python)
 
     # --- looking ---
@@ -65,8 +71,8 @@ class Queue(Store):
         """The job that was made from these very settings, if it is still there."""
         for job in self.jobs():
             if job.command == command and job.name == (name or command):
-                wanted = make_config(command, {**settings, **self._own(command, job.id)}).to_dict()
-                if _without_leave(job.settings) == _without_leave(wanted):
+                wanted = make_config(command, {**settings, **self.own(command, job.id)}).to_dict()
+                if _of_result(job.settings) == _of_result(wanted):
                     return job
         return None
 
@@ -96,19 +102,29 @@ class Queue(Store):
             raise JobError(f"no device {device!r}: cpu, mps, cuda:0 …")
         if after:
             self.job(after)
-        job_id = new_id(command, name)
-        config = make_config(command, {**settings, **self._own(command, job_id)})
+        if command not in QUEUED:
+            raise ConfigError(f"no job is a {command!r}: {', '.join(QUEUED)}")
         with self.turn():
+            job_id = self._free_id(command, name)
+            config = make_config(command, {**settings, **self.own(command, job_id)})
             order, after = self.next_order(), after or self._maker_of(settings.get("data"))
             job = Job(job_id, command, config.to_dict(), device, name or command, order=order, created=time.time())
             job.after, job.stamp = after, stamp
-            RunDir(self.root / job_id).create()
             try:
+                self.run_dir(job).create()
                 self.write(job)
             except OSError:  # a full disk: leave nothing half-made
-                shutil.rmtree(self.root / job_id, ignore_errors=True)
+                for folder in (self.root, self.records):
+                    shutil.rmtree(folder / job_id, ignore_errors=True)
                 raise
         return job
+
+    def _free_id(self, command: str, name: str) -> str:
+        """One that nothing has: what somebody laid there before is no part of a new job."""
+        while True:
+            job_id = new_id(command, name)
+            if not any(os.path.lexists(folder / job_id) for folder in (self.root, self.records)):
+                return job_id
 
     def again(self, job_id: str, stamp: str) -> Job:
         """Queue a `prepare` job that has ended once more, because its pictures are others now.
@@ -152,26 +168,38 @@ class Queue(Store):
             return getattr(self, f"_{action}")(job)
 
     def tick(self) -> list[Job]:
-        """Settle jobs whose process has ended, start those whose turn it is; returns all, as `jobs` does."""
-        if not self.root.is_dir():
+        """Settle jobs whose process has ended, start those whose turn it is; returns all, as `jobs` does.
+
+        What goes wrong with one of them is raised when all others have had their turn.
+        """
+        if not self.records.is_dir():
             return []
+        problems: list[Exception] = []
         with self.turn():
             jobs = self.jobs()
             for job in jobs:
-                self._runner.settle(job)
+                with _apart(problems):
+                    self._runner.settle(job)
             busy, sources = {job.device for job in jobs if job.active}, {job.id: job for job in jobs}
             for job in jobs:
-                if job.state != "queued":
-                    continue
-                source, named = sources.get(job.after), f"job {job.after}, whose result it reads,"
-                if job.after and (source is None or source.state == "failed"):
-                    self.put(job, "failed", f"{named} has failed or was deleted")
-                elif source is not None and source.state == "done" and not self.results(source):
-                    self.put(job, "failed", f"{named} is not finished: run its node again")
-                elif job.device not in busy and (source is None or source.state == "done"):
-                    self._runner.launch(job)
-                    busy.add(job.device)
-            return sorted(jobs, key=place)
+                with _apart(problems):
+                    self._start_if_due(job, sources, busy)
+        if problems:
+            raise problems[0]
+        return sorted(jobs, key=place)
+
+    def _start_if_due(self, job: Job, sources: dict[str, Job], busy: set[str]) -> None:
+        """Start a queued job if its device is free and what it reads is there; `busy` then has its device."""
+        if job.state != "queued":
+            return
+        source, named = sources.get(job.after), f"job {job.after}, whose result it reads,"
+        if job.after and (source is None or source.state == "failed"):
+            self.put(job, "failed", f"{named} has failed or was deleted")
+        elif source is not None and source.state == "done" and not self.result(source):
+            self.put(job, "failed", f"{named} is not finished: run its node again")
+        elif job.device not in busy and (source is None or source.state == "done"):
+            busy.add(job.device)
+            self._runner.launch(job)
 
     # --- the actions ---
 
@@ -183,11 +211,11 @@ class Queue(Store):
             return f"it makes a dataset, and has nothing to {action}"
         if action == "sample" and not job.settings.get("models"):
             return "it was started without the text encoder and autoencoder that draw samples"
-        if action == "stop" and job.state == "paused" and not self.results(job):
+        if action == "stop" and job.state == "paused" and not self.result(job):
             return "it has made nothing yet that could be used: resume or delete it"
         if action == "resume" and job.state == "done":
             if job.command not in TRAININGS:
-                return "its dataset is finished" if self.results(job) else ""
+                return "its dataset is finished" if self.result(job) else ""
             return "it has taken all its steps" if _number(job, "step") >= _number(job, "steps") > 0 else ""
         return ""
 
@@ -235,19 +263,14 @@ class Queue(Store):
         return self.put(job, job.state, job.reason)
 
     def _delete(self, job: Job) -> None:
-        """Its whole folder: moved aside first, so that it is gone in one go."""
         if reader := next(iter(self.readers(job)), None):
             raise JobError(f"job {reader.name}, which is {reader.state}, reads what {job.name} made: delete that first")
-        folder = self.root / job.id
-        grave = self.root / f".deleted-{job.id}-{secrets.token_hex(3)}"
-        folder.rename(grave)
-        shutil.rmtree(grave, ignore_errors=True)
-        self._cache.pop(job.id, None)
+        self.remove(job)
 
     def _end(self, job: Job, wanted: str) -> Job:
         if not job.active:
             # In the queue, or paused: there is nothing to end, and nothing is done as long as nothing is made.
-            done = wanted == "done" and self.results(job)
+            done = wanted == "done" and self.result(job)
             return self.put(job, *(("done", "stopped by you") if done else ("paused", "taken out of the queue by you")))
         job.wanted = wanted
         self.put(job, "stopping", "saves and ends")
@@ -255,11 +278,6 @@ class Queue(Store):
         return job
 
     # --- places ---
-
-    def _own(self, command: str, job_id: str) -> dict[str, str]:
-        """The settings that say where the job writes: in its own folder."""
-        folder = self.root / job_id
-        return {"run": str(folder)} | ({"output": str(folder / DATASET)} if command == "prepare" else {})
 
     def _maker_of(self, data: Any) -> str:
         """Id of the `prepare` job whose dataset this folder is; empty if it is none."""
@@ -285,6 +303,15 @@ ACTIONS: dict[str, tuple[str, ...]] = {
 """What can be asked of a job, and the states in which it can; `Queue.actions` knows what hinders one besides."""
 
 
+@contextlib.contextmanager
+def _apart(problems: list[Exception]) -> Iterator[None]:
+    """Put what goes wrong with one job aside, so that the others have their turn."""
+    try:
+        yield
+    except Exception as error:
+        problems.append(error)
+
+
 def check_name(name: str) -> None:
     """Raises JobError on a name that is not a plain word or few, such as one with separators of paths."""
     if len(name) > NAME_LENGTH or not name.isprintable() or any(mark in name for mark in '/\\:<>"|?*') or ".." in name:
@@ -293,11 +320,11 @@ def check_name(name: str) -> None:
         )
 
 
-def _without_leave(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in _ALLOWED}
+def _of_result(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _PLACES}
 
 
 def _number(job: Job, name: str) -> float:
     """A count in the kept status; 0 where it is missing or damaged."""
     value = job.result.get(name)
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else 0
+    return value if is_number(value) else 0

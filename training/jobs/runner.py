@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from ..config import TRAININGS
 from . import process
 from .job import Job, replace_json
 from .store import LOG, SETTINGS, Store
@@ -18,7 +19,7 @@ _GRACE = {True: 1.0, False: 120.0}
 """Seconds after which a start whose process nobody saw is given up (its server died in that very moment): where the
 system lists arguments, those of a process that was just started take a moment to show, and elsewhere it has to be
 waited for what the process writes."""
-_KEPT = ("step", "steps", "loss", "export", "checkpoint", "message", "memory", "seconds_per_step")
+KEPT = ("step", "steps", "loss", "export", "checkpoint", "message", "memory", "seconds_per_step")
 
 
 class Runner:
@@ -35,17 +36,21 @@ class Runner:
 
     def launch(self, job: Job) -> None:
         """Start its process; a job that cannot be started has failed."""
-        store, folder = self.store, self.store.root / job.id
+        store, folder = self.store, self.store.records / job.id
         job.pid, job.identity, job.wanted = None, "", ""
         job.attempt += 1
         store.put(job, "preparing", "")
         try:
             for name in store.run_dir(job).requests():
                 store.run_dir(job).take(name)
-            replace_json(folder / SETTINGS, job.settings)
+            settings = store.checked(job)
+            store.run_dir(job).create()
+            replace_json(folder / SETTINGS, settings)
             arguments = [self.python, "-u", str(TRAIN), job.command, "--config", str(folder / SETTINGS)]
+            if job.command in TRAININGS:
+                arguments += ["--private", str(folder)]
             child = process.spawn(arguments, folder / LOG, process.environment(job.device))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             store.put(job, "failed", f"could not be started: {error}")
             return
         self.children[job.id] = child
@@ -82,7 +87,7 @@ class Runner:
 
     def _adopt(self, job: Job) -> bool:
         """Find the process of a start that was not written down; False while it may still show up."""
-        pid = process.find(str(self.store.root / job.id / SETTINGS))
+        pid = process.find(str(self.store.records / job.id / SETTINGS))
         known = process.identity(pid) if pid is not None else None
         if known is not None:
             job.pid, job.identity = pid, known
@@ -93,8 +98,8 @@ class Runner:
 
     def _conclude(self, job: Job, code: int | None) -> None:
         store, status = self.store, self.store.run_status(job)
-        job.result = {name: status[name] for name in _KEPT if name in status} or job.result
-        state, reason = verdict(job, status, code, store.log_file(job), bool(store.results(job)))
+        job.result = {name: status[name] for name in KEPT if name in status} or job.result
+        state, reason = verdict(job, status, code, store.log_file(job), store.result(job) is not None)
         job.wanted, job.pid, job.identity = "", None, ""
         self._waiting_since.pop(job.id, None)
         store.put(job, state, reason)

@@ -24,13 +24,10 @@ def verdict(job: Job, status: dict[str, Any], code: int | None, log: Path, made:
         status: the run's last status if it is this process's, else empty.
         code: the exit status; None when the process was not our child (it outlived the server that started it).
         log: what it printed.
-        made: whether there is something to use (`Store.results`).
+        made: whether there is something to use (`Store.result`).
     """
     ended, at = status.get("state"), _progress(job)
-    if job.command not in TRAININGS:
-        if made:
-            return "done", ""  # nothing describes a dataset that is not finished
-    elif ended == "done" or ended is None and code == 0 and not job.wanted:
+    if ended == "done" or ended is None and code == 0 and not job.wanted:
         return "done", ""
     if ended == "failed":
         return "failed", plain_text(str(status.get("message") or _last_words(job, log, code)))
@@ -73,6 +70,11 @@ def _last_words(job: Job, log: Path, code: int | None) -> str:
         return said.removeprefix("error:").strip()
     if code is not None and code == -getattr(signal, "SIGKILL", 0):
         how = "its process was killed (was the memory full?)"
+    elif code is not None and code == -getattr(signal, "SIGBUS", 0):
+        how = (
+            "its process was ended because a file that it read was cut short or went away meanwhile (signal "
+            f"{-code}): were base, data or their disk replaced or removed? Put them back"
+        )
     elif code is not None and code < 0:
         how = f"its process crashed (signal {-code})"
     else:

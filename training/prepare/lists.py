@@ -96,7 +96,7 @@ def _separator(file: Path, text: str) -> tuple[str, int]:
         return said[1], lines(text).index(first) + 1
     found = {}
     for separator in _SEPARATORS:
-        cells = next(csv.reader([first], delimiter=separator, skipinitialspace=True), [])
+        cells = next(csv.reader([first[:100_000]], delimiter=separator, skipinitialspace=True), [])
         if any(cell.strip().lower() in NAME_COLUMNS for cell in cells):
             found[separator] = len(cells)
     if not found:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...pixart_core.textfile import printable
-from ...pixart_core.weightfile import save_json, temporary_name
+from ...pixart_core.weightfile import replacing, save_json
 from ..disk import in_units
 from .sources import Source
 from .survey import PROBLEMS, Finding
@@ -73,9 +73,8 @@ class Report:
     def write(self, folder: Path) -> None:
         """Write report.txt and report.json."""
         save_json(asdict(self), folder / "report.json")
-        temporary = temporary_name(folder / "report.txt")
-        temporary.write_text(self.text() + "\n", "utf-8")
-        temporary.replace(folder / "report.txt")
+        with replacing(folder / "report.txt") as temporary:
+            temporary.write_text(self.text() + "\n", "utf-8")
 
 
 def _first(texts: Iterable[str]) -> list[str]:

@@ -140,8 +140,9 @@ def _write_all(todo, config: PrepareConfig, encoders: Encoders, progress: Progre
     ]
     ahead = in_order(_ReadBatch(config), batches, config.workers)
     for shard, state in todo:
-        for leftover in output.glob(f".{shard.name}.*.tmp"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+        for leftover in output.glob(f".{shard.name}.*.tmp"):  # of earlier versions
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
         count = -(-len(shard.entries) // size)
         samples = _samples(shard, itertools.islice(ahead, count), encoders, progress)
         shard.finish(output, state, write_shard(output, shard.name, shard.bucket, samples))

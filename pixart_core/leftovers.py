@@ -1,0 +1,105 @@
+"""Places for files that are being written, and the end of those whose writer was killed. Standard library only.
+
+What is to appear under a name is written into a folder of its own beside it, `.NAME.RANDOM.tmp`, together with
+whatever temporary files a library makes there, and then moved. While its writer lives it holds a lock in there; so
+whoever writes into the same place next knows which of these folders nobody will come back to, and removes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
+_LOCK = "lock"
+_LOCK_OFFSET = 1 << 20
+"""On Windows a locked byte cannot be read by others: it lies behind the end."""
+_held: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+"""The locks of this process."""
+
+
+def _let_go() -> None:
+    for lock in list(_held):
+        lock.close()
+
+
+if hasattr(os, "register_at_fork"):  # a forked process that outlives us must not keep them
+    os.register_at_fork(after_in_child=_let_go)
+
+
+@contextlib.contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path`, which goes when the block ends, however it does. Earlier ones whose writer is gone
+    are removed first.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    remove_leftovers(path.parent)
+    folder, lock = _claim(path)
+    try:
+        yield folder
+    finally:
+        lock.close()  # Windows deletes no open file
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in a folder."""
+    for each in folder.glob(".*.tmp"):
+        if each.is_dir() and not each.is_symlink():
+            _remove_if_left(each)
+
+
+def _remove_if_left(folder: Path) -> None:
+    try:
+        with open(folder / _LOCK, "r+") as lock:
+            if not _try_lock(lock):
+                return
+            if os.name != "nt":
+                shutil.rmtree(folder, ignore_errors=True)
+                return
+        shutil.rmtree(folder, ignore_errors=True)
+    except FileNotFoundError:  # its writer ended between two steps; one that lives makes another
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+    except OSError:  # of somebody else
+        return
+
+
+def _claim(path: Path) -> tuple[Path, IO[str]]:
+    """A new folder, locked. Who removes leftovers may come between making and locking it: then another one."""
+    for _ in range(8):
+        folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        folder.mkdir()
+        with contextlib.suppress(FileNotFoundError):
+            lock = open(folder / _LOCK, "w")
+            _held.add(lock)
+            _try_lock(lock)  # where there are no locks, nobody takes it for left either
+            if (folder / _LOCK).exists():
+                return folder, lock
+            lock.close()
+    raise OSError(f"{path.parent} keeps no folder that is made in it")
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Take a file's lock; False if another process holds it, or this file system has none."""
+    try:
+        if os.name == "nt":
+            file.seek(_LOCK_OFFSET)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

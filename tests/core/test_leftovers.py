@@ -1,0 +1,88 @@
+"""What a killed writer leaves goes with the next one; what a live one has stays."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from pixart_delta.pixart_core.leftovers import remove_leftovers, temporary_folder
+from pixart_delta.pixart_core.weightfile import replacing, save_json, save_weights
+
+
+def kill_within(write, folder):
+    """Fork, begin to write, and be killed in the middle."""
+    child = os.fork()
+    if child == 0:
+        write(folder)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+def half_a_file(folder):
+    with replacing(folder / "a.bin") as temporary:
+        temporary.write_bytes(b"half")
+        (temporary.parent / ".tmpAbCdEf").write_bytes(b"what a library makes for itself")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
+    kill_within(half_a_file, tmp_path)
+    assert list(tmp_path.rglob(".tmpAbCdEf")) and not (tmp_path / "a.bin").exists()
+    save_json({}, tmp_path / "b.json")
+    assert [file.name for file in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_a_kill_within_the_write_of_safetensors_itself(tmp_path):
+    """At true size a leftover has 8 GB; here the kill comes as soon as anything is to be seen."""
+    program = f"""
+import torch
+from safetensors.torch import save_file
+from pathlib import Path
+import importlib.util, sys
+sys.path.insert(0, {os.getcwd()!r})
+import tests.conftest
+from pixart_delta.pixart_core.weightfile import save_weights
+print("ready", flush=True)
+while True:
+    save_weights({{"a": torch.zeros(16, 2**20)}}, Path({str(tmp_path)!r}) / "a.safetensors")
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout.readline() == "ready\n"
+        while child.poll() is None and not [f for f in tmp_path.glob(".*/*") if f.name != "lock"]:
+            pass
+    finally:
+        child.kill()
+        child.communicate()
+    assert list(tmp_path.glob(".*.tmp"))
+    save_weights({"a": torch.zeros(1)}, tmp_path / "b.safetensors")
+    assert {file.name for file in tmp_path.iterdir()} <= {"a.safetensors", "b.safetensors"}
+
+
+def test_what_is_being_written_stays(tmp_path):
+    with temporary_folder(tmp_path / "a") as folder:
+        (folder / "data").write_text("part")
+        save_json({}, tmp_path / "b.json")
+        remove_leftovers(tmp_path)
+        assert (folder / "data").read_text() == "part"
+    assert [file.name for file in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    save_json({"old": 1}, tmp_path / "a.json")
+    before = (tmp_path / "a.json").read_bytes()
+    with pytest.raises(RuntimeError), replacing(tmp_path / "a.json") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_bytes() == before
+
+
+def test_folders_of_others_stay(tmp_path):
+    (tmp_path / ".theirs.tmp").mkdir()
+    (tmp_path / ".theirs.tmp" / "file").touch()
+    (tmp_path / ".file.tmp").touch()
+    remove_leftovers(tmp_path)
+    assert (tmp_path / ".theirs.tmp" / "file").exists() and (tmp_path / ".file.tmp").exists()
