@@ -43,7 +43,7 @@ def normalize_prompt(text: str, clean_caption: bool = False) -> str:
 
     Raises:
         TypeError: if text is not a string.
-        ImportError: if clean_caption is set and beautifulsoup4 or ftfy is missing.
+        ImportError: if clean_caption is set and beautifulsoup4, ftfy or diffusers is missing.
     """
     if not isinstance(text, str):
         raise TypeError(f"a prompt is a string, got {type(text).__name__}")
@@ -51,7 +51,7 @@ def normalize_prompt(text: str, clean_caption: bool = False) -> str:
         return text.lower().strip()
     missing = [
         name
-        for module, name in (("bs4", "beautifulsoup4"), ("ftfy", "ftfy"))
+        for module, name in (("bs4", "beautifulsoup4"), ("ftfy", "ftfy"), ("diffusers", "diffusers"))
         if importlib.util.find_spec(module) is None
     ]
     if missing:

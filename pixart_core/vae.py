@@ -39,8 +39,14 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
 
     Raises:
         CheckpointError: on a missing or damaged folder, or a model that is not a 4-channel f8 autoencoder.
+        ImportError: if diffusers is missing.
     """
-    import diffusers
+    try:
+        import diffusers
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"the autoencoder is diffusers' and {error.name} is missing: pip install diffusers"
+        ) from error
 
     folder = _find_vae(Path(path))
     config = read_description(folder / "config.json")

@@ -112,9 +112,14 @@ def test_quantised_weights_are_those_of_transformers(nano, quantization, error, 
         else BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     )
     # Renamed in 4.56; a version that does not know the new name hands it on to the model.
-    name = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
+    renamed = Version(transformers.__version__) >= Version("4.56")
+    options = {
+        "quantization_config": config,
+        "device_map": {"": "cpu"},
+        "dtype" if renamed else "torch_dtype": torch.float32,
+    }
     try:
-        same, _ = reference(nano, PROMPTS, quantization_config=config, device_map={"": "cpu"}, **{name: torch.float32})
+        same, _ = reference(nano, PROMPTS, **options)
     except RuntimeError as error:
         if "None of the available devices" not in str(error):
             raise
@@ -123,7 +128,7 @@ def test_quantised_weights_are_those_of_transformers(nano, quantization, error, 
     # and its row with it. So almost all values are alike, and the rest differ by less than the rounding itself costs.
     differ = (caption - same).abs() > 1e-4 + 1e-4 * same.abs()
     assert differ.float().mean() < 0.02 and (caption - same).norm() / exact.norm() < error / 10
-    theirs = T5EncoderModel.from_pretrained(nano / "text_encoder", quantization_config=config, device_map={"": "cpu"})
+    theirs = T5EncoderModel.from_pretrained(nano / "text_encoder", **options)
     weights = dict(theirs.named_parameters())
     for name, weight in text.load().named_parameters():
         if type(weight).__name__ == kind:
