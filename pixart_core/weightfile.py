@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import glob
 import json
 import os
 import reprlib
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -366,7 +368,7 @@ def _publish(temporary: Path, path: Path) -> None:
         os.chmod(temporary, 0o666 & ~mask)  # safetensors makes files that only their owner may read
     with open(temporary, "rb+") as stream:
         sync(stream.fileno())
-    os.replace(temporary, path)
+    _take_place(temporary, path)
     if hasattr(os, "O_DIRECTORY"):  # the rename itself has to reach the disk, too; Windows has no way to ask
         with contextlib.suppress(OSError):  # nor have some network mounts; the file is whole and in its place already
             folder = os.open(path.parent, os.O_DIRECTORY)
@@ -374,6 +376,28 @@ def _publish(temporary: Path, path: Path) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Move a file over another. Windows does not replace one that a program has mapped, as ComfyUI has a model that it
+    loaded, but renames it: the old one makes way, and is deleted as soon as nobody has it."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.old-*"):
+        with contextlib.suppress(OSError):
+            old.unlink()
+    try:
+        os.replace(temporary, path)
+    except PermissionError:
+        if not path.is_file():
+            raise
+        old = path.with_name(f".{path.name}.old-{secrets.token_hex(4)}")
+        path.rename(old)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            old.rename(path)
+            raise
+        with contextlib.suppress(OSError):
+            old.unlink()
 
 
 def sync(descriptor: int) -> None:

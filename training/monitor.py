@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .config import TrainConfig
 from .cpu_share import CpuShare
-from .run_dir import RunDir, RunDirError
+from .run_dir import RunDir, RunDirError, patiently
 from .status import duration
 
 _STATUS_SECONDS = 0.5
@@ -134,7 +134,7 @@ class Monitor:
         temporary = file.with_suffix(".tmp")
         grid.save(temporary, "png")
         file.with_suffix(".json").write_text(json.dumps({"step": step, "prompts": prompts}, indent=1), "utf-8")
-        temporary.replace(file)
+        patiently(lambda: temporary.replace(file))
         if self._board is not None:
             import numpy
 

@@ -26,13 +26,15 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
     import msvcrt
+
+T = TypeVar("T")
 
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
@@ -70,7 +72,7 @@ _LOCK_OFFSET = 1 << 20
 """On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
 
 
-_NO_LOCKS = () if os.name == "nt" else (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_LOCKS = () if fcntl is None else (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """What a mount says that has no locks."""
 
 
@@ -264,7 +266,7 @@ class RunDir:
         if file.exists():
             temporary = file.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-            temporary.replace(file)
+            patiently(lambda: temporary.replace(file))
         return damaged
 
     def append_log(self, line: str) -> None:
@@ -332,7 +334,7 @@ class RunDir:
     def _read(self, name: str) -> dict[str, Any]:
         file = self._place(name) / name
         try:
-            values = json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
+            values = json.loads(patiently(file.read_bytes))  # bytes, so that it finds a byte-order mark by itself
             if not isinstance(values, dict):
                 raise ValueError("it holds no named values")
             return values
@@ -357,12 +359,23 @@ def _write(file: Path, values: dict[str, Any]) -> None:
     temporary = file.with_suffix(".tmp")
     try:
         temporary.write_text(text, "utf-8")
-        temporary.replace(file)
+        patiently(lambda: temporary.replace(file))
     except OSError:
         temporary.unlink(missing_ok=True)
         with open(file, "r+", encoding="utf-8") as opened:
             opened.write(text)
             opened.truncate()
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """What `action` on a file returns. On Windows none can be replaced while another process has it open, nor be opened
+    while it is replaced: both take a moment, so that it is tried for a second there."""
+    for _ in range(50 if fcntl is None else 0):
+        try:
+            return action()
+        except PermissionError:
+            time.sleep(0.02)
+    return action()
 
 
 def try_lock(file: IO[str]) -> bool:

@@ -94,6 +94,15 @@ def test_pipeline_folder(model, tmp_path):
     assert_same(pc.load_pixart(tmp_path), model)
 
 
+@pytest.mark.parametrize("part", ["transformer", "."])
+def test_a_folder_without_its_weights(model, tmp_path, part):
+    folder = pc.save_pixart(model, tmp_path / part, layout="diffusers")
+    (tmp_path / "model_index.json").write_text("{}")
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights: expected one of"):
+        pc.load_pixart(tmp_path)
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_what_diffusers_itself_saves(tmp_path, sharded):
     """No metadata of ours, no null caption: config.json says the rest."""

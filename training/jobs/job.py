@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from ..run_dir import patiently
 from ..settings import is_number
 
 STATES = ("queued", "preparing", "running", "paused", "stopping", "done", "failed")
@@ -97,7 +98,7 @@ def read_job(folder: Path) -> Job:
         NoSuchJob: if the folder holds none.
     """
     try:
-        with (folder / FILE).open("rb") as file:
+        with patiently(lambda: (folder / FILE).open("rb")) as file:
             job = Job(**json.loads(file.read(_FILE_LIMIT), parse_constant=_refuse))
         _check(job, folder.name)
         return job
@@ -135,6 +136,6 @@ def replace_json(file: Path, values: Any) -> None:
     temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-        temporary.replace(file)
+        patiently(lambda: temporary.replace(file))
     finally:
         temporary.unlink(missing_ok=True)
