@@ -248,7 +248,7 @@ class Pipeline:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.transformer.x_embedder.proj.weight.dtype
+        return self.transformer.product_dtype
 
     def _load_controlnet(self) -> ControlNetTransformer:
         if not isinstance(self.controlnet, ControlNetTransformer):

@@ -13,7 +13,7 @@ def model_plan(model) -> str:
     """What a picture of the model's own size takes, stage by stage: text encoder in 8 bits, and its peak without."""
     config = diffusion_model(model).config
     values = {
-        "dtype": model.model.get_dtype_inference(),
+        "dtype": model.model.product_dtype(),
         "vae_dtype": memory.vae_dtype(memory.vae_device()),
         "text_dtype": torch.bfloat16,
     }  # as `load_clip` keeps a large one
