@@ -11,7 +11,7 @@ from typing import Any
 from .textfile import read_json
 
 MAX_JSON_BYTES = 32 * 2**20
-"""Largest size of a file that describes weights: the index of a model in a thousand shards has less than a tenth of it."""
+"""Largest size of a file that describes weights: the index of a model in a thousand shards has less than a tenth."""
 _MISSING = object()
 _KINDS = {
     int: "a whole number",

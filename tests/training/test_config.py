@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from pixart_delta.training.cli import main
@@ -216,3 +217,33 @@ def test_every_recipe_loads(recipe):
     config = load_config(command, str(recipe), [f"{name}={value}" for name, value in needed.items()])
     if not recipe.stem.startswith("nano"):
         assert config.gradient_checkpointing and f"`{recipe.stem}`" in recipe.with_name("README.md").read_text()
+
+
+def test_every_number_has_bounds():
+    for kind in COMMANDS.values():
+        hints = get_type_hints(kind)
+        for each in fields(kind):
+            if hints[each.name] in (int, float):
+                assert {"low", "high"} <= set(each.metadata), each.name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("steps", 10**400, "a number of about 400 digits: a finite number"),
+        ("steps", 10**10, "between 1 and 1000000000"),
+        ("steps", -(10**4000), "finite"),
+        ("learning_rate", 10**400, "finite"),
+        ("learning_rate", float("nan"), "finite"),
+        ("model", {"depth": float("nan")}, "model holds nan"),
+        ("model", {"depth": 10**400}, "model holds a number of about 400 digits"),
+        ("model", {"depth": [[[[[1]]]]]}, "nested"),
+        ("model", {"depth": "x" * 5000}, "model holds"),
+        ("model", {str(i): i for i in range(20_000)}, "more than"),
+        ("base", "a\0b", "without NUL"),
+        ("base", "x" * 5000, "at most 4096"),
+    ],
+)
+def test_values_that_no_run_can_have(name, value, problem):
+    with pytest.raises(ConfigError, match=problem):
+        make_config("finetune", {"run": "r", "data": "d", **({} if name == "model" else {"base": "b"}), name: value})
