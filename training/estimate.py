@@ -38,7 +38,7 @@ _LARGEST = 1024
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one of the processes. `str(estimate)` is a table."""
+    """What one of the processes takes. `str(estimate)` is a table."""
 
     weights: float
     """Bytes of trained weights, with the half copies that autograd keeps (not of blocks that are recomputed)."""
@@ -69,7 +69,7 @@ class Estimate:
         return self.checkpoint * (self.kept + 1)
 
     def seconds(self, rate: float) -> float:
-        """Of a step, on a device that multiplies matrices at `rate` operations a second."""
+        """Seconds of a step on a device that multiplies matrices at `rate` operations a second."""
         return self.flops / (rate * _EFFICIENCY)
 
     def __str__(self) -> str:
@@ -225,7 +225,7 @@ def _multiply(side: int, count: int, device: torch.device, dtype: torch.dtype) -
 
 
 def _wait(device: torch.device) -> None:
-    """For what an accelerator was given to do."""
+    """Wait for what an accelerator was given to do."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
@@ -246,7 +246,7 @@ def _activations(outline: Outline, config: TrainConfig, shape: PixArtConfig, tok
 
 
 def _flops(outline: Outline, config: TrainConfig, shape: PixArtConfig, tokens: int) -> float:
-    """Of one picture: products with weights, and attention among the tokens."""
+    """Operations for one picture: products with weights, and attention among the tokens."""
     c = shape.hidden_size
     block = 2 * tokens * c * c * (8 - 2 + 2 * shape.mlp_ratio) + 4 * tokens * tokens * c  # kv of the caption is short
     gradient = 3 + config.gradient_checkpointing  # forward, backward at twice its cost, and perhaps forward again

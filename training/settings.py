@@ -21,7 +21,7 @@ _EDGES = ("hints", "hed")
 _TEXT_LIMIT = 4096
 """Characters of a text: as many as a path may have."""
 _DEPTH_LIMIT, _PARTS_LIMIT = 4, 10_000
-"""Of a setting that is a list or an object: levels, and values in all."""
+"""Most levels, and most values in all, of a setting that is a list or an object."""
 _EXACT = 2**53
 """Beyond, JSON's readers no longer know a whole number exactly."""
 

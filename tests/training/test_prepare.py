@@ -27,7 +27,7 @@ from tests.training.picture_fixture import prepare_settings as settings
 def samples(folder, parts=("moments.npy", "caption.npy", "json")):
     """Every sample of a dataset by the name of its picture."""
     data = FeatureDataset(folder)
-    stored = [data.place.open(info).read(row, parts) for info in data.shards for row in range(info.count)]
+    stored = [data.location.open(info).read(row, parts) for info in data.shards for row in range(info.count)]
     return {each["json"]["source"]: each for each in stored}
 
 

@@ -16,7 +16,7 @@ from ..settings import is_number
 from . import process
 from .job import ACTIVE, DEVICE, Job, JobError, new_id
 from .runner import Runner
-from .store import QUEUED, Store, place
+from .store import QUEUED, Store, queue_order
 
 NAME_LENGTH = 80
 _PLACES = ("only_inside", "run", "output")
@@ -186,7 +186,7 @@ class Queue(Store):
                     self._start_if_due(job, sources, busy)
         if problems:
             raise problems[0]
-        return sorted(jobs, key=place)
+        return sorted(jobs, key=queue_order)
 
     def _start_if_due(self, job: Job, sources: dict[str, Job], busy: set[str]) -> None:
         """Start a queued job if its device is free and what it reads is there; `busy` then has its device."""
@@ -253,10 +253,10 @@ class Queue(Store):
 
     def _move(self, job: Job, before: str) -> Job:
         line = [each for each in self.jobs() if each.state == "queued" and each.id != job.id]
-        places = [each.id for each in line]
-        if before and before not in places:
+        waiting = [each.id for each in line]
+        if before and before not in waiting:
             raise JobError(f"job {before!r} is not in the queue")
-        at = places.index(before) if before else len(line)
+        at = waiting.index(before) if before else len(line)
         low = line[at - 1].order if at > 0 else (line[at].order - 2 if line else job.order)
         high = line[at].order if at < len(line) else low + 2
         job.order = (low + high) / 2

@@ -18,11 +18,11 @@ from ...pixart_core.text import TextEncoder, weight_files
 from ...pixart_core.vae import load_vae, moments
 from ..config import ConfigError, PrepareConfig
 from ..data.shards import DataError, hash_file
+from ..task import DTYPES
 from .inputs import Inputs
 
 _OFFICIAL_SCALE = 0.18215
-"""Of the latents in the authors' caches: Stable Diffusion's autoencoder."""
-_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+"""Scale of the latents in the authors' caches: that of Stable Diffusion's autoencoder."""
 
 
 class Encoders:
@@ -40,11 +40,11 @@ class Encoders:
     @functools.cached_property
     def vae(self):
         # float32 unless told otherwise, as the authors: what is cached once should not carry a network's rounding.
-        return load_vae(self._models(), _DTYPES[self.config.precision] or torch.float32, self.device)
+        return load_vae(self._models(), DTYPES.get(self.config.precision, torch.float32), self.device)
 
     @functools.cached_property
     def text(self) -> TextEncoder:
-        dtype = _DTYPES[self.config.precision]
+        dtype = DTYPES.get(self.config.precision)  # none for "auto"
         if dtype is None and self.device.type == "cpu" and self.config.quantization == "none":
             dtype = torch.float32  # not what is measured to be fast: two hosts, or two runs, would differ
         return TextEncoder.from_pretrained(self._models(), dtype, self.device, self.config.quantization)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..config import PrepareConfig
-from ..data.readahead import in_order
+from ..data.readahead import read_ahead
 from ..data.shards import DESCRIPTION, DataError, Shard, ShardInfo, write_description, write_shard
 from ..machine import require_room
 from .encoders import Encoders
@@ -25,7 +25,7 @@ from .sources import CaptionError, Source, find_sources
 from .survey import survey
 
 _LETTERS_PER_TOKEN = 3
-"""Of English in T5, rather too few: what is estimated with it is rather too much."""
+"""Letters of English that make a token of T5, rather too few: what is estimated with it is rather too much."""
 _OVERHEAD = 6000
 """Bytes of a sample besides its arrays: tar headers, padding, JSON."""
 
@@ -138,7 +138,7 @@ def _write_all(todo, config: PrepareConfig, encoders: Encoders, progress: Progre
         for shard, _ in todo
         for start in range(0, len(shard.entries), size)
     ]
-    ahead = in_order(_ReadBatch(config), batches, config.workers)
+    ahead = read_ahead(_ReadBatch(config), batches, config.workers)
     for shard, state in todo:
         for leftover in output.glob(f".{shard.name}.*.tmp"):  # of earlier versions
             if leftover.is_file():
