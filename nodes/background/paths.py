@@ -71,8 +71,8 @@ def checked_settings(command: str, settings: dict[str, Any]) -> dict[str, Any]:
     """
     if own := [name for name in _OWN if name in settings]:
         raise PathError(f"{own[0]} is chosen by the queue: give the job a name instead")
-    checked = dict(settings)
-    for name, value in _named_files(command, settings):
+    checked = COMMANDS[command].upgraded(settings)
+    for name, value in _named_files(command, checked):
         kind = _LISTED.get(name)
         checked[name] = files.locate(kind, value) if kind and value in files.names(kind) else inside_roots(value)
     return checked
@@ -108,12 +108,7 @@ def _named_files(command: str, settings: dict[str, Any]) -> Iterator[tuple[str, 
     for each in fields(COMMANDS[command]):
         value = settings.get(each.name)
         text = types[each.name] is str and isinstance(value, str) and value
-        if (
-            text
-            and "choices" not in each.metadata
-            and each.name not in _TEXTS
-            and (each.name, value) != ("hints", "hed")
-        ):
+        if text and "choices" not in each.metadata and each.name not in _TEXTS:
             yield each.name, value
 
 
