@@ -17,7 +17,7 @@ from ...training.jobs import Job
 from ...training.prepare.sources import Source, caption_files, read_sources
 from ..bridge.ui import show
 from . import queue as jobs
-from .paths import is_allowed, leave
+from .paths import allowed_roots, is_allowed
 from .start import node_settings
 
 _POLL = 0.25
@@ -55,7 +55,7 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
         JobError: if the pictures have changed while a training reads the dataset.
         ValueError: if no picture can be used.
     """
-    settings = node_settings("prepare", values, more) | {"only_inside": leave()}
+    settings = node_settings("prepare", values, more) | {"only_inside": allowed_roots()}
     sources = _sources(settings)
     job = _queued(settings, name, _stamp(settings, sources))
     folder = jobs.queue().dataset(job)
