@@ -67,7 +67,7 @@ class Conditions:
 
 
 def stream_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
-    """Of the modules at the ends of the stream, for products in `dtype`: at least float32."""
+    """Type of the modules at the ends of the stream, for products in `dtype`: at least float32."""
     return dtype if dtype is None or dtype.is_floating_point and dtype.itemsize > 4 else torch.float32
 
 
