@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import files, routes
-from .bridge import jobs
+from .background import queue as jobs
+from .background import routes
+from .bridge import files
+from .checkpoints import PixArtDeltaMergeControlNet, PixArtDeltaSaveCheckpoint, PixArtDeltaSplitControlNet
 from .conditioning import PixArtDeltaResolution, PixArtDeltaTextEncode
 from .control import (
     PixArtDeltaApplyControlNet,
     PixArtDeltaControlNetLoader,
     PixArtDeltaExamplePicture,
     PixArtDeltaHEDPreprocessor,
-    PixArtDeltaMergeControlNet,
-    PixArtDeltaSplitControlNet,
 )
-from .convert import PixArtDeltaSaveCheckpoint
 from .loaders import (
     PixArtDeltaLoraLoader,
     PixArtDeltaModelLoader,
@@ -23,10 +22,12 @@ from .loaders import (
     PixArtDeltaVAELoader,
 )
 from .sampling import PixArtDeltaLCMSampler, PixArtDeltaLCMSampling
-from .trained import PixArtDeltaDataset, PixArtDeltaTrainedResult, PixArtDeltaTrainingStatus
 from .training import (
+    PixArtDeltaDataset,
     PixArtDeltaFineTune,
     PixArtDeltaTrainControlNet,
+    PixArtDeltaTrainedResult,
+    PixArtDeltaTrainingStatus,
     PixArtDeltaTrainLCD,
     PixArtDeltaTrainLCMLora,
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pixart_core.resolution import nearest_bin
-from .bridge.conditioning import empty_latent, encode_prompts
+from .bridge.guider import empty_latent
+from .bridge.prompt import encode_prompts
 from .bridge.ui import say
+from .inputs import CATEGORY, side_input
 
-CATEGORY = "PixArt-δ"
 UNCONDITIONAL = ["negative prompt", "learned null caption"]
 
 
@@ -36,43 +37,29 @@ class PixArtDeltaTextEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
-                    tooltip=(
-                        "What the picture should not show. Read by base models with cfg above 1; LCM models (cfg 1) "
-                        "ignore it."
-                    ),
+                    tooltip="What the picture should not show. Read by base models with cfg above 1; LCM models (cfg "
+                    "1) ignore it.",
                 ),
-                io.Int.Input(
+                side_input(
                     "width",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    step=8,
-                    tooltip=(
-                        "Width in pixels that the 1024 px models are told (micro-conditioning). 0: the latent's own. "
-                        "Connect PixArt-δ Resolution here."
-                    ),
+                    0,
+                    tooltip="Width in pixels that the 1024 px models are told (micro-conditioning). 0: the latent's "
+                    "own. Connect PixArt-δ Resolution here.",
                 ),
-                io.Int.Input(
-                    "height",
-                    default=0,
-                    min=0,
-                    max=16384,
-                    step=8,
-                    tooltip="Height in pixels that the 1024 px models are told. 0: the latent's own.",
+                side_input(
+                    "height", 0, tooltip="Height in pixels that the 1024 px models are told. 0: the latent's own."
                 ),
                 io.Combo.Input(
                     "unconditional",
                     options=UNCONDITIONAL,
-                    tooltip=(
-                        "What a base model is steered away from: the negative prompt (empty is fine, as in "
-                        "diffusers), or the null caption that the model learned (as the authors' code does; needs the "
-                        "model input)."
-                    ),
+                    tooltip="What a base model is steered away from: the negative prompt (empty is fine, as in "
+                    "diffusers), or the null caption that the model learned (as the authors' code does; needs the "
+                    "model input).",
                 ),
                 io.Boolean.Input(
                     "clean_caption",
                     default=False,
-                    tooltip=("Also remove web addresses, markup, hashtags and file names, as the authors do."),
+                    tooltip="Also remove web addresses, markup, hashtags and file names, as the authors do.",
                 ),
                 io.Model.Input(
                     "model", optional=True, tooltip='Only for "learned null caption": the MODEL that holds it.'
@@ -112,15 +99,13 @@ class PixArtDeltaResolution(io.ComfyNode):
             description="Turns a wished size into one of the sizes that the model was trained on (the authors' "
             "aspect-ratio bins) and makes the empty latent for it.",
             inputs=[
-                io.Int.Input("width", default=1024, min=8, max=16384, step=8, tooltip="Wished width in pixels."),
-                io.Int.Input("height", default=1024, min=8, max=16384, step=8, tooltip="Wished height in pixels."),
+                side_input("width", 1024, tooltip="Wished width in pixels."),
+                side_input("height", 1024, tooltip="Wished height in pixels."),
                 io.Combo.Input(
                     "bins",
                     options=["1024", "512", "256", "off"],
-                    tooltip=(
-                        "Table of trained sizes to choose from: the one of your model. off: exactly the wished size, "
-                        "which must be multiples of 8 (for the bundled nano models, or to try other sizes)."
-                    ),
+                    tooltip="Table of trained sizes to choose from: the one of your model. off: exactly the wished "
+                    "size, which must be multiples of 8 (for the bundled nano models, or to try other sizes).",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Pictures made at once."),
             ],

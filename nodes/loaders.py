@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from . import files
+from .bridge import files
 from .bridge.clip import eight_bit_format, load_clip
-from .bridge.model import apply_lora, load_model
-from .bridge.plan import model_plan
-from .bridge.sampling import watch_sampling
+from .bridge.guider import watch_sampling
+from .bridge.model import apply_lora, load_model, model_plan
 from .bridge.ui import say
 from .bridge.vae import load_vae
-
-CATEGORY = "PixArt-δ"
-DTYPES = ["default", "bfloat16", "float16", "float32"]
+from .inputs import CATEGORY, dtype_input, file_input, fingerprint, lora_strength_input
 
 
 class PixArtDeltaModelLoader(io.ComfyNode):
@@ -26,31 +23,19 @@ class PixArtDeltaModelLoader(io.ComfyNode):
             description="Loads a PixArt-α or PixArt-δ transformer (256, 512 or 1024 px, base or LCM) in any known "
             "layout, and shows what a picture with it needs in memory.",
             inputs=[
-                io.Combo.Input(
+                file_input(
                     "model_name",
-                    options=files.names("model"),
-                    tooltip=(
-                        "A file in models/diffusion_models or models/checkpoints (.safetensors or the authors' .pth), "
-                        "or a "
-                        'diffusers folder in models/pixart_delta. "bundled/…" are small models that come with the '
-                        "extension."
-                    ),
+                    "model",
+                    tooltip="A file in models/diffusion_models or models/checkpoints (.safetensors or the authors' "
+                    '.pth), or a diffusers folder in models/pixart_delta. "bundled/…" are small models that come with '
+                    "the extension.",
                 ),
-                io.Combo.Input(
-                    "dtype",
-                    options=DTYPES,
-                    tooltip=(
-                        "Number format of the weights. default: what ComfyUI picks for your device, and bfloat16 on a "
-                        "CPU that is fast in it."
-                    ),
-                ),
+                dtype_input("dtype"),
             ],
             outputs=[io.Model.Output(tooltip="The transformer, for any sampler node.")],
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, model_name: str, dtype: str) -> str:
-        return files.stamp("model", model_name)
+    fingerprint_inputs = fingerprint(model_name="model")
 
     @classmethod
     def execute(cls, model_name: str, dtype: str) -> io.NodeOutput:
@@ -70,30 +55,23 @@ class PixArtDeltaTextEncoderLoader(io.ComfyNode):
             description="Loads PixArt's text encoder (T5 v1.1 XXL for the released models), plain or in 8 bits. The "
             "CLIP works in PixArt-δ Text Encode and in the stock CLIP Text Encode.",
             inputs=[
-                io.Combo.Input(
+                file_input(
                     "text_encoder_name",
-                    options=files.names("text_encoder"),
-                    tooltip=(
-                        "A T5 file in models/text_encoders (t5xxl_fp16.safetensors), or a text_encoder folder in "
-                        "models/text_encoders or models/pixart_delta. Use the T5 that the transformer was trained "
-                        "with."
-                    ),
+                    "text_encoder",
+                    tooltip="A T5 file in models/text_encoders (t5xxl_fp16.safetensors), or a text_encoder folder in "
+                    "models/text_encoders or models/pixart_delta. Use the T5 that the transformer was trained with.",
                 ),
                 io.Combo.Input(
                     "quantization",
                     options=["none", "8-bit"],
-                    tooltip=(
-                        "8-bit halves the memory of the text encoder (9.5 to 5 GB for T5-XXL): int8 where this "
-                        "ComfyUI has it, fp8 otherwise. The weights are converted one by one while the file is read."
-                    ),
+                    tooltip="8-bit halves the memory of the text encoder (9.5 to 5 GB for T5-XXL): int8 where this "
+                    "ComfyUI has it, fp8 otherwise. The weights are converted one by one while the file is read.",
                 ),
             ],
             outputs=[io.Clip.Output(tooltip="The text encoder.")],
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, text_encoder_name: str, quantization: str) -> str:
-        return files.stamp("text_encoder", text_encoder_name)
+    fingerprint_inputs = fingerprint(text_encoder_name="text_encoder")
 
     @classmethod
     def execute(cls, text_encoder_name: str, quantization: str) -> io.NodeOutput:
@@ -113,21 +91,17 @@ class PixArtDeltaVAELoader(io.ComfyNode):
             description="Loads an autoencoder: the small kind (AutoencoderTiny) of any width, or Stable Diffusion "
             "1.x's. The latter also loads with the stock Load VAE.",
             inputs=[
-                io.Combo.Input(
+                file_input(
                     "vae_name",
-                    options=files.names("vae"),
-                    tooltip=(
-                        "A file in models/vae, or a vae folder in models/vae or models/pixart_delta. The released "
-                        "models take Stable Diffusion 1.x's autoencoder (sd-vae-ft-ema)."
-                    ),
+                    "vae",
+                    tooltip="A file in models/vae, or a vae folder in models/vae or models/pixart_delta. The released "
+                    "models take Stable Diffusion 1.x's autoencoder (sd-vae-ft-ema).",
                 ),
             ],
             outputs=[io.Vae.Output(tooltip="The autoencoder, for VAE Decode and VAE Encode.")],
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, vae_name: str) -> str:
-        return files.stamp("vae", vae_name)
+    fingerprint_inputs = fingerprint(vae_name="vae")
 
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:
@@ -142,33 +116,24 @@ class PixArtDeltaLoraLoader(io.ComfyNode):
             display_name="PixArt-δ LoRA Loader",
             category=CATEGORY,
             description="Applies a PixArt LoRA (PEFT, diffusers or OneTrainer layout) at the alpha it was trained "
-            "with. The stock loader takes a missing alpha for the rank, which is four times too strong for "
-            "the official LCM-LoRA.",
+            "with. The stock loader takes a missing alpha for the rank, which is four times too strong for the "
+            "official LCM-LoRA.",
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL from PixArt-δ Model Loader."),
-                io.Combo.Input(
+                file_input(
                     "lora_name",
-                    options=files.names("lora"),
-                    tooltip=(
-                        "A LoRA in models/loras. Keep a PEFT folder's adapter_config.json beside its weights: it "
-                        "holds alpha."
-                    ),
+                    "lora",
+                    tooltip="A LoRA in models/loras. Keep a PEFT folder's adapter_config.json beside its weights: it "
+                    "holds alpha.",
                 ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="1 is as trained, 0 is off, negative values take the LoRA's direction away.",
+                lora_strength_input(
+                    "strength", tooltip="1 is as trained, 0 is off, negative values take the LoRA's direction away."
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The MODEL with the LoRA.")],
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, lora_name: str, **_others) -> str:
-        return files.stamp("lora", lora_name)
+    fingerprint_inputs = fingerprint(lora_name="lora")
 
     @classmethod
     def execute(cls, model, lora_name: str, strength: float) -> io.NodeOutput:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pixart_core.lcm import GRIDS, MAX_STEPS
-from .bridge.sampling import add_lcm_sampling, run_lcm
-
-CATEGORY = "PixArt-δ"
+from .bridge.guider import add_lcm_sampling, run_lcm
+from .inputs import CATEGORY
 
 
 class PixArtDeltaLCMSampler(io.ComfyNode):
@@ -18,19 +17,18 @@ class PixArtDeltaLCMSampler(io.ComfyNode):
             display_name="PixArt-δ LCM Sampler",
             category=CATEGORY,
             description="Samples a distilled (LCM) PixArt model in 1 to 8 steps. Guidance is built into the model, so "
-            "there is no cfg and no negative prompt. A seed gives the same picture as pixart_core's "
-            "Pipeline.",
+            "there is no cfg and no negative prompt. A seed gives the same picture as pixart_core's Pipeline.",
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="A distilled model from PixArt-δ Model Loader, or a base model with an "
-                    "LCM-LoRA. PixArt-δ LCM Sampling is not needed.",
+                    tooltip="A distilled model from PixArt-δ Model Loader, or a base model with an LCM-LoRA. PixArt-δ "
+                    "LCM Sampling is not needed.",
                 ),
                 io.Conditioning.Input("positive", tooltip="The encoded prompt."),
                 io.Latent.Input(
                     "latent_image",
-                    tooltip="Empty latent of the wished size and batch, or an encoded "
-                    "picture to change (with denoise below 1).",
+                    tooltip="Empty latent of the wished size and batch, or an encoded picture to change (with denoise "
+                    "below 1).",
                 ),
                 io.Int.Input(
                     "seed",
@@ -50,10 +48,8 @@ class PixArtDeltaLCMSampler(io.ComfyNode):
                 io.Combo.Input(
                     "grid",
                     options=list(GRIDS),
-                    tooltip=(
-                        "Which timesteps are visited. diffusers: 999, 759, 499, 259 for 4 steps; official: 999, 759, "
-                        "519, 279 as the authors' first code."
-                    ),
+                    tooltip="Which timesteps are visited. diffusers: 999, 759, 499, 259 for 4 steps; official: 999, "
+                    "759, 519, 279 as the authors' first code.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -61,7 +57,7 @@ class PixArtDeltaLCMSampler(io.ComfyNode):
                     min=0.02,
                     max=1.0,
                     step=0.01,
-                    tooltip=("1 starts from noise; lower values keep more of the given picture."),
+                    tooltip="1 starts from noise; lower values keep more of the given picture.",
                 ),
             ],
             outputs=[io.Latent.Output(tooltip="The sampled latent, for VAE Decode.")],

@@ -1,6 +1,7 @@
-"""Training nodes: each queues a background job and returns at once; the panel in the sidebar follows it.
+"""Training nodes: the dataset, the trainings, their progress and what they made.
 
-Their settings are the trainer's own (training/config.py): type, default, limits and description come from there.
+Each training is a background job: its node queues it and returns at once, and the panel in the sidebar follows it. Its
+settings are the trainer's own (training/config.py): type, default, limits and description come from there.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ from typing import Any, ClassVar, get_type_hints
 from comfy_api.latest import io
 
 from ..training.config import COMMANDS
-from . import files
-from .bridge.training import start_training
+from .background import queue as jobs
+from .background.dataset import prepare_dataset
+from .background.result import find_job, load_result, read_loss, result_stamp
+from .background.start import start_training
+from .bridge import files
+from .bridge.pictures import latest_samples, loss_plot, thumbnails
 from .bridge.ui import about_job
+from .inputs import TRAINING_CATEGORY, always, dtype_input, file_input, lora_strength_input, more_settings_input
 
-CATEGORY = "PixArt-δ/training"
 NONE = "none"
 RUN = ["train", "estimate only"]
 ADVANCED = ("accumulation", "precision", "optimizer", "gradient_checkpointing", "checkpoint_every")
 # Not the seed: the editor would change a widget of that name after every run, and each run would be a new training.
+_SHOWN = 16
+"""Pictures of a dataset that its node shows."""
 
 
 class TrainingNode(io.ComfyNode):
@@ -36,76 +43,55 @@ class TrainingNode(io.ComfyNode):
         return io.Schema(
             node_id=cls.__name__,
             display_name=cls.TITLE,
-            category=CATEGORY,
+            category=TRAINING_CATEGORY,
             description=cls.ABOUT,
             inputs=[
-                io.Combo.Input(
-                    "base",
-                    options=files.names("model"),
-                    tooltip=("The model to start from: a base model, not a distilled one."),
-                ),
+                file_input("base", "model", tooltip="The model to start from: a base model, not a distilled one."),
                 io.String.Input(
                     "dataset",
                     default="",
-                    tooltip=("Prepared features: from PixArt-δ Training Dataset, or a folder of `train.py prepare`."),
+                    tooltip="Prepared features: from PixArt-δ Training Dataset, or a folder of `train.py prepare`.",
                 ),
                 io.String.Input(
                     "name",
                     default="",
-                    tooltip=(
-                        "What the job is called in the panel. Run again with the same name and settings, and nothing "
-                        "is started anew."
-                    ),
+                    tooltip="What the job is called in the panel. Run again with the same name and settings, and "
+                    "nothing is started anew.",
                 ),
                 *(setting_input(cls.COMMAND, name) for name in ("steps", "batch_size", "learning_rate", *cls.OWN)),
                 io.Combo.Input(
                     "samples_with",
                     options=[*files.names("pipeline"), NONE],
-                    tooltip=(
-                        "Text encoder and autoencoder that draw the samples: a pipeline folder in "
-                        "models/pixart_delta, or the bundled one. none: no samples."
-                    ),
+                    tooltip="Text encoder and autoencoder that draw the samples: a pipeline folder in "
+                    "models/pixart_delta, or the bundled one. none: no samples.",
                 ),
                 setting_input(cls.COMMAND, "sample_every"),
                 io.Combo.Input(
                     "run",
                     options=RUN,
-                    tooltip=(
-                        "train: queue the job. estimate only: check everything, take one real step unless a job has "
-                        "the device, and show memory, time and disk; nothing is written."
-                    ),
+                    tooltip="train: queue the job. estimate only: check everything, take one real step unless a job "
+                    "has the device, and show memory, time and disk; nothing is written.",
                 ),
                 *(setting_input(cls.COMMAND, name, advanced=True) for name in ADVANCED),
                 io.Boolean.Input(
                     "free_memory",
                     default=False,
                     advanced=True,
-                    tooltip=("Unload ComfyUI's own models first, so that the training has the memory."),
+                    tooltip="Unload ComfyUI's own models first, so that the training has the memory.",
                 ),
-                io.String.Input(
-                    "more_settings",
-                    default="",
-                    multiline=True,
-                    advanced=True,
-                    tooltip=(
-                        "Any further setting of the trainer, one key=value a line; `python training/train.py "
-                        f"{cls.COMMAND} --help` lists them."
-                    ),
-                ),
+                more_settings_input("more_settings", cls.COMMAND, " of the trainer"),
             ],
             outputs=[
                 io.String.Output(
                     "job",
                     display_name="job",
-                    tooltip=("Id of the job: for PixArt-δ Training Status and PixArt-δ Use Trained Result."),
+                    tooltip="Id of the job: for PixArt-δ Training Status and PixArt-δ Use Trained Result.",
                 )
             ],
             is_output_node=True,
         )
 
-    @classmethod
-    def fingerprint_inputs(cls, **_inputs) -> float:
-        return time.time()  # asked again each time: the job may have been deleted
+    fingerprint_inputs = always
 
     @classmethod
     def execute(
@@ -169,3 +155,157 @@ def setting_input(command: str, name: str, advanced: bool = False) -> io.Input:
         return io.Int.Input(name, default=default, min=low, max=high, **about)
     step = 1e-7 if name == "learning_rate" else 0.1
     return io.Float.Input(name, default=default, min=low, max=high, step=step, round=False, **about)
+
+
+class PixArtDeltaDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PixArtDeltaDataset",
+            display_name="PixArt-δ Training Dataset",
+            category=TRAINING_CATEGORY,
+            description="Checks a folder of pictures with captions, says what was found, and caches in the background "
+            "what training reads: latents, text embeddings, hints.",
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=files.picture_folders(),
+                    tooltip="A folder in ComfyUI's input folder: pictures, and beside each a text file of the same "
+                    "name with its caption (several lines are different wordings).",
+                ),
+                file_input(
+                    "models",
+                    "pipeline",
+                    tooltip="Text encoder and autoencoder that the base model was trained with: a pipeline folder in "
+                    "models/pixart_delta, or the bundled one.",
+                ),
+                io.String.Input("name", default="", tooltip="What the job is called in the panel."),
+                io.Int.Input(
+                    "resolution",
+                    default=1024,
+                    min=64,
+                    max=4096,
+                    step=8,
+                    tooltip="Side in pixels of the square bucket: the size of the base model (128 for the bundled "
+                    "one).",
+                ),
+                io.Boolean.Input(
+                    "multi_aspect",
+                    default=True,
+                    tooltip="Sort pictures into buckets by their shape. Off: all are cropped to the square.",
+                ),
+                io.Combo.Input(
+                    "hints",
+                    options=[NONE, *files.names("hed")],
+                    tooltip="For a ControlNet: the edge detector whose edges are the hints. none: the dataset has no "
+                    "hints.",
+                ),
+                io.String.Input(
+                    "path",
+                    default="",
+                    advanced=True,
+                    tooltip="Another folder or list (metadata.jsonl, metadata.csv) instead: relative to the input "
+                    "folder, or in a place that who runs the server allows.",
+                ),
+                more_settings_input("more_settings", "prepare"),
+            ],
+            outputs=[
+                io.String.Output("dataset", display_name="dataset", tooltip="For the training nodes."),
+                io.String.Output("report", display_name="report", tooltip="What was found among the pictures."),
+                io.Image.Output("pictures", display_name="pictures", tooltip="Up to 16 of them, small."),
+            ],
+            is_output_node=True,
+        )
+
+    fingerprint_inputs = always
+
+    @classmethod
+    def execute(
+        cls,
+        folder: str,
+        models: str,
+        name: str,
+        resolution: int,
+        multi_aspect: bool,
+        hints: str,
+        path: str,
+        more_settings: str,
+    ) -> io.NodeOutput:
+        source = path or files.picture_folder(folder)
+        values = {"input": source, "models": models, "resolution": resolution, "multi_aspect": multi_aspect}
+        if hints != NONE:
+            values |= {"hints": "hed", "hed": hints}
+        made = prepare_dataset(name, values, more_settings, _SHOWN)
+        found, _, job = made.report.rpartition("\n")
+        about = about_job(f"{job}\n{found}", made.job)
+        return io.NodeOutput(str(made.folder), made.report, thumbnails(made.pictures), ui=about)
+
+
+class PixArtDeltaTrainingStatus(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PixArtDeltaTrainingStatus",
+            display_name="PixArt-δ Training Status",
+            category=TRAINING_CATEGORY,
+            description="How far a training is: its loss as a picture, its latest samples, and the numbers as text. "
+            "The panel in the sidebar shows the same, live.",
+            inputs=[
+                io.String.Input(
+                    "job",
+                    default="",
+                    tooltip="Id of a job, from a training node or from the panel. Empty: the newest training.",
+                )
+            ],
+            outputs=[
+                io.Image.Output("loss", display_name="loss", tooltip="The loss over the steps."),
+                io.Image.Output("samples", display_name="samples", tooltip="The latest grid; grey when there is none."),
+                io.String.Output("text", display_name="text", tooltip="State, step, loss, speed, time left."),
+            ],
+            is_output_node=True,
+        )
+
+    fingerprint_inputs = always
+
+    @classmethod
+    def execute(cls, job: str) -> io.NodeOutput:
+        found = find_job(job)
+        text = jobs.describe(found)
+        samples = latest_samples(jobs.queue().run_dir(found).samples())
+        return io.NodeOutput(loss_plot(*read_loss(found)), samples, text, ui=about_job(text, found.id))
+
+
+class PixArtDeltaTrainedResult(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PixArtDeltaTrainedResult",
+            display_name="PixArt-δ Use Trained Result",
+            category=TRAINING_CATEGORY,
+            description="Loads what a training saved last: a model, a LoRA on its base model, or a ControlNet beside "
+            "its base model.",
+            inputs=[
+                io.String.Input(
+                    "job",
+                    default="",
+                    tooltip="Id of a job, from a training node or from the panel. Empty: the newest one with a result.",
+                ),
+                dtype_input("dtype"),
+                lora_strength_input("strength", tooltip="Of a LoRA: 1 is as trained. Other results ignore it."),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The trained model; for a LoRA, its base with it; for a ControlNet, its base."),
+                io.ControlNet.Output(
+                    tooltip="The trained ControlNet. Other trainings have none: nodes connected here stop and say so."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, job: str | None = None, **_others) -> str | float:
+        # A linked id is not known here: ask each time.
+        return time.time() if job is None else result_stamp(job)
+
+    @classmethod
+    def execute(cls, job: str, dtype: str, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(*load_result(find_job(job, exported=True), dtype, strength))

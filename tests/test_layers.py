@@ -26,7 +26,13 @@ ALLOWED = {
     "training": {"training", "pixart_core"},
     "": {"nodes"},  # the root __init__.py
 }
-STANDARD_LIBRARY_ONLY = ("training/jobs/", "training/run_dir.py", "training/config.py", "training/settings.py")
+STANDARD_LIBRARY_ONLY = (
+    "training/jobs/",
+    "training/run_dir.py",
+    "training/config.py",
+    "training/settings.py",
+    "training/storage.py",
+)
 COMFYUI = {"app", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths"} | {
     "latent_preview",
     "node_helpers",

@@ -7,9 +7,9 @@ import importlib
 import logging
 import sys
 
-from .config import COMMANDS, TRAININGS, ConfigError, describe, load_config
+from .config import COMMANDS, TRAININGS, ConfigError, load_config
 from .launcher import adopt
-from .packages import explain_import
+from .machine import explain_import
 from .status import describe_run
 
 NANO_PARTS = ("autoencoder", "text_encoder", "scenes", "hed", "evaluate", "evaluate_control", "curve", "family")
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=kind.__doc__,
             description=kind.__doc__,
-            epilog="settings and their defaults:\n" + describe(name),
+            epilog="settings and their defaults:\n" + kind.describe(),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name in ("sample", "export"):
@@ -87,14 +87,19 @@ def _run(options: argparse.Namespace) -> None:
 
         prepare(config, options.dry_run)
     elif command in TRAININGS:
-        from .dry_run import dry_run
-        from .loop import train
-
         if options.dry_run:
+            from .estimate import dry_run
+
             dry_run(command, config)
         else:
-            train(command, config, options.private)
-    else:
-        from . import results
+            from .loop import train
 
-        print(getattr(results, command)(config))
+            train(command, config, options.private)
+    elif command == "sample":
+        from .sampling import sample
+
+        print(sample(config))
+    else:
+        from .export import export
+
+        print(export(config))

@@ -1,18 +1,14 @@
-"""What a command is told: one dataclass each, read from JSON and `--set key=value`. Standard library only.
+"""What a command is told: one dataclass each, see `Settings`. Standard library only.
 
 The text under `help` is the one description of a setting: `--help` and the nodes show it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, get_type_hints
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from ..pixart_core.textfile import read_json
 from .settings import ConfigError, Settings, path, setting
 
 MILLION, BILLION = 10**6, 10**9
@@ -96,6 +92,8 @@ class DistillConfig(TrainConfig):
 class LcdConfig(DistillConfig):
     """`lcd`: Latent Consistency Distillation of the whole model (paper Algorithm 1)."""
 
+    command: ClassVar[str] = "lcd"
+
     ema_decay: float = setting(
         0.95, "decay of the averaged weights, which are the target; 0 = the student itself", low=0.0, high=1.0
     )
@@ -122,6 +120,8 @@ class LcmLoraConfig(DistillConfig):
     There is no averaged network, as in the authors' script.
     """
 
+    command: ClassVar[str] = "lcm-lora"
+
     lora_rank: int = setting(32, "rank of the LoRA layers", low=1, high=65536)
     lora_alpha: float = setting(
         8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6
@@ -132,6 +132,7 @@ class LcmLoraConfig(DistillConfig):
 class FinetuneConfig(TrainConfig):
     """`finetune`: noise-prediction training of a base model or of a LoRA, from a checkpoint or from nothing."""
 
+    command: ClassVar[str] = "finetune"
     required: ClassVar[tuple[str, ...]] = ("run", "data")
 
     model: dict = setting(dict, "fields of PixArtConfig for a new model, instead of `base`")
@@ -175,6 +176,8 @@ class FinetuneConfig(TrainConfig):
 class ControlNetConfig(TrainConfig):
     """`controlnet`: a ControlNet on a frozen base (paper Sec. 3; values of App. B.2 and the authors' code)."""
 
+    command: ClassVar[str] = "controlnet"
+
     batch_size: int = setting(4, "pictures of one process in one micro-batch", low=1, high=MILLION)
     accumulation: int = setting(4, "micro-batches whose gradients make one step", low=1, high=MILLION)
     warmup_steps: int = setting(0, "steps of linear warm-up", low=0, high=BILLION)
@@ -195,6 +198,8 @@ class ControlNetConfig(TrainConfig):
 class SampleConfig(Settings):
     """`sample`: pictures from a run's newest weights."""
 
+    command: ClassVar[str] = "sample"
+
     run: str = path("folder of the run, or one of its checkpoints")
     models: str = path("pipeline folder with text_encoder/, tokenizer/ and vae/; empty = the run's own setting")
     base: str = path("where the run's base is now; empty = where it was, seen from the run's folder if both were moved")
@@ -208,6 +213,8 @@ class SampleConfig(Settings):
 @dataclass(kw_only=True)
 class ExportConfig(Settings):
     """`export`: a run's newest weights as a small file for use elsewhere."""
+
+    command: ClassVar[str] = "export"
 
     run: str = path("folder of the run, or one of its checkpoints")
     base: str = path("where the run's base is now; empty = where it was, seen from the run's folder if both were moved")
@@ -227,6 +234,7 @@ class ExportConfig(Settings):
 class PrepareConfig(Settings):
     """`prepare`: check pictures and captions, then cache what training reads: latents, text embeddings, hints."""
 
+    command: ClassVar[str] = "prepare"
     required: ClassVar[tuple[str, ...]] = ("input", "output")
 
     input: str = path(
@@ -309,72 +317,17 @@ class PrepareConfig(Settings):
 
 
 COMMANDS: dict[str, type[Settings]] = {
-    "prepare": PrepareConfig,
-    "finetune": FinetuneConfig,
-    "lcd": LcdConfig,
-    "lcm-lora": LcmLoraConfig,
-    "controlnet": ControlNetConfig,
-    "sample": SampleConfig,
-    "export": ExportConfig,
+    kind.command: kind
+    for kind in (PrepareConfig, FinetuneConfig, LcdConfig, LcmLoraConfig, ControlNetConfig, SampleConfig, ExportConfig)
 }
 TRAININGS = tuple(name for name, kind in COMMANDS.items() if issubclass(kind, TrainConfig))
 
 
 def load_config(command: str, file: str | None, overrides: Iterable[str]) -> Settings:
-    """The settings of a command from a JSON file and `key=value` texts, which win.
-
-    Raises:
-        ConfigError: naming the file or setting that is wrong.
-    """
-    values: dict[str, Any] = {}
-    if file is not None:
-        try:
-            values = read_json(file)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read the configuration {file}: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"the configuration {file} is not a JSON object of settings")
-    hints = get_type_hints(COMMANDS[command])
-    kinds = {each.name: hints[each.name] for each in fields(COMMANDS[command])}
-    for override in overrides:
-        name, separator, text = override.partition("=")
-        if not separator:
-            raise ConfigError(f"--set takes key=value, got {override!r}")
-        # The text of an unknown name stays as it is: what is wrong is the name, and `make_config` says so.
-        values[name] = _parse(name, text, kinds.get(name, str))
-    return make_config(command, values)
+    """The settings of a command from a JSON file and `key=value` texts: see `Settings.load`."""
+    return COMMANDS[command].load(file, overrides)
 
 
 def make_config(command: str, values: dict[str, Any]) -> Settings:
-    """The settings of a command from plain values.
-
-    Raises:
-        ConfigError: naming the setting that is unknown, with the name that was probably meant, or wrong.
-    """
-    kind = COMMANDS[command]
-    known = [each.name for each in fields(kind)]
-    for name in values:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(known))}"
-            raise ConfigError(f"{command} has no setting {name}: {hint}")
-    return kind(**values)
-
-
-def describe(command: str) -> str:
-    """Every setting of a command with its default and meaning, for `--help`."""
-    lines = []
-    for each in fields(COMMANDS[command]):
-        default = each.default_factory() if each.default is dataclasses.MISSING else each.default
-        choices = f" ({' | '.join(each.metadata['choices'])})" if "choices" in each.metadata else ""
-        lines.append(f"  {each.name}={json.dumps(default)}{choices}\n      {each.metadata['help']}")
-    return "\n".join(lines)
-
-
-def _parse(name: str, text: str, kind: Any) -> Any:
-    if kind is str:
-        return text
-    try:
-        return float(text) if kind is float else json.loads(text.lower() if kind is bool else text)
-    except ValueError as error:
-        raise ConfigError(f"{name}={text}: not a {getattr(kind, '__name__', 'value')}") from error
+    """The settings of a command from plain values: see `Settings.make`."""
+    return COMMANDS[command].make(values)

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..pixart_core.layers import Block
 from .config import ConfigError, TrainConfig
 from .launcher import adopt, take_the_one_device
-from .processes import die_with_parent
+from .machine import die_with_parent
 
 Result = TypeVar("Result")
 _OURS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)

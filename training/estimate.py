@@ -3,24 +3,27 @@
 Activations are counted per token and channel from what autograd keeps of a block (tests compare with its own hooks):
 under autocast the tokens between products are float32, products and attention have the half precision. Left out: what
 the driver takes (0.5 GB with CUDA), work space of libraries, fragmentation, and the one or two blocks that sharding has
-whole at a time.
+whole at a time. `dry_run` takes one real step besides.
 """
 
 from __future__ import annotations
 
+import datetime
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.identify import inspect_file
-from .config import TrainConfig
-from .disk import in_units
-from .task import Outline
+from .config import ConfigError, TrainConfig
+from .machine import in_units
+from .run_dir import RunDir
+from .task import DTYPES, Outline
 from .tasks import TASKS
 
 _EFFICIENCY = 0.6
@@ -148,6 +151,60 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], No
             side, count = (side, 2 * count) if side == _LARGEST else (2 * side, 1)
 
 
+def dry_run(command: str, config: TrainConfig) -> None:
+    """Check all settings and files, print an estimate, take one step, and print what that took.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, RunDirError, DiskError: what `train` would raise.
+    """
+    # Whoever wants an estimate alone, as ComfyUI does, needs neither accelerate nor what takes steps.
+    from ..pixart_core.vae import load_vae
+    from .checkpoint import check_disk
+    from .data import FeatureDataset
+    from .data.contents import identify
+    from .distribute import connect
+    from .engine import make_engine
+
+    run = RunDir(config.run)
+    run.check_config(command, config.to_dict(), identify)
+    if config.models:
+        load_vae(config.models)
+    data = FeatureDataset(config.data)
+    accelerator = connect(config)
+    device = accelerator.device
+    height, width = max(data.buckets, key=lambda size: size[0] * size[1])
+    expected = estimate(command, config, model_shape(config), height, width, accelerator.num_processes)
+    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision]))
+    if accelerator.is_main_process:  # the others' host need not have the run's disk
+        check_disk(run, expected.checkpoint, config.keep_checkpoints)
+    say = print if accelerator.is_main_process else _silent
+    say(f"{len(data)} pictures of {len(data.buckets)} sizes, the largest {width}x{height}; on {device}\n{expected}")
+    whole = datetime.timedelta(seconds=round(seconds * config.steps))
+    say(f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps", flush=True)
+    engine = make_engine(command, config, data, accelerator)
+    batches = data.batches(
+        config.batch_size,
+        config.seed,
+        0,
+        accelerator.process_index,
+        accelerator.num_processes,
+        hint=engine.task.needs_hint,
+    )
+    begin = time.perf_counter()
+    result = engine.step(0, batches)
+    loss, norm = result.loss.item(), result.gradient_norm.item()
+    took = time.perf_counter() - begin
+    overflow_is_normal = engine.scaler.is_enabled()  # at first: its scale begins too high, and goes down
+    if not math.isfinite(loss if overflow_is_normal else loss + norm):
+        raise ConfigError(f"the first step's loss is {loss} and its gradient norm {norm}: try precision=fp32")
+    what, memory = _memory(device)
+    say(
+        f"one step: loss {loss:.5f}, gradient {norm:.3f}, {took:.3g} s with all that a first step does once, "
+        f"{in_units(memory)} {what}. Nothing was written"
+    )
+    accelerator.end_training()
+
+
 def _multiply(side: int, count: int, device: torch.device, dtype: torch.dtype) -> float:
     """Seconds of so many products of square matrices."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
@@ -189,3 +246,13 @@ def _flops(outline: Outline, config: TrainConfig, shape: PixArtConfig, tokens: i
     trained = gradient if outline.has_weight_gradients else gradient - 1
     products = outline.trained_blocks * trained + outline.passed_blocks * frozen
     return block * (products + shape.depth * outline.extra_forwards)
+
+
+def _memory(device: torch.device) -> tuple[str, int]:
+    if device.type == "cuda":
+        return "of the device at its widest", torch.cuda.max_memory_allocated(device)
+    return "in this process", psutil.Process().memory_info().rss
+
+
+def _silent(*_words, **_options) -> None:
+    pass

@@ -16,9 +16,10 @@ from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.identify import METADATA_KEY
 from ..pixart_core.lora import Lora, save_lora
 from ..pixart_core.weightfile import save_json, save_weights
-from .config import ConfigError
+from .checkpoint import restore
+from .config import ConfigError, ExportConfig
 from .lora import read_lora
-from .task import Task
+from .task import DTYPES, Task
 
 LAYOUTS = {
     "pixart": ("comfyui", "diffusers"),
@@ -41,6 +42,14 @@ _PEFT_TARGETS = [
     "linear_1",
     "linear_2",
 ]
+
+
+def export(config: ExportConfig) -> Path:
+    """Write a run's weights in a layout; returns the path."""
+    task, run, step = restore(config.run, config.base)
+    name = default_name(task.model, config.layout)
+    path = Path(config.output) if config.output else run.path / "exports" / name
+    return write_result(task, path, config.layout, DTYPES[config.dtype], config.average, step)
 
 
 def kind_of(model: nn.Module) -> str:

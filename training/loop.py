@@ -13,23 +13,19 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..pixart_core.leftovers import remove_leftovers
 from .checkpoint import check_disk, resume, save_checkpoint
 from .config import TrainConfig
-from .contents import identify, identify_all
 from .data import FeatureDataset
-from .disk import DiskError
+from .data.contents import identify
+from .data.remote import Place
+from .data.waiting import Interrupted, Patience, StoreBusy
 from .distribute import agreement, connect, on_main
-from .engine import make_engine
+from .engine import Outcome, make_engine
 from .export import default_name, write_result
+from .machine import DiskError, StopSignal, explain_import
 from .monitor import Monitor
-from .outcome import Outcome
-from .packages import explain_import
-from .patience import Interrupted, Patience, StoreBusy
-from .remote import Place
-from .run_dir import RunDir
+from .run_dir import RunDir, contents_of
 from .sampling import draw_examples
-from .stop import StopSignal
 
 EXPLODED = 1e4
 """No objective here has a loss of more than a few: noise has unit variance, and so have latents."""
@@ -56,7 +52,7 @@ def train(command: str, config: TrainConfig, private: str = "") -> None:
     with contextlib.ExitStack() as held:
         says = "saving and stopping after this step" if accelerator.is_main_process else ""
         stop = held.enter_context(StopSignal(says))
-        on_main(accelerator, lambda: _open(run, command, config, held))
+        on_main(accelerator, lambda: held.enter_context(run.create().open(command, config.to_dict(), identify)))
         held.callback(monitor.close)
         try:
             monitor.say_state("preparing")
@@ -72,21 +68,6 @@ def train(command: str, config: TrainConfig, private: str = "") -> None:
                 raise
             raise failure from error
     accelerator.end_training()
-
-
-def _open(run: RunDir, command: str, config: TrainConfig, held: contextlib.ExitStack) -> None:
-    """Take the folder, unless it is another's. The settings of a run that has checkpoints are replaced when it was
-    resumed, not before: what it holds must stay usable if it cannot be."""
-    run.create()
-    held.enter_context(run.lock())
-    run.check_config(command, config.to_dict(), identify)
-    if not run.has_begun():
-        run.write_config(command, config.to_dict(), identify, identify_all(config.to_dict()))
-    run.remove_leftovers()
-    for name in ("checkpoints", "exports"):
-        remove_leftovers(run.path / name)
-    for name in run.requests():  # of an earlier process
-        run.take(name)
 
 
 class Training:
@@ -197,7 +178,7 @@ class Training:
     def _keep_settings(self, command: str) -> None:
         """Those that the run goes on with. What it trains on may have grown, but not without a word."""
         before = self.run.read_config().get("contents", {}).get("data")
-        contents = identify_all(self.config.to_dict())
+        contents = contents_of(self.config.to_dict(), identify)
         if before is not None and contents.get("data") not in (before, None):
             self.monitor.say(f"{self.data.place} was prepared anew since: from here its pictures come in another order")
         self.run.write_config(command, self.config.to_dict(), identify, contents)

@@ -19,22 +19,16 @@ Nothing there then says whether the run goes on, and with what.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-    import msvcrt
-
-T = TypeVar("T")
+from ..pixart_core.leftovers import remove_leftovers
+from . import storage
 
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
@@ -68,12 +62,6 @@ _ANY_TIME = (
     "sharding",
 )
 """Settings that say nothing about what the weights become, nor what they are called."""
-_LOCK_OFFSET = 1 << 20
-"""On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
-
-
-_NO_LOCKS = () if fcntl is None else (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a mount says that has no locks."""
 
 
 class RunDirError(ValueError):
@@ -109,16 +97,14 @@ class RunDir:
         Raises:
             RunDirError: if another process trains here.
         """
-        with open(self.path / "lock", "a+", encoding="utf-8") as file:
-            deadline = time.monotonic() + patience
-            while not _is_free(file):
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise RunDirError(
-                        f"{self.path} is in use by another training ({file.read() or 'starting'}): "
-                        "stop that one first, or choose another run folder"
-                    )
-                time.sleep(0.02)
+        with contextlib.ExitStack() as held:
+            try:
+                file = held.enter_context(storage.locked(self.path / "lock", patience, storage.try_named_lock))
+            except storage.LockHeldError as error:
+                raise RunDirError(
+                    f"{self.path} is in use by another training ({error.holder or 'starting'}): "
+                    "stop that one first, or choose another run folder"
+                ) from error
             if hasattr(os, "register_at_fork"):  # a forked data worker that outlives us must not keep the lock
                 os.register_at_fork(after_in_child=file.close)
             file.truncate(0)
@@ -127,11 +113,37 @@ class RunDir:
             yield
             file.truncate(0)
 
+    @contextlib.contextmanager
+    def open(
+        self, command: str, config: dict[str, Any], identify: Callable[[str, str], str | None] | None = None
+    ) -> Iterator[None]:
+        """Hold the folder, which is made if missing, for a process with these settings; what an earlier process left
+        half-written or unanswered is removed.
+
+        The settings of a run that has checkpoints stay until it was resumed: what it holds must stay usable if it
+        cannot be.
+
+        Args:
+            identify: see `check_config`.
+
+        Raises:
+            RunDirError: if another process works here, or the folder holds another run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.lock():
+            self.check_config(command, config, identify)
+            if not self.has_begun():
+                self.write_config(command, config, identify, contents_of(config, identify))
+            self.remove_leftovers()
+            for name in self.requests():
+                self.take(name)
+            yield
+
     def is_running(self) -> bool:
         """Whether a live process trains here, whatever its last status says."""
         try:
             with open(self.path / "lock", "r+", encoding="utf-8") as file:
-                return not _is_free(file)
+                return not storage.try_named_lock(file)
         except FileNotFoundError:
             return False
 
@@ -148,7 +160,8 @@ class RunDir:
         A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose.
 
         Args:
-            identify: of `contents`, by which base and data are known wherever they lie; without it their places count.
+            identify: of data/contents.py, by which base and data are known wherever they lie; without it their places
+                count.
 
         Raises:
             RunDirError: if the folder holds another run.
@@ -264,9 +277,8 @@ class RunDir:
         kept = [line for line in lines if line["step"] <= after]
         file = self.path / "metrics.jsonl"
         if file.exists():
-            temporary = file.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-            patiently(lambda: temporary.replace(file))
+            with storage.replacing(file, _beside(file)) as temporary:
+                temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
         return damaged
 
     def append_log(self, line: str) -> None:
@@ -313,12 +325,13 @@ class RunDir:
         return sorted((self.path / "samples").glob("step_*.png"))
 
     def remove_leftovers(self) -> None:
-        """Delete half-written files of a process that was killed; call it while holding the lock. (What weights are
-        written in is a folder with a lock of its own: see pixart_core/leftovers.py.)"""
+        """Delete half-written files of a process that was killed; call it while holding the lock."""
         for folder in (self.path, self._desk, *(self._place(name) / name for name in _FOLDERS)):
             for file in (*folder.glob("*.tmp"), *folder.glob(".tmp??????")):  # the latter safetensors' own, of before
                 if file.is_file():
                     file.unlink()
+        for name in ("checkpoints", "exports"):
+            remove_leftovers(self.path / name)  # what weights are written in: a folder with a lock of its own
 
     def _place(self, name: str) -> Path:
         """The folder that one of `_FOLDERS`, or a file that is read, is in."""
@@ -326,15 +339,17 @@ class RunDir:
 
     def _publish(self, name: str, values: dict[str, Any]) -> None:
         """Replace a JSON file where it is read, and its copy for people."""
-        _write(self._desk / name, values)
+        _replace_json(self._desk / name, values)
         if self.is_private:
             with contextlib.suppress(OSError):  # whatever lies there instead
-                _write(self.path / name, values)
+                _replace_json(self.path / name, values)
 
     def _read(self, name: str) -> dict[str, Any]:
         file = self._place(name) / name
         try:
-            values = json.loads(patiently(file.read_bytes))  # bytes, so that it finds a byte-order mark by itself
+            values = json.loads(
+                storage.patiently(file.read_bytes)
+            )  # bytes, so that it finds a byte-order mark by itself
             if not isinstance(values, dict):
                 raise ValueError("it holds no named values")
             return values
@@ -344,6 +359,27 @@ class RunDir:
             raise RunDirError(f"{file} is damaged ({error}): delete it") from error
 
 
+def contents_of(config: Mapping[str, Any], identify: Callable[[str, str], str | None] | None) -> dict[str, str]:
+    """Names of what base and data hold, by setting, as far as they can be read."""
+    found = {name: identify(name, config.get(name) or "") for name in _SAME_CONTENT} if identify else {}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def _beside(file: Path) -> Path:
+    """Where it is written: of one name, because one process alone writes here, and removed after a kill."""
+    return file.with_suffix(".tmp")
+
+
+def _replace_json(file: Path, values: dict[str, Any]) -> None:
+    """Replace a JSON file in one go; on a full disk overwrite it in place, where its blocks are."""
+    try:
+        storage.replace_json(file, values, _beside(file))
+    except OSError:
+        with open(file, "r+", encoding="utf-8") as opened:
+            opened.write(json.dumps(values, indent=1))
+            opened.truncate()
+
+
 def _metrics_line(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
@@ -351,62 +387,3 @@ def _metrics_line(line: bytes) -> dict[str, Any] | None:
         return None
     good = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("loss"), (int, float))
     return row if good else None
-
-
-def _write(file: Path, values: dict[str, Any]) -> None:
-    """Replace a JSON file in one go; on a full disk overwrite it in place, where its blocks are."""
-    text = json.dumps(values, indent=1)
-    temporary = file.with_suffix(".tmp")
-    try:
-        temporary.write_text(text, "utf-8")
-        patiently(lambda: temporary.replace(file))
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        with open(file, "r+", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.truncate()
-
-
-def patiently(action: Callable[[], T]) -> T:
-    """What `action` on a file returns. On Windows none can be replaced while another process has it open, nor be opened
-    while it is replaced: both take a moment, so that it is tried for a second there."""
-    for _ in range(50 if fcntl is None else 0):
-        try:
-            return action()
-        except PermissionError:
-            time.sleep(0.02)
-    return action()
-
-
-def try_lock(file: IO[str]) -> bool:
-    """Take a file's lock if it is free; whether it was. Where a file system has no locks nobody can be kept out."""
-    return _lock(file) in (None, *_NO_LOCKS)
-
-
-def _is_free(file: IO[str]) -> bool:
-    """As `try_lock`, for a file in which the holder writes its process: that counts where there are no locks."""
-    problem = _lock(file)
-    if problem not in _NO_LOCKS:
-        return problem is None
-    file.seek(0)
-    holder = file.read(64).removeprefix("process ")
-    if fcntl is None:
-        return not holder  # to ask for a process by signal 0 would be Ctrl-C there
-    try:
-        os.kill(int(holder), 0)
-    except (ValueError, OSError, OverflowError):
-        return True
-    return int(holder) == os.getpid()
-
-
-def _lock(file: IO[str]) -> int | None:
-    """Take a file's lock; the number of the error if it cannot be had."""
-    try:
-        if fcntl is None:
-            file.seek(_LOCK_OFFSET)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno
-    return None

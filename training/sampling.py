@@ -1,18 +1,24 @@
-"""Grids of pictures that show how far a training is: the same captions, hints and noise every time."""
+"""Grids of pictures that show how far a training is: the same captions, hints and noise every time; and `sample`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..pixart_core.pipeline import default_device
 from ..pixart_core.sampling import GUIDANCE, guided, plan_steps
 from ..pixart_core.sampling import sample as denoise
+from ..pixart_core.text import TextEncoder
 from ..pixart_core.vae import decode, load_vae, to_pil
+from .checkpoint import restore
+from .config import ConfigError, SampleConfig
 from .data import FeatureDataset
-from .patience import Patience
+from .data.contents import place_now
+from .data.waiting import Patience
 from .task import Task
 
 if TYPE_CHECKING:
@@ -22,6 +28,25 @@ _PATIENCE = 20.0
 """Seconds."""
 _COLUMNS = 4
 _CONDITIONS = ("caption", "caption_mask", "image_size", "aspect_ratio", "hint")
+
+
+def sample(config: SampleConfig) -> Path:
+    """Draw a grid and write it; returns its path."""
+    task, run, step = restore(config.run, config.base)
+    models = place_now("models", task.config.to_dict(), run.path, config.models)
+    if not models:
+        raise ConfigError("models is not set, and the run has none: the pipeline folder to make samples with")
+    device = default_device()
+    # The text encoder goes before the networks come: both at once may be too much for the device.
+    if task.needs_hint or not config.prompts:
+        task.config.data = place_now("data", task.config.to_dict(), run.path, config.data)
+    batch = _prompted(task, models, config.prompts, device) if config.prompts else _examples(task, config.count)
+    for network in (task.model, task.ema, *task.frozen):
+        if network is not None:
+            network.to(device)
+    path = Path(config.output) if config.output else run.path / "samples" / f"sample_{step:08d}_{config.seed}.png"
+    draw_grid(task, batch, load_vae(models, device=device), config.seed).save(path)
+    return path
 
 
 def draw_examples(task: Task, count: int) -> tuple[Image, list[str]] | None:
@@ -109,3 +134,20 @@ def contact_sheet(rows: list[list[Image]], gap: int = 4) -> Image:
             offset = (width - picture.width) // 2, (height - picture.height) // 2
             sheet.paste(picture, (x * (width + gap) + offset[0], y * (height + gap) + offset[1]))
     return sheet
+
+
+def _examples(task: Task, count: int) -> dict[str, Any]:
+    return FeatureDataset(task.config.data).examples(count, task.needs_hint)[0]
+
+
+def _prompted(task: Task, models: str, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+    """A batch for prompts, in the model's own size; for a ControlNet with the hints of the run's data."""
+    shape = task.model.config
+    caption, mask = TextEncoder.from_pretrained(models, device=device).encode(prompts, shape.model_max_length)
+    batch = {"latent": torch.empty(len(prompts), shape.in_channels, shape.input_size, shape.input_size)}
+    if task.needs_hint:
+        batch = {name: value for name, value in _examples(task, len(prompts)).items() if name != "keys"}
+        hints = len(batch["latent"])
+        if hints < len(prompts):
+            raise ConfigError(f"prompts are {len(prompts)}, but the run's data has only {hints} hints of one size")
+    return {**batch, "caption": caption.float(), "caption_mask": mask}

@@ -1,12 +1,20 @@
-"""What a setting is: a dataclass field with a description and limits, checked when given. Standard library only."""
+"""What a setting is: a dataclass field with a description and limits; read from JSON and `key=value`, and checked when
+given. Standard library only."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import math
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
+
+from ..pixart_core.textfile import read_json
+
+Kind = TypeVar("Kind", bound="Settings")
 
 _EDGES = ("hints", "hed")
 """The one value of a setting of paths that is none."""
@@ -35,8 +43,10 @@ def path(help: str) -> Any:
 
 @dataclass(kw_only=True)
 class Settings:
-    """What every command's settings can do: check themselves, and become plain values."""
+    """What every command's settings can do: be read, check themselves, and become plain values."""
 
+    command: ClassVar[str]
+    """What they are the settings of."""
     required: ClassVar[tuple[str, ...]] = ("run",)
     """Settings without which there is nothing to do."""
 
@@ -47,6 +57,54 @@ class Settings:
         for name in self.required:
             if not getattr(self, name):
                 raise ConfigError(f"{name} is not set: {type(self).__dataclass_fields__[name].metadata['help']}")
+
+    @classmethod
+    def load(cls: type[Kind], file: str | None, overrides: Iterable[str]) -> Kind:
+        """Settings from a JSON file and `key=value` texts, which win.
+
+        Raises:
+            ConfigError: naming the file or setting that is wrong.
+        """
+        values = {} if file is None else _read(file)
+        kinds = get_type_hints(cls)
+        known = cls.names()
+        for override in overrides:
+            name, separator, text = override.partition("=")
+            if not separator:
+                raise ConfigError(f"--set takes key=value, got {override!r}")
+            # The text of an unknown name stays as it is: what is wrong is the name, and `make` says so.
+            values[name] = _parse(name, text, kinds[name] if name in known else str)
+        return cls.make(values)
+
+    @classmethod
+    def make(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
+        """Settings from plain values.
+
+        Raises:
+            ConfigError: naming the setting that is unknown, with the name that was probably meant, or wrong.
+        """
+        known = cls.names()
+        for name in values:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(sorted(known))}"
+                raise ConfigError(f"{cls.command} has no setting {name}: {hint}")
+        return cls(**values)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """All settings."""
+        return [each.name for each in fields(cls)]
+
+    @classmethod
+    def describe(cls) -> str:
+        """Every setting with its default and meaning, for `--help`."""
+        lines = []
+        for each in fields(cls):
+            default = each.default_factory() if each.default is dataclasses.MISSING else each.default
+            choices = f" ({' | '.join(each.metadata['choices'])})" if "choices" in each.metadata else ""
+            lines.append(f"  {each.name}={json.dumps(default)}{choices}\n      {each.metadata['help']}")
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -68,6 +126,25 @@ def is_number(value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # 10**400
         return False
+
+
+def _read(file: str) -> dict[str, Any]:
+    try:
+        values = read_json(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the configuration {file}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"the configuration {file} is not a JSON object of settings")
+    return values
+
+
+def _parse(name: str, text: str, kind: Any) -> Any:
+    if kind is str:
+        return text
+    try:
+        return float(text) if kind is float else json.loads(text.lower() if kind is bool else text)
+    except ValueError as error:
+        raise ConfigError(f"{name}={text}: not a {getattr(kind, '__name__', 'value')}") from error
 
 
 def _check(name: str, value: Any, kind: type, limits: Any) -> None:

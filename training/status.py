@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from .disk import in_units
+from .machine import in_units
 from .run_dir import RunDir
 
 

@@ -19,7 +19,8 @@ from ..pixart_core.config import PixArtConfig
 from ..pixart_core.layers import Block
 from ..pixart_core.model import PixArt
 from .config import ConfigError, TrainConfig
-from .data import CAPTION_PADDING, FeatureDataset, padded
+from .data import FeatureDataset
+from .data.dataset import CAPTION_PADDING, padded
 from .draws import Draws
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,7 +75,7 @@ class Task(ABC):
 
         Args:
             model: `self.model`, or what accelerate made of it.
-            batch: see `data.FeatureDataset.batches`, on the device.
+            batch: see `FeatureDataset.batches`, on the device.
             draws: gives every random number.
         """
 

@@ -19,27 +19,13 @@ import torch
 from torch import Tensor
 
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.text import T5_VOCABULARY, find_text_encoder, normalize_prompt
+from ...pixart_core.text import T5_VOCABULARY, find_text_encoder
 from ...pixart_core.tokenizer import load_tokenizer
 from ...pixart_core.weightfile import CheckpointError, WeightFile, open_weights
-from .tokens import cut_tokens
+from .prompt import cut_tokens, prompt_text
 
 _SCALES = {"int8_tensorwise": {"per_channel": True}, "float8_e4m3fn": {"scale": "recalculate"}}
 """How finely a weight is scaled: int8 by rows, fp8 as a whole."""
-
-
-_EMBEDDING = re.compile(r"((?:^|(?<=[\s(]))embedding:[^\s:()]+)")
-"""How ComfyUI's prompts name a textual inversion: the name of a file, to which no rule for words applies."""
-
-
-def prompt_text(text: str, clean_caption: bool = False) -> str:
-    """`normalize_prompt` of the words of a prompt; the names of embeddings in it stay as they are written."""
-    parts = _EMBEDDING.split(text)
-    for index in range(0, len(parts), 2):  # the odd ones are names
-        words = parts[index].strip()
-        if words:
-            parts[index] = parts[index].replace(words, normalize_prompt(words, clean_caption))
-    return "".join(parts).strip()
 
 
 class T5Tokenizer(comfy.sd1_clip.SDTokenizer):

@@ -29,6 +29,7 @@ from ...pixart_core.errors import read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
 from ...pixart_core.lora import OtherAdapterError, host_state, load_lora, require_fit
+from ...pixart_core.memory import memory_plan
 from ...pixart_core.model import PixArt
 from ...pixart_core.weightfile import CheckpointError, open_weights
 from .conds import aspect_ratio, caption_conds, size_conds
@@ -99,7 +100,7 @@ class PixArtUNet(PixArt):
 def _residuals(control: dict | None) -> list[Tensor | None] | None:
     """ComfyUI's control output as the list `PixArt.forward` takes: residual i is added after block i.
 
-    Maps (B, hidden, h, w), as `bridge.control` makes them, become tokens again; neither way copies.
+    Maps (B, hidden, h, w), as `bridge.control_net` makes them, become tokens again; neither way copies.
     """
     if not control:
         return None
@@ -277,3 +278,19 @@ def _apply_other(model, path: str, strength: float):
     if not state or patched.patches_uuid == model.patches_uuid:
         raise CheckpointError(f"{path} changes nothing that ComfyUI knows in a PixArt model: it is of another one")
     return patched
+
+
+def model_plan(model) -> str:
+    """What a picture of the model's own size takes, stage by stage: text encoder in 8 bits, and its peak without."""
+    config = diffusion_model(model).config
+    values = {
+        "dtype": model.model.product_dtype(),
+        "vae_dtype": memory.vae_dtype(memory.vae_device()),
+        "text_dtype": torch.bfloat16,
+    }  # as `load_clip` keeps a large one
+    eight, plain = (memory_plan(config, quantization=quantization, **values) for quantization in ("int8", "none"))
+    device = model.load_device
+    lines = [str(eight)]
+    if plain.peak > eight.peak:
+        lines.append(f"peak {plain.peak:.2f} GB with a text encoder that is not quantised")
+    return "\n".join([*lines, f"{device} has {memory.get_total_memory(device) / 1e9:.2f} GB"])

@@ -1,4 +1,4 @@
-"""Pictures that the training nodes show: of a dataset, of a run's samples, and its loss as a drawing."""
+"""IMAGE: a picture file, those of a dataset, a run's samples, and its loss as a drawing."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def to_tensor(pictures: list[Image.Image]) -> Tensor:
     return torch.from_numpy(np.stack([np.asarray(picture.convert("RGB"), np.float32) / 255 for picture in pictures]))
 
 
+def read_picture(path: str | Path) -> Tensor:
+    """A picture file as IMAGE (1, H, W, 3)."""
+    with Image.open(path) as picture:
+        return to_tensor([picture])
+
+
 def thumbnails(files: list[Path]) -> Tensor:
     """IMAGE of pictures, each fitted into a square: those that can be read, a black one if none can."""
     shown = []
@@ -35,8 +41,7 @@ def latest_samples(files: list[Path]) -> Tensor:
     """IMAGE of the newest grid; a grey one when there is none."""
     if not files:
         return to_tensor([Image.new("RGB", (_THUMB, _THUMB), (128, 128, 128))])
-    with Image.open(files[-1]) as picture:
-        return to_tensor([picture])
+    return read_picture(files[-1])
 
 
 def loss_plot(steps: list[int], losses: list[float | None]) -> Tensor:

@@ -89,7 +89,7 @@ class Trial:
         )
 
     def _start(self, values: dict) -> subprocess.Popen:
-        from pixart_delta.training.processes import die_with_parent
+        from pixart_delta.training.machine import die_with_parent
 
         given = [part for name, value in values.items() for part in ("--set", f"{name}={_as_text(value)}")]
         return subprocess.Popen(

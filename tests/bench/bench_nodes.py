@@ -33,7 +33,7 @@ def measure_text(part, folder: Path) -> dict[str, float]:
     spec = importlib.util.spec_from_file_location("bench_text", ROOT / "tests" / "bench" / "bench_text.py")
     bench_text = importlib.util.module_from_spec(spec)  # by path: ComfyUI has a folder `tests` of its own
     spec.loader.exec_module(bench_text)
-    load_clip, encode = part("nodes.bridge.clip").load_clip, part("nodes.bridge.conditioning").encode_prompts
+    load_clip, encode = part("nodes.bridge.clip").load_clip, part("nodes.bridge.prompt").encode_prompts
     memory = bench_text.PeakMemory()
     base = memory.read("RssAnon")
     memory.start()

@@ -29,10 +29,10 @@ from pixart_delta.pixart_core.vae import decode, load_vae
 from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training.config import load_config
 from pixart_delta.training.data import FeatureDataset
+from pixart_delta.training.data.shards import DataError
 from pixart_delta.training.prepare.sources import read_sources
 from pixart_delta.training.run_dir import RunDir, RunDirError
 from pixart_delta.training.settings import ConfigError
-from pixart_delta.training.shards import DataError
 
 from tests.core.checkpoint_fixture import randomized
 from tests.fixtures_nano import make_text_encoder, make_vae

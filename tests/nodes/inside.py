@@ -54,12 +54,12 @@ class Setup:
         self.part, self.family = part, Path(family)
         self.core = part("pixart_core")
         self.load = part("nodes.bridge.model").load_model
-        self.sampling = part("nodes.bridge.sampling")
+        self.sampling = part("nodes.bridge.guider")
         self.model = self.load(str(self.family / "transformer"), "float32")
         clip = part("nodes.bridge.clip").load_clip(str(self.family / "text_encoder"))
-        conditioning = part("nodes.bridge.conditioning")
-        self.positive, self.negative = conditioning.encode_prompts(clip, PROMPT, "a lake", 0, 0, False)
-        self.latent = conditioning.empty_latent(128, 96, 2)
+        encode_prompts = part("nodes.bridge.prompt").encode_prompts
+        self.positive, self.negative = encode_prompts(clip, PROMPT, "a lake", 0, 0, False)
+        self.latent = self.sampling.empty_latent(128, 96, 2)
 
     def sample(
         self, model, sampler_name="lcm", steps=4, cfg=1.0, scheduler="simple", noise_sampler=None, positive=None, seed=3
@@ -126,7 +126,7 @@ def check_native_pixart_agrees_where_it_is_right(s: Setup) -> None:
     """The 1024-MS layout (ComfyUI's class has its widths built in), with guidance. From a file that holds pos_embed its
     position grid is right between about 700 and 1500 px only, hence the size."""
     path = save_random(s, replace(s.core.PIXART_1024_MS, depth=1), "ms.safetensors")
-    s.latent = s.part("nodes.bridge.conditioning").empty_latent(896, 704, 1)
+    s.latent = s.part("nodes.bridge.guider").empty_latent(896, 704, 1)
     s.positive, s.negative = ([[torch.randn(1, length, 4096), {}]] for length in (7, 3))
     ours, theirs = s.load(str(path), "float32"), native(path)
     assert type(ours.model.latent_format) is type(theirs.model.latent_format)
@@ -148,7 +148,7 @@ def check_512_layout_is_sigma_to_native_and_alpha_to_us(s: Setup) -> None:
 
 def check_256_px_divides_by_zero_in_native_and_works_in_ours(s: Setup) -> None:
     path = save_random(s, replace(s.core.PIXART_256, depth=1), "256.safetensors")
-    s.latent = s.part("nodes.bridge.conditioning").empty_latent(256, 256, 1)
+    s.latent = s.part("nodes.bridge.guider").empty_latent(256, 256, 1)
     s.positive = s.negative = [[torch.randn(1, 7, 4096), {}]]
     assert s.sample(s.load(str(path), "float32"), "euler", 2, 3.0, "normal").isfinite().all()
     try:
@@ -251,7 +251,7 @@ def check_text_encoder_equals_transformers(s: Setup) -> None:
     """Plain and 8-bit, by our node's path and by the stock one; long prompts are cut at 120 tokens."""
     encoder = s.part("pixart_core.text").TextEncoder.from_pretrained(s.family, dtype=torch.float32)
     clips = {q: s.part("nodes.bridge.clip").load_clip(str(s.family / "text_encoder"), q) for q in ("none", "8-bit")}
-    encode = s.part("nodes.bridge.conditioning").encode_prompts
+    encode = s.part("nodes.bridge.prompt").encode_prompts
     for text in (PROMPT, "", "A (RED:1.3) Mountain", "and a lake " * 100):
         caption, mask = encoder.encode([text])
         expected = caption[:, : int(mask.sum())]
@@ -269,7 +269,7 @@ def check_a_training_can_have_the_memory(s: Setup) -> None:
     """With free_memory, a training node leaves none of ComfyUI's models on the device before its job is queued."""
     from comfy import model_management
 
-    training = s.part("nodes.bridge.training")
+    training = s.part("nodes.background.start")
     found: list[int] = []
 
     def create(*_) -> None:
@@ -291,7 +291,7 @@ def check_a_training_can_have_the_memory(s: Setup) -> None:
 
 
 def check_prompt_rules_leave_names_of_embeddings(s: Setup) -> None:
-    rules = s.part("nodes.bridge.clip").prompt_text
+    rules = s.part("nodes.bridge.prompt").prompt_text
     assert rules("  A Red (Lake:1.2), embedding:My_Dog.v2 AND (embedding:Ü:1.1) ") == (
         "a red (lake:1.2), embedding:My_Dog.v2 and (embedding:Ü:1.1)"
     )
@@ -332,7 +332,7 @@ def check_lists_offer_what_fits(s: Setup) -> None:
     import folder_paths
     from safetensors.torch import load_file, save_file
 
-    files = s.part("nodes.files")
+    files = s.part("nodes.bridge.files")
     root = s.family.parent / "lists"
     encoders, own, loras = root / "encoders", root / "own", root / "loras"
     state = load_file(s.family / "text_encoder" / "model.safetensors")

@@ -30,7 +30,7 @@ class Setup(inside.Setup):
         super().__init__(part, family)
         sys.path.append(str(inside.ROOT))  # after ComfyUI's folder: for the fixtures' `pixart_core`
         self.fixtures = sibling("fixtures_nano", inside.ROOT / "tests")
-        self.bridge, self.hint = part("nodes.bridge.control"), part("nodes.bridge.hint")
+        self.bridge, self.hint = part("nodes.bridge.control_net"), part("nodes.bridge.hint")
         self.checkpoint = part("pixart_core.checkpoint")
         self.vae = part("nodes.bridge.vae").load_vae(str(self.family / "vae"))
         self.reference = self.core.load_pixart(self.family / "transformer", dtype=torch.float32)
@@ -38,7 +38,7 @@ class Setup(inside.Setup):
         self.control = self.bridge.load_control(str(self.paths[3]), "float32")
         generator = torch.Generator().manual_seed(5)
         self.hints = torch.rand(2, 96, 128, 3, generator=generator).round()
-        self.latent = part("nodes.bridge.conditioning").empty_latent(128, 96, 2)
+        self.latent = part("nodes.bridge.guider").empty_latent(128, 96, 2)
 
     def save_control(self, copies: int, zero: bool = False, base=None, wiring: str = "transformer") -> Path:
         base = base or self.reference
@@ -254,7 +254,7 @@ def check_one_hint_serves_a_batch_and_two_serve_five(s: Setup) -> None:
     single = s.run(s.apply(hints=s.hints[:1]))
     repeated = s.run(s.apply(hints=s.hints[:1].repeat(2, 1, 1, 1)))
     close(single, repeated, 1e-5)
-    s.latent = s.part("nodes.bridge.conditioning").empty_latent(128, 96, 5)
+    s.latent = s.part("nodes.bridge.guider").empty_latent(128, 96, 5)
     cyclic = s.run(s.apply(hints=s.hints[[0, 1, 0, 1, 0]]), 4.5)
     close(s.run(s.apply(), 4.5), cyclic, 1e-5)
 
@@ -410,7 +410,7 @@ def check_hed_node_is_the_core(s: Setup) -> None:
 
 
 def check_missing_hed_weights_say_what_goes_where(s: Setup) -> None:
-    files = s.part("nodes.files")
+    files = s.part("nodes.bridge.files")
     assert "ControlNetHED.pth" in files.names("hed")
     raises("lllyasviel/Annotators", files.locate, "hed", "ControlNetHED.pth")
 

@@ -81,7 +81,7 @@ def check_a_type_for_union_controlnets_is_ignored(s: Setup) -> None:
 
 
 def check_the_first_hints_are_taken_where_there_are_more_than_pictures(s: Setup) -> None:
-    empty = s.part("nodes.bridge.conditioning").empty_latent
+    empty = s.part("nodes.bridge.guider").empty_latent
     hints = torch.cat([s.hints, 1 - s.hints])
     for count, given in ((1, hints[:2]), (1, hints), (2, hints)):
         s.latent = empty(128, 96, count)
@@ -197,7 +197,7 @@ def check_conditionings_of_any_encoder_are_cut_at_120_tokens(s: Setup) -> None:
 
 
 def tokens_of(s: Setup, clip, text: str, **options) -> list:
-    return s.part("nodes.bridge.tokens").pixart_tokens(clip, text, **options)["t5xxl"]
+    return s.part("nodes.bridge.prompt").pixart_tokens(clip, text, **options)["t5xxl"]
 
 
 def check_120_tokens_of_any_clip(s: Setup) -> None:
@@ -206,7 +206,7 @@ def check_120_tokens_of_any_clip(s: Setup) -> None:
     from comfy.text_encoders.pixart_t5 import PixArtTokenizer
     from comfy.text_encoders.sd3_clip import SD3Tokenizer
 
-    say = mock.patch.object(s.part("nodes.bridge.tokens"), "say")
+    say = mock.patch.object(s.part("nodes.bridge.prompt"), "say")
     for tokenizer in (SD3Tokenizer(), PixArtTokenizer()):
         clip = comfy.sd.CLIP(no_init=True)
         clip.tokenizer, clip.tokenizer_options = tokenizer, {}
@@ -226,7 +226,7 @@ def check_padding_asked_for_is_no_prompt(s: Setup) -> None:
     clip = s.part("nodes.bridge.clip").load_clip(str(s.family / "text_encoder"))
     bare = clip.tokenize("a red mountain")["t5xxl"][0]
     end = bare[-1][0]
-    say = mock.patch.object(s.part("nodes.bridge.tokens"), "say")
+    say = mock.patch.object(s.part("nodes.bridge.prompt"), "say")
     for padding, length in ((0, 50), (0, 300), (300, 0), (20, 0)):
         made = T5TokenizerOptions.execute(clip, padding, length)
         padded = made.result[0] if hasattr(made, "result") else made[0]
@@ -245,7 +245,7 @@ def check_the_null_caption_has_what_the_prompt_is_encoded_with(s: Setup) -> None
     clip = s.part("nodes.bridge.clip").load_clip(str(s.family / "text_encoder")).clone()
     clip.apply_hooks_to_conds = comfy.hooks.HookGroup()
     clip.apply_hooks_to_conds.add(comfy.hooks.Hook())
-    encode = s.part("nodes.bridge.conditioning").encode_prompts
+    encode = s.part("nodes.bridge.prompt").encode_prompts
     positive, negative = encode(clip, "a red mountain", "", 600, 1000, False, s.model)
     (caption, values), (null, others) = positive[0], negative[0]
     assert others["hooks"] is clip.apply_hooks_to_conds and values.keys() == others.keys()

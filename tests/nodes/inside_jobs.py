@@ -24,9 +24,9 @@ class Setup:
         import folder_paths
 
         self.jobs, self.training, self.dataset = (
-            part(f"nodes.bridge.{name}") for name in ("jobs", "training", "dataset")
+            part(f"nodes.background.{name}") for name in ("queue", "start", "dataset")
         )
-        self.estimate = part("nodes.bridge.estimate")
+        self.estimate, self.result = part("nodes.background.estimate"), part("nodes.background.result")
         self.root = part("training.jobs.job")
         self.input, self.output = folder / "input", folder / "output"
         folder_paths.set_input_directory(str(self.input))
@@ -146,6 +146,13 @@ def check_a_paused_dataset_is_not_said_to_wait(setup):
     setup.put(made.job, "running")
     assert setup.prepare("paused").report.startswith("The pictures are still being looked at")
     setup.put(made.job, "paused")
+
+
+def check_an_empty_id_means_the_newest_training_and_no_dataset(setup):
+    trained, _ = setup.train("older than the dataset")
+    made = setup.prepare("newer than the training")
+    assert setup.result.find_job(" ").id == trained
+    assert setup.result.find_job(made.job).id == made.job
 
 
 def check_progress_is_shown_while_a_node_waits(setup):

@@ -379,7 +379,7 @@ def check_replacements_of_attention_and_blocks(s: Stock) -> None:
 def check_nag_makes_the_negative_prompt_work_without_guidance(s: Stock) -> None:
     """At 4 steps and cfg 1 the LCM model draws other mountains than those that the negative prompt names."""
     read = s.part("training.nano.checker").read_scene
-    lcm = s.part("nodes.bridge.sampling").add_lcm_sampling(s.student)
+    lcm = s.part("nodes.bridge.guider").add_lcm_sampling(s.student)
     nag = call("NAGuidance", model=lcm, nag_scale=5.0, nag_alpha=0.5, nag_tau=1.5)[0]
     text = "a small red house on a meadow below {}mountains at dawn, the sun on the left"
     positive, gone, kept = s.encode(text.format("")), 0, 0

@@ -56,7 +56,7 @@ def test_input_ids_are_the_parameters_of_execute(name):
     inputs = [
         call.args[0].value
         for call in ast.walk(method(NODES[name], "define_schema"))
-        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(".Input")
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith((".Input", "_input"))
     ]
     arguments = method(NODES[name], "execute").args
     assert arguments.kwarg is None and inputs == [argument.arg for argument in arguments.args[1:]]

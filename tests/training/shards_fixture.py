@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from pixart_delta.training.data import FeatureDataset
-from pixart_delta.training.shards import write_description, write_shard
+from pixart_delta.training.data.shards import write_description, write_shard
 
 BUCKETS = {(64, 64): 12, (48, 80): 9}
 """Height, width in px -> pictures."""

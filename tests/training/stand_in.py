@@ -6,15 +6,15 @@ first state; "full" finds the disk full; "mute" writes no status. A `prepare` ta
 """
 
 import argparse
-import importlib.util
 import json
 import os
+import runpy
 import signal
 import sys
 import time
 from pathlib import Path
 
-SOURCE = Path(__file__).resolve().parents[2] / "training" / "run_dir.py"
+TRAIN = Path(__file__).resolve().parents[2] / "training" / "train.py"
 
 
 def main() -> int:
@@ -23,13 +23,13 @@ def main() -> int:
     parser.add_argument("--config")
     parser.add_argument("--private", default="")
     options = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("run_dir", SOURCE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    runpy.run_path(str(TRAIN))  # registers the package
+    from pixart_delta.training.run_dir import RunDir
+
     config = json.loads(Path(options.config).read_text())
     if options.command == "prepare":
         config |= {"data": Path(config["input"]).name, "steps": config["max_tokens"]}
-    run, what = module.RunDir(config["run"], options.private).create(), config["data"]
+    run, what = RunDir(config["run"], options.private).create(), config["data"]
     with (run.path / "starts").open("a") as file:
         file.write(f"{os.getpid()}\n")
     if what == "load":

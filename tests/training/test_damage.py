@@ -8,10 +8,9 @@ import shutil
 import numpy as np
 import pytest
 from pixart_delta.pixart_core.weightfile import CheckpointError, save_weights
-from pixart_delta.training import shards as shards_module
-from pixart_delta.training.checkpoint import newest_readable
+from pixart_delta.training.checkpoint import newest_readable, restore
 from pixart_delta.training.data import DataError, FeatureDataset
-from pixart_delta.training.restore import restore
+from pixart_delta.training.data import shards as shards_module
 from pixart_delta.training.run_dir import RunDirError
 from safetensors import safe_open
 from safetensors.torch import load_file

@@ -9,10 +9,10 @@ import pytest
 import torch
 from pixart_delta.pixart_core.checkpoint import save_pixart
 from pixart_delta.pixart_core.text import TextEncoder
-from pixart_delta.training import results
+from pixart_delta.training import sampling
 from pixart_delta.training.config import ConfigError, make_config
-from pixart_delta.training.export import LAYOUTS, write_result
-from pixart_delta.training.results import export, sample
+from pixart_delta.training.export import LAYOUTS, export, write_result
+from pixart_delta.training.sampling import sample
 from pixart_delta.training.tasks import TASKS
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -271,7 +271,7 @@ def test_prompts_are_encoded_where_the_networks_run(runs, tmp_path, monkeypatch)
         return open_encoder(path, device=device)
 
     monkeypatch.setattr(TextEncoder, "from_pretrained", note)
-    monkeypatch.setattr(results, "default_device", lambda: torch.device("cpu", 0))
+    monkeypatch.setattr(sampling, "default_device", lambda: torch.device("cpu", 0))
     values = {"run": str(runs / "lcd"), "prompts": ["a lake"], "output": str(tmp_path / "x.png")}
     assert sample(make_config("sample", values)).exists() and asked == [torch.device("cpu", 0)]
 

@@ -15,14 +15,14 @@ from pixart_delta.training.checkpoint import newest_readable
 from pixart_delta.training.cli import main
 from pixart_delta.training.config import ConfigError, make_config
 from pixart_delta.training.data import FeatureDataset
-from pixart_delta.training.disk import DiskError
+from pixart_delta.training.data.shards import DataError
 from pixart_delta.training.distribute import connect
-from pixart_delta.training.dry_run import dry_run
 from pixart_delta.training.engine import Engine
+from pixart_delta.training.estimate import dry_run
 from pixart_delta.training.loop import TrainingError
+from pixart_delta.training.machine import DiskError
 from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDir, RunDirError
-from pixart_delta.training.shards import DataError
 from pixart_delta.training.tasks import TASKS
 
 from tests.training import shards_fixture

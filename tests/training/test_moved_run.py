@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from pixart_delta.pixart_core.weightfile import CheckpointError
-from pixart_delta.training import run_dir
+from pixart_delta.training import storage
+from pixart_delta.training.checkpoint import restore
 from pixart_delta.training.config import ConfigError, ExportConfig
-from pixart_delta.training.contents import identify
-from pixart_delta.training.disk import DiskError, require_room
-from pixart_delta.training.restore import restore
-from pixart_delta.training.results import export
+from pixart_delta.training.data.contents import identify
+from pixart_delta.training.export import export
+from pixart_delta.training.machine import DiskError, require_room
 from pixart_delta.training.run_dir import RunDir, RunDirError
 
 import pixart_core as pc
@@ -50,7 +50,7 @@ def test_a_run_of_an_earlier_version_is_moved(first, tmp_path):
     """It did not note what its base and data hold."""
     run = RunDir(first["run"])
     about = run.read_config()
-    run_dir._write(run.path / "config.json", {name: about[name] for name in ("command", "config")})
+    storage.replace_json(run.path / "config.json", {name: about[name] for name in ("command", "config")})
     shutil.move(tmp_path / "first", tmp_path / "second")
     moved = at(first, tmp_path / "second")
     assert run_here("lcm-lora", moved | {"steps": 2}).read_status()["step"] == 2
@@ -106,7 +106,7 @@ def test_a_mount_without_locks(tmp_path, monkeypatch):
     def flock(*_arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_dir.fcntl, "flock", flock)
+    monkeypatch.setattr(storage.fcntl, "flock", flock)
     run = RunDir(tmp_path).create()
     with run.lock():
         assert not run.is_running(), "we ourselves are not somebody else"

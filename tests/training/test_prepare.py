@@ -11,10 +11,10 @@ from pixart_delta.pixart_core.hed import HED, detect
 from pixart_delta.pixart_core.text import TextEncoder
 from pixart_delta.pixart_core.vae import encode, load_vae, moments
 from pixart_delta.pixart_core.weightfile import save_weights
-from pixart_delta.training import cli, shards
+from pixart_delta.training import cli
 from pixart_delta.training.config import ConfigError, PrepareConfig
-from pixart_delta.training.data import DataError, FeatureDataset
-from pixart_delta.training.disk import DiskError
+from pixart_delta.training.data import DataError, FeatureDataset, shards
+from pixart_delta.training.machine import DiskError
 from pixart_delta.training.nano.scene_folder import draw_folder
 from pixart_delta.training.prepare import run
 from pixart_delta.training.prepare.run import prepare

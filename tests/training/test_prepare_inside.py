@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from pixart_delta.training.config import ConfigError
 from pixart_delta.training.data import FeatureDataset
+from pixart_delta.training.data.shards import DataError
 from pixart_delta.training.prepare import run
 from pixart_delta.training.prepare.inside import OutsideError, is_inside
 from pixart_delta.training.prepare.run import prepare
-from pixart_delta.training.shards import DataError
 
 from tests.training.picture_fixture import make_pictures, prepare_settings
 

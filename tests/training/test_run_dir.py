@@ -11,7 +11,8 @@ from pixart_delta.training.run_dir import RunDir, RunDirError
 
 HOLDER = f"""
 import runpy, sys, time
-RunDir = runpy.run_path({module.__file__!r})["RunDir"]
+runpy.run_path({module.__file__.replace("run_dir.py", "train.py")!r})  # registers the package
+from pixart_delta.training.run_dir import RunDir
 with RunDir(sys.argv[1]).lock():
     print("held", flush=True)
     time.sleep(60)

@@ -10,10 +10,10 @@ import sys
 import pytest
 from PIL import Image, features
 from pixart_delta.training.config import ConfigError, PrepareConfig
+from pixart_delta.training.data.shards import DataError
 from pixart_delta.training.prepare.pictures import PictureError, formats, open_picture, suffixes
 from pixart_delta.training.prepare.run import prepare
 from pixart_delta.training.prepare.sources import CaptionError, find_sources, read_sources
-from pixart_delta.training.shards import DataError
 
 from tests.training.picture_fixture import draw_picture, make_pictures, prepare_settings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pixart_delta.pixart_core import weightfile
-from pixart_delta.training import run_dir
+from pixart_delta.training import storage
 from pixart_delta.training.jobs import job
 from safetensors.torch import load_file
 
@@ -56,9 +56,9 @@ def test_a_file_that_is_open_elsewhere_is_waited_for(monkeypatch):
         return "replaced"
 
     with pytest.raises(PermissionError):
-        run_dir.patiently(action)  # elsewhere it means what it says
-    monkeypatch.setattr(run_dir, "fcntl", None)
-    assert run_dir.patiently(action) == "replaced"
+        storage.patiently(action)  # elsewhere it means what it says
+    monkeypatch.setattr(storage, "fcntl", None)
+    assert storage.patiently(action) == "replaced"
 
 
 def test_weights_that_are_mapped_elsewhere_make_way(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import secrets
 import unicodedata
@@ -12,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from ..run_dir import patiently
 from ..settings import is_number
+from ..storage import patiently, replace_json
 
 STATES = ("queued", "preparing", "running", "paused", "stopping", "done", "failed")
 ACTIVE = ("preparing", "running", "stopping")
@@ -129,13 +128,3 @@ def _check(job: Job, name: str) -> None:
 def write_job(folder: Path, job: Job) -> None:
     """Replace job.json whole: a reader, or a full disk, never leaves half a file."""
     replace_json(folder / FILE, dataclasses.asdict(job))
-
-
-def replace_json(file: Path, values: Any) -> None:
-    """Write a JSON file beside its place and move it there. Raises OSError, and then leaves the old one."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-        patiently(lambda: temporary.replace(file))
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 
 from ..config import TRAININGS
+from ..storage import replace_json
 from . import process
-from .job import Job, replace_json
+from .job import Job
 from .store import LOG, SETTINGS, Store
 from .verdict import verdict
 

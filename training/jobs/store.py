@@ -18,12 +18,14 @@ from typing import Any
 
 from ..config import TRAININGS, ConfigError, make_config
 from ..run_dir import RunDir, RunDirError
+from ..storage import LockHeldError, locked
 from .job import ENDED, FILE, IDENTIFIER, Job, JobError, NoSuchJob, read_job, write_job
-from .lock import turn
 
 SETTINGS, LOG = "settings.json", "process.log"
 DATASET = "dataset"
 """Sub-folder of a `prepare` job: what it makes, and its report."""
+PATIENCE = 10.0
+"""Seconds that somebody else's turn may take: it is a few file operations."""
 QUEUED = ("prepare", *TRAININGS)
 """Commands that a job can be."""
 
@@ -88,9 +90,21 @@ class Store:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Alone among all servers and threads; whoever changes a job reads it in here first."""
+        """Alone among all servers and threads; whoever changes a job reads it in here first. The system takes a turn
+        back when its holder dies.
+
+        Raises:
+            TimeoutError: if another process holds it for unusually long.
+        """
         self.records.mkdir(parents=True, exist_ok=True)
-        with self._thread_lock, turn(self.records / ".lock"):
+        file = self.records / ".lock"
+        with self._thread_lock, contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(file, PATIENCE))
+            except LockHeldError as error:
+                raise TimeoutError(
+                    f"{file} is held by another process for {PATIENCE:.0f} s: is another ComfyUI stuck?"
+                ) from error
             yield
 
     def checked(self, job: Job) -> dict[str, Any]:

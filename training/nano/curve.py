@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...pixart_core.pipeline import Pipeline
 from ...pixart_core.vae import encode
-from ..restore import restore
+from ..checkpoint import restore
 from ..run_dir import RunDir
 from ..sampling import pictures
 from .evaluate import SEED, held_out_prompts, latents, score

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...pixart_core.hed import HED, detect, load_hed
 from ...pixart_core.pipeline import Pipeline
-from ..restore import restore
+from ..checkpoint import restore
 from ..run_dir import RunDir
 from ..sampling import contact_sheet
 from .evaluate import held_out_prompts, pictures, score

@@ -17,7 +17,7 @@ from ...pixart_core.pipeline import default_device
 from ...pixart_core.text import TextEncoder, weight_files
 from ...pixart_core.vae import load_vae, moments
 from ..config import ConfigError, PrepareConfig
-from ..shards import DataError, hash_file
+from ..data.shards import DataError, hash_file
 from .inputs import Inputs
 
 _OFFICIAL_SCALE = 0.18215
@@ -87,7 +87,7 @@ class Encoders:
         return self.vae.config.scaling_factor if self.needs_vae else _OFFICIAL_SCALE
 
     def encode(self, batch: Sequence[Inputs]) -> list[dict[str, Any]]:
-        """The parts of samples (see `shards`) of pictures of one bucket. The same batch gives the same bits.
+        """The parts of samples (see data/shards.py) of pictures of one bucket. The same batch gives the same bits.
 
         Raises:
             DataError: naming the picture whose features are not finite in half precision.

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...pixart_core.textfile import parse_json
-from ..shards import DataError
+from ..data.shards import DataError
 from .pictures import suffixes
 from .words import TextError, lines, read_text
 

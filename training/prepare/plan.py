@@ -11,7 +11,7 @@ from typing import Any
 
 from ...pixart_core.textfile import read_json
 from ...pixart_core.weightfile import save_json
-from ..shards import ShardInfo, hash_file
+from ..data.shards import ShardInfo, hash_file
 from .sources import Source
 from .survey import Finding
 

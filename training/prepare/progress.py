@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 
 from ..config import PrepareConfig
+from ..machine import StopSignal
 from ..run_dir import RunDir
 from ..status import duration
-from ..stop import StopSignal
 
 _STATUS_SECONDS = 1.0
 _LINE_SECONDS = {True: 0.1, False: 10.0}
@@ -131,11 +131,7 @@ def follow(config: PrepareConfig, silent: bool) -> Iterator[Progress]:
     with contextlib.ExitStack() as held:
         progress = Progress(run, held.enter_context(StopSignal("" if silent else "stopping: finished shards stay")))
         if run is not None:
-            run.path.mkdir(parents=True, exist_ok=True)
-            held.enter_context(run.lock())
-            run.write_config("prepare", config.to_dict())
-            for name in run.requests():  # of an earlier process
-                run.take(name)
+            held.enter_context(run.open("prepare", config.to_dict()))
         try:
             progress.say_state("preparing")
             yield progress

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...pixart_core.textfile import printable
 from ...pixart_core.weightfile import replacing, save_json
-from ..disk import in_units
+from ..machine import in_units
 from .sources import Source
 from .survey import PROBLEMS, Finding
 

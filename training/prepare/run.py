@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from ..config import PrepareConfig
-from ..disk import require_room
-from ..processes import in_order
-from ..shards import DESCRIPTION, DataError, Shard, ShardInfo, write_description, write_shard
+from ..data.readahead import in_order
+from ..data.shards import DESCRIPTION, DataError, Shard, ShardInfo, write_description, write_shard
+from ..machine import require_room
 from .encoders import Encoders
 from .inputs import HintError, InputReader, Inputs
 from .inside import OutsideError

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..shards import DataError
+from ..data.shards import DataError
 from .folder import caption_files, look_into, unused
 from .inside import check_inside
 from .lists import CAPTION_COLUMNS, LISTS, NAME_COLUMNS, rows

@@ -15,7 +15,7 @@ from pathlib import Path
 from ...pixart_core.textfile import read_json
 from ...pixart_core.weightfile import save_json
 from ..config import PrepareConfig
-from ..processes import in_order
+from ..data.readahead import in_order
 from .inputs import HintError, InputReader, check_hint, check_ratio, digest, pixels
 from .inside import OutsideError
 from .pictures import PictureError, buckets, nearest_bucket

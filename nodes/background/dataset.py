@@ -15,10 +15,10 @@ from comfy.utils import ProgressBar
 
 from ...training.jobs import Job
 from ...training.prepare.sources import Source, caption_files, read_sources
-from . import jobs
+from ..bridge.ui import show
+from . import queue as jobs
 from .paths import is_allowed, leave
-from .training import node_settings
-from .ui import show
+from .start import node_settings
 
 _POLL = 0.25
 _PATIENCE = 60.0

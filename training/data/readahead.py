@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -13,12 +11,12 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .patience import Get, at_once
+from ..machine import die_with_parent
+from .waiting import Get, at_once
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PR_SET_PDEATHSIG = 1
 _END = object()
 _AHEAD = 4
 """Results that each process has ready or under way."""
@@ -48,15 +46,6 @@ def in_order(
     following = _Next(iter(loader), _Calls(function))
     while (result := get(following)) is not _END:
         yield result
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent is gone, even by `kill -9`.
-
-    Linux only; elsewhere a DataLoader's worker notices by itself within five seconds.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _begin(_worker: int) -> None:

@@ -10,9 +10,8 @@ import time
 
 import fsspec
 import pytest
-from pixart_delta.training import patience, remote
-from pixart_delta.training.data import DataError, FeatureDataset
-from pixart_delta.training.patience import Interrupted, Patience, StoreBusy
+from pixart_delta.training.data import DataError, FeatureDataset, remote, waiting
+from pixart_delta.training.data.waiting import Interrupted, Patience, StoreBusy
 from pixart_delta.training.run_dir import RunDir
 
 from tests.training.runs_fixture import PATIENCE, forked, make_material, run_processes, settings, wait_until
@@ -54,7 +53,7 @@ class Store(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def serve(monkeypatch):
     """serve(folder, trouble, port) -> URL and the list of paths that were asked for."""
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(waiting, "FIRST_PAUSE", 0.02)
     servers, ended = [], threading.Event()
 
     def start(folder, trouble=lambda path, number: None, port=0):
@@ -133,7 +132,7 @@ def test_pauses_grow_and_end():
     with pytest.raises(StoreBusy, match="it is busy. It was waited for 0:00:0"):
         Patience(said.append, limit=2.0).get(busy)
     assert 2 <= len(said) <= 4 and time.monotonic() - begun >= 2.0
-    assert patience.LIMIT >= 3600 and patience.LONGEST_PAUSE <= 120
+    assert waiting.LIMIT >= 3600 and waiting.LONGEST_PAUSE <= 120
 
 
 def test_a_wish_to_stop_does_not_wait():
@@ -142,9 +141,9 @@ def test_a_wish_to_stop_does_not_wait():
 
 
 def test_an_iterator_goes_on_where_it_broke(monkeypatch):
-    from pixart_delta.training.processes import in_order
+    from pixart_delta.training.data.readahead import in_order
 
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(waiting, "FIRST_PAUSE", 0.01)
     asked = []
 
     def function(item):

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..pixart_core.leftovers import temporary_folder
-from ..pixart_core.weightfile import replacing
-from .disk import DiskError
-from .patience import Aside, StoreBusy
+from ...pixart_core.leftovers import temporary_folder
+from ...pixart_core.weightfile import replacing
+from ..machine import DiskError
 from .shards import DESCRIPTION, DataError, Shard, ShardInfo, hash_file
+from .waiting import Aside, StoreBusy
 
 CACHE_GIGABYTES = 100
 """What the shards of all remote datasets may take in one cache; the least recently used make way."""

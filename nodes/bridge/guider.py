@@ -1,4 +1,4 @@
-"""LCM sampling: our sampler on ComfyUI's guider, ComfyUI's samplers on our model, and warnings for both."""
+"""LATENT and sampling: our LCM sampler on ComfyUI's guider, ComfyUI's samplers on our model, and warnings for both."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ def add_lcm_sampling(model):
     patched = model.clone()
     patched.add_object_patch("model_sampling", ModelSamplingLCM(model.model.model_config))
     return patched
+
+
+def empty_latent(width: int, height: int, batch: int) -> dict:
+    """LATENT of zeros. Raises ValueError when a side is not a positive multiple of 8."""
+    for name, side in (("width", width), ("height", height)):
+        if side < 8 or side % 8:
+            nearest = max(8, round(side / 8) * 8)
+            raise ValueError(f"{name} is {side}, but must be a multiple of 8: try {nearest}, or choose a bins table")
+    samples = torch.zeros(batch, 4, height // 8, width // 8, device=memory.intermediate_device())
+    return {"samples": samples, "downscale_ratio_spacial": 8}
 
 
 def run_lcm(model, positive, latent: dict, seed: int, steps: int, grid: str, denoise: float = 1.0) -> dict:

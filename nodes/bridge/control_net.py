@@ -8,19 +8,17 @@ import comfy.controlnet
 import comfy.latent_formats
 import comfy.model_management as memory
 import comfy.ops
-import numpy as np
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
-from PIL import Image
 from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import read_controlnet
 from ...pixart_core.controlnet import WIRINGS, ControlNetTransformer, hint_rgb
 from ...pixart_core.identify import inspect_file
 from .conds import aspect_ratio
+from .guider import watch_sampling
 from .hint import RESIZE, RESIZE_MODES, VAE, pixart_control
 from .model import PixArtDeltaConfig, PixArtUNet, attention_for, load_model, pick_dtypes
-from .sampling import watch_sampling
 
 
 class HostedControl(nn.Module):
@@ -170,9 +168,3 @@ def apply_control(
         return out
 
     return steered(positive), steered(negative)
-
-
-def read_picture(path: str) -> Tensor:
-    """A picture file as IMAGE (1, H, W, 3)."""
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]

@@ -12,11 +12,10 @@ import folder_paths
 
 from ...training.config import COMMANDS
 from ...training.prepare.inside import is_inside
-from .. import files
+from ..bridge import files
 
 ROOTS_VARIABLE = "PIXART_DELTA_ROOTS"
 """Environment variable with which who runs the server lists more folders, separated as in PATH."""
-BUNDLE = Path(__file__).resolve().parents[2] / "models"
 _OWN = ("run", "output", "only_inside")
 """Settings that are chosen here: where a job writes, and what it may read, is not for others to say."""
 _LISTED = {"base": "model", "models": "pipeline", "hed": "hed"}
@@ -38,7 +37,12 @@ def allowed_roots() -> list[Path]:
         for path in paths
         if kind != "custom_nodes"
     ]
-    roots = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.models_dir, BUNDLE]
+    roots = [
+        folder_paths.get_input_directory(),
+        folder_paths.get_output_directory(),
+        folder_paths.models_dir,
+        files.BUNDLE,
+    ]
     return list(dict.fromkeys(Path(os.path.realpath(root)) for root in [*roots, *models, *listed]))
 
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..pixart_core.textfile import parse_json
+from ...pixart_core.textfile import parse_json
+from ..settings import ConfigError
 from .remote import Place
-from .settings import ConfigError
 from .shards import DataError
 
 _PIECES, _PIECE = 32, 1 << 16
@@ -25,12 +25,6 @@ def identify(name: str, location: str) -> str | None:
         return _dataset(location) if name == "data" else _weights(Path(location))
     except (OSError, ValueError, KeyError, TypeError):  # whoever reads it for use says what is wrong
         return None
-
-
-def identify_all(config: Mapping[str, Any]) -> dict[str, str]:
-    """The names of those that can be read, by setting."""
-    found = {name: identify(name, config.get(name) or "") for name in ("base", "data")}
-    return {name: each for name, each in found.items() if each is not None}
 
 
 def place_now(name: str, about: Mapping[str, Any], run: Path, given: str = "") -> str:

@@ -1,4 +1,4 @@
-"""What the training nodes do: settings to a job, a job to texts, pictures and the file to load."""
+"""What the training nodes start: settings to a job, or the trainer's own check of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import comfy.model_management as memory
 
-from ...training.config import COMMANDS, TRAININGS, ConfigError, load_config
-from ...training.jobs import TRAIN, Job, JobError, process, read_metrics
-from . import jobs
+from ...training.config import COMMANDS, ConfigError, load_config
+from ...training.jobs import TRAIN, Job, process
+from . import queue as jobs
 from .estimate import estimate_text
 from .paths import checked_settings, inside_roots
 
@@ -51,35 +51,6 @@ def start_training(
         return "", f"{expected}\n{why}: run this again later to also try one real step."
     job = _queued(command, settings, name, free)
     return job.id, f"{jobs.describe(job)}\n{expected}"
-
-
-def find_job(text: str, commands: tuple[str, ...] | None = None, exported: bool = False) -> Job:
-    """The job of an id; with an empty text the newest one that fits.
-
-    Raises:
-        JobError: when there is none.
-    """
-    if text.strip():
-        return jobs.queue().job(text.strip())
-    found = [
-        job
-        for job in jobs.queue().jobs()
-        if job.command and (commands is None or job.command in commands) and (not exported or newest_export(job))
-    ]
-    if not found:
-        raise JobError("there is no training" + (" with a result yet" if exported else "") + ": run one first")
-    return max(found, key=lambda job: job.created)
-
-
-def newest_export(job: Job) -> Path | None:
-    """The file that a training wrote last for use elsewhere."""
-    return jobs.queue().result(job) if job.command in TRAININGS else None
-
-
-def read_loss(job: Job) -> tuple[list[int], list[float | None]]:
-    """Steps and losses of a job for a plot."""
-    columns = read_metrics(jobs.queue().run_dir(job).path / "metrics.jsonl")["columns"]
-    return columns.get("step", []), columns.get("loss", [])
 
 
 def node_settings(command: str, values: dict[str, Any], more: str, known: Path | None = None) -> dict[str, Any]:

@@ -34,11 +34,11 @@ from aiohttp import ClientPayloadError, web
 from comfy.cli_args import args
 from server import PromptServer
 
-from ..training.config import TRAININGS, ConfigError
-from ..training.jobs import JobError, NoSuchJob, plain_text, read_metrics
-from ..training.run_dir import RunDirError
-from .bridge import jobs
-from .bridge.paths import PathError, checked_settings
+from ...training.config import TRAININGS, ConfigError
+from ...training.jobs import JobError, NoSuchJob, plain_text, read_metrics
+from ...training.run_dir import RunDirError
+from . import queue as jobs
+from .paths import PathError, checked_settings
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..status import duration
 from .shards import DataError
-from .status import duration
 
 Result = TypeVar("Result")
 Get = Callable[[Callable[[], Any]], Any]

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from pixart_delta.training import cpu_share
+from pixart_delta.training import monitor as monitor_module
 from pixart_delta.training.config import make_config
-from pixart_delta.training.cpu_share import CpuShare
-from pixart_delta.training.monitor import Monitor
+from pixart_delta.training.monitor import CpuShare, Monitor
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.status import describe_run
 
@@ -14,10 +13,10 @@ from pixart_delta.training.status import describe_run
 def clock(monkeypatch):
     """[seconds of the clock, seconds of the processor], of a process that began at 0."""
     now = [20.0, 18.0]
-    monkeypatch.setattr(cpu_share.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(cpu_share.time, "time", lambda: cpu_share.psutil.Process().create_time() + now[0])
-    monkeypatch.setattr(cpu_share, "_cpu_seconds", lambda: now[1])
-    monkeypatch.setattr(cpu_share.torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(monitor_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(monitor_module.time, "time", lambda: monitor_module.psutil.Process().create_time() + now[0])
+    monkeypatch.setattr(monitor_module, "_cpu_seconds", lambda: now[1])
+    monkeypatch.setattr(monitor_module.torch, "get_num_threads", lambda: 1)
     return now
 
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import folder_paths
 
-from ..pixart_core.errors import CheckpointError, read_description
-from ..pixart_core.weightfolder import find_weights, is_shard, weight_sets
+from ...pixart_core.errors import CheckpointError, read_description
+from ...pixart_core.weightfolder import find_weights, is_shard, weight_sets
 
 FOLDER = "pixart_delta"
 """ComfyUI model folder for whole downloads: models/pixart_delta/PixArt-LCM-XL-2-1024-MS/{transformer,vae,…}."""
 
-_BUNDLE = Path(__file__).parent.parent / "models"
+BUNDLE = Path(__file__).resolve().parents[2] / "models"
 _SEARCHED = {
     "model": ("diffusion_models", FOLDER, "checkpoints"),
     "text_encoder": ("text_encoders", FOLDER),
@@ -63,7 +63,7 @@ _CONTENT = {"lora": ("lora",), "hed": ("hed",), "model": ("pixart", "pixart+cont
     "pipeline": (),
 }
 """What a single file in models/pixart_delta, which holds files of all kinds, has to be to be offered."""
-_EXAMPLES = _BUNDLE / "nano" / "examples"
+_EXAMPLES = BUNDLE / "nano" / "examples"
 
 
 def register_folder() -> None:
@@ -76,13 +76,13 @@ def register_folder() -> None:
 def names(kind: str) -> list[str]:
     """What a loader of `kind` (a key of `_SEARCHED`) offers, bundled models last."""
     found = set(_found(kind)) | ({HED_WEIGHTS} if kind == "hed" else set())
-    return sorted(found) + [name for name, path in _BUNDLED[kind].items() if (_BUNDLE / path).exists()]
+    return sorted(found) + [name for name, path in _BUNDLED[kind].items() if (BUNDLE / path).exists()]
 
 
 def locate(kind: str, name: str) -> str:
     """Path of an entry of `names`. Raises FileNotFoundError naming the folders that were searched."""
-    if name in _BUNDLED[kind] and (_BUNDLE / _BUNDLED[kind][name]).exists():
-        return str(_BUNDLE / _BUNDLED[kind][name])
+    if name in _BUNDLED[kind] and (BUNDLE / _BUNDLED[kind][name]).exists():
+        return str(BUNDLE / _BUNDLED[kind][name])
     path = _found(kind).get(name)
     if path is None:
         searched = [root for folder in _SEARCHED[kind] for root in folder_paths.get_folder_paths(folder)]
@@ -95,12 +95,12 @@ def picture_folders() -> list[str]:
     """Names of folders with pictures to train on: those in ComfyUI's input folder, and the bundled one."""
     root = Path(folder_paths.get_input_directory())
     found = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    return sorted(found) + [name for name, path in _PICTURES.items() if (_BUNDLE / path).exists()]
+    return sorted(found) + [name for name, path in _PICTURES.items() if (BUNDLE / path).exists()]
 
 
 def picture_folder(name: str) -> str:
     """Path of an entry of `picture_folders`."""
-    return str(_BUNDLE / _PICTURES[name] if name in _PICTURES else Path(folder_paths.get_input_directory()) / name)
+    return str(BUNDLE / _PICTURES[name] if name in _PICTURES else Path(folder_paths.get_input_directory()) / name)
 
 
 def stamp(kind: str, name: str) -> str:
@@ -171,7 +171,7 @@ def _is_described(folder: Path, kind: str) -> bool:
     file = folder / ("adapter_config.json" if kind == "lora" else "config.json")
     if not file.is_file():
         return False
-    from ..pixart_core import convert, text, vae
+    from ...pixart_core import convert, text, vae
 
     asks = {"model": convert.is_transformer, "text_encoder": text.is_t5, "vae": vae.is_autoencoder}
     try:
@@ -190,7 +190,7 @@ def _is_kind(path: Path, kind: str) -> bool:
 @functools.lru_cache(maxsize=1024)
 def _kind(path: str, _changed: int, _size: int) -> str:
     """What a file is; "" for one that cannot be read. Kept until it changes."""
-    from ..pixart_core.identify import inspect_file
+    from ...pixart_core.identify import inspect_file
 
     try:
         return inspect_file(path).kind

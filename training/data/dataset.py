@@ -13,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..pixart_core.textfile import parse_json
-from .draws import generator_for
-from .patience import Get, Patience, at_once
-from .processes import in_order
+from ...pixart_core.textfile import parse_json
+from ..draws import generator_for
+from .readahead import in_order
 from .remote import Place
 from .shards import KIND, VERSION, DataError, ShardInfo
+from .waiting import Get, Patience, at_once
 
-__all__ = ["DataError", "FeatureDataset"]
 logger = logging.getLogger(__name__)
 
 CAPTION_PADDING = 8
@@ -31,7 +30,7 @@ are shuffled, and this many samples at a time, so that a cache of remote shards 
 
 
 class FeatureDataset:
-    """A folder, or URL, of shards that `prepare` made: see `shards` for what is in them.
+    """A folder, or URL, of shards that `prepare` made: see shards.py for what is in them.
 
     Args:
         patience: for a URL's store, when it is busy or out of reach; default: it says in the log what is waited for.

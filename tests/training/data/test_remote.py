@@ -7,9 +7,8 @@ import threading
 
 import fsspec
 import pytest
-from pixart_delta.training import patience, remote
-from pixart_delta.training.data import DataError, FeatureDataset
-from pixart_delta.training.patience import Patience
+from pixart_delta.training.data import DataError, FeatureDataset, remote, waiting
+from pixart_delta.training.data.waiting import Patience
 
 from tests.training.shards_fixture import make_features, same, take
 
@@ -42,7 +41,7 @@ def test_shards_come_over_http_and_are_kept(server, features, tmp_path, workers)
 
 
 def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(waiting, "FIRST_PAUSE", 0.01)
     files = fsspec.filesystem("memory")  # as s3 and all others of fsspec
     for file in make_features(tmp_path / "local").iterdir():
         files.pipe(f"/bucket/{file.name}", file.read_bytes())
@@ -62,7 +61,7 @@ def test_a_damaged_download_is_not_kept(tmp_path, monkeypatch):
 
 
 def test_a_failing_network_is_tried_again(features, tmp_path, monkeypatch):
-    monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(waiting, "FIRST_PAUSE", 0.01)
     failures = iter([ConnectionError("reset"), ConnectionError("reset"), None] * 3)
     real = remote._download
 

@@ -14,15 +14,14 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from pixart_delta.training import data as data_module
-from pixart_delta.training import remote
-from pixart_delta.training.data import DataError, FeatureDataset
-from pixart_delta.training.processes import in_order
-from pixart_delta.training.shards import write_shard
+from pixart_delta.training.data import DataError, FeatureDataset, remote
+from pixart_delta.training.data import dataset as data_module
+from pixart_delta.training.data.readahead import in_order
+from pixart_delta.training.data.shards import write_shard
 
 from tests.training.shards_fixture import BUCKETS, make_features, same, take
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 # ------------------------------------------------------------------------------------------------------------- order
@@ -249,8 +248,8 @@ def test_helpers_die_with_their_parent():
     program = """
 import os, time
 from tests import conftest
-from pixart_delta.training.processes import in_order
-from pixart_delta.training.shards import write_shard
+from pixart_delta.training.data.readahead import in_order
+from pixart_delta.training.data.shards import write_shard
 
 def busy(number):
     if number:

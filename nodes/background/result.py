@@ -1,0 +1,66 @@
+"""A training by its id, and what it left: its losses, and its result as the objects that ComfyUI works with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ...training.config import TRAININGS
+from ...training.jobs import Job, JobError, read_metrics
+from ..bridge.control_net import load_control
+from ..bridge.guider import watch_sampling
+from ..bridge.model import apply_lora, load_model
+from . import queue as jobs
+
+
+def find_job(text: str, exported: bool = False) -> Job:
+    """The job of an id; with an empty text the newest training, or the newest with a result.
+
+    Raises:
+        JobError: when there is none.
+    """
+    if text.strip():
+        return jobs.queue().job(text.strip())
+    trainings = (job for job in jobs.queue().jobs() if job.command in TRAININGS)
+    found = [job for job in trainings if not exported or newest_export(job)]
+    if not found:
+        raise JobError("there is no training" + (" with a result yet" if exported else "") + ": run one first")
+    return max(found, key=lambda job: job.created)
+
+
+def newest_export(job: Job) -> Path | None:
+    """The file that a training wrote last for use elsewhere."""
+    return jobs.queue().result(job) if job.command in TRAININGS else None
+
+
+def read_loss(job: Job) -> tuple[list[int], list[float | None]]:
+    """Steps and losses of a job for a plot."""
+    columns = read_metrics(jobs.queue().run_dir(job).path / "metrics.jsonl")["columns"]
+    return columns.get("step", []), columns.get("loss", [])
+
+
+def load_result(job: Job, dtype: str, strength: float):
+    """MODEL and CONTROL_NET of a job's newest export; the base where the export is a LoRA or a ControlNet.
+
+    Raises:
+        JobError: while there is no export.
+    """
+    file = newest_export(job)
+    if file is None:
+        how = jobs.describe(job)
+        raise JobError(f"{how}: there is no result yet. Wait for its end, or stop it, which saves")
+    if file.stem == "controlnet":
+        return watch_sampling(load_model(job.settings["base"], dtype)), load_control(str(file), dtype)
+    none = ExecutionBlocker(f"training {job.name} is no ControlNet: it has a MODEL alone")
+    if file.stem == "lora":
+        model = watch_sampling(load_model(job.settings["base"], dtype))
+        return apply_lora(model, str(file), strength), none
+    return watch_sampling(load_model(str(file), dtype)), none
+
+
+def result_stamp(text: str) -> str:
+    """Changes when the export of `find_job(text)` does, so that ComfyUI loads it again."""
+    job = find_job(text, exported=True)
+    file = newest_export(job)
+    return f"{job.id} {file.stat().st_mtime_ns if file else None}"

@@ -1,0 +1,87 @@
+"""What several nodes declare alike, said once: categories, inputs, and when a node has to run again.
+
+The first argument of every input is its id, by which saved workflows know it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from comfy_api.latest import io
+
+from .bridge import files
+
+CATEGORY = "PixArt-δ"
+CONTROL_CATEGORY = f"{CATEGORY}/control"
+TRAINING_CATEGORY = f"{CATEGORY}/training"
+_LARGEST_SIDE = 16384
+
+
+def file_input(id: str, kind: str, tooltip: str) -> io.Input:
+    """A file or folder of one of the kinds that `files.names` lists."""
+    return io.Combo.Input(id, options=files.names(kind), tooltip=tooltip)
+
+
+def fingerprint(**kinds: str) -> classmethod:
+    """`fingerprint_inputs` of a node that runs again when a file changes: id of an input -> kind of its file."""
+
+    def stamp(cls, **inputs) -> str:
+        return "".join(files.stamp(kind, inputs[id]) for id, kind in kinds.items())
+
+    return classmethod(stamp)
+
+
+def _now(cls, **_inputs) -> float:
+    return time.time()
+
+
+always = classmethod(_now)
+"""`fingerprint_inputs` of a node that runs each time: its job may have gone on, or have been deleted."""
+
+
+def dtype_input(id: str) -> io.Input:
+    """The dtype that a model is loaded in."""
+    return io.Combo.Input(
+        id,
+        options=["default", "bfloat16", "float16", "float32"],
+        tooltip="Number format of the weights. default: what ComfyUI picks for your device, and bfloat16 on a CPU that "
+        "is fast in it.",
+    )
+
+
+def saved_dtype_input(id: str, written: str, *kept: str) -> io.Input:
+    """The dtype that is written.
+
+    Args:
+        written: "file" or "files", for the tooltip.
+        kept: choices before the dtypes, for tensors that stay as they are.
+    """
+    tooltip = f"Number format of the {written}: float16 and bfloat16 take half the space of float32."
+    return io.Combo.Input(id, options=[*kept, "float16", "bfloat16", "float32"], tooltip=tooltip)
+
+
+def side_input(id: str, default: int, tooltip: str, step: int = 8) -> io.Input:
+    """Width, height or shorter side in px; a default of 0 means one that is found out."""
+    return io.Int.Input(id, default=default, min=min(default, 8), max=_LARGEST_SIDE, step=step, tooltip=tooltip)
+
+
+def share_input(id: str, default: float, tooltip: str) -> io.Input:
+    """A moment of the sampling: 0 is its begin, 1 its end."""
+    return io.Float.Input(id, default=default, min=0.0, max=1.0, step=0.001, tooltip=tooltip)
+
+
+def lora_strength_input(id: str, tooltip: str) -> io.Input:
+    """How much of a LoRA is added."""
+    return io.Float.Input(id, default=1.0, min=-10.0, max=10.0, step=0.05, tooltip=tooltip)
+
+
+def more_settings_input(id: str, command: str, of: str = "") -> io.Input:
+    """Settings of a command that the node has no input for."""
+    return io.String.Input(
+        id,
+        default="",
+        multiline=True,
+        advanced=True,
+        tooltip=f"Any further setting{of}, one key=value a line; `python training/train.py {command} --help` lists "
+        "them.",
+    )

@@ -1,0 +1,127 @@
+"""Files that are replaced in one go, and locks on files that end with whoever holds them. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
+
+T = TypeVar("T")
+
+_LOCK_OFFSET = 1 << 20
+"""On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
+_NO_LOCKS = () if fcntl is None else (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What a mount says that has no locks."""
+_PAUSE = 0.01
+"""Seconds between two attempts to take a lock."""
+
+
+class LockHeldError(OSError):
+    """A lock that another process did not give back in time.
+
+    Args:
+        holder: what that process wrote into the file.
+    """
+
+    def __init__(self, holder: str):
+        super().__init__(holder)
+        self.holder = holder
+
+
+@contextlib.contextmanager
+def replacing(file: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """Where to write what then replaces `file` in one go; if the block fails, `file` stays as it was.
+
+    Args:
+        temporary: that file, beside `file`; default: one that no other process writes.
+    """
+    temporary = temporary or file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        yield temporary
+        patiently(lambda: temporary.replace(file))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_json(file: Path, values: Any, temporary: Path | None = None) -> None:
+    """Write a JSON file; see `replacing`. Raises OSError, and then leaves the old one."""
+    with replacing(file, temporary) as beside:
+        beside.write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """What `action` on a file returns. On Windows none can be replaced while another process has it open, nor be opened
+    while it is replaced: both take a moment, so that it is tried for a second there."""
+    for _ in range(50 if fcntl is None else 0):
+        try:
+            return action()
+        except PermissionError:
+            time.sleep(0.02)
+    return action()
+
+
+@contextlib.contextmanager
+def locked(file: Path, patience: float, take: Callable[[IO[str]], bool] | None = None) -> Iterator[IO[str]]:
+    """Hold a file's lock and have the file open, which is made if missing; closing it gives the lock back.
+
+    Args:
+        patience: seconds to wait for another process.
+        take: takes the lock if it is free; default: `try_lock`.
+
+    Raises:
+        LockHeldError: if another process holds it for longer.
+    """
+    with open(file, "a+", encoding="utf-8") as opened:
+        deadline = time.monotonic() + patience
+        while not (take or try_lock)(opened):
+            if time.monotonic() > deadline:
+                opened.seek(0)
+                raise LockHeldError(opened.read())
+            time.sleep(_PAUSE)
+        yield opened
+
+
+def try_lock(file: IO[str]) -> bool:
+    """Take a file's lock if it is free; whether it was. Where a file system has no locks nobody can be kept out."""
+    return _lock(file) in (None, *_NO_LOCKS)
+
+
+def try_named_lock(file: IO[str]) -> bool:
+    """As `try_lock`, for a file in which the holder writes "process N": that counts where there are no locks."""
+    problem = _lock(file)
+    if problem not in _NO_LOCKS:
+        return problem is None
+    file.seek(0)
+    holder = file.read(64).removeprefix("process ")
+    if fcntl is None:
+        return not holder  # to ask for a process by signal 0 would be Ctrl-C there
+    try:
+        os.kill(int(holder), 0)
+    except (ValueError, OSError, OverflowError):
+        return True
+    return int(holder) == os.getpid()
+
+
+def _lock(file: IO[str]) -> int | None:
+    """Take a file's lock; the number of the error if it cannot be had."""
+    try:
+        if fcntl is None:
+            file.seek(_LOCK_OFFSET)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno
+    return None
