@@ -11,9 +11,12 @@ from pixart_delta.pixart_core.checkpoint import load_pixart
 from pixart_delta.pixart_core.hed import detect, load_hed
 from pixart_delta.pixart_core.pipeline import Pipeline
 from pixart_delta.pixart_core.weightfile import save_weights
+from pixart_delta.training.config import make_config
 from pixart_delta.training.nano import evaluate_control, hed, scenes
 from pixart_delta.training.nano.evaluate_control import ControlTest, edge_f1
 from pixart_delta.training.run_dir import RunDir
+from pixart_delta.training.task import fingerprint
+from pixart_delta.training.tasks import TASKS
 
 from tests.conftest import ROOT
 from tests.fixtures_nano import make_nano_folder, random_controlnet
@@ -150,10 +153,10 @@ def test_command_line_writes_sheet_and_curve(test_bed, tmp_path, capsys):
 def control_run(folder: Path, base: Path, steps: tuple[int, ...]) -> None:
     """A run folder of `controlnet` with what `restore` reads: random weights after some steps."""
     run = RunDir(folder).create()
-    run.write_config(
-        "controlnet", {"run": str(folder), "data": "none", "base": str(base), "steps": 20, "copy_blocks": 1}
-    )
+    values = {"run": str(folder), "data": "none", "base": str(base), "steps": 20, "copy_blocks": 1}
+    run.write_config("controlnet", values)
+    frozen = fingerprint(TASKS["controlnet"](make_config("controlnet", values)))
     for step in steps:
         control = random_controlnet(load_pixart(base).float(), seed=step).state_dict()
         state = {f"model.{name}": tensor for name, tensor in control.items()}
-        save_weights(state, run.checkpoint(step), {"training": json.dumps({"step": step})})
+        save_weights(state, run.checkpoint(step), {"training": json.dumps({"step": step, "frozen": frozen})})
