@@ -4,57 +4,34 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import checkpoints, conditioning, control, loaders, sampling, training
 from .background import queue as jobs
 from .background import routes
 from .bridge import files
-from .checkpoints import PixArtDeltaMergeControlNet, PixArtDeltaSaveCheckpoint, PixArtDeltaSplitControlNet
-from .conditioning import PixArtDeltaResolution, PixArtDeltaTextEncode
-from .control import (
-    PixArtDeltaApplyControlNet,
-    PixArtDeltaControlNetLoader,
-    PixArtDeltaExamplePicture,
-    PixArtDeltaHEDPreprocessor,
-)
-from .loaders import (
-    PixArtDeltaLoraLoader,
-    PixArtDeltaModelLoader,
-    PixArtDeltaTextEncoderLoader,
-    PixArtDeltaVAELoader,
-)
-from .sampling import PixArtDeltaLCMSampler, PixArtDeltaLCMSampling
-from .training import (
-    PixArtDeltaDataset,
-    PixArtDeltaFineTune,
-    PixArtDeltaTrainControlNet,
-    PixArtDeltaTrainedResult,
-    PixArtDeltaTrainingStatus,
-    PixArtDeltaTrainLCD,
-    PixArtDeltaTrainLCMLora,
-)
 
 NODES: list[type[io.ComfyNode]] = [
-    PixArtDeltaModelLoader,
-    PixArtDeltaTextEncoderLoader,
-    PixArtDeltaVAELoader,
-    PixArtDeltaLoraLoader,
-    PixArtDeltaTextEncode,
-    PixArtDeltaResolution,
-    PixArtDeltaLCMSampler,
-    PixArtDeltaLCMSampling,
-    PixArtDeltaSaveCheckpoint,
-    PixArtDeltaControlNetLoader,
-    PixArtDeltaApplyControlNet,
-    PixArtDeltaHEDPreprocessor,
-    PixArtDeltaExamplePicture,
-    PixArtDeltaSplitControlNet,
-    PixArtDeltaMergeControlNet,
-    PixArtDeltaDataset,
-    PixArtDeltaTrainLCD,
-    PixArtDeltaTrainLCMLora,
-    PixArtDeltaTrainControlNet,
-    PixArtDeltaFineTune,
-    PixArtDeltaTrainingStatus,
-    PixArtDeltaTrainedResult,
+    loaders.PixArtDeltaModelLoader,
+    loaders.PixArtDeltaTextEncoderLoader,
+    loaders.PixArtDeltaVAELoader,
+    loaders.PixArtDeltaLoraLoader,
+    conditioning.PixArtDeltaTextEncode,
+    conditioning.PixArtDeltaResolution,
+    sampling.PixArtDeltaLCMSampler,
+    sampling.PixArtDeltaLCMSampling,
+    checkpoints.PixArtDeltaSaveCheckpoint,
+    control.PixArtDeltaControlNetLoader,
+    control.PixArtDeltaApplyControlNet,
+    control.PixArtDeltaHEDPreprocessor,
+    control.PixArtDeltaExamplePicture,
+    checkpoints.PixArtDeltaSplitControlNet,
+    checkpoints.PixArtDeltaMergeControlNet,
+    training.PixArtDeltaDataset,
+    training.PixArtDeltaTrainLCD,
+    training.PixArtDeltaTrainLCMLora,
+    training.PixArtDeltaTrainControlNet,
+    training.PixArtDeltaFineTune,
+    training.PixArtDeltaTrainingStatus,
+    training.PixArtDeltaTrainedResult,
 ]
 
 

@@ -67,7 +67,7 @@ class Conditions:
 
 
 def stream_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
-    """Of the modules at the ends of the stream, for products in `dtype`: at least float32."""
+    """Type of the modules at the ends of the stream, for products in `dtype`: at least float32."""
     return dtype if dtype is None or dtype.is_floating_point and dtype.itemsize > 4 else torch.float32
 
 
@@ -167,7 +167,7 @@ class CrossAttention(nn.Module):
 
 
 def _parts(layer: nn.Module, count: int, *tokens: Tensor) -> tuple[Tensor, ...]:
-    """Of what a layer makes of each of `tokens`, its last parts in turn; the same tensor goes through it once."""
+    """The last parts, in turn, of what a layer makes of each of `tokens`; the same tensor goes through it once."""
     made: dict[int, tuple[Tensor, ...]] = {}
     for x in tokens:
         if id(x) not in made:

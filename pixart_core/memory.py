@@ -77,7 +77,7 @@ class VaeShape:
 
     parameters: int = 83_653_863
     channels: int = 256
-    """Of the widest tensors at full resolution; three of them live at once while decoding."""
+    """Channels of the widest tensors at full resolution; three of them live at once while decoding."""
 
     @classmethod
     def from_module(cls, vae) -> VaeShape:

@@ -97,12 +97,12 @@ class PixArt(nn.Module):
         return self._unpatchify(x, *latent.shape[-2:]).to(latent.dtype)
 
     def stream_dtype(self) -> torch.dtype:
-        """Of the tokens. Weights decide with torch.nn; a host's operations cast weights to their input."""
+        """Type of the tokens. Weights decide with torch.nn; a host's operations cast weights to their input."""
         return self.x_embedder.proj.weight.dtype if self._weights_set_dtype else torch.float32
 
     @property
     def product_dtype(self) -> torch.dtype:
-        """Of the blocks' weights."""
+        """Type of the blocks' weights."""
         return self.blocks[0].mlp.fc1.weight.dtype
 
     def _caption(self, caption: Tensor) -> Tensor:

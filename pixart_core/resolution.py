@@ -21,19 +21,6 @@ _TRAINING_ONLY = {0.26, 0.27, 2.89, 3.11, 3.62, 3.75, 3.88}
 Bins = dict[float, tuple[int, int]]
 
 
-def _scaled(base: int, training: bool) -> Bins:
-    return {
-        ratio: (height * base // 1024, width * base // 1024)
-        for ratio, (height, width) in _BINS_1024.items()
-        if training or ratio not in _TRAINING_ONLY
-    }
-
-
-ASPECT_RATIO_256 = _scaled(256, training=False)
-ASPECT_RATIO_512 = _scaled(512, training=False)
-ASPECT_RATIO_1024 = _scaled(1024, training=False)
-"""Height / width -> (height, width) in px, 33 bins each: the ones used for inference."""
-
 BASES = (256, 512, 1024)
 
 
@@ -45,7 +32,11 @@ def bins(base: int, training: bool = False) -> Bins:
     """
     if base not in BASES:
         raise ValueError(f"there are aspect-ratio bins for {', '.join(map(str, BASES))} px, not for {base}")
-    return _scaled(base, training)
+    return {
+        ratio: (height * base // 1024, width * base // 1024)
+        for ratio, (height, width) in _BINS_1024.items()
+        if training or ratio not in _TRAINING_ONLY
+    }
 
 
 def nearest_bin(height: int, width: int, base: int = 1024, training: bool = False) -> tuple[int, int]:

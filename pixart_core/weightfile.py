@@ -67,7 +67,7 @@ class WeightFile:
     sources: dict[str, Path]
     """Tensor name -> the file that holds it."""
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Of safetensors files."""
+    """Metadata of safetensors files."""
     configs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """JSON files found beside the weights: config.json, adapter_config.json, model_index.json."""
     described: bool = False

@@ -19,7 +19,7 @@ from typing import Any
 from .errors import CheckpointError, MissingFileError, field, read_description
 
 SUFFIXES = (".safetensors", ".sft", ".bin", ".pth", ".pt", ".ckpt", ".gguf")
-"""Of files of weights; what a file is, its content says."""
+"""Suffixes of files of weights; what a file is, its content says."""
 # What libraries call the only weights of a folder, best first.
 _STEMS = ("diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "model", "pytorch_model")
 _INDEX = re.compile(r"\.index(\.[\w-]+)?\.json")

@@ -25,7 +25,7 @@ from ..pixart_core.convert import summary
 from ..pixart_core.textfile import parse_json
 from ..pixart_core.weightfile import CheckpointError, save_weights
 from .config import make_config
-from .data.contents import place_now
+from .data.contents import current_path
 from .distribute import from_main, like, local, on_main, whole
 from .engine import Engine
 from .machine import require_room
@@ -154,7 +154,7 @@ def restore(path: str, base: str = "") -> tuple[Task, RunDir, int]:
         if newest is None:
             raise CheckpointError(f"{run.path} has no checkpoint yet: wait for one, or ask for it (`save`)")
         file = newest.path
-    settings = about["config"] | {"base": place_now("base", about["config"], run.path, base)}
+    settings = about["config"] | {"base": current_path("base", about["config"], run.path, base)}
     task = TASKS[about["command"]](make_config(about["command"], settings))
     return task, run, _load_weights(task, file)
 

@@ -214,7 +214,7 @@ class GuidedTimestepEmbedder(nn.Module):
     """
 
     scale = 1000.0
-    """Of ω before its sinusoid, as in LCM."""
+    """Factor of ω before its sinusoid, as in LCM."""
 
     def __init__(self, embedder: ScalarEmbedder):
         super().__init__()

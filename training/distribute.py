@@ -34,7 +34,7 @@ _SYNC_BUFFERS = (
 
 
 def connect(config: TrainConfig) -> Accelerator:
-    """This process's place among those that a launcher started: torchrun, `accelerate launch`, srun or an MPI.
+    """Join the processes that a launcher started: torchrun, `accelerate launch`, srun or an MPI.
 
     Raises:
         ConfigError: if accelerate was told to shard the model itself, an optimiser cannot be sharded, or processes were
@@ -159,7 +159,7 @@ def _shard(network: nn.Module, device: torch.device, reshard: bool | None = None
 
 
 def accumulating(model: nn.Module, last: bool) -> contextlib.AbstractContextManager:
-    """For a micro-batch: DDP adds up the gradients of all processes with the last one only.
+    """Surrounds a micro-batch: DDP adds up the gradients of all processes with the last one only.
 
     Sharded gradients are added up every time, because whole ones would not fit.
     """

@@ -1,4 +1,4 @@
-"""The random numbers of a training step, as a function of seed, step and the sample's place in the global batch.
+"""The random numbers of a training step, as a function of seed, step and the sample's row in the global batch.
 
 A run is therefore the same whatever the number of processes that share its batches, and resuming needs no random state.
 """
@@ -44,15 +44,15 @@ class Draws:
         return self._each(lambda generator: torch.rand((), generator=generator))
 
     def _each(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
-        return moved(torch.stack([draw(generator) for generator in self._generators]), self.device)
+        return to_device(torch.stack([draw(generator) for generator in self._generators]), self.device)
 
 
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on a device; the copy to a GPU is queued and waits for nothing, as only pinned memory's can be."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def generator_for(*place: int) -> torch.Generator:
-    """A generator for a place; hashed, because neighbouring seeds of its algorithm are related."""
-    digest = hashlib.blake2b(repr(place).encode(), digest_size=4).digest()
+def generator_for(*key: int) -> torch.Generator:
+    """A generator for these numbers; hashed, because neighbouring seeds of its algorithm are related."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

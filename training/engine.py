@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from .config import TrainConfig
 from .data import FeatureDataset
-from .data.dataset import widened
+from .data.dataset import to_float32
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
-from .draws import Draws, moved
+from .draws import Draws, to_device
 from .run_dir import REQUESTS
 from .task import Task, fingerprint
 from .tasks import TASKS
@@ -184,7 +184,7 @@ class Engine:
         return whole_networks(self.accelerator, self.task, self.skeletons)
 
     def _backward(self, batch: dict[str, Tensor], number: int, micro: int) -> Tensor:
-        batch = {name: widened(moved(value, self.device)) for name, value in batch.items()}
+        batch = {name: to_float32(to_device(value, self.device)) for name, value in batch.items()}
         rows = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
         draws = Draws(self.config.seed, number, micro, self.global_batch, rows, self.device)
         with self.task.autocast():  # ends before the backward pass, and with it the half copies that it keeps
@@ -220,7 +220,7 @@ class Engine:
 
 
 def learning_rate(config: TrainConfig, number: int) -> float:
-    """Of step `number` (from 0): linear warm-up, then constant or cosine."""
+    """The learning rate of step `number` (from 0): linear warm-up, then constant or cosine."""
     if config.schedule == "cosine" and number >= config.warmup_steps:
         progress = (number - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
         low = config.final_learning_rate

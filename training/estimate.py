@@ -38,7 +38,7 @@ _LARGEST = 1024
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one of the processes. `str(estimate)` is a table."""
+    """What one of the processes takes. `str(estimate)` is a table."""
 
     weights: float
     """Bytes of trained weights, with the half copies that autograd keeps (not of blocks that are recomputed)."""
@@ -69,7 +69,7 @@ class Estimate:
         return self.checkpoint * (self.kept + 1)
 
     def seconds(self, rate: float) -> float:
-        """Of a step, on a device that multiplies matrices at `rate` operations a second."""
+        """Seconds of a step on a device that multiplies matrices at `rate` operations a second."""
         return self.flops / (rate * _EFFICIENCY)
 
     def __str__(self) -> str:
@@ -151,6 +151,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], No
             side, count = (side, 2 * count) if side == _LARGEST else (2 * side, 1)
 
 
+def time_text(
+    expected: Estimate, config: TrainConfig, device: torch.device, check: Callable[[], None] = lambda: None
+) -> str:
+    """A line about the time of a step and of all of them, by the speed of the device: see `matmul_rate`."""
+    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision], check))
+    whole = datetime.timedelta(seconds=round(seconds * config.steps))
+    return f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"
+
+
 def dry_run(command: str, config: TrainConfig) -> None:
     """Check all settings and files, print an estimate, take one step, and print what that took.
 
@@ -174,13 +183,12 @@ def dry_run(command: str, config: TrainConfig) -> None:
     device = accelerator.device
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
     expected = estimate(command, config, model_shape(config), height, width, accelerator.num_processes)
-    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision]))
+    duration = time_text(expected, config, device)
     if accelerator.is_main_process:  # the others' host need not have the run's disk
         check_disk(run, expected.checkpoint, config.keep_checkpoints)
     say = print if accelerator.is_main_process else _silent
     say(f"{len(data)} pictures of {len(data.buckets)} sizes, the largest {width}x{height}; on {device}\n{expected}")
-    whole = datetime.timedelta(seconds=round(seconds * config.steps))
-    say(f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps", flush=True)
+    say(duration, flush=True)
     engine = make_engine(command, config, data, accelerator)
     batches = data.batches(
         config.batch_size,
@@ -217,7 +225,7 @@ def _multiply(side: int, count: int, device: torch.device, dtype: torch.dtype) -
 
 
 def _wait(device: torch.device) -> None:
-    """For what an accelerator was given to do."""
+    """Wait for what an accelerator was given to do."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
 
@@ -238,7 +246,7 @@ def _activations(outline: Outline, config: TrainConfig, shape: PixArtConfig, tok
 
 
 def _flops(outline: Outline, config: TrainConfig, shape: PixArtConfig, tokens: int) -> float:
-    """Of one picture: products with weights, and attention among the tokens."""
+    """Operations for one picture: products with weights, and attention among the tokens."""
     c = shape.hidden_size
     block = 2 * tokens * c * c * (8 - 2 + 2 * shape.mlp_ratio) + 4 * tokens * tokens * c  # kv of the caption is short
     gradient = 3 + config.gradient_checkpointing  # forward, backward at twice its cost, and perhaps forward again

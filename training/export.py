@@ -60,7 +60,7 @@ def kind_of(model: nn.Module) -> str:
 
 
 def default_name(model: nn.Module, layout: str = "comfyui") -> str:
-    """Of the file or folder that a layout is."""
+    """The name of the file or folder that a layout is."""
     kind = kind_of(model)
     if layout == "comfyui":
         return f"{kind}.safetensors"

@@ -53,7 +53,7 @@ _SAME_FOR_ALL = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE", "OMPI_MCA_es
 
 
 def adopt(environment: Environment = os.environ) -> int:
-    """Give this process's place the names that torch reads, whoever started it.
+    """Say under the names that torch reads which process this is, whoever started it.
 
     Returns:
         How many processes share the work.
@@ -81,7 +81,7 @@ def adopt(environment: Environment = os.environ) -> int:
 
 
 def take_the_one_device(environment: Environment = os.environ) -> None:
-    """For a process that its cluster shows one GPU, its own, whatever its number on the host."""
+    """Use the only GPU there is: a cluster shows each process its own, whatever the process's number on the host."""
     environment["LOCAL_RANK"] = "0"
 
 

@@ -17,7 +17,7 @@ from .checkpoint import check_disk, resume, save_checkpoint
 from .config import TrainConfig
 from .data import FeatureDataset
 from .data.contents import identify
-from .data.remote import Place
+from .data.remote import Location
 from .data.waiting import Interrupted, Patience, StoreBusy
 from .distribute import agreement, connect, on_main
 from .engine import Outcome, make_engine
@@ -89,7 +89,7 @@ class Training:
         self.saved: int | None = None
         """Step of the newest checkpoint."""
         self.step = self.batches = 0
-        """Steps taken, and micro-batches that they took: the place in the data."""
+        """Steps taken, and micro-batches that they took: the position in the data."""
         self._resume(command)
         self._asked: set[str] = set()
         self._unread: collections.deque[Outcome] = collections.deque()
@@ -111,7 +111,7 @@ class Training:
             wishes = self._wishes()
             try:
                 result = self.engine.step(self.step, batches)
-            except Interrupted:  # by all processes at the same place; what a part of the step gave is given up
+            except Interrupted:  # by all processes at the same point; what a part of the step gave is given up
                 self._wishes()
                 self._read_all_but(0)
                 return
@@ -128,7 +128,7 @@ class Training:
 
     def _patience(self) -> Patience:
         """How the data is waited for: said in status and log, and given up when somebody asks to stop."""
-        several = self.accelerator.num_processes > 1 and Place(self.config.data).is_remote
+        several = self.accelerator.num_processes > 1 and Location(self.config.data).is_remote
         agree = {"agree": agreement(self.accelerator)} if several else {}
         return Patience(self.monitor.say, self.monitor.waiting, self._is_asked_to_stop, **agree)
 
@@ -139,7 +139,7 @@ class Training:
         """Processes that load data. Beside two cores that compute they cost a step as much as they save it."""
         if self.config.workers >= 0:
             return self.config.workers
-        return 0 if self.accelerator.device.type == "cpu" and not self.data.place.is_remote else 2
+        return 0 if self.accelerator.device.type == "cpu" and not self.data.location.is_remote else 2
 
     def finish(self) -> None:
         """Save and export."""
@@ -167,7 +167,7 @@ class Training:
         self.step = facts["step"]
         if checkpoint is not None:
             on_main(self.accelerator, lambda: self._keep_settings(command))
-            self.batches = self._place_in_data(facts)
+            self.batches = self._batches_to_skip(facts)
             self.monitor.say(f"resuming from {checkpoint.path} at step {self.step}")
             self.saved, self.monitor.status["checkpoint"] = self.step, checkpoint.path.name
         damaged = on_main(self.accelerator, lambda: self.run.forget_metrics(after=self.step))
@@ -180,10 +180,12 @@ class Training:
         before = self.run.read_config().get("contents", {}).get("data")
         contents = contents_of(self.config.to_dict(), identify)
         if before is not None and contents.get("data") not in (before, None):
-            self.monitor.say(f"{self.data.place} was prepared anew since: from here its pictures come in another order")
+            self.monitor.say(
+                f"{self.data.location} was prepared anew since: from here its pictures come in another order"
+            )
         self.run.write_config(command, self.config.to_dict(), identify, contents)
 
-    def _place_in_data(self, facts: dict[str, Any]) -> int:
+    def _batches_to_skip(self, facts: dict[str, Any]) -> int:
         """Micro-batches to leave out, because their pictures were seen."""
         before, now = facts["global_batch"], self.engine.global_batch
         if before != now:

@@ -59,8 +59,8 @@ def add_lora(model: PixArt, rank: int, alpha: float, seed: int = 0) -> PixArt:
 
 
 def lora_outline(shape: PixArtConfig, rank: int, extra_forwards: int = 0) -> Outline:
-    """Of a training of LoRA layers: a down and an up matrix for every Linear and the patch convolution; q, k and v have
-    their own."""
+    """The size of a training of LoRA layers: a down and an up matrix for every Linear and the patch convolution; q, k
+    and v have their own."""
     base = PixArt(shape, device="meta")
     total = 0
     for name, module in base.named_modules():
@@ -75,7 +75,7 @@ def read_lora(model: nn.Module) -> Lora | None:
     """The LoRA on a model; None if there is none."""
     deltas = [
         Delta(
-            *_place(name),
+            *_target(name),
             layer.lora_B[_ADAPTER].weight.flatten(1).detach(),
             layer.lora_A[_ADAPTER].weight.flatten(1).detach(),
             float(layer.lora_alpha[_ADAPTER]),
@@ -111,7 +111,7 @@ def _disabled(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def _place(name: str) -> tuple[str, int, int]:
+def _target(name: str) -> tuple[str, int, int]:
     """The weight that a layer changes, and which of how many groups of its rows."""
     fused, found, part = name.partition(".rows.")
     return (f"{fused}.weight", int(part), FUSED[fused.rpartition(".")[2]]) if found else (f"{name}.weight", 0, 1)

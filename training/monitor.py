@@ -203,10 +203,10 @@ class CpuShare:
         began = time.time() - process.create_time()
         self._mark = time.monotonic() - began, 0.0
         self._threads = 1
-        """That compute: one while modules and files are loaded."""
+        """Threads that compute: one while modules and files are loaded."""
         self._waited = 0.0
         self.notice = ""
-        """For people, when it is little; else empty."""
+        """What to tell people when it is little; else empty."""
 
     def look(self, waited: float = 0.0) -> bool:
         """Whether `notice` may have changed.
@@ -231,7 +231,7 @@ class CpuShare:
 
 
 def _cpu_seconds() -> float:
-    """Of all threads of this process since it began."""
+    """Processor time of all threads of this process since it began."""
     times = psutil.Process().cpu_times()
     return times.user + times.system
 

@@ -84,7 +84,7 @@ class RunDir:
     def create(self) -> RunDir:
         """Make the folder and its parts; those that exist stay as they are."""
         for name in _FOLDERS:
-            (self._place(name) / name).mkdir(parents=True, exist_ok=True)
+            (self._folder_of(name) / name).mkdir(parents=True, exist_ok=True)
         return self
 
     @contextlib.contextmanager
@@ -160,7 +160,7 @@ class RunDir:
         A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose.
 
         Args:
-            identify: of data/contents.py, by which base and data are known wherever they lie; without it their places
+            identify: of data/contents.py, by which base and data are known wherever they lie; without it their paths
                 count.
 
         Raises:
@@ -186,12 +186,12 @@ class RunDir:
             )
 
     def _steps_taken(self) -> int:
-        """Of the newest checkpoint."""
+        """Steps that the newest checkpoint has taken."""
         found = [re.search(r"\d+", file.stem) for file in self.checkpoints()]
         return max((int(number[0]) for number in found if number), default=0)
 
     def _check_finished(self, done: int, before: dict[str, Any], now: dict[str, Any]) -> None:
-        """With no step left, another setting would change nothing but what the result is called."""
+        """Raise if another setting is given and no step is left: it would change nothing but the result's name."""
         differing = [
             f"{name} was {before[name]!r} and is {now[name]!r}"
             for name in before.keys() & now.keys() - {*_ANY_TIME, *_SAME_RUN}
@@ -326,14 +326,14 @@ class RunDir:
 
     def remove_leftovers(self) -> None:
         """Delete half-written files of a process that was killed; call it while holding the lock."""
-        for folder in (self.path, self._desk, *(self._place(name) / name for name in _FOLDERS)):
+        for folder in (self.path, self._desk, *(self._folder_of(name) / name for name in _FOLDERS)):
             for file in (*folder.glob("*.tmp"), *folder.glob(".tmp??????")):  # the latter safetensors' own, of before
                 if file.is_file():
                     file.unlink()
         for name in ("checkpoints", "exports"):
             remove_leftovers(self.path / name)  # what weights are written in: a folder with a lock of its own
 
-    def _place(self, name: str) -> Path:
+    def _folder_of(self, name: str) -> Path:
         """The folder that one of `_FOLDERS`, or a file that is read, is in."""
         return self._desk if name in ("control", "config.json", "status.json") else self.path
 
@@ -345,11 +345,9 @@ class RunDir:
                 _replace_json(self.path / name, values)
 
     def _read(self, name: str) -> dict[str, Any]:
-        file = self._place(name) / name
+        file = self._folder_of(name) / name
         try:
-            values = json.loads(
-                storage.patiently(file.read_bytes)
-            )  # bytes, so that it finds a byte-order mark by itself
+            values = json.loads(storage.patiently(file.read_bytes))  # bytes: a byte-order mark is found
             if not isinstance(values, dict):
                 raise ValueError("it holds no named values")
             return values

@@ -17,7 +17,7 @@ from ..pixart_core.vae import decode, load_vae, to_pil
 from .checkpoint import restore
 from .config import ConfigError, SampleConfig
 from .data import FeatureDataset
-from .data.contents import place_now
+from .data.contents import current_path
 from .data.waiting import Patience
 from .task import Task
 
@@ -27,19 +27,21 @@ if TYPE_CHECKING:
 _PATIENCE = 20.0
 """Seconds."""
 _COLUMNS = 4
+_GAP = 4
+"""Pixels between pictures."""
 _CONDITIONS = ("caption", "caption_mask", "image_size", "aspect_ratio", "hint")
 
 
 def sample(config: SampleConfig) -> Path:
     """Draw a grid and write it; returns its path."""
     task, run, step = restore(config.run, config.base)
-    models = place_now("models", task.config.to_dict(), run.path, config.models)
+    models = current_path("models", task.config.to_dict(), run.path, config.models)
     if not models:
         raise ConfigError("models is not set, and the run has none: the pipeline folder to make samples with")
     device = default_device()
     # The text encoder goes before the networks come: both at once may be too much for the device.
     if task.needs_hint or not config.prompts:
-        task.config.data = place_now("data", task.config.to_dict(), run.path, config.data)
+        task.config.data = current_path("data", task.config.to_dict(), run.path, config.data)
     batch = _prompted(task, models, config.prompts, device) if config.prompts else _examples(task, config.count)
     for network in (task.model, task.ema, *task.frozen):
         if network is not None:
@@ -122,17 +124,17 @@ def grid(made: list[Image], hints: list[Image] | None = None) -> Image:
     return contact_sheet(rows)
 
 
-def contact_sheet(rows: list[list[Image]], gap: int = 4) -> Image:
+def contact_sheet(rows: list[list[Image]]) -> Image:
     """Pictures side by side, a row each; cells are as large as the largest picture."""
     from PIL import Image
 
     width, height = (max(getattr(picture, side) for row in rows for picture in row) for side in ("width", "height"))
     columns = max(len(row) for row in rows)
-    sheet = Image.new("RGB", (columns * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, len(rows) * (height + _GAP) - _GAP), "white")
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             offset = (width - picture.width) // 2, (height - picture.height) // 2
-            sheet.paste(picture, (x * (width + gap) + offset[0], y * (height + gap) + offset[1]))
+            sheet.paste(picture, (x * (width + _GAP) + offset[0], y * (height + _GAP) + offset[1]))
     return sheet
 
 

@@ -16,12 +16,10 @@ from ..pixart_core.textfile import read_json
 
 Kind = TypeVar("Kind", bound="Settings")
 
-_EDGES = ("hints", "hed")
-"""The one value of a setting of paths that is none."""
 _TEXT_LIMIT = 4096
 """Characters of a text: as many as a path may have."""
 _DEPTH_LIMIT, _PARTS_LIMIT = 4, 10_000
-"""Of a setting that is a list or an object: levels, and values in all."""
+"""Most levels, and most values in all, of a setting that is a list or an object."""
 _EXACT = 2**53
 """Beyond, JSON's readers no longer know a whole number exactly."""
 
@@ -66,15 +64,23 @@ class Settings:
             ConfigError: naming the file or setting that is wrong.
         """
         values = {} if file is None else _read(file)
-        kinds = get_type_hints(cls)
-        known = cls.names()
-        for override in overrides:
-            name, separator, text = override.partition("=")
-            if not separator:
-                raise ConfigError(f"--set takes key=value, got {override!r}")
-            # The text of an unknown name stays as it is: what is wrong is the name, and `make` says so.
-            values[name] = _parse(name, text, kinds[name] if name in known else str)
-        return cls.make(values)
+        return cls.make(values | cls.parse(map(_pair, overrides)))
+
+    @classmethod
+    def parse(cls, texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
+        """The values of settings that somebody wrote as text: pairs of a name and its value.
+
+        Raises:
+            ConfigError: naming the setting whose text is no value of its type.
+        """
+        kinds, known = get_type_hints(cls), cls.names()
+        # The text of an unknown name stays as it is: what is wrong is the name, and `make` says so.
+        return {name: _parse(name, text, kinds[name] if name in known else str) for name, text in texts}
+
+    @classmethod
+    def upgraded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values that an earlier version may have written, as this one writes them; `make` does it by itself."""
+        return dict(values)
 
     @classmethod
     def make(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
@@ -83,7 +89,7 @@ class Settings:
         Raises:
             ConfigError: naming the setting that is unknown, with the name that was probably meant, or wrong.
         """
-        known = cls.names()
+        known, values = cls.names(), cls.upgraded(values)
         for name in values:
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
@@ -116,7 +122,7 @@ class Settings:
         URLs stay, and links are not followed: where they lead may change.
         """
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("path")}
-        local = {name: text for name, text in named.items() if text and "://" not in text and (name, text) != _EDGES}
+        local = {name: text for name, text in named.items() if text and "://" not in text}
         return dataclasses.replace(self, **{name: os.path.abspath(os.path.expanduser(x)) for name, x in local.items()})
 
 
@@ -136,6 +142,13 @@ def _read(file: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"the configuration {file} is not a JSON object of settings")
     return values
+
+
+def _pair(override: str) -> tuple[str, str]:
+    name, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"--set takes key=value, got {override!r}")
+    return name, text
 
 
 def _parse(name: str, text: str, kind: Any) -> Any:

@@ -18,7 +18,7 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 _LOCK_OFFSET = 1 << 20
 """On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
@@ -61,7 +61,7 @@ def replace_json(file: Path, values: Any, temporary: Path | None = None) -> None
         beside.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
-def patiently(action: Callable[[], T]) -> T:
+def patiently(action: Callable[[], Result]) -> Result:
     """What `action` on a file returns. On Windows none can be replaced while another process has it open, nor be opened
     while it is replaced: both take a moment, so that it is tried for a second there."""
     for _ in range(50 if fcntl is None else 0):

@@ -117,14 +117,15 @@ class Task(ABC):
         width, expected = about.get("caption_channels"), self.model.config.caption_channels
         if width is not None and width != expected:
             raise ConfigError(
-                f"data {data.place} holds text embeddings of {width} channels, and {base} reads {expected}: run "
+                f"data {data.location} holds text embeddings of {width} channels, and {base} reads {expected}: run "
                 "`prepare` with the text encoder that belongs to it, or choose another base"
             )
         longest = about.get("max_tokens", 0)
         if null is not None and padded(longest) > len(null):
+            most = len(null) // CAPTION_PADDING * CAPTION_PADDING
             raise ConfigError(
-                f"data {data.place} holds captions of up to {longest} tokens, and the learned null caption of {base} "
-                f"has {len(null)}: run `prepare` again with max_tokens={len(null) // CAPTION_PADDING * CAPTION_PADDING}"
+                f"data {data.location} holds captions of up to {longest} tokens, and the learned null caption of "
+                f"{base} has {len(null)}: run `prepare` again with max_tokens={most}"
             )
 
     @property
@@ -145,7 +146,7 @@ class Task(ABC):
         return drop_captions(batch, self.null_caption(), draws.uniform() < self.config.caption_drop)
 
     def forward_options(self) -> dict[str, Any]:
-        """For the forward pass of a network that a gradient flows through; see `PixArt.forward`."""
+        """Options for the forward pass of a network that a gradient flows through; see `PixArt.forward`."""
         options: dict[str, Any] = {}
         if self.config.gradient_checkpointing:
             options["block_hook"] = _recompute
@@ -177,7 +178,8 @@ def load_base(config: TrainConfig, dtype: torch.dtype, reads_null_caption: bool)
 
 
 def fingerprint(task: Task) -> str:
-    """Of the weights that are not trained and so not in a checkpoint, by a few numbers of each, whatever the type."""
+    """A digest of the weights that are not trained and so not in a checkpoint: of a few numbers of each, whatever the
+    type."""
     digest = hashlib.blake2b(digest_size=16)
     precision = DTYPES[task.config.precision]  # first: all of a frozen network was in it once
     for network in (task.model, *task.frozen):

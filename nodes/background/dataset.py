@@ -17,13 +17,13 @@ from ...training.jobs import Job
 from ...training.prepare.sources import Source, caption_files, read_sources
 from ..bridge.ui import show
 from . import queue as jobs
-from .paths import is_allowed, leave
+from .paths import allowed_roots, is_allowed
 from .start import node_settings
 
 _POLL = 0.25
 _PATIENCE = 60.0
 """Seconds that ComfyUI's queue waits for the look at the pictures; the job goes on in any case."""
-_FOLDERS = ("hints", "latents", "embeddings")
+_FOLDERS = ("hint_folder", "latents", "embeddings")
 """Settings that may name a folder with files of each picture."""
 
 
@@ -55,7 +55,7 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
         JobError: if the pictures have changed while a training reads the dataset.
         ValueError: if no picture can be used.
     """
-    settings = node_settings("prepare", values, more) | {"only_inside": leave()}
+    settings = node_settings("prepare", values, more) | {"only_inside": allowed_roots()}
     sources = _sources(settings)
     job = _queued(settings, name, _stamp(settings, sources))
     folder = jobs.queue().dataset(job)
@@ -135,6 +135,6 @@ def _files(settings: dict[str, Any], sources: list[Source]) -> Iterator[Path]:
         yield source.path
         if source.listed is None:
             yield from caption_files(source.path)
-    for folder in sorted({settings.get(name, "") for name in _FOLDERS} - {"", "hed"}):
+    for folder in sorted({settings.get(name, "") for name in _FOLDERS} - {""}):
         for where, _, names in os.walk(folder):
             yield from (Path(where, each) for each in names)

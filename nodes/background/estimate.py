@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,7 @@ import torch
 
 from ...pixart_core.textfile import read_json
 from ...training.config import make_config
-from ...training.estimate import Estimate, estimate, in_units, matmul_rate, model_shape
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from ...training.estimate import Estimate, estimate, in_units, model_shape, time_text
 
 
 def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
@@ -33,17 +30,9 @@ def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
     device = memory.get_torch_device()
     expected = estimate(command, config, model_shape(config), *size)
     with torch.inference_mode():
-        seconds = expected.seconds(
-            matmul_rate(device, _DTYPES[config.precision], memory.throw_exception_if_processing_interrupted)
-        )
-    whole = datetime.timedelta(seconds=round(seconds * config.steps))
-    have = in_units(memory.get_total_memory(device))
-    lines = [
-        str(expected),
-        f"{device} has {have}",
-        f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps",
-    ]
-    return "\n".join([*lines, *_shortages(expected, device)])
+        duration = time_text(expected, config, device, memory.throw_exception_if_processing_interrupted)
+    have = f"{device} has {in_units(memory.get_total_memory(device))}"
+    return "\n".join([str(expected), have, duration, *_shortages(expected, device)])
 
 
 def _shortages(expected: Estimate, device: torch.device) -> list[str]:

@@ -28,27 +28,18 @@ class PathError(ValueError):
     """A path that may not be read, or is not there."""
 
 
-def allowed_roots() -> list[Path]:
+def allowed_roots() -> list[str]:
     """ComfyUI's input, output and models folders, the bundled models, and what the operator lists."""
     listed = [part for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part]
-    models = [
-        path
-        for kind, (paths, _) in folder_paths.folder_names_and_paths.items()
-        for path in paths
-        if kind != "custom_nodes"
-    ]
-    roots = [
-        folder_paths.get_input_directory(),
-        folder_paths.get_output_directory(),
-        folder_paths.models_dir,
-        files.BUNDLE,
-    ]
-    return list(dict.fromkeys(Path(os.path.realpath(root)) for root in [*roots, *models, *listed]))
+    kinds = folder_paths.folder_names_and_paths
+    models = [path for kind, (paths, _) in kinds.items() if kind != "custom_nodes" for path in paths]
+    roots = [*_bases(), folder_paths.models_dir, str(files.BUNDLE)]
+    return list(dict.fromkeys(map(os.path.realpath, [*roots, *models, *listed])))
 
 
 def is_allowed(path: str | Path) -> bool:
     """Whether a file or folder is, links followed, inside an allowed folder."""
-    return is_inside(Path(path), [str(root) for root in allowed_roots()])
+    return is_inside(Path(path), allowed_roots())
 
 
 def inside_roots(text: str) -> str:
@@ -59,8 +50,7 @@ def inside_roots(text: str) -> str:
     """
     if "\0" in text or "://" in text or text.startswith("pipe:"):
         raise PathError(f"{text[:200]!r} is not a path: only folders of this machine can be read from here")
-    bases = [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
-    named = [path for path in (os.path.join(base, text) for base in bases) if _on_known_drive(path)]
+    named = [path for path in (os.path.join(base, text) for base in _bases()) if _on_known_drive(path)]
     allowed = [path for path in map(os.path.realpath, named) if is_allowed(path)]
     if not allowed:
         raise PathError(
@@ -81,8 +71,8 @@ def checked_settings(command: str, settings: dict[str, Any]) -> dict[str, Any]:
     """
     if own := [name for name in _OWN if name in settings]:
         raise PathError(f"{own[0]} is chosen by the queue: give the job a name instead")
-    checked = dict(settings)
-    for name, value in _named_files(command, settings):
+    checked = COMMANDS[command].upgraded(settings)
+    for name, value in _named_files(command, checked):
         kind = _LISTED.get(name)
         checked[name] = files.locate(kind, value) if kind and value in files.names(kind) else inside_roots(value)
     return checked
@@ -104,12 +94,12 @@ def check_start(command: str, settings: dict[str, Any]) -> dict[str, Any]:
                 f"{name} is {value[:200]!r}, which is not, links followed, in a folder that trainings may read "
                 f"({ROOTS_VARIABLE} lists more)"
             )
-    return settings | ({"only_inside": leave()} if command == "prepare" else {})
+    return settings | ({"only_inside": allowed_roots()} if command == "prepare" else {})
 
 
-def leave() -> list[str]:
-    """The setting `only_inside` of a `prepare` that is asked for from a browser."""
-    return [str(root) for root in allowed_roots()]
+def _bases() -> list[str]:
+    """The folders that a path may be relative to."""
+    return [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
 
 
 def _named_files(command: str, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -118,12 +108,7 @@ def _named_files(command: str, settings: dict[str, Any]) -> Iterator[tuple[str, 
     for each in fields(COMMANDS[command]):
         value = settings.get(each.name)
         text = types[each.name] is str and isinstance(value, str) and value
-        if (
-            text
-            and "choices" not in each.metadata
-            and each.name not in _TEXTS
-            and (each.name, value) != ("hints", "hed")
-        ):
+        if text and "choices" not in each.metadata and each.name not in _TEXTS:
             yield each.name, value
 
 

@@ -48,15 +48,14 @@ def load_result(job: Job, dtype: str, strength: float):
     """
     file = newest_export(job)
     if file is None:
-        how = jobs.describe(job)
-        raise JobError(f"{how}: there is no result yet. Wait for its end, or stop it, which saves")
+        raise JobError(f"{jobs.describe(job)}: there is no result yet. Wait for its end, or stop it, which saves")
+    on_base = file.stem in ("lora", "controlnet")
+    model = watch_sampling(load_model(job.settings["base"] if on_base else str(file), dtype))
     if file.stem == "controlnet":
-        return watch_sampling(load_model(job.settings["base"], dtype)), load_control(str(file), dtype)
-    none = ExecutionBlocker(f"training {job.name} is no ControlNet: it has a MODEL alone")
+        return model, load_control(str(file), dtype)
     if file.stem == "lora":
-        model = watch_sampling(load_model(job.settings["base"], dtype))
-        return apply_lora(model, str(file), strength), none
-    return watch_sampling(load_model(str(file), dtype)), none
+        model = apply_lora(model, str(file), strength)
+    return model, ExecutionBlocker(f"training {job.name} is no ControlNet: it has a MODEL alone")
 
 
 def result_stamp(text: str) -> str:

@@ -6,13 +6,12 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management as memory
 
-from ...training.config import COMMANDS, ConfigError, load_config
+from ...training.config import COMMANDS, ConfigError
 from ...training.jobs import TRAIN, Job, process
 from . import queue as jobs
 from .estimate import estimate_text
@@ -41,7 +40,7 @@ def start_training(
         ConfigError, PathError, JobError: naming the setting that is wrong.
     """
     data, ready = _dataset(values["data"])
-    settings = node_settings(command, {**values, "data": str(data)}, more, known=data)
+    settings = node_settings(command, {**values, "data": str(data)}, more, known=("data",))
     busy = jobs.running_on(jobs.device())
     if estimate_only and ready and busy is None:
         return "", _dry_run(command, settings)
@@ -53,25 +52,23 @@ def start_training(
     return job.id, f"{jobs.describe(job)}\n{expected}"
 
 
-def node_settings(command: str, values: dict[str, Any], more: str, known: Path | None = None) -> dict[str, Any]:
-    """Settings of a node as the trainer's own reader understands them, with checked paths.
+def node_settings(command: str, values: dict[str, Any], more: str, known: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Settings of a node, checked as the trainer does, with checked paths.
 
     Args:
         values, more: as in `start_training`.
-        known: folder of the data, if that needs no check.
+        known: names of those in `values` whose paths need no check.
     """
-    names = [each.name for each in fields(COMMANDS[command])]
-    own = "output" if command == "prepare" else "run"
-    lines = [line.strip() for line in more.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    asked = {line.partition("=")[0].strip() for line in lines}
-    if taken := sorted(asked & {"run", "output", *values}):
+    kind, own = COMMANDS[command], "output" if command == "prepare" else "run"
+    lines = (line.strip() for line in more.splitlines())
+    parts = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    written = [(name.strip(), text.strip()) for name, _, text in parts]
+    if taken := sorted({name for name, _ in written} & {"run", "output", *values}):
         raise ConfigError(f"{taken[0]} is an input of the node: set it there, not in more_settings")
-    texts = [f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items()]
-    lines = [f"{name.strip()}={value.strip()}" for name, _, value in (line.partition("=") for line in lines)]
-    config = load_config(command, None, [*texts, *lines, f"{own}={_PLACEHOLDER}"]).to_dict()
-    chosen = {name: config[name] for name in names if name in asked | set(values)}
-    data = {"data": str(known)} if known else {}
-    return checked_settings(command, {key: value for key, value in chosen.items() if key not in data}) | data
+    given = kind.upgraded(values | kind.parse(written))
+    kind.make({**given, own: _PLACEHOLDER})
+    checked = checked_settings(command, {name: value for name, value in given.items() if name not in known})
+    return {name: {**given, **checked}[name] for name in kind.names() if name in given}
 
 
 def _dataset(text: str) -> tuple[Path, bool]:

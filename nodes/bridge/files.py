@@ -28,16 +28,8 @@ _SEARCHED = {
     "hed": (FOLDER,),
     "pipeline": (FOLDER,),
 }
-_PART = {
-    "model": "transformer",
-    "text_encoder": "text_encoder",
-    "vae": "vae",
-    "lora": "",
-    "controlnet": "controlnet",
-    "hed": "",
-    "pipeline": "",
-}
-"""Sub-folder of a diffusers pipeline folder that each kind lives in."""
+_PART = {"model": "transformer", "text_encoder": "text_encoder", "vae": "vae", "controlnet": "controlnet"}
+"""Sub-folder of a diffusers pipeline folder that a kind lives in."""
 _BUNDLED = {
     "model": {
         "bundled/nano (student)": "nano/transformer",
@@ -56,13 +48,13 @@ HED_WEIGHTS = "ControlNetHED.pth"
 _DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
 _DEPTH = 5
 """How deep folders are searched: as deep as the parts in a repository of the hub's cache lie."""
-_CONTENT = {"lora": ("lora",), "hed": ("hed",), "model": ("pixart", "pixart+controlnet")} | {
+_CONTENT = {
+    "model": ("pixart", "pixart+controlnet"),
     "controlnet": ("controlnet", "pixart+controlnet"),
     "text_encoder": ("t5",),
-    "vae": ("vae",),
-    "pipeline": (),
 }
-"""What a single file in models/pixart_delta, which holds files of all kinds, has to be to be offered."""
+"""What `inspect_file` has to call a single file in models/pixart_delta, which holds files of all kinds, for it to be
+offered; for kinds that are not listed, their own name."""
 _EXAMPLES = BUNDLE / "nano" / "examples"
 
 
@@ -151,7 +143,7 @@ def _found(kind: str) -> dict[str, str]:
 def _folders(root: Path, kind: str, depth: int) -> list[Path]:
     """Folders below `root` that hold one model of a kind: those that are called as its part of a pipeline, and those
     whose config.json says so, whatever they are called."""
-    if kind not in _PART or kind == "pipeline" or depth == 0:
+    if kind in ("pipeline", "hed") or depth == 0:
         return []
     found = []
     try:
@@ -159,7 +151,7 @@ def _folders(root: Path, kind: str, depth: int) -> list[Path]:
     except OSError:
         return []
     for path in folders:
-        named = path.name == _PART[kind] and ((path / "config.json").is_file() or bool(weight_sets(path)))
+        named = path.name == _PART.get(kind) and ((path / "config.json").is_file() or bool(weight_sets(path)))
         if named or (_is_described(path, kind) and weight_sets(path)):
             found.append(path)
         else:
@@ -184,7 +176,7 @@ def _is_kind(path: Path, kind: str) -> bool:
     if not path.is_file():
         return False
     state = path.stat()
-    return _kind(str(path), state.st_mtime_ns, state.st_size) in _CONTENT[kind]
+    return _kind(str(path), state.st_mtime_ns, state.st_size) in _CONTENT.get(kind, (kind,))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -156,13 +156,42 @@ def test_paths_mean_the_same_from_any_directory(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     texts = [each.name for each in fields(COMMANDS[command]) if each.type == "str" and "choices" not in each.metadata]
     paths = sorted(set(texts) - NO_PATHS)
-    config = make_config(command, {name: f"a/../{name}" for name in paths}).located()
+    given = {"hints": "folder"} if command == "prepare" else {}
+    config = make_config(command, {name: f"a/../{name}" for name in paths} | given).located()
     assert [getattr(config, name) for name in paths] == [str(tmp_path / name) for name in paths]
     assert config.located() == config
-    away = make_config(command, {name: "s3://bucket/../x" for name in paths})
+    away = make_config(command, {name: "s3://bucket/../x" for name in paths} | given)
     assert away.located() == away
-    at_home = make_config(command, {name: "~/x" for name in paths}).located()
+    at_home = make_config(command, {name: "~/x" for name in paths} | given).located()
     assert {getattr(at_home, name) for name in paths} == {str(tmp_path / "home/x")}
+
+
+@pytest.mark.parametrize(
+    "earlier,now",
+    [("", ("none", "")), ("hed", ("hed", "")), ("a/folder", ("folder", "a/folder")), (None, ("none", ""))],
+)
+def test_hints_of_earlier_versions_are_read(earlier, now, tmp_path):
+    """They were one setting: hed, a folder, or empty."""
+    values = {"input": "i", "output": "o", "hed": "h"} | ({} if earlier is None else {"hints": earlier})
+    config = make_config("prepare", values)
+    assert (config.hints, config.hint_folder) == now and make_config("prepare", config.to_dict()) == config
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    assert load_config("prepare", str(tmp_path / "c.json"), []) == config
+    assert load_config("prepare", str(tmp_path / "c.json"), ["hints=hed"]).hints == "hed"
+    texts = [f"{name}={value}" for name, value in values.items()]
+    assert load_config("prepare", None, texts) == config
+    located = config.located()
+    assert located.hint_folder == (str(Path("a/folder").absolute()) if now[1] else "") and located.hints == now[0]
+
+
+def test_hints_and_their_folder_belong_together():
+    given = {"input": "i", "output": "o", "hint_folder": "f"}
+    with pytest.raises(ConfigError, match="hint_folder is set, but hints is none: set hints=folder"):
+        make_config("prepare", given)
+    with pytest.raises(ConfigError, match="hints is 'hedd': choose one of none, hed, folder"):
+        make_config("prepare", given | {"hints": "hedd"})
+    with pytest.raises(ConfigError, match="hints=folder needs hint_folder"):
+        make_config("prepare", {"input": "i", "output": "o", "hints": "folder"})
 
 
 def test_the_hints_of_edges_are_no_path():

@@ -30,7 +30,7 @@ def material(tmp_path_factory):
 def all_samples(folder):
     data = FeatureDataset(folder)
     parts = ["moments.npy", "caption.npy", "hint.npy", "json"]
-    return [data.place.open(info).read(row, parts) for info in data.shards for row in range(info.count)]
+    return [data.location.open(info).read(row, parts) for info in data.shards for row in range(info.count)]
 
 
 def equal(one, other):

@@ -53,7 +53,7 @@ def test_links_lead_elsewhere(tmp_path, models, pictures, secret):
     report = prepare(settings(tmp_path, models, keep_duplicates=True))
     assert left_out(report) == {"outside": ["0002.png", "folder", "linked.png"]}
     data = FeatureDataset(tmp_path / "out")
-    kept = [data.place.open(info).read(row, ["json"])["json"] for info in data.shards for row in range(info.count)]
+    kept = [data.location.open(info).read(row, ["json"])["json"] for info in data.shards for row in range(info.count)]
     own = {f"{number:04d}.png" for number in range(9) if number != 2}
     assert {each["source"] for each in kept} == own | {"inner/0000.png", "more/0000.png"}
     anywhere = prepare(settings(tmp_path, only_inside=[], keep_duplicates=True), dry_run=True)
@@ -68,7 +68,7 @@ def test_hints_features_and_lists_elsewhere(tmp_path, pictures, secret):
     entry = {"prompt": "a caption", "height": 64, "width": 64}
     inside = pictures / "list.json"
     inside.write_text(json.dumps([{**entry, "path": "0000.png"}, {**entry, "path": "0004.png"}]))
-    report = prepare(settings(tmp_path, input=str(inside), hints=str(hints)), dry_run=True)
+    report = prepare(settings(tmp_path, input=str(inside), hints="folder", hint_folder=str(hints)), dry_run=True)
     assert left_out(report) == {"outside": ["0000.png"]} and report.usable == 1
 
     features = pictures / "features"

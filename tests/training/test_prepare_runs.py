@@ -197,7 +197,7 @@ def test_while_shards_are_replaced_there_is_no_dataset(tmp_path, models, picture
 def test_a_part_without_work_leaves_the_dataset_to_the_others(tmp_path, models, pictures):
     def readable():
         data = FeatureDataset(tmp_path / "out")
-        return [data.place.open(info).read(0, ["json"])["json"]["captions"] for info in data.shards]
+        return [data.location.open(info).read(0, ["json"])["json"]["captions"] for info in data.shards]
 
     prepare(settings(tmp_path, models))
     before = readable()
@@ -222,4 +222,4 @@ def test_no_description_lists_a_shard_that_was_removed(tmp_path, models, picture
         prepare(settings(tmp_path, models))
     assert not (tmp_path / "out/48x80_00000.tar").exists()
     data = FeatureDataset(tmp_path / "out")
-    assert len(data) == 7 and all(data.place.open(info) for info in data.shards)
+    assert len(data) == 7 and all(data.location.open(info) for info in data.shards)

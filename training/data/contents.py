@@ -10,11 +10,11 @@ from typing import Any
 
 from ...pixart_core.textfile import parse_json
 from ..settings import ConfigError
-from .remote import Place
+from .remote import Location
 from .shards import DataError
 
 _PIECES, _PIECE = 32, 1 << 16
-"""Of a large file so many pieces of so many bytes are looked at: its names, shapes and some of every part."""
+"""How many pieces of a large file are looked at, and their bytes: its names, shapes and some of every part."""
 
 
 def identify(name: str, location: str) -> str | None:
@@ -27,7 +27,7 @@ def identify(name: str, location: str) -> str | None:
         return None
 
 
-def place_now(name: str, about: Mapping[str, Any], run: Path, given: str = "") -> str:
+def current_path(name: str, about: Mapping[str, Any], run: Path, given: str = "") -> str:
     """Where a file or folder of a run is now: as given, as it was, or as far from the run's folder as it was.
 
     Args:
@@ -37,7 +37,7 @@ def place_now(name: str, about: Mapping[str, Any], run: Path, given: str = "") -
         given: by the user.
 
     Raises:
-        ConfigError: if it is in none of these places.
+        ConfigError: if it is nowhere there.
     """
     was = given or about.get(name) or ""
     if not was or "://" in was or Path(was).exists():
@@ -54,7 +54,7 @@ def place_now(name: str, about: Mapping[str, Any], run: Path, given: str = "") -
 
 def _dataset(location: str) -> str | None:
     try:
-        about = parse_json(Place(location).describe())
+        about = parse_json(Location(location).describe())
     except DataError:
         return None
     shards = sorted([each["name"], each["sha256"], each["count"]] for each in about["shards"])
@@ -70,7 +70,7 @@ def _weights(path: Path) -> str:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path).as_posix()} {size} ".encode("utf-8", "surrogateescape"))
         with file.open("rb") as stream:
-            for place in sorted({0, *(max(0, size - _PIECE) * i // (_PIECES - 1) for i in range(_PIECES))}):
-                stream.seek(place)
+            for start in sorted({0, *(max(0, size - _PIECE) * i // (_PIECES - 1) for i in range(_PIECES))}):
+                stream.seek(start)
                 digest.update(stream.read(_PIECE))
     return digest.hexdigest()[:32]

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ...pixart_core.textfile import parse_json
 from ..draws import generator_for
-from .readahead import in_order
-from .remote import Place
+from .readahead import read_ahead
+from .remote import Location
 from .shards import KIND, VERSION, DataError, ShardInfo
 from .waiting import Get, Patience, at_once
 
@@ -40,35 +40,35 @@ class FeatureDataset:
     """
 
     def __init__(self, location: str | Path, cache: str | Path | None = None, patience: Patience | None = None):
-        self.place = Place(location, cache)
-        self._get: Get = (patience or Patience()).get if self.place.is_remote else at_once
-        text = self._get(self.place.describe)
+        self.location = Location(location, cache)
+        self._get: Get = (patience or Patience()).get if self.location.is_remote else at_once
+        text = self._get(self.location.describe)
         try:
             self.description = parse_json(text)
         except ValueError as error:
-            raise DataError(f"{self.place}/dataset.json is damaged: run `prepare` again ({error})") from error
+            raise DataError(f"{self.location}/dataset.json is damaged: run `prepare` again ({error})") from error
         if not isinstance(self.description, dict):
-            raise DataError(f"{self.place}/dataset.json is damaged: run `prepare` again (it is no JSON object)")
+            raise DataError(f"{self.location}/dataset.json is damaged: run `prepare` again (it is no JSON object)")
         if self.description.get("kind") != KIND:
-            raise DataError(f"{self.place}/dataset.json is of kind {self.description.get('kind')!r}, not {KIND!r}")
+            raise DataError(f"{self.location}/dataset.json is of kind {self.description.get('kind')!r}, not {KIND!r}")
         if self.description.get("version") != VERSION:
-            raise DataError(f"{self.place} was prepared by another version of this trainer: run `prepare` again")
+            raise DataError(f"{self.location} was prepared by another version of this trainer: run `prepare` again")
         scale = self.description.get("scaling_factor")
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
             raise DataError(
-                f"{self.place}/dataset.json is damaged: its scaling_factor is {scale!r}; run `prepare` again"
+                f"{self.location}/dataset.json is damaged: its scaling_factor is {scale!r}; run `prepare` again"
             )
         try:
             listed = self.description["shards"]
             self.shards = [ShardInfo(**{**each, "bucket": tuple(each["bucket"])}) for each in listed]
         except DataError as error:
-            raise DataError(f"{self.place}: {error}. Run `prepare` again") from error
+            raise DataError(f"{self.location}: {error}. Run `prepare` again") from error
         except (KeyError, TypeError) as error:
-            raise DataError(f"{self.place}/dataset.json is damaged: run `prepare` again ({error!r})") from error
+            raise DataError(f"{self.location}/dataset.json is damaged: run `prepare` again ({error!r})") from error
         self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a reading process, which does not wait itself: it tells the one that started it."""
+        """The dataset as a reading process gets it, which does not wait itself: it tells the one that started it."""
         return {**self.__dict__, "_get": at_once}
 
     def __len__(self) -> int:
@@ -115,7 +115,7 @@ class FeatureDataset:
         small = [f"{height}x{width} ({count})" for (height, width), count in self.buckets.items() if count < size]
         if len(small) == len(self.buckets):
             raise DataError(
-                f"{self.place}: no bucket holds the {size} pictures of a batch: lower batch_size to at most "
+                f"{self.location}: no bucket holds the {size} pictures of a batch: lower batch_size to at most "
                 f"{max(self.buckets.values(), default=0) // world}, or prepare more pictures"
             )
         if small and start == 0 and rank == 0:
@@ -123,7 +123,7 @@ class FeatureDataset:
         if hint:
             self._require_hints()
         planned = self._numbered(size, seed, start, rank, world)
-        yield from in_order(_Reader(self, seed, hint), planned, workers, self._get)
+        yield from read_ahead(_Reader(self, seed, hint), planned, workers, self._get)
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
         """The shard that holds a sample, and its row there."""
@@ -144,21 +144,23 @@ class FeatureDataset:
         reader = _Reader(self, 0, hint)
         chosen = itertools.islice(numbers, count)
         samples = [self._get(lambda n=number: reader.sample(n, generator_for(0, n))) for number in chosen]
-        batch = {name: widened(value) for name, value in _collate(samples).items()}
+        batch = {name: to_float32(value) for name, value in _collate(samples).items()}
         return batch, [sample["prompt"] for sample in samples]
 
     def _require_hints(self) -> None:
         if not self.description.get("hints"):
-            raise DataError(f"{self.place} was prepared without hints: run `prepare` again with hints=hed or a folder")
+            raise DataError(
+                f"{self.location} was prepared without hints: run `prepare` again with hints=hed or a folder"
+            )
 
     def _numbered(self, size: int, seed: int, start: int, rank: int, world: int) -> Iterator[tuple[int, list]]:
         """(number, (row of the whole batch, sample) …) of this process's batches, without end."""
         per_epoch = sum(count // size for count in self.buckets.values())
         for epoch in itertools.count(start // per_epoch):
             plan = self._plan(size, seed, epoch)
-            for place in range(start % per_epoch if epoch == start // per_epoch else 0, per_epoch):
-                rows = plan[place]
-                yield epoch * per_epoch + place, [(row, int(rows[row])) for row in range(rank, size, world)]
+            for index in range(start % per_epoch if epoch == start // per_epoch else 0, per_epoch):
+                rows = plan[index]
+                yield epoch * per_epoch + index, [(row, int(rows[row])) for row in range(rank, size, world)]
 
     def _plan(self, size: int, seed: int, epoch: int) -> Tensor:
         """Sample numbers (batches, size) of an epoch."""
@@ -179,8 +181,9 @@ class FeatureDataset:
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == bucket]
         window = max(1, SHUFFLE_WINDOW * self.buckets[bucket] // len(self))
         parts, waiting = [], []
-        for place in torch.randperm(len(shards), generator=generator).tolist():
-            waiting.append(torch.arange(self._starts[shards[place]], self._starts[shards[place] + 1]))
+        for index in torch.randperm(len(shards), generator=generator).tolist():
+            shard = shards[index]
+            waiting.append(torch.arange(self._starts[shard], self._starts[shard + 1]))
             if sum(map(len, waiting)) >= window:
                 parts.append(_mix(waiting, generator))
                 waiting = []
@@ -205,7 +208,7 @@ class _Reader:
     def sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
         info, row = self.dataset.locate(sample)
         parts = ["moments.npy", "caption.npy", "json", *(["hint.npy"] if self.hint else [])]
-        shard = self.dataset.place.open(info)
+        shard = self.dataset.location.open(info)
         stored = shard.read(row, parts)
         problem = _problem(stored, info, self.dataset.description.get("caption_channels"))
         if problem:
@@ -255,7 +258,7 @@ def _problem(stored: dict[str, Any], info: ShardInfo, channels: int | None) -> s
     return "" if isinstance(about.get("source"), str) else f"its source is {about.get('source')!r}"
 
 
-def widened(value: Any) -> Any:
+def to_float32(value: Any) -> Any:
     """What was stored in half precision as what is computed with."""
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
 

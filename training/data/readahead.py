@@ -22,7 +22,7 @@ _AHEAD = 4
 """Results that each process has ready or under way."""
 
 
-def in_order(
+def read_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, get: Get = at_once
 ) -> Iterator[Result]:
     """`function` of every item, in their order, computed ahead by `workers` processes, or here if there are none.

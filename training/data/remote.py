@@ -30,22 +30,22 @@ _GONE = (404, 410)
 """HTTP's words for what is not there, and will not be."""
 
 
-class Place:
+class Location:
     """A folder, or a URL (http, https, s3, … whatever fsspec opens), that holds a dataset.
 
     Args:
         cache: where the shards of a URL are kept; default: the user's cache, or $PIXART_DELTA_CACHE.
     """
 
-    def __init__(self, location: str | Path, cache: str | Path | None = None):
-        self.location = str(location).rstrip("/")
-        self.is_remote = "://" in self.location
+    def __init__(self, address: str | Path, cache: str | Path | None = None):
+        self.address = str(address).rstrip("/")
+        self.is_remote = "://" in self.address
         base = cache or os.environ.get("PIXART_DELTA_CACHE") or Path.home() / ".cache" / "pixart-delta"
-        self.cache = Path(base) / "features" / hashlib.sha256(self.location.encode()).hexdigest()[:16]
+        self.cache = Path(base) / "features" / hashlib.sha256(self.address.encode()).hexdigest()[:16]
         self._short: dict[str, int] = {}
 
     def __str__(self) -> str:
-        return self.location
+        return self.address
 
     def describe(self) -> bytes:
         """What dataset.json holds.
@@ -57,12 +57,12 @@ class Place:
         if self.is_remote:
             self.cache.mkdir(parents=True, exist_ok=True)
             with temporary_folder(self.cache / DESCRIPTION) as folder:
-                url = f"{self.location}/{DESCRIPTION}"
+                url = f"{self.address}/{DESCRIPTION}"
                 with _explained(url, self.cache):
                     _download(url, folder / DESCRIPTION)
                 return (folder / DESCRIPTION).read_bytes()
         try:
-            return Path(self.location, DESCRIPTION).read_bytes()
+            return Path(self.address, DESCRIPTION).read_bytes()
         except OSError as error:
             raise DataError(f"{self} is not a folder of prepared features, which `prepare` makes: {error}") from error
 
@@ -73,7 +73,7 @@ class Place:
             StoreBusy: if it cannot be brought now.
             DataError: if it is not there, or damaged.
         """
-        return _open(self._local(info) if self.is_remote else f"{self.location}/{info.name}", info)
+        return _open(self._local(info) if self.is_remote else f"{self.address}/{info.name}", info)
 
     def _local(self, info: ShardInfo) -> Path:
         path = self.cache / f"{info.sha256[:16]}_{info.name}"
@@ -82,7 +82,7 @@ class Place:
                 os.utime(path)
                 return path
         self.cache.mkdir(parents=True, exist_ok=True)
-        url = f"{self.location}/{info.name}"
+        url = f"{self.address}/{info.name}"
         with replacing(path) as temporary:
             with _explained(url, self.cache):
                 digest = _download(url, temporary)

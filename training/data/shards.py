@@ -98,12 +98,12 @@ class Shard:
             DataError: naming the file and the sample; also if a part is not what its checksum says.
         """
         key = self.keys[row]
-        places = self._samples[key]
+        spans = self._samples[key]
         try:
-            sums = json.loads(self._bytes(*places["crc32"])) if "crc32" in places else None
+            sums = json.loads(self._bytes(*spans["crc32"])) if "crc32" in spans else None
             out = {}
             for part in parts:
-                data = self._bytes(*places[part])
+                data = self._bytes(*spans[part])
                 if sums is not None and sums[part] != zlib.crc32(data):
                     raise ValueError(f"{part} is not what was written")
                 out[part] = _decode(part, data)

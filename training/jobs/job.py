@@ -21,9 +21,9 @@ ENDED = ("paused", "done", "failed")
 """States in which there is no process, and nothing is waited for."""
 FILE = "job.json"
 _FILE_LIMIT = 1 << 20
-"""Bytes of it: settings come in a request of 64 KiB, or are those of a node."""
+"""Largest size in bytes: settings come in a request of 64 KiB, or are those of a node."""
 _LARGEST = 2**53
-"""Of its numbers: what every reader of JSON still knows exactly."""
+"""Largest number in it: what every reader of JSON still knows exactly."""
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 DEVICE = re.compile(r"cpu|mps|(cuda|xpu):\d{1,2}")
 
@@ -52,14 +52,14 @@ class Job:
     reason: str = ""
     """Why it is in this state, for people."""
     order: float = 0.0
-    """Place in the queue: the smallest goes first. When it ends it gets the largest, so that what ended last is known.
+    """Order in the queue: the smallest goes first. When it ends it gets the largest, so that what ended last is known.
     A number of its own, since clocks go back."""
     created: float = 0.0
     """Unix time, to show."""
     after: str = ""
     """Job whose result this one reads: it starts when that one is done, and fails when that one fails."""
     stamp: str = ""
-    """Of what it was made from (a dataset's pictures), to see whether that has changed since."""
+    """A digest of what it was made from (a dataset's pictures), to see whether that has changed since."""
     wanted: str = ""
     """While stopping: the state to end in (paused or done)."""
     pid: int | None = None

@@ -54,7 +54,7 @@ def _spread(rows: list[dict], points: int) -> list[dict]:
 
 
 def _sample(source: BinaryIO, start: int, size: int, points: int, since: int) -> list[dict]:
-    """One line at each of `points` evenly spread places, and the last line, of those above `since`."""
+    """One line at each of `points` evenly spread offsets, and the last line, of those above `since`."""
     rows: list[dict] = []
     for i in range(points):
         row = _line_from(source, start + i * (size - start) // points)
@@ -66,7 +66,7 @@ def _sample(source: BinaryIO, start: int, size: int, points: int, since: int) ->
 
 
 def _first_after(source: BinaryIO, step: int, size: int) -> int:
-    """A place in the file before which every line has a step of at most `step`, by bisection."""
+    """An offset in the file before which every line has a step of at most `step`, by bisection."""
     low, high = 0, size
     while high - low > _LINE:
         middle = (low + high) // 2
@@ -78,10 +78,10 @@ def _first_after(source: BinaryIO, step: int, size: int) -> int:
     return low
 
 
-def _line_from(source: BinaryIO, place: int) -> dict | None:
-    """The first whole line that begins at or after a place."""
-    source.seek(max(0, place - 1))
-    if place > 0:
+def _line_from(source: BinaryIO, offset: int) -> dict | None:
+    """The first whole line that begins at or after an offset."""
+    source.seek(max(0, offset - 1))
+    if offset > 0:
         source.readline(_LINE)
     return _parse(source.readline(_LINE))
 

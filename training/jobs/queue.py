@@ -16,7 +16,7 @@ from ..settings import is_number
 from . import process
 from .job import ACTIVE, DEVICE, Job, JobError, new_id
 from .runner import Runner
-from .store import QUEUED, Store, place
+from .store import QUEUED, Store, queue_order
 
 NAME_LENGTH = 80
 _PLACES = ("only_inside", "run", "output")
@@ -72,7 +72,7 @@ class Queue(Store):
         for job in self.jobs():
             if job.command == command and job.name == (name or command):
                 wanted = make_config(command, {**settings, **self.own(command, job.id)}).to_dict()
-                if _of_result(job.settings) == _of_result(wanted):
+                if _of_result(_settings_now(job)) == _of_result(wanted):
                     return job
         return None
 
@@ -186,7 +186,7 @@ class Queue(Store):
                     self._start_if_due(job, sources, busy)
         if problems:
             raise problems[0]
-        return sorted(jobs, key=place)
+        return sorted(jobs, key=queue_order)
 
     def _start_if_due(self, job: Job, sources: dict[str, Job], busy: set[str]) -> None:
         """Start a queued job if its device is free and what it reads is there; `busy` then has its device."""
@@ -253,10 +253,10 @@ class Queue(Store):
 
     def _move(self, job: Job, before: str) -> Job:
         line = [each for each in self.jobs() if each.state == "queued" and each.id != job.id]
-        places = [each.id for each in line]
-        if before and before not in places:
+        waiting = [each.id for each in line]
+        if before and before not in waiting:
             raise JobError(f"job {before!r} is not in the queue")
-        at = places.index(before) if before else len(line)
+        at = waiting.index(before) if before else len(line)
         low = line[at - 1].order if at > 0 else (line[at].order - 2 if line else job.order)
         high = line[at].order if at < len(line) else low + 2
         job.order = (low + high) / 2
@@ -318,6 +318,14 @@ def check_name(name: str) -> None:
         raise JobError(
             f"the name {name[:NAME_LENGTH]!r} cannot be: use up to {NAME_LENGTH} letters, digits, spaces and dashes"
         )
+
+
+def _settings_now(job: Job) -> dict[str, Any]:
+    """Its settings as this version says them; as they are if it does not take them."""
+    try:
+        return make_config(job.command, job.settings).to_dict()
+    except ConfigError:
+        return job.settings
 
 
 def _of_result(settings: dict[str, Any]) -> dict[str, Any]:

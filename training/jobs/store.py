@@ -62,7 +62,7 @@ class Store:
                         with contextlib.suppress(JobError):
                             found.append(self._read(entry.name))
             self._cache = {job.id: self._cache[job.id] for job in found if job.id in self._cache}
-            return sorted(found, key=place)
+            return sorted(found, key=queue_order)
 
     def job(self, job_id: str) -> Job:
         """One job. Raises NoSuchJob when there is none of that id."""
@@ -85,7 +85,7 @@ class Store:
         self._cache.pop(job.id, None)
 
     def next_order(self) -> float:
-        """A place behind every job."""
+        """An order behind every job's."""
         return max((job.order for job in self.jobs()), default=0.0) + 1
 
     @contextlib.contextmanager
@@ -171,11 +171,11 @@ class Store:
         Raises:
             JobError: if something in them is in use; then all is as it was.
         """
-        places = [folder for folder in (self.root / job.id, self.records / job.id) if folder.is_dir()]
-        graves = [folder.with_name(f".deleted-{job.id}-{secrets.token_hex(3)}") for folder in places]
+        folders = [folder for folder in (self.root / job.id, self.records / job.id) if folder.is_dir()]
+        graves = [folder.with_name(f".deleted-{job.id}-{secrets.token_hex(3)}") for folder in folders]
         moved: list[tuple[Path, Path]] = []
         try:
-            for folder, grave in zip(places, graves, strict=True):
+            for folder, grave in zip(folders, graves, strict=True):
                 folder.rename(grave)
                 moved.append((folder, grave))
         except PermissionError as error:  # Windows does not move a folder that holds an open file
@@ -203,7 +203,7 @@ class Store:
         return status if ours else {}
 
 
-def place(job: Job) -> tuple[int, float]:
+def queue_order(job: Job) -> tuple[int, float]:
     """Sorts jobs as `Store.jobs` does."""
     if job.active:
         return (0, job.order)

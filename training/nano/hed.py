@@ -63,7 +63,7 @@ def deep_loss(sides: list[Tensor], edges: Tensor) -> Tensor:
 
 
 def f1(logits: Tensor, edges: Tensor) -> float:
-    """Of pixels above one half, without tolerance."""
+    """The F1 score of pixels above one half, without tolerance."""
     found, true = logits > 0, edges > 0.5
     return float(2 * (found & true).sum() / (found.sum() + true.sum()).clamp(min=1))
 

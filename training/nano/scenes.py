@@ -137,7 +137,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 _OVERSAMPLE = 2
 _NO_COLOUR = (255, 0, 255)
-"""In no palette."""
+"""A colour that is in no palette."""
 
 
 def tinted(colour: tuple[int, int, int], time: str, factor: float = 1.0) -> tuple[int, int, int]:
@@ -266,7 +266,7 @@ def _ground(pen, scene, rng, width, height, horizon, unit):
         pen.polygon([*wave, (width, height), (0, height)], fill=tinted(colour, scene.time, factor))
 
 
-def _place(rng, width, height, horizon, unit, extent):
+def _foot_point(rng, width, height, horizon, unit, extent):
     """Foot point of a thing that reaches `extent` units to both sides."""
     margin = unit * extent
     x = rng.uniform(max(margin, 0.18 * width), width - max(margin, 0.18 * width))
@@ -274,7 +274,7 @@ def _place(rng, width, height, horizon, unit, extent):
 
 
 def _house(pen, scene, rng, width, height, horizon, unit):
-    x, y = _place(rng, width, height, horizon, unit, 0.15)
+    x, y = _foot_point(rng, width, height, horizon, unit, 0.15)
     half, tall = unit * rng.uniform(0.10, 0.125), unit * rng.uniform(0.14, 0.17)
     pen.rectangle((x - half, y - tall, x + half, y), fill=tinted(WALL, scene.time))
     pen.polygon(
@@ -286,7 +286,7 @@ def _house(pen, scene, rng, width, height, horizon, unit):
 
 
 def _trees(pen, scene, rng, width, height, horizon, unit):
-    x, y = _place(rng, width, height, horizon, unit, 0.26)
+    x, y = _foot_point(rng, width, height, horizon, unit, 0.26)
     for index in range(3):
         cx, foot = x + unit * (index - 1) * rng.uniform(0.14, 0.17), y + unit * rng.uniform(-0.03, 0.05)
         tall, half = unit * rng.uniform(0.22, 0.27), unit * rng.uniform(0.065, 0.08)
@@ -303,7 +303,7 @@ def _trees(pen, scene, rng, width, height, horizon, unit):
 
 
 def _boat(pen, scene, rng, width, height, horizon, unit):
-    x, y = _place(rng, width, height, horizon, unit, 0.16)
+    x, y = _foot_point(rng, width, height, horizon, unit, 0.16)
     half, deep = unit * rng.uniform(0.12, 0.145), unit * 0.06
     mast = unit * rng.uniform(0.24, 0.28)
     pen.polygon(

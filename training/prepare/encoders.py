@@ -18,11 +18,11 @@ from ...pixart_core.text import TextEncoder, weight_files
 from ...pixart_core.vae import load_vae, moments
 from ..config import ConfigError, PrepareConfig
 from ..data.shards import DataError, hash_file
+from ..task import DTYPES
 from .inputs import Inputs
 
 _OFFICIAL_SCALE = 0.18215
-"""Of the latents in the authors' caches: Stable Diffusion's autoencoder."""
-_DTYPES = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+"""Scale of the latents in the authors' caches: that of Stable Diffusion's autoencoder."""
 
 
 class Encoders:
@@ -40,11 +40,11 @@ class Encoders:
     @functools.cached_property
     def vae(self):
         # float32 unless told otherwise, as the authors: what is cached once should not carry a network's rounding.
-        return load_vae(self._models(), _DTYPES[self.config.precision] or torch.float32, self.device)
+        return load_vae(self._models(), DTYPES.get(self.config.precision, torch.float32), self.device)
 
     @functools.cached_property
     def text(self) -> TextEncoder:
-        dtype = _DTYPES[self.config.precision]
+        dtype = DTYPES.get(self.config.precision)  # none for "auto"
         if dtype is None and self.device.type == "cpu" and self.config.quantization == "none":
             dtype = torch.float32  # not what is measured to be fast: two hosts, or two runs, would differ
         return TextEncoder.from_pretrained(self._models(), dtype, self.device, self.config.quantization)
@@ -57,7 +57,7 @@ class Encoders:
     def needs_vae(self) -> bool:
         """Whether anything is left for the autoencoder to do; a folder of hints may hold features only."""
         config = self.config
-        return not config.latents or config.hints == "hed" or bool(config.hints and config.models)
+        return not config.latents or config.hints == "hed" or bool(config.hint_folder and config.models)
 
     def identity(self) -> dict[str, Any]:
         """Names the networks and settings that decide what a sample holds.

@@ -41,11 +41,11 @@ def look_into(folder: Path, only_inside: Sequence[str] = ()) -> Contents:
     contents = Contents()
     waiting: list[tuple[Path, PurePosixPath, tuple]] = [(folder, PurePosixPath(), ())]
     while waiting:
-        place, name, above = waiting.pop()
+        inside, name, above = waiting.pop()
         try:
-            about = place.stat()
+            about = inside.stat()
             me = about.st_dev, about.st_ino
-            entries = [] if me in above else list(os.scandir(place))
+            entries = [] if me in above else list(os.scandir(inside))
         except OSError:
             contents.outside.append(name.as_posix())
             continue

@@ -47,17 +47,17 @@ def _objects(file: Path, text: str) -> Iterator[dict[str, Any]]:
     else:
         filled = ((number, line) for number, line in enumerate(lines(text), 1) if line.strip())
         numbered = ((f"line {number}", _parsed(file, line, f", line {number}")) for number, line in filled)
-    for place, row in numbered:
+    for where, row in numbered:
         if not isinstance(row, dict):
-            raise DataError(f"{file}, {place}: a JSON object is wanted, found {row!r:.50}")
+            raise DataError(f"{file}, {where}: a JSON object is wanted, found {row!r:.50}")
         yield row
 
 
-def _parsed(file: Path, text: str, place: str) -> Any:
+def _parsed(file: Path, text: str, where: str) -> Any:
     try:
         return parse_json(text)
     except ValueError as error:
-        raise DataError(f"{file}{place} cannot be read: {error}") from error
+        raise DataError(f"{file}{where} cannot be read: {error}") from error
 
 
 def _table(file: Path, text: str) -> Iterator[dict[str, str]]:

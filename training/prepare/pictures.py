@@ -65,7 +65,7 @@ def formats() -> tuple[str, ...]:
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """Of files in these formats, in lower case."""
+    """The suffixes of files in these formats, in lower case."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats())
 
 

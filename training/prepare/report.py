@@ -42,7 +42,7 @@ class Report:
     """Bytes on the disk of the output."""
 
     def text(self) -> str:
-        """For people."""
+        """The report for people."""
         lines = [f"{self.pictures} pictures in {self.input}: {self.usable} can be used"]
         for problem, entries in self.left_out.items():
             lines.append(f"  left out, {PROBLEMS[problem]}: {len(entries)}")

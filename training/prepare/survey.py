@@ -15,7 +15,7 @@ from pathlib import Path
 from ...pixart_core.textfile import read_json
 from ...pixart_core.weightfile import save_json
 from ..config import PrepareConfig
-from ..data.readahead import in_order
+from ..data.readahead import read_ahead
 from .inputs import HintError, InputReader, check_hint, check_ratio, digest, pixels
 from .inside import OutsideError
 from .pictures import PictureError, buckets, nearest_bucket
@@ -23,7 +23,7 @@ from .progress import Progress
 from .sources import CaptionError, Source
 
 _VERSION = 3
-"""Of what is looked for; findings of another one are made anew."""
+"""Version of what is looked for; findings of another one are made anew."""
 CHUNK = 1024
 """Pictures whose findings share a file."""
 PROBLEMS = {
@@ -101,7 +101,7 @@ class Surveyor:
             config.multi_aspect,
             config.latents,
             config.embeddings,
-            config.hints,
+            config.hint_folder or config.hints.replace("none", ""),  # as earlier versions, whose findings still hold
             config.encoding,
         ]
         told.append(config.only_inside)
@@ -132,7 +132,7 @@ def survey(sources: list[Source], config: PrepareConfig, part: int, parts: int, 
         if findings[index]:
             progress.skip(len(chunks[index]))
             continue
-        for finding in in_order(surveyor, chunks[index], config.workers):
+        for finding in read_ahead(surveyor, chunks[index], config.workers):
             findings[index].append(finding)
             progress.add(1)
             progress.check()

@@ -16,7 +16,7 @@ import torch
 import webdataset
 from pixart_delta.training.data import DataError, FeatureDataset, remote
 from pixart_delta.training.data import dataset as data_module
-from pixart_delta.training.data.readahead import in_order
+from pixart_delta.training.data.readahead import read_ahead
 from pixart_delta.training.data.shards import write_shard
 
 from tests.training.shards_fixture import BUCKETS, make_features, same, take
@@ -103,7 +103,7 @@ def test_latents_are_drawn_from_the_posterior_and_scaled(tmp_path):
             by_name.setdefault(name, []).append(latent)
     latents = torch.stack(by_name["00000000.png"])  # (80, 4, 8, 8)
     data = FeatureDataset(with_deviation)
-    mean = torch.from_numpy(data.place.open(data.shards[0]).read(0, ["moments.npy"])["moments.npy"][:4]).float()
+    mean = torch.from_numpy(data.location.open(data.shards[0]).read(0, ["moments.npy"])["moments.npy"][:4]).float()
     assert (latents.mean(0) - mean).abs().max() < 0.06 and abs(latents.std(0).mean() - 0.1) < 0.01
     plain = make_features(tmp_path / "tiny", {(64, 64): 16}, deviation=False)
     description = json.loads((plain / "dataset.json").read_text())
@@ -111,7 +111,7 @@ def test_latents_are_drawn_from_the_posterior_and_scaled(tmp_path):
     first, other = take(plain, 1, batch_size=16)[0], take(plain, 1, batch_size=16, start=1)[0]
     row = other["keys"].index(first["keys"][0])
     assert torch.equal(first["latent"][0], other["latent"][row])
-    stored = FeatureDataset(plain).place.open(FeatureDataset(plain).shards[0])
+    stored = FeatureDataset(plain).location.open(FeatureDataset(plain).shards[0])
     kept = {
         each["json"]["source"]: each["moments.npy"]
         for each in (stored.read(row, ["json", "moments.npy"]) for row in range(5))
@@ -227,14 +227,14 @@ def test_results_come_in_order_and_errors_as_they_are():
             raise DataError(f"no {number}")
         return os.getpid(), number
 
-    results = in_order(slow_or_broken, itertools.count(), 2)
+    results = read_ahead(slow_or_broken, itertools.count(), 2)
     assert [next(results)[1] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(DataError, match="^no 3$"):
         next(results)
 
 
 def test_a_signal_to_the_whole_group_leaves_helpers_to_their_parent():
-    results = in_order(_who, itertools.count(), 2)
+    results = read_ahead(_who, itertools.count(), 2)
     helpers = {next(results) for _ in range(2)}
     for name in ("INT", "TERM"):  # sent by somebody else, as it would be
         subprocess.run(["kill", f"-{name}", *map(str, helpers)], check=True)
@@ -248,7 +248,7 @@ def test_helpers_die_with_their_parent():
     program = """
 import os, time
 from tests import conftest
-from pixart_delta.training.data.readahead import in_order
+from pixart_delta.training.data.readahead import read_ahead
 from pixart_delta.training.data.shards import write_shard
 
 def busy(number):
@@ -256,7 +256,7 @@ def busy(number):
         time.sleep(600)
     return os.getpid()
 
-results = in_order(busy, [0, 0, 1, 1], 2)
+results = read_ahead(busy, [0, 0, 1, 1], 2)
 print(next(results), next(results), flush=True)
 next(results)
 """

@@ -77,7 +77,7 @@ def test_a_failing_network_is_tried_again(features, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_download", lambda *_: (_ for _ in ()).throw(ConnectionError("reset")))
     info = FeatureDataset(features).shards[0]
     with pytest.raises(DataError, match=r"tar cannot be read: ConnectionError reset. It was waited for 0:00:0\d"):
-        Patience(limit=0.1).get(lambda: remote.Place(url, tmp_path / "other").open(info))
+        Patience(limit=0.1).get(lambda: remote.Location(url, tmp_path / "other").open(info))
 
 
 def test_a_shard_that_was_cut_short_in_the_cache_is_fetched_again(features, tmp_path):
@@ -100,12 +100,12 @@ def test_two_fetch_the_same_shard_at_once(features, tmp_path, monkeypatch):
     def download(url, path):
         monkeypatch.setattr(remote, "_download", real)
         digest = real(url, path)
-        assert data.place.open(info).read(0, ["json"])
+        assert data.location.open(info).read(0, ["json"])
         return digest
 
     monkeypatch.setattr(remote, "_download", download)
-    assert data.place._local(info).stat().st_size == info.bytes
-    assert [file.name[17:] for file in data.place.cache.iterdir()] == [info.name]
+    assert data.location._local(info).stat().st_size == info.bytes
+    assert [file.name[17:] for file in data.location.cache.iterdir()] == [info.name]
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -141,7 +141,7 @@ def test_a_wish_to_stop_does_not_wait():
 
 
 def test_an_iterator_goes_on_where_it_broke(monkeypatch):
-    from pixart_delta.training.data.readahead import in_order
+    from pixart_delta.training.data.readahead import read_ahead
 
     monkeypatch.setattr(waiting, "FIRST_PAUSE", 0.01)
     asked = []
@@ -152,10 +152,10 @@ def test_an_iterator_goes_on_where_it_broke(monkeypatch):
             raise StoreBusy("not now")
         return item
 
-    assert list(in_order(function, range(6), 0, Patience().get)) == list(range(6)) and asked.count(3) == 3
+    assert list(read_ahead(function, range(6), 0, Patience().get)) == list(range(6)) and asked.count(3) == 3
     asked.clear()
     with pytest.raises(StoreBusy):
-        list(in_order(function, range(6), 0))
+        list(read_ahead(function, range(6), 0))
 
 
 SHORT = {"steps": 6, "checkpoint_every": 2, "accumulation": 1, "warmup_steps": 2}
