@@ -154,7 +154,7 @@ def latent(channels: int, width: int = 16) -> dict:
 
 
 def test_a_latent_with_16_channels(comfy_server, family):
-    """A picture of another autoencoder is refused; an empty latent of another model's node is mended, as in KSampler."""
+    """A picture of another autoencoder is refused; another model's empty latent is mended, as in KSampler."""
     sample = text_to_image()["sample"]
     sample["inputs"]["latent_image"] = ["start", 0]
     values = {"latent_tensor": torch.ones(1, 16, 16, 16), "latent_format_version_0": torch.tensor([])}
