@@ -246,8 +246,11 @@ def _fill(engine: Engine, checkpoint: Checkpoint) -> None:
             local(targets[name]).copy_(local(like(tensor, targets[name])))
         else:
             key, parameter = _split(name)[0], engine.parameters[_split(name)[1]]
-            moment = like(tensor, parameter) if tensor.shape == parameter.shape else tensor
-            engine.optimizer.state[parameter][key] = moment.clone()  # not the mapped file
+            if tensor.shape == parameter.shape:
+                tensor = like(tensor, parameter)
+            if tensor.dtype in (torch.bfloat16, torch.float16):  # an earlier version kept a LoRA's as its layer is
+                tensor = tensor.float()
+            engine.optimizer.state[parameter][key] = tensor.clone()  # not the mapped file
     engine.set_numbers(checkpoint.facts["numbers"])
 
 

@@ -52,6 +52,8 @@ def add_lora(model: PixArt, rank: int, alpha: float, seed: int = 0) -> PixArt:
         torch.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS), model, _ADAPTER)
     for layer in _layers(model).values():
+        layer.lora_A.float()  # PEFT gives them the type of the layer, in which small steps would be lost
+        layer.lora_B.float()
         layer.cast_input_dtype_enabled = False  # autocast does it, without keeping a float32 copy of every input
     return model
 

@@ -181,10 +181,11 @@ def fingerprint(task: Task) -> str:
     """A digest of the weights that are not trained and so not in a checkpoint: of a few numbers of each, whatever the
     type."""
     digest = hashlib.blake2b(digest_size=16)
+    precision = DTYPES[task.config.precision]  # first: all of a frozen network was in it once
     for network in (task.model, *task.frozen):
         for name, each in network.named_parameters():
             if not each.requires_grad:
-                numbers = each.detach().flatten()[:64].to("cpu", torch.bfloat16)
+                numbers = each.detach().flatten()[:64].to("cpu", precision).to(torch.bfloat16)
                 digest.update(f"{name} {tuple(each.shape)} {numbers.tolist()}".encode())
     return digest.hexdigest()
 

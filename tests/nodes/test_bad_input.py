@@ -154,10 +154,15 @@ def latent(channels: int, width: int = 16) -> dict:
 
 
 def test_a_latent_with_16_channels(comfy_server, family):
+    """A picture of another autoencoder is refused; another model's empty latent is mended, as in KSampler."""
     sample = text_to_image()["sample"]
     sample["inputs"]["latent_image"] = ["start", 0]
-    error = error_of(comfy_server, latent(16) | {"sample": sample})
+    values = {"latent_tensor": torch.ones(1, 16, 16, 16), "latent_format_version_0": torch.tensor([])}
+    save_file(values, comfy_server.base / "input" / "sixteen.latent")
+    picture = latent(16) | {"start": node("LoadLatent", latent="sixteen.latent"), "sample": sample}
+    error = error_of(comfy_server, picture)
     assert "(1, 16, 16, 16)" in error and "PixArt-δ Resolution" in error and "(node sample)" in error
+    assert pictures(comfy_server.prompt(text_to_image(changes=latent(16) | {"sample": sample})))
 
 
 @pytest.mark.parametrize(

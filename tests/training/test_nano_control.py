@@ -153,9 +153,9 @@ def test_command_line_writes_sheet_and_curve(test_bed, tmp_path, capsys):
 def control_run(folder: Path, base: Path, steps: tuple[int, ...]) -> None:
     """A run folder of `controlnet` with what `restore` reads: random weights after some steps."""
     run = RunDir(folder).create()
-    settings = {"run": str(folder), "data": "none", "base": str(base), "steps": 20, "copy_blocks": 1}
-    run.write_config("controlnet", settings)
-    frozen = fingerprint(TASKS["controlnet"](make_config("controlnet", settings)))
+    values = {"run": str(folder), "data": "none", "base": str(base), "steps": 20, "copy_blocks": 1}
+    run.write_config("controlnet", values)
+    frozen = fingerprint(TASKS["controlnet"](make_config("controlnet", values)))
     for step in steps:
         control = random_controlnet(load_pixart(base).float(), seed=step).state_dict()
         state = {f"model.{name}": tensor for name, tensor in control.items()}
