@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from pixart_delta.training.cli import main
@@ -14,6 +15,16 @@ RECIPES = sorted((Path(__file__).resolve().parents[2] / "training/recipes").glob
 
 def make(command="lcd", **values):
     return make_config(command, {**NEEDED, **values})
+
+
+def test_every_text_without_choices_is_declared_a_path_or_known_to_be_none():
+    """Paths that a browser sends are checked: one that is not declared with `path` would not be."""
+    found = set()
+    for kind in COMMANDS.values():
+        types = get_type_hints(kind)
+        texts = (each for each in fields(kind) if types[each.name] is str and "choices" not in each.metadata)
+        found |= {each.name for each in texts if not each.metadata.get("path")}
+    assert found == {"caption_column", "device", "encoding"}
 
 
 def test_the_papers_values_are_the_defaults():
