@@ -2,11 +2,7 @@
 PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
 
-<<<<<<< HEAD
-.PHONY: demo run test test-versions bench setup lint clean distclean
-=======
-.PHONY: demo run test fuzz bench setup lint clean distclean
->>>>>>> main
+.PHONY: demo run test test-versions fuzz bench setup lint clean distclean
 
 ## demo   set up, then make a picture with the bundled workflow in a real ComfyUI
 demo: setup
@@ -20,15 +16,13 @@ run: setup
 test: setup lint
 	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
 
-<<<<<<< HEAD
 ## test-versions   the tests that matter with other versions of the packages: make test-versions SETS="oldest 2025"
 test-versions: setup
 	$(VENV_PYTHON) -m tools.versions $(SETS)
-=======
+
 ## fuzz   damage files of every kind in 5,000 ways (300 of them are in make test); FUZZ_ARGS="--case 7" repeats one
 fuzz: setup
 	$(VENV_PYTHON) -m tests.fuzz.run $(FUZZ_ARGS)
->>>>>>> main
 
 ## bench  speed, memory and installation, measured
 bench: setup

@@ -16,6 +16,7 @@ from .config import PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
 from .convert import authors_to_diffusers, config_to_diffusers, position_buffer, summary
 from .identify import METADATA_KEY, Section, control_section, count_blocks, identify, inspect_file, sections
+from .layers import is_in_stream, stream_dtype
 from .model import PixArt
 from .weightfile import CheckpointError, WeightFile, open_weights, save_json, save_weights
 
@@ -78,6 +79,7 @@ def read_pixart(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     config: PixArtConfig | None = None,
+    exact_stream: bool = False,
 ) -> tuple[PixArtConfig, dict[str, Tensor]]:
     """The configuration and state dict (authors' names) of a transformer in any layout, checked name by name.
 
@@ -86,6 +88,7 @@ def read_pixart(
         dtype: to cast to; None = the file's, or the widest if it mixes several (bfloat16 for float8).
         device: to put the weights on; on the CPU they stay memory-mapped where nothing has to be computed.
         config: for files of unreleased shapes that do not describe themselves; wins over what the file says.
+        exact_stream: to compute with: the modules that `layers.is_in_stream` names are float32 at least.
 
     Returns:
         The state has `pos_embed` always and `y_embedder.y_embedding` only if the file has it.
@@ -104,19 +107,25 @@ def read_pixart(
     _require(file.path, base.shapes, config)
     if base.left_out:
         logger.warning("%s: the transformer is taken; left out are %s", file.path, summary(base.left_out, 3))
-    state = file.assemble(base.plan, _dtype(file, base, dtype), device)
+    dtype = _dtype(file, base, dtype)
+    stream = {}
+    if exact_stream:
+        stored = {name: file.tensors[base.plan[name][0]].dtype for name in base.plan if is_in_stream(name)}
+        stream = {name: stream_dtype(dtype or each) for name, each in stored.items()}
+    state = file.assemble(base.plan, dtype, device, stream)
     if "pos_embed" not in state:
-        state["pos_embed"] = position_buffer(config).to(state["x_embedder.proj.weight"])
+        state["pos_embed"] = position_buffer(config).to(state["blocks.0.attn.proj.weight"])
     return config, state
 
 
 def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> torch.dtype | None:
-    """What to cast a section to: what was asked for; None where it has one type that can be computed with."""
-    names = [name for names in section.plan.values() for name in names]
-    file.require_numbers(names)
+    """What to cast a section to: what was asked for; None where it has one type that can be computed with. What is
+    float32 in every model does not count."""
+    file.require_numbers([name for names in section.plan.values() for name in names])
     if asked:
         return asked
-    found = {file.tensors[name].dtype for name in names}
+    counted = [names for target, names in section.plan.items() if not is_in_stream(target)]
+    found = {file.tensors[name].dtype for names in counted for name in names}
     widest = max(found, key=lambda dtype: dtype.itemsize)
     if widest.itemsize == 1:
         return torch.bfloat16
@@ -141,7 +150,7 @@ def load_pixart(
     Raises:
         CheckpointError: as `read_pixart`.
     """
-    config, state = read_pixart(path, dtype, device, config)
+    config, state = read_pixart(path, dtype, device, config, exact_stream=True)
     model = PixArt(config, device="meta", operations=operations)
     if "y_embedder.y_embedding" not in state:
         model.y_embedder.y_embedding = None

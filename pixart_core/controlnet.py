@@ -27,7 +27,7 @@ class ControlBlock(nn.Module):
 
     def forward(self, hint: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
         hint = self.copied_block(hint, cond)
-        return hint, self.after_proj(hint)
+        return hint, self.after_proj(hint.to(cond.caption.dtype))
 
 
 class ControlNetTransformer(nn.Module):
@@ -70,7 +70,7 @@ class ControlNetTransformer(nn.Module):
         """
         cond = base.embed_conditions(latent, timestep, caption, caption_mask, image_size, aspect_ratio, attention)
         tokens = base.blocks[0](base.embed_latent(latent), cond)
-        x = tokens + self.controlnet[0].before_proj(base.embed_latent(hint))
+        x = tokens + self.controlnet[0].before_proj(base.embed_latent(hint).to(cond.caption.dtype))
         residuals = []
         for index, block in enumerate(self.controlnet):
             if block_hook is None:

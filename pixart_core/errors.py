@@ -11,7 +11,7 @@ from typing import Any
 from .textfile import read_json
 
 MAX_JSON_BYTES = 32 * 2**20
-"""Of a file that describes weights: the index of a model in a thousand shards has less than a tenth of it."""
+"""Largest size of a file that describes weights: the index of a model in a thousand shards has less than a tenth."""
 _MISSING = object()
 _KINDS = {
     int: "a whole number",
@@ -32,7 +32,7 @@ class MissingFileError(CheckpointError, FileNotFoundError):
 
 
 def damaged(file: Path, detail: str = "") -> CheckpointError:
-    """For a file whose bytes are not what its own format says."""
+    """The error about a file whose bytes are not what its own format says."""
     size = file.stat().st_size
     return CheckpointError(f"{file} ({size:,} bytes) is cut short or damaged: download or copy it again{detail}")
 

@@ -23,7 +23,7 @@ from .textfile import parse_json
 from .weightfile import CheckpointError, WeightFile, open_weights
 
 METADATA_KEY = "pixart_delta"
-"""Of safetensors files: JSON with `kind`, `config` and whatever else the maker wanted to say."""
+"""Entry in the metadata of safetensors files: JSON with `kind`, `config` and whatever else the maker wanted to say."""
 
 # Where several transformers are in one file, the one under the first of these is meant: bare, ComfyUI's, the authors'.
 _PREFERRED = ("", "model.diffusion_model.", "diffusion_model.", "base_model.")
@@ -117,7 +117,7 @@ class FileInfo:
     layout: str
     """authors, comfyui or diffusers; "" where that means nothing."""
     config: PixArtConfig | None
-    """Of PixArt files; None where neither the file nor the released shapes tell."""
+    """Shape of a PixArt model; None where neither the file nor the released shapes tell."""
     dtype: torch.dtype | None
     """The widest floating-point type in the file."""
     parameters: int
@@ -203,7 +203,7 @@ class Section:
     """Stored names that belong to something else in the file."""
 
     def size(self, name: str, axis: int, default: int = 0) -> int:
-        """Of a tensor along an axis; the default where there is no such tensor or axis."""
+        """Size of a tensor along an axis; the default where there is no such tensor or axis."""
         shape = self.shapes.get(name, ())
         return shape[axis] if axis < len(shape) else default
 

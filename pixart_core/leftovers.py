@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-if os.name == "nt":
-    import msvcrt
-else:
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None
+    import msvcrt
 
 _LOCK = "lock"
 _LOCK_OFFSET = 1 << 20
@@ -63,10 +64,10 @@ def remove_leftovers(folder: Path) -> None:
 
 def _remove_if_left(folder: Path) -> None:
     try:
-        with open(folder / _LOCK, "r+") as lock:
+        with open(folder / _LOCK, "r+", encoding="utf-8") as lock:
             if not _try_lock(lock):
                 return
-            if os.name != "nt":
+            if fcntl is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 return
         shutil.rmtree(folder, ignore_errors=True)
@@ -83,7 +84,7 @@ def _claim(path: Path) -> tuple[Path, IO[str]]:
         folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         folder.mkdir()
         with contextlib.suppress(FileNotFoundError):
-            lock = open(folder / _LOCK, "w")
+            lock = open(folder / _LOCK, "w", encoding="utf-8")
             _held.add(lock)
             _try_lock(lock)  # where there are no locks, nobody takes it for left either
             if (folder / _LOCK).exists():
@@ -95,7 +96,7 @@ def _claim(path: Path) -> tuple[Path, IO[str]]:
 def _try_lock(file: IO[str]) -> bool:
     """Take a file's lock; False if another process holds it, or this file system has none."""
     try:
-        if os.name == "nt":
+        if fcntl is None:
             file.seek(_LOCK_OFFSET)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:

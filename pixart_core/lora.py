@@ -112,7 +112,7 @@ class Diff:
     part: int
     parts: int
     value: Tensor
-    """Of the weight's shape, or of its part's."""
+    """A change of the weight's shape, or of its part's."""
     replaces: bool = False
     """Whether the value takes the weight's place instead of being added."""
 

@@ -11,6 +11,7 @@ import torch
 
 from .config import PixArtConfig
 from .functional import preferred_dtype
+from .layers import stream_dtype
 
 GB = 1e9
 _NF4_BYTES = 0.5 + 4 / 64  # a float32 scale for every 64 weights
@@ -76,7 +77,7 @@ class VaeShape:
 
     parameters: int = 83_653_863
     channels: int = 256
-    """Of the widest tensors at full resolution; three of them live at once while decoding."""
+    """Channels of the widest tensors at full resolution; three of them live at once while decoding."""
 
     @classmethod
     def from_module(cls, vae) -> VaeShape:
@@ -140,23 +141,19 @@ def transformer_parameters(config: PixArtConfig) -> int:
     c, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
     attention = 3 * c * c + 3 * c + c * c + c
     cross = c * c + c + 2 * c * c + 2 * c + c * c + c
-    block = attention + cross + 2 * c * hidden + hidden + c + 6 * c
+    block = attention + cross + 2 * c * hidden + hidden + c
+    caption = config.caption_channels * c + c + c * c + c + config.model_max_length * config.caption_channels
+    return config.depth * block + caption + stream_parameters(config)
+
+
+def stream_parameters(config: PixArtConfig) -> int:
+    """Those of them that are float32 whatever the rest is; see `layers`."""
+    c = config.hidden_size
     scalar = (256 * c + c) + (c * c + c)
     micro = 2 * ((256 * c // 3 + c // 3) + (c // 3) ** 2 + c // 3) if config.micro_condition else 0
-    caption = config.caption_channels * c + c + c * c + c + config.model_max_length * config.caption_channels
     patch, out = config.patch_size**2, config.patch_size**2 * config.out_channels
-    return (
-        config.depth * block
-        + scalar
-        + micro
-        + caption
-        + (6 * c * c + 6 * c)
-        + patch * config.in_channels * c
-        + c
-        + out * c
-        + out
-        + 2 * c
-    )
+    adaln = (6 * c * c + 6 * c) + config.depth * 6 * c
+    return scalar + micro + adaln + (patch * config.in_channels * c + c) + (out * c + out + 2 * c)
 
 
 def memory_plan(
@@ -202,13 +199,17 @@ def memory_plan(
     rows = batch * (2 if guidance else 1)
     weights = {
         "encode": text.weight_bytes(text_dtype, quantization) if text else 0.0,
-        "sample": transformer_parameters(config) * dtype.itemsize,
+        "sample": transformer_parameters(config) * dtype.itemsize
+        + stream_parameters(config) * (stream_dtype(dtype).itemsize - dtype.itemsize),
         "decode": vae.parameters * vae_dtype.itemsize if vae else 0.0,
     }
     activations = {
         "encode": text.activation_bytes(rows, config.model_max_length, text_dtype) if text else 0.0,
-        # Residual at the block's start and now, modulated copy, and the MLP's hidden layer (GELU in place) and result.
-        "sample": rows * tokens * config.hidden_size * (4 + config.mlp_ratio) * dtype.itemsize,
+        # Tokens at the block's start and now, modulated copy, and the MLP's hidden layer (GELU in place) and result.
+        "sample": rows
+        * tokens
+        * config.hidden_size
+        * (2 * stream_dtype(dtype).itemsize + (2 + config.mlp_ratio) * dtype.itemsize),
         "decode": vae.activation_bytes(batch, height, width, vae_dtype) if vae else 0.0,
     }
     stages = []

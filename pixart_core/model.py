@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .config import PixArtConfig
 from .functional import attention as sdpa_attention
-from .functional import position_embedding
-from .layers import Block, CaptionEmbedder, Conditions, FinalLayer, PatchEmbed, ScalarEmbedder
+from .functional import exactly, position_embedding
+from .layers import Block, CaptionEmbedder, Conditions, FinalLayer, PatchEmbed, ScalarEmbedder, stream_dtype
 
 BlockHook = Callable[[int, Callable[[Tensor], Tensor], Tensor], Tensor]
 
@@ -23,7 +23,9 @@ class PixArt(nn.Module):
 
     Args:
         config: the shape; see `PixArtConfig`.
-        dtype, device: of the parameters.
+        dtype: of the blocks' matrices and the caption projection. The stream of tokens and what is at its ends is
+            float32 whatever this is, see `layers`.
+        device: of the parameters.
         operations: namespace that Linear and Conv2d are taken from (torch.nn, or ComfyUI's).
     """
 
@@ -31,21 +33,22 @@ class PixArt(nn.Module):
         super().__init__()
         self.config = config
         kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        ends = {**kwargs, "dtype": stream_dtype(dtype)}
         dim = config.hidden_size
         self._weights_set_dtype = operations is nn
-        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, dim, **kwargs)
-        self.t_embedder = ScalarEmbedder(dim, **kwargs)
-        self.t_block = nn.Sequential(nn.SiLU(), operations.Linear(dim, 6 * dim, dtype=dtype, device=device))
+        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, dim, **ends)
+        self.t_embedder = ScalarEmbedder(dim, **ends)
+        self.t_block = nn.Sequential(nn.SiLU(), operations.Linear(dim, 6 * dim, dtype=ends["dtype"], device=device))
         self.y_embedder = CaptionEmbedder(config.caption_channels, dim, config.model_max_length, **kwargs)
         if config.micro_condition:
-            self.csize_embedder = ScalarEmbedder(dim // 3, **kwargs)
-            self.ar_embedder = ScalarEmbedder(dim // 3, **kwargs)
+            self.csize_embedder = ScalarEmbedder(dim // 3, **ends)
+            self.ar_embedder = ScalarEmbedder(dim // 3, **ends)
         # Kept only so that the authors' files load strictly: forward computes the grid of the size it is given.
         self.register_buffer("pos_embed", torch.zeros(1, config.base_size**2, dim, dtype=dtype, device=device))
         self.blocks = nn.ModuleList(
             Block(dim, config.num_heads, config.mlp_ratio, **kwargs) for _ in range(config.depth)
         )
-        self.final_layer = FinalLayer(dim, config.patch_size**2 * config.out_channels, **kwargs)
+        self.final_layer = FinalLayer(dim, config.patch_size**2 * config.out_channels, **ends)
 
     def forward(
         self,
@@ -93,13 +96,22 @@ class PixArt(nn.Module):
         x = self.final_layer(x, cond.time)  # (B, N, p·p·out)
         return self._unpatchify(x, *latent.shape[-2:]).to(latent.dtype)
 
-    def compute_dtype(self, latent: Tensor) -> torch.dtype:
-        """Weights decide with torch.nn; with a host's operations, which cast weights to their input, the input does."""
-        return self.x_embedder.proj.weight.dtype if self._weights_set_dtype else latent.dtype
+    def stream_dtype(self) -> torch.dtype:
+        """Type of the tokens. Weights decide with torch.nn; a host's operations cast weights to their input."""
+        return self.x_embedder.proj.weight.dtype if self._weights_set_dtype else torch.float32
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Type of the blocks' weights."""
+        return self.blocks[0].mlp.fc1.weight.dtype
+
+    def _caption(self, caption: Tensor) -> Tensor:
+        """In the dtype of the blocks' products; see `stream_dtype`."""
+        return caption.to(self.product_dtype) if self._weights_set_dtype else caption
 
     def embed_latent(self, latent: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> tokens (B, ⌈h/p⌉·⌈w/p⌉, hidden) with positions."""
-        size, dtype = self.config.patch_size, self.compute_dtype(latent)
+        size, dtype = self.config.patch_size, self.stream_dtype()
         latent = latent.to(dtype)
         height, width = latent.shape[-2:]
         if height % size or width % size:
@@ -120,7 +132,7 @@ class PixArt(nn.Module):
         self, latent, timestep, caption, caption_mask=None, image_size=None, aspect_ratio=None, attention=None
     ) -> Conditions:
         """Timestep, micro-conditions and caption as the blocks read them; arguments as in `forward`."""
-        dtype = self.compute_dtype(latent)
+        dtype = self.stream_dtype()
         time = self.t_embedder(timestep, dtype)
         if self.config.micro_condition:
             height, width = latent.shape[-2:]
@@ -130,9 +142,11 @@ class PixArt(nn.Module):
                 aspect_ratio = latent.new_tensor([[height / width]], dtype=torch.float32)
             micro = [self.csize_embedder(image_size, dtype), self.ar_embedder(aspect_ratio, dtype)]
             time = time + torch.cat([m.expand(time.shape[0], -1) for m in micro], dim=-1)
-        modulation = self.t_block(time).reshape(time.shape[0], 6, -1)
+        with exactly(time):
+            modulation = self.t_block(time).reshape(time.shape[0], 6, -1)
         mask = None if caption_mask is None else caption_mask.bool()[:, None]
-        return Conditions(time, modulation, self.y_embedder(caption.to(dtype)), mask, attention or sdpa_attention)
+        projected = self.y_embedder(self._caption(caption))
+        return Conditions(time, modulation, projected, mask, attention or sdpa_attention)
 
     def null_caption(self, batch: int, length: int | None = None) -> Tensor:
         """The learned unconditional caption, (batch, length or model_max_length, caption_channels).

@@ -27,7 +27,7 @@ from torch import Tensor
 from .errors import CheckpointError, damaged
 
 _MAX_PICKLE_BYTES = 16 * 2**20
-"""Of the pickle alone; that of a training file of 28 blocks with its optimizer has 0.5 MB."""
+"""Largest size of the pickle alone; that of a training file of 28 blocks with its optimizer has 0.5 MB."""
 _MAX_DIMENSIONS = 16
 _MAGIC = 0x1950A86A20F9469CFC6C  # what files before PyTorch 1.6 begin with
 

@@ -79,7 +79,7 @@ class Pipeline:
         self.device = torch.device("cpu" if device is None else device)
         self.low_memory = low_memory
         self.seconds: dict[str, float] = {}
-        """Of the last call: encode, sample, decode."""
+        """Seconds of the last call: encode, sample, decode."""
         self.controlnet = controlnet
 
     @classmethod
@@ -248,7 +248,7 @@ class Pipeline:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return self.transformer.x_embedder.proj.weight.dtype
+        return self.transformer.product_dtype
 
     def _load_controlnet(self) -> ControlNetTransformer:
         if not isinstance(self.controlnet, ControlNetTransformer):

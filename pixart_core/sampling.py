@@ -11,7 +11,7 @@ from .lcm import ModelFn, lcm_timesteps, sample_lcm
 from .schedule import BETA_END, BETA_START, NUM_TIMESTEPS
 
 STEPS = {"lcm": 4, "dpm": 14}
-"""Of each sampler, when nothing else is asked for."""
+"""Steps of each sampler, when nothing else is asked for."""
 GUIDANCE = {"lcm": 1.0, "dpm": 4.5}
 """What PixArt-α is sampled with; distilled models have theirs built in."""
 

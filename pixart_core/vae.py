@@ -200,7 +200,9 @@ def _check_latents(vae, folder: Path) -> None:
         )
     try:
         check("scaling_factor", vae.config.scaling_factor, float, 1e-6, 1e6)
-        if not kl:
-            check("upsampling_scaling_factor", vae.config.upsampling_scaling_factor, int, 2, 2)
     except ValueError as error:
         raise CheckpointError(f"the autoencoder {folder}: {error} in config.json") from error
+    with read_by("diffusers", folder, "an autoencoder"), torch.device("meta"), torch.no_grad():
+        shape = tuple(vae.decode(torch.zeros(1, LATENT_CHANNELS, 2, 2)).sample.shape)
+    if shape != (1, 3, 2 * FACTOR, 2 * FACTOR):
+        raise CheckpointError(f"the autoencoder {folder} makes {shape} of a latent of 2 x 2, and not (1, 3, 16, 16)")

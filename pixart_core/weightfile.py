@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import glob
 import json
 import os
 import reprlib
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -65,7 +67,7 @@ class WeightFile:
     sources: dict[str, Path]
     """Tensor name -> the file that holds it."""
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Of safetensors files."""
+    """Metadata of safetensors files."""
     configs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     """JSON files found beside the weights: config.json, adapter_config.json, model_index.json."""
     described: bool = False
@@ -106,6 +108,7 @@ class WeightFile:
         plan: Mapping[str, tuple[str, ...]],
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        others: Mapping[str, torch.dtype] | None = None,
     ) -> dict[str, Tensor]:
         """Make target tensors, each from the rows of one or more stored ones, without ever holding two copies.
 
@@ -116,27 +119,32 @@ class WeightFile:
             plan: target name -> stored names.
             dtype: to cast to; None = as stored.
             device: to move to; None = stays on the CPU.
+            others: targets that are cast to another dtype than the rest.
 
         Raises:
             CheckpointError: naming weights that are NaN or infinite.
         """
 
-        def as_stored(names: tuple[str, ...]) -> bool:
-            on_cpu = device is None or torch.device(device).type == "cpu"
-            return on_cpu and len(names) == 1 and dtype in (None, self.tensors[names[0]].dtype)
+        wanted = {**dict.fromkeys(plan, dtype), **(others or {})}
+        on_cpu = device is None or torch.device(device).type == "cpu"
 
-        mapped = self.read(names[0] for names in plan.values() if as_stored(names))
+        def as_stored(target: str) -> bool:
+            names = plan[target]
+            kept = {None, self.tensors[names[0]].dtype}
+            return on_cpu and len(names) == 1 and {wanted[target], dtype} <= kept
+
+        mapped = self.read(names[0] for target, names in plan.items() if as_stored(target))
         out: dict[str, Tensor] = {}
         bad = []
         for chunk in _chunks(plan, self.tensors):
             stored = self.read(name for target in chunk for name in plan[target])
             for target in chunk:
                 parts = [stored[name] for name in plan[target]]
-                if as_stored(plan[target]):  # checked in the passing mapping, so that the lasting one stays untouched
+                if as_stored(target):  # checked in the passing mapping, so that the lasting one stays untouched
                     out[target], checked = mapped[plan[target][0]], parts[0]
                 else:
                     made = torch.cat(parts) if len(parts) > 1 else parts[0]
-                    out[target] = checked = made.to(device=device, dtype=dtype or made.dtype, copy=len(parts) == 1)
+                    out[target] = checked = made.to(device, wanted[target] or made.dtype, copy=len(parts) == 1)
                 if not _is_finite(checked):
                     bad.append(target)
             del stored, parts, checked
@@ -360,7 +368,7 @@ def _publish(temporary: Path, path: Path) -> None:
         os.chmod(temporary, 0o666 & ~mask)  # safetensors makes files that only their owner may read
     with open(temporary, "rb+") as stream:
         sync(stream.fileno())
-    os.replace(temporary, path)
+    _take_place(temporary, path)
     if hasattr(os, "O_DIRECTORY"):  # the rename itself has to reach the disk, too; Windows has no way to ask
         with contextlib.suppress(OSError):  # nor have some network mounts; the file is whole and in its place already
             folder = os.open(path.parent, os.O_DIRECTORY)
@@ -368,6 +376,28 @@ def _publish(temporary: Path, path: Path) -> None:
                 os.fsync(folder)
             finally:
                 os.close(folder)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    """Move a file over another. Windows does not replace one that a program has mapped, as ComfyUI has a model that it
+    loaded, but renames it: the old one makes way, and is deleted as soon as nobody has it."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.old-*"):
+        with contextlib.suppress(OSError):
+            old.unlink()
+    try:
+        os.replace(temporary, path)
+    except PermissionError:
+        if not path.is_file():
+            raise
+        old = path.with_name(f".{path.name}.old-{secrets.token_hex(4)}")
+        path.rename(old)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            old.rename(path)
+            raise
+        with contextlib.suppress(OSError):
+            old.unlink()
 
 
 def sync(descriptor: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from .errors import CheckpointError, MissingFileError, field, read_description
 
 SUFFIXES = (".safetensors", ".sft", ".bin", ".pth", ".pt", ".ckpt", ".gguf")
-"""Of files of weights; what a file is, its content says."""
+"""Suffixes of files of weights; what a file is, its content says."""
 # What libraries call the only weights of a folder, best first.
 _STEMS = ("diffusion_pytorch_model", "adapter_model", "pytorch_lora_weights", "model", "pytorch_model")
 _INDEX = re.compile(r"\.index(\.[\w-]+)?\.json")
@@ -173,12 +173,13 @@ def _is(folder: Path, is_it: Callable[[dict[str, Any]], bool]) -> bool:
 def _in_folder(folder: Path, part: str) -> WeightSet:
     pipeline = (folder / "model_index.json").is_file()
     sets = [] if pipeline and (folder / part).is_dir() else weight_sets(folder)
-    if not sets and (folder / part).is_dir():
+    if not sets and part and (folder / part).is_dir():
         return _in_folder(folder / part, "")
     if not sets:
         raise MissingFileError(
             f"the folder {folder} holds no weights: expected one of diffusion_pytorch_model.safetensors, "
-            f"model.safetensors, adapter_model.safetensors, … or a pipeline folder with model_index.json and {part}/"
+            "model.safetensors, adapter_model.safetensors, … or a pipeline folder with model_index.json and "
+            f"{part or 'transformer'}/"
         )
     whole = [each for each in sets if not each.missing]
     if len(whole) > 1 and not whole[0].conventional:

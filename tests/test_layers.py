@@ -32,6 +32,9 @@ STANDARD_LIBRARY_ONLY = (
     "training/config.py",
     "training/settings.py",
     "training/storage.py",
+    "training/machine.py",
+    "training/launcher.py",
+    "training/status.py",
 )
 COMFYUI = {"app", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths"} | {
     "latent_preview",

@@ -5,7 +5,7 @@ The text under `help` is the one description of a setting: `--help` and the node
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -250,9 +250,10 @@ class PrepareConfig(Settings):
         high=65536,
     )
     multi_aspect: bool = setting(True, "sort pictures into buckets by aspect ratio; false crops all to the square")
-    hints: str = path(
-        "for ControlNet: hed, or a folder of pictures or HED features (.npz) named as the pictures; empty = none"
+    hints: str = setting(
+        "none", "for ControlNet: edges that a network finds, or those of a folder", choices=("none", "hed", "folder")
     )
+    hint_folder: str = path("for hints=folder: pictures or HED features (.npz) named as the pictures")
     hed: str = path("ControlNetHED.pth or a narrower one, for hints=hed")
     pictures: str = path("folder that a list's names are relative to; empty = where the list is")
     caption_column: str = setting("", "of a list; empty = text, caption or prompt")
@@ -314,6 +315,19 @@ class PrepareConfig(Settings):
                 raise ConfigError(f"encoding is {self.encoding!r}: Python knows none of that name") from error
         if self.hints == "hed" and not self.hed:
             raise ConfigError("hints=hed needs hed: the file of the edge detector, ControlNetHED.pth")
+        if self.hints == "folder" and not self.hint_folder:
+            raise ConfigError("hints=folder needs hint_folder: the folder of hints named as the pictures")
+        if self.hint_folder and self.hints != "folder":
+            raise ConfigError(f"hint_folder is set, but hints is {self.hints}: set hints=folder, or leave it out")
+
+    @classmethod
+    def upgraded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """In earlier versions `hints` was hed, a folder, or empty."""
+        hints = values.get("hints")
+        known = cls.__dataclass_fields__["hints"].metadata["choices"]
+        if not isinstance(hints, str) or hints in known or values.get("hint_folder"):
+            return dict(values)
+        return {**values, "hints": "folder" if hints else "none", "hint_folder": hints}
 
 
 COMMANDS: dict[str, type[Settings]] = {

@@ -347,7 +347,7 @@ class RunDir:
     def _read(self, name: str) -> dict[str, Any]:
         file = self._folder_of(name) / name
         try:
-            values = json.loads(file.read_bytes())  # so that it finds a byte-order mark by itself
+            values = json.loads(storage.patiently(file.read_bytes))  # bytes: a byte-order mark is found
             if not isinstance(values, dict):
                 raise ValueError("it holds no named values")
             return values

@@ -16,8 +16,6 @@ from ..pixart_core.textfile import read_json
 
 Kind = TypeVar("Kind", bound="Settings")
 
-_EDGES = ("hints", "hed")
-"""The one value of a setting of paths that is none."""
 _TEXT_LIMIT = 4096
 """Characters of a text: as many as a path may have."""
 _DEPTH_LIMIT, _PARTS_LIMIT = 4, 10_000
@@ -80,13 +78,18 @@ class Settings:
         return {name: _parse(name, text, kinds[name] if name in known else str) for name, text in texts}
 
     @classmethod
+    def upgraded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values that an earlier version may have written, as this one writes them; `make` does it by itself."""
+        return dict(values)
+
+    @classmethod
     def make(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
         """Settings from plain values.
 
         Raises:
             ConfigError: naming the setting that is unknown, with the name that was probably meant, or wrong.
         """
-        known = cls.names()
+        known, values = cls.names(), cls.upgraded(values)
         for name in values:
             if name not in known:
                 close = difflib.get_close_matches(name, known, 1)
@@ -119,7 +122,7 @@ class Settings:
         URLs stay, and links are not followed: where they lead may change.
         """
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("path")}
-        local = {name: text for name, text in named.items() if text and "://" not in text and (name, text) != _EDGES}
+        local = {name: text for name, text in named.items() if text and "://" not in text}
         return dataclasses.replace(self, **{name: os.path.abspath(os.path.expanduser(x)) for name, x in local.items()})
 
 

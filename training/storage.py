@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 try:
     import fcntl
@@ -18,9 +18,11 @@ except ImportError:  # Windows
     fcntl = None
     import msvcrt
 
+Result = TypeVar("Result")
+
 _LOCK_OFFSET = 1 << 20
 """On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
-_NO_LOCKS = () if os.name == "nt" else (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_LOCKS = () if fcntl is None else (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """What a mount says that has no locks."""
 _PAUSE = 0.01
 """Seconds between two attempts to take a lock."""
@@ -48,7 +50,7 @@ def replacing(file: Path, temporary: Path | None = None) -> Iterator[Path]:
     temporary = temporary or file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         yield temporary
-        temporary.replace(file)
+        patiently(lambda: temporary.replace(file))
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -57,6 +59,17 @@ def replace_json(file: Path, values: Any, temporary: Path | None = None) -> None
     """Write a JSON file; see `replacing`. Raises OSError, and then leaves the old one."""
     with replacing(file, temporary) as beside:
         beside.write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def patiently(action: Callable[[], Result]) -> Result:
+    """What `action` on a file returns. On Windows none can be replaced while another process has it open, nor be opened
+    while it is replaced: both take a moment, so that it is tried for a second there."""
+    for _ in range(50 if fcntl is None else 0):
+        try:
+            return action()
+        except PermissionError:
+            time.sleep(0.02)
+    return action()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from .start import node_settings
 _POLL = 0.25
 _PATIENCE = 60.0
 """Seconds that ComfyUI's queue waits for the look at the pictures; the job goes on in any case."""
-_FOLDERS = ("hints", "latents", "embeddings")
+_FOLDERS = ("hint_folder", "latents", "embeddings")
 """Settings that may name a folder with files of each picture."""
 
 
@@ -135,6 +135,6 @@ def _files(settings: dict[str, Any], sources: list[Source]) -> Iterator[Path]:
         yield source.path
         if source.listed is None:
             yield from caption_files(source.path)
-    for folder in sorted({settings.get(name, "") for name in _FOLDERS} - {"", "hed"}):
+    for folder in sorted({settings.get(name, "") for name in _FOLDERS} - {""}):
         for where, _, names in os.walk(folder):
             yield from (Path(where, each) for each in names)

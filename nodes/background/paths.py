@@ -69,8 +69,8 @@ def checked_settings(command: str, settings: dict[str, Any]) -> dict[str, Any]:
     """
     if own := [name for name in _OWN if name in settings]:
         raise PathError(f"{own[0]} is chosen by the queue: give the job a name instead")
-    checked = dict(settings)
-    for name, value in _named_files(command, settings):
+    checked = COMMANDS[command].upgraded(settings)
+    for name, value in _named_files(command, checked):
         kind = _LISTED.get(name)
         checked[name] = files.locate(kind, value) if kind and value in files.names(kind) else inside_roots(value)
     return checked
@@ -104,8 +104,7 @@ def _named_files(command: str, settings: dict[str, Any]) -> Iterator[tuple[str, 
     """Name and value of every setting that names a file or folder."""
     for each in fields(COMMANDS[command]):
         value = settings.get(each.name)
-        names = each.metadata.get("path") and isinstance(value, str) and value
-        if names and (each.name, value) != ("hints", "hed"):
+        if each.metadata.get("path") and isinstance(value, str) and value:
             yield each.name, value
 
 

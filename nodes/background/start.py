@@ -65,7 +65,7 @@ def node_settings(command: str, values: dict[str, Any], more: str, known: tuple[
     written = [(name.strip(), text.strip()) for name, _, text in parts]
     if taken := sorted({name for name, _ in written} & {"run", "output", *values}):
         raise ConfigError(f"{taken[0]} is an input of the node: set it there, not in more_settings")
-    given = values | kind.parse(written)
+    given = kind.upgraded(values | kind.parse(written))
     kind.make({**given, own: _PLACEHOLDER})
     checked = checked_settings(command, {name: value for name, value in given.items() if name not in known})
     return {name: {**given, **checked}[name] for name in kind.names() if name in given}

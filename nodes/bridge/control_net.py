@@ -57,13 +57,13 @@ class HostedControl(nn.Module):
             raise ValueError(
                 "a PixArt ControlNet steers models of PixArt-δ Model Loader only: load the transformer with it"
             )
-        unet, dtype = _on_device(model, x.device), model.get_dtype_inference()
+        unet = _on_device(model, x.device)
         residuals = self.net(
             unet,
-            x.to(dtype),
+            x.float(),
             timesteps,
-            context.to(dtype),
-            hint.to(dtype),
+            context.to(model.product_dtype()),
+            hint.float(),
             c_mask,
             c_size,
             aspect_ratio(c_size, c_ar),

@@ -41,6 +41,10 @@ DISTILLED = "pixart_delta_distilled"
 """Attachment of our MODELs: whether the file holds an LCM model (None: unknown)."""
 
 
+PRODUCT_DTYPE = "pixart_delta_product_dtype"
+"""In transformer_options: what the blocks' products are computed in."""
+
+
 class PixArtUNet(PixArt):
     """`pixart_core.PixArt` with the forward that ComfyUI calls: its attention, wrappers, patches and control."""
 
@@ -64,6 +68,7 @@ class PixArtUNet(PixArt):
 
     def _predict(self, x, timesteps, context, control, options, c_size=None, c_ar=None, c_mask=None, **_) -> Tensor:
         self._name_without_effect(options)
+        context = context.to(options.get(PRODUCT_DTYPE, context.dtype))
         out = super().forward(
             x,
             timesteps,
@@ -124,6 +129,19 @@ class PixArtDelta(comfy.model_base.PixArt):
     def __init__(self, model_config, device=None):
         comfy.model_base.BaseModel.__init__(self, model_config, device=device, unet_model=PixArtUNet)
 
+    def product_dtype(self) -> torch.dtype:
+        """Of the blocks' products: what ComfyUI, or one of its nodes, chose for computing."""
+        return super().get_dtype_inference()
+
+    def get_dtype_inference(self) -> torch.dtype:
+        """Of what goes into the transformer: its stream of tokens is float32 in every dtype (see `pixart_core.layers`),
+        and a latent rounded before it would undo that."""
+        return torch.float32
+
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        options = {**(transformer_options or {}), PRODUCT_DTYPE: self.product_dtype()}
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
     def extra_conds(self, **kwargs) -> dict:
         config, patcher = self.diffusion_model.config, self.current_patcher
         options = {} if patcher is None else patcher.model_options.get("transformer_options", {})
@@ -167,7 +185,7 @@ def load_model(path: str, dtype: str = "default", disable_dynamic: bool = False)
     Raises:
         pixart_core.CheckpointError: when the file is something else or damaged; says what it is.
     """
-    config, state = read_pixart(path)
+    config, state = read_pixart(path, exact_stream=True)
     model_config = PixArtDeltaConfig(config)
     device = memory.get_torch_device()
     supported = model_config.supported_inference_dtypes
@@ -266,7 +284,7 @@ def model_plan(model) -> str:
     """What a picture of the model's own size takes, stage by stage: text encoder in 8 bits, and its peak without."""
     config = diffusion_model(model).config
     values = {
-        "dtype": model.model.get_dtype_inference(),
+        "dtype": model.model.product_dtype(),
         "vae_dtype": memory.vae_dtype(memory.vae_device()),
         "text_dtype": torch.bfloat16,
     }  # as `load_clip` keeps a large one

@@ -35,7 +35,7 @@ class BlockPatches:
 
     def __init__(self, unet: PixArt, options: dict, latent: Tensor, context: Tensor):
         self.unet, self.options, self.latent = unet, options, latent
-        self.context = context.to(unet.compute_dtype(latent))
+        self.context = context
         patches = options.get("patches", {})
         self.patches = {name: [p for p in found if maker(p) not in _REFUSED] for name, found in patches.items()}
         self.replacements = options.get("patches_replace", {})

@@ -60,7 +60,7 @@ def measure_step(part, folder: Path) -> dict[str, float]:
     if not path.exists():
         part("pixart_core.checkpoint").save_pixart(core.PixArt(core.PIXART_1024_MS).initialize_weights(), path)
     patcher = load_model(str(path))
-    dtype = patcher.model.get_dtype_inference()
+    dtype = patcher.model.product_dtype()
     ours, plain = patcher.model.diffusion_model, core.load_pixart(path, dtype=dtype)
     x, t, caption = torch.randn(1, 4, 64, 64, dtype=dtype), torch.tensor([500.0]), torch.randn(1, 60, 4096, dtype=dtype)
     seconds: dict[str, list[float]] = {"ComfyUI": [], "pixart_core": []}

@@ -23,6 +23,7 @@ from pixart_core.checkpoint import (
     save_controlnet,
     split_controlnet,
 )
+from pixart_core.layers import is_in_stream
 from tests.core.checkpoint_fixture import CONFIG, OFFICIAL, ROOT, assert_same, randomized, sparse_file
 
 
@@ -93,6 +94,15 @@ def test_pipeline_folder(model, tmp_path):
     assert_same(pc.load_pixart(tmp_path), model)
 
 
+@pytest.mark.parametrize("part", ["transformer", "."])
+def test_a_folder_without_its_weights(model, tmp_path, part):
+    folder = pc.save_pixart(model, tmp_path / part, layout="diffusers")
+    (tmp_path / "model_index.json").write_text("{}")
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights: expected one of"):
+        pc.load_pixart(tmp_path)
+
+
 @pytest.mark.parametrize("sharded", [False, True])
 def test_what_diffusers_itself_saves(tmp_path, sharded):
     """No metadata of ours, no null caption: config.json says the rest."""
@@ -142,15 +152,30 @@ def test_dtype_is_the_files_unless_asked(model, tmp_path):
     path = pc.save_pixart(model, tmp_path / "half.safetensors", dtype=torch.float16, metadata={"distilled": True})
     info = pc.inspect_file(path)
     assert info.dtype == torch.float16 and info.metadata["distilled"] is True
-    assert {tensor.dtype for tensor in pc.load_pixart(path).state_dict().values()} == {torch.float16}
+    for name, tensor in pc.load_pixart(path).state_dict().items():
+        assert tensor.dtype == (torch.float32 if is_in_stream(name) else torch.float16)
     loaded = pc.load_pixart(path, dtype=torch.bfloat16).state_dict()
     for name, tensor in model.state_dict().items():
-        assert torch.equal(loaded[name], tensor.half().bfloat16())
+        expected = tensor.half().float() if is_in_stream(name) else tensor.half().bfloat16()
+        assert torch.equal(loaded[name], expected) and loaded[name].dtype == expected.dtype
+
+
+def test_half_precision_keeps_the_stream_as_the_file_has_it(model, tmp_path):
+    """What is at the ends of the token stream is float32, and never went through half precision on the way."""
+    path = pc.save_pixart(model, tmp_path / "full.safetensors")
+    loaded = pc.load_pixart(path, dtype=torch.bfloat16)
+    kept = {name for name, tensor in loaded.state_dict().items() if tensor.dtype == torch.float32}
+    assert kept == {name for name in model.state_dict() if is_in_stream(name)}
+    assert {"final_layer.linear.weight", "t_block.1.bias", "blocks.0.scale_shift_table"} <= kept
+    assert all(torch.equal(loaded.state_dict()[name], model.state_dict()[name]) for name in kept)
+    # A file that was saved from it says what it is: half, and not the few float32 modules.
+    again = pc.load_pixart(pc.save_pixart(loaded, tmp_path / "mixed.safetensors"))
+    assert again.product_dtype == torch.bfloat16 and again.stream_dtype() == torch.float32
 
 
 def test_mixed_precision_files_become_the_widest_and_float8_bfloat16(model, tmp_path):
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    state["final_layer.linear.weight"] = state["final_layer.linear.weight"].float()
+    state["blocks.0.mlp.fc1.weight"] = state["blocks.0.mlp.fc1.weight"].float()
     save_file(state, tmp_path / "mixed.safetensors", metadata())
     assert {t.dtype for t in pc.load_pixart(tmp_path / "mixed.safetensors").state_dict().values()} == {torch.float32}
     save_file(
@@ -158,7 +183,8 @@ def test_mixed_precision_files_become_the_widest_and_float8_bfloat16(model, tmp_
         tmp_path / "f8.safetensors",
         metadata(),
     )
-    assert {t.dtype for t in pc.load_pixart(tmp_path / "f8.safetensors").state_dict().values()} == {torch.bfloat16}
+    loaded = pc.load_pixart(tmp_path / "f8.safetensors").state_dict()
+    assert {tensor.dtype for name, tensor in loaded.items() if not is_in_stream(name)} == {torch.bfloat16}
 
 
 def mapped_files():
@@ -249,11 +275,14 @@ def test_nan_weights(model, tmp_path, value, dtype):
 
 def test_weights_too_large_for_float16(model, tmp_path):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state["t_block.1.bias"][0] = 1e6
+    state["t_block.1.bias"][0] = 1e6  # float32 in every model
     path = tmp_path / "large.safetensors"
     save_file(state, path, metadata())
+    assert pc.load_pixart(path, dtype=torch.float16).t_block[1].bias[0] == 1e6
+    state["blocks.1.attn.qkv.bias"][0] = 1e6
+    save_file(state, path, metadata())
     pc.load_pixart(path)
-    with pytest.raises(CheckpointError, match=r"infinite weights \(t_block.1.bias\).* cast to float16"):
+    with pytest.raises(CheckpointError, match=r"infinite weights \(blocks.1.attn.qkv.bias\).* cast to float16"):
         pc.load_pixart(path, dtype=torch.float16)
 
 

@@ -133,6 +133,7 @@ def change(folder, **values):
         {"scaling_factor": float("nan")},
         {"scaling_factor": 0},
         {"upsampling_scaling_factor": 100},
+        {"upsample_fn": "trilinear"},
         {"_class_name": ["AutoencoderTiny"]},
     ],
     ids=lambda values: str(values)[:60],

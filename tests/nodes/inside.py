@@ -235,12 +235,14 @@ def check_default_dtype_is_the_fast_one(s: Setup) -> None:
 
     preferred = s.core.preferred_dtype("cpu")
     model = s.load(str(s.family / "transformer"))
-    assert model.model.get_dtype_inference() == preferred
-    assert {p.dtype for p in model.model.diffusion_model.parameters()} == {preferred}
+    assert model.model.product_dtype() == preferred
+    unet = model.model.diffusion_model
+    assert unet.product_dtype == preferred and unet.stream_dtype() == torch.float32
+    assert {p.dtype for p in unet.parameters()} <= {preferred, torch.float32}
     from comfy.cli_args import args
 
     args.fp32_unet = True
-    assert s.load(str(s.family / "transformer")).model.get_dtype_inference() == torch.float32
+    assert s.load(str(s.family / "transformer")).model.product_dtype() == torch.float32
     args.fp32_unet = False
     assert memory.unet_dtype(device=torch.device("cpu"), weight_dtype=torch.float16) == torch.float32
 

@@ -166,13 +166,42 @@ def test_paths_mean_the_same_from_any_directory(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     texts = [each.name for each in fields(COMMANDS[command]) if each.type == "str" and "choices" not in each.metadata]
     paths = sorted(set(texts) - NO_PATHS)
-    config = make_config(command, {name: f"a/../{name}" for name in paths}).located()
+    given = {"hints": "folder"} if command == "prepare" else {}
+    config = make_config(command, {name: f"a/../{name}" for name in paths} | given).located()
     assert [getattr(config, name) for name in paths] == [str(tmp_path / name) for name in paths]
     assert config.located() == config
-    away = make_config(command, {name: "s3://bucket/../x" for name in paths})
+    away = make_config(command, {name: "s3://bucket/../x" for name in paths} | given)
     assert away.located() == away
-    at_home = make_config(command, {name: "~/x" for name in paths}).located()
+    at_home = make_config(command, {name: "~/x" for name in paths} | given).located()
     assert {getattr(at_home, name) for name in paths} == {str(tmp_path / "home/x")}
+
+
+@pytest.mark.parametrize(
+    "earlier,now",
+    [("", ("none", "")), ("hed", ("hed", "")), ("a/folder", ("folder", "a/folder")), (None, ("none", ""))],
+)
+def test_hints_of_earlier_versions_are_read(earlier, now, tmp_path):
+    """They were one setting: hed, a folder, or empty."""
+    values = {"input": "i", "output": "o", "hed": "h"} | ({} if earlier is None else {"hints": earlier})
+    config = make_config("prepare", values)
+    assert (config.hints, config.hint_folder) == now and make_config("prepare", config.to_dict()) == config
+    (tmp_path / "c.json").write_text(json.dumps(values))
+    assert load_config("prepare", str(tmp_path / "c.json"), []) == config
+    assert load_config("prepare", str(tmp_path / "c.json"), ["hints=hed"]).hints == "hed"
+    texts = [f"{name}={value}" for name, value in values.items()]
+    assert load_config("prepare", None, texts) == config
+    located = config.located()
+    assert located.hint_folder == (str(Path("a/folder").absolute()) if now[1] else "") and located.hints == now[0]
+
+
+def test_hints_and_their_folder_belong_together():
+    given = {"input": "i", "output": "o", "hint_folder": "f"}
+    with pytest.raises(ConfigError, match="hint_folder is set, but hints is none: set hints=folder"):
+        make_config("prepare", given)
+    with pytest.raises(ConfigError, match="hints is 'hedd': choose one of none, hed, folder"):
+        make_config("prepare", given | {"hints": "hedd"})
+    with pytest.raises(ConfigError, match="hints=folder needs hint_folder"):
+        make_config("prepare", {"input": "i", "output": "o", "hints": "folder"})
 
 
 def test_the_hints_of_edges_are_no_path():
@@ -198,3 +227,33 @@ def test_every_recipe_loads(recipe):
     config = load_config(command, str(recipe), [f"{name}={value}" for name, value in needed.items()])
     if not recipe.stem.startswith("nano"):
         assert config.gradient_checkpointing and f"`{recipe.stem}`" in recipe.with_name("README.md").read_text()
+
+
+def test_every_number_has_bounds():
+    for kind in COMMANDS.values():
+        hints = get_type_hints(kind)
+        for each in fields(kind):
+            if hints[each.name] in (int, float):
+                assert {"low", "high"} <= set(each.metadata), each.name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("steps", 10**400, "a number of about 400 digits: a finite number"),
+        ("steps", 10**10, "between 1 and 1000000000"),
+        ("steps", -(10**4000), "finite"),
+        ("learning_rate", 10**400, "finite"),
+        ("learning_rate", float("nan"), "finite"),
+        ("model", {"depth": float("nan")}, "model holds nan"),
+        ("model", {"depth": 10**400}, "model holds a number of about 400 digits"),
+        ("model", {"depth": [[[[[1]]]]]}, "nested"),
+        ("model", {"depth": "x" * 5000}, "model holds"),
+        ("model", {str(i): i for i in range(20_000)}, "more than"),
+        ("base", "a\0b", "without NUL"),
+        ("base", "x" * 5000, "at most 4096"),
+    ],
+)
+def test_values_that_no_run_can_have(name, value, problem):
+    with pytest.raises(ConfigError, match=problem):
+        make_config("finetune", {"run": "r", "data": "d", **({} if name == "model" else {"base": "b"}), name: value})

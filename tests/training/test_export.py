@@ -278,5 +278,5 @@ def test_prompts_are_encoded_where_the_networks_run(runs, tmp_path, monkeypatch)
 
 def test_samples_without_a_pipeline_folder(runs):
     config = make_config("sample", {"run": str(runs / "lcd"), "models": str(runs / "nowhere")})
-    with pytest.raises(ValueError, match="nowhere does not exist"):
+    with pytest.raises(ValueError, match="models of .* is not at .*nowhere: say where it is now with models="):
         sample(config)

@@ -74,7 +74,7 @@ def test_a_picture_of_nan_stops_the_run_with_step_and_names(material, tmp_path, 
 
 
 def test_an_exploding_loss_stops_the_run(material, tmp_path):
-    values = settings("finetune", material, tmp_path, **{**SHORT, "learning_rate": 1e4, "clip_norm": 1e9})
+    values = settings("finetune", material, tmp_path, **{**SHORT, "learning_rate": 100.0, "clip_norm": 1e9})
     with pytest.raises(TrainingError, match="the loss is .* at step [1-8], batch"):
         run_here("finetune", values)
     assert all(loss < 1e4 for loss in losses(RunDir(tmp_path)))

@@ -184,6 +184,19 @@ def test_the_same_job_is_found_again(queue):
     assert queue.same("finetune", settings, "y") is None
 
 
+def test_a_dataset_of_an_earlier_version_is_found_again(queue):
+    """`hints` was a folder, hed or empty."""
+    for name, hints, folder in (("none", "", ""), ("hed", "hed", ""), ("folder", "/h", "/h")):
+        given = {"input": "i", "hed": "network"}
+        made = queue.create("prepare", {**given, "hints": hints}, name)
+        assert (made.settings["hints"], made.settings["hint_folder"]) == (name, folder)
+        made.settings = {key: value for key, value in made.settings.items() if key != "hint_folder"} | {"hints": hints}
+        queue.write(made)
+        assert queue.same("prepare", {**given, "hints": hints}, name).id == made.id
+        assert queue.same("prepare", {**given, "hints": name, "hint_folder": folder}, name).id == made.id
+        assert queue.checked(made)["hint_folder"] == folder
+
+
 def test_a_queued_job_says_what_it_waits_for(queue):
     first, second = running(queue, name="First"), add(queue)
     before = (queue.records / second.id / "job.json").read_bytes()

@@ -43,3 +43,24 @@ def test_damaged_lines_are_left_out(tmp_path):
     )
     assert read_metrics(file)["columns"] == {"step": [1, 2, 3], "loss": [0.5, None, 0.25], "new": [None, None, 1]}
     assert json.dumps(read_metrics(file), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 4000,
+        '{"step": ' + "9" * 400 + "}",
+        '{"step": -1, "loss": 1}',
+        '{"step": 3, ' + ", ".join(f'"{i}": 1' for i in range(300)) + "}",
+        '{"step": 3, "' + "x" * 3000 + '": 1}',
+        '{"step": 3, "loss": ' + "9" * 400 + "}",
+        "x" * 300_000,
+    ],
+)
+def test_lines_that_others_wrote_cost_nothing(tmp_path, line):
+    """Anybody who can upload may write this file."""
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 2}\n' + line + '\n{"step": 4, "loss": 1}\n')
+    found = read_metrics(file)["columns"]
+    assert found["step"][0] == 1 and found["step"][-1] == 4 and len(found) <= 32
+    json.dumps(found, allow_nan=False)

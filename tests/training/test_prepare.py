@@ -279,7 +279,7 @@ def test_hints_from_a_folder(tmp_path, models, pictures):
     (hints / "0000.jpg").unlink()
     draw_picture(100, 64, 32).save(hints / "0004.png")
     (hints / "0004.jpg").unlink()
-    report = prepare(settings(tmp_path, models, hints=str(hints)))
+    report = prepare(settings(tmp_path, models, hints="folder", hint_folder=str(hints)))
     assert dict(report.left_out["hint"]) == {
         "0000.png": f"there is no hint of this name in {hints}",
         "0004.png": "its hint is 64 x 32 px, of another shape than its 64 x 64 px",
@@ -296,7 +296,7 @@ def test_features_of_hints_of_another_size(tmp_path, models, pictures):
         height, width = {1: (6, 10), 3: (10, 6)}.get(int(file.stem) % 4, (8, 8))
         np.savez(hints / f"{file.stem}.npz", np.ones((8, height, width), np.float32))
     np.savez(hints / "0004.npz", np.ones((8, 16, 16), np.float32))
-    report = prepare(settings(tmp_path, models, hints=str(hints)))
+    report = prepare(settings(tmp_path, models, hints="folder", hint_folder=str(hints)))
     assert report.left_out == {"hint": [("0004.png", "its hint is prepared for 128 x 128 px, it for 64 x 64 px")]}
     made = samples(tmp_path / "out", ("hint.npy", "json"))
     assert len(made) == 8 and made["0001.png"]["hint.npy"].shape == (8, 6, 10)
@@ -318,7 +318,12 @@ def test_the_authors_caches(tmp_path):
         entries.append({"path": f"00/{number}.png", "prompt": f"p{number}", "height": height * 20, "width": width * 20})
     entries.append({"path": "00/missing.png", "prompt": "none", "height": 64, "width": 64})
     (tmp_path / "data_info.json").write_text(json.dumps(entries))
-    folders = {"embeddings": str(tmp_path / "t5"), "latents": str(tmp_path / "vae"), "hints": str(tmp_path / "hed")}
+    folders = {
+        "embeddings": str(tmp_path / "t5"),
+        "latents": str(tmp_path / "vae"),
+        "hint_folder": str(tmp_path / "hed"),
+        "hints": "folder",
+    }
     report = prepare(settings(tmp_path, "", input=str(tmp_path / "data_info.json"), **folders))
     assert report.usable == 3 and "00/missing.png: there is no feature file" in report.text()
     made = samples(tmp_path / "out", ("moments.npy", "hint.npy", "caption.npy", "json"))

@@ -68,7 +68,7 @@ def test_hints_features_and_lists_elsewhere(tmp_path, pictures, secret):
     entry = {"prompt": "a caption", "height": 64, "width": 64}
     inside = pictures / "list.json"
     inside.write_text(json.dumps([{**entry, "path": "0000.png"}, {**entry, "path": "0004.png"}]))
-    report = prepare(settings(tmp_path, input=str(inside), hints=str(hints)), dry_run=True)
+    report = prepare(settings(tmp_path, input=str(inside), hints="folder", hint_folder=str(hints)), dry_run=True)
     assert left_out(report) == {"outside": ["0000.png"]} and report.usable == 1
 
     features = pictures / "features"

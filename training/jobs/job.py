@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from ..settings import is_number
-from ..storage import replace_json
+from ..storage import patiently, replace_json
 
 STATES = ("queued", "preparing", "running", "paused", "stopping", "done", "failed")
 ACTIVE = ("preparing", "running", "stopping")
@@ -97,7 +97,7 @@ def read_job(folder: Path) -> Job:
         NoSuchJob: if the folder holds none.
     """
     try:
-        with (folder / FILE).open("rb") as file:
+        with patiently(lambda: (folder / FILE).open("rb")) as file:
             job = Job(**json.loads(file.read(_FILE_LIMIT), parse_constant=_refuse))
         _check(job, folder.name)
         return job

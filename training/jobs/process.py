@@ -52,10 +52,10 @@ def _give_way(pid: int) -> None:
     # Linux shares the cores out between sessions first, and a process's own priority counts only within its session.
     with contextlib.suppress(OSError):  # another system, or one that is set up otherwise
         try:
-            Path(f"/proc/{pid}/autogroup").write_text(str(_WAY))
+            Path(f"/proc/{pid}/autogroup").write_text(str(_WAY), "ascii")
         except BlockingIOError:  # who is not root may do it ten times a second
             time.sleep(0.15)
-            Path(f"/proc/{pid}/autogroup").write_text(str(_WAY))
+            Path(f"/proc/{pid}/autogroup").write_text(str(_WAY), "ascii")
 
 
 _VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}
@@ -110,10 +110,10 @@ def identity(pid: int) -> str | None:
     if Path("/proc/self/stat").exists():
         try:
             # The name, in brackets, may hold anything; state is the first field after it, start time the twentieth.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
         except OSError:
             return None
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
     answer = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True)
     state, _, started = answer.stdout.strip().partition(" ")

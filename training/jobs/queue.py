@@ -72,7 +72,7 @@ class Queue(Store):
         for job in self.jobs():
             if job.command == command and job.name == (name or command):
                 wanted = make_config(command, {**settings, **self.own(command, job.id)}).to_dict()
-                if _of_result(job.settings) == _of_result(wanted):
+                if _of_result(_settings_now(job)) == _of_result(wanted):
                     return job
         return None
 
@@ -318,6 +318,14 @@ def check_name(name: str) -> None:
         raise JobError(
             f"the name {name[:NAME_LENGTH]!r} cannot be: use up to {NAME_LENGTH} letters, digits, spaces and dashes"
         )
+
+
+def _settings_now(job: Job) -> dict[str, Any]:
+    """Its settings as this version says them; as they are if it does not take them."""
+    try:
+        return make_config(job.command, job.settings).to_dict()
+    except ConfigError:
+        return job.settings
 
 
 def _of_result(settings: dict[str, Any]) -> dict[str, Any]:

@@ -102,9 +102,9 @@ def train(
                 flush=True,
             )
     vae.half().save_pretrained(output)
-    description = json.loads((output / "config.json").read_text())
+    description = json.loads((output / "config.json").read_text("utf-8"))
     description.pop("block_out_channels")  # diffusers writes it and then warns about it at every load
-    (output / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    (output / "config.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
 
 
 def main(arguments: list[str]) -> None:

@@ -89,7 +89,7 @@ def plot(points: list[tuple[int, float]], without: float, path: Path) -> None:
 
 def curve(run: Path, pipeline: Pipeline, measure: Callable[..., dict[str, float]]) -> list[tuple[int, float]]:
     """(step, F1 at strength 1) of every checkpoint of a `controlnet` run, oldest first."""
-    points, dtype = [], pipeline.transformer.x_embedder.proj.weight.dtype
+    points, dtype = [], pipeline.transformer.product_dtype
     for path in RunDir(run).checkpoints():
         task, _, step = restore(str(path))
         pipeline.controlnet = task.result().eval().to(pipeline.device, dtype)

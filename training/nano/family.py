@@ -48,7 +48,7 @@ def assemble(parts: Path, teacher: Path, student: Path, output: Path) -> None:
             shutil.copytree(parts / name, output / name, dirs_exist_ok=True)
     for name, values in (("model_index.json", MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULER)):
         (output / name).parent.mkdir(parents=True, exist_ok=True)
-        (output / name).write_text(json.dumps(values, indent=2) + "\n")
+        (output / name).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
     (output / "base").mkdir(exist_ok=True)
     family = {"family": "PixArt-δ nano"}
     save_pixart(load_pixart(student), output / "transformer", "diffusers", dtype=torch.float16, metadata=family)

@@ -24,7 +24,7 @@ def draw_folder(output: Path, pictures: int, seed: int) -> None:
         scene = random_scene(rng)
         draw(scene, SIZES[index % len(SIZES)], rng.randrange(2**31)).save(output / f"{index:06d}.png")
         lines = [EMPTY if rng.random() < EMPTY_SHARE else caption(scene, rng) for _ in range(WORDINGS)]
-        (output / f"{index:06d}.txt").write_text("\n".join(lines) + "\n")
+        (output / f"{index:06d}.txt").write_text("\n".join(lines) + "\n", "utf-8")
 
 
 def main(arguments: list[str]) -> None:

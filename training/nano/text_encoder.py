@@ -39,7 +39,7 @@ def train_tokenizer(output: Path, vocabulary: int, captions: int, seed: int):
         lines = [caption(random_scene(rng), rng) for _ in range(captions)]
         words = sorted({word.strip(",") for line in lines for word in line.split()})
         # A piece must occur in two different strings to become a candidate: so every word comes with two endings.
-        text.write_text("\n".join(lines + [word + end for word in words for end in (",", ".")]))
+        text.write_text("\n".join(lines + [word + end for word in words for end in (",", ".")]), "utf-8")
         prefix = str(Path(folder, "spiece"))
         sentencepiece.SentencePieceTrainer.train(
             input=str(text),

@@ -57,7 +57,7 @@ class Encoders:
     def needs_vae(self) -> bool:
         """Whether anything is left for the autoencoder to do; a folder of hints may hold features only."""
         config = self.config
-        return not config.latents or config.hints == "hed" or bool(config.hints and config.models)
+        return not config.latents or config.hints == "hed" or bool(config.hint_folder and config.models)
 
     def identity(self) -> dict[str, Any]:
         """Names the networks and settings that decide what a sample holds.

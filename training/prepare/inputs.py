@@ -44,7 +44,6 @@ class InputReader:
 
     def __init__(self, config: PrepareConfig):
         self.config = config
-        self.hint_folder = config.hints if config.hints not in ("", "hed") else ""
         # The usual suffixes first: on a network disk each look takes a while.
         self.hint_suffixes = (".npz", ".npy", *sorted(suffixes(), key=lambda suffix: (suffix not in _USUAL, suffix)))
         self.needs_picture = not config.latents or config.hints == "hed"
@@ -60,8 +59,8 @@ class InputReader:
             found.append(find_cached(config.embeddings, source.name, (".npz",)))
         elif source.listed is None:
             found += caption_files(source.path)
-        if self.hint_folder:
-            found.append(find_cached(self.hint_folder, source.name, self.hint_suffixes))
+        if config.hint_folder:
+            found.append(find_cached(config.hint_folder, source.name, self.hint_suffixes))
         return [file for file in found if file is not None]
 
     def read(self, source: Source, bucket: tuple[int, int] | None = None) -> Inputs:
@@ -87,7 +86,7 @@ class InputReader:
         inputs = Inputs(source, size, captions, cached=cached)
         if bucket is not None and picture is not None:
             inputs.picture = fit(picture, *bucket)
-        if self.hint_folder:
+        if self.config.hint_folder:
             self._read_hint(inputs, bucket)
         if bucket is not None:
             check_hint(inputs, bucket)
@@ -99,9 +98,9 @@ class InputReader:
                 check_inside(file, self.config.only_inside)
 
     def _read_hint(self, inputs: Inputs, bucket: tuple[int, int] | None) -> None:
-        file = find_cached(self.hint_folder, inputs.source.name, self.hint_suffixes)
+        file = find_cached(self.config.hint_folder, inputs.source.name, self.hint_suffixes)
         if file is None:
-            raise HintError(f"there is no hint of this name in {self.hint_folder}")
+            raise HintError(f"there is no hint of this name in {self.config.hint_folder}")
         try:
             if file.suffix in (".npz", ".npy"):
                 inputs.cached["hint.npy"] = read_moments(file)

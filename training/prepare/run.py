@@ -170,7 +170,6 @@ def _samples(shard: PlannedShard, batches: Iterator[list[Inputs]], encoders: Enc
 
 
 def _finish(output: Path, shards, made: list[ShardInfo], config: PrepareConfig, encoders: Encoders) -> None:
-    hints = config.hints if config.hints in ("", "hed") else "folder"
     pictures = sum(info.count for info in made)
     write_description(
         output,
@@ -179,7 +178,7 @@ def _finish(output: Path, shards, made: list[ShardInfo], config: PrepareConfig, 
         caption_channels=Shard(output / made[0].name, made[0]).read(0, ["caption.npy"])["caption.npy"].shape[1],
         max_tokens=config.max_tokens,
         resolution=config.resolution,
-        hints=hints,
+        hints="" if config.hints == "none" else config.hints,
         pictures=pictures,
     )
     remove_others(output, shards)  # now that no description lists them
@@ -211,5 +210,5 @@ def _estimate(shard: PlannedShard, config: PrepareConfig, encoders: Encoders) ->
     total = 0
     for _, finding in shard.entries:
         tokens = sum(min(config.max_tokens, letters // _LETTERS_PER_TOKEN + 2) for letters in finding.letters)
-        total += latent * (2 if config.hints else 1) + tokens * width * 2 + _OVERHEAD
+        total += latent * (1 if config.hints == "none" else 2) + tokens * width * 2 + _OVERHEAD
     return total

@@ -101,7 +101,7 @@ class Surveyor:
             config.multi_aspect,
             config.latents,
             config.embeddings,
-            config.hints,
+            config.hint_folder or config.hints.replace("none", ""),  # as earlier versions, whose findings still hold
             config.encoding,
         ]
         told.append(config.only_inside)
