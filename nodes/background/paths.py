@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import folder_paths
 
@@ -20,8 +20,6 @@ _OWN = ("run", "output", "only_inside")
 """Settings that are chosen here: where a job writes, and what it may read, is not for others to say."""
 _LISTED = {"base": "model", "models": "pipeline", "hed": "hed"}
 """Settings that may also be a name from a loader's list (`files.names`)."""
-_TEXTS = {"caption_column", "device"}
-"""Settings that are free text. Every other text without fixed choices names a file or folder."""
 
 
 class PathError(ValueError):
@@ -104,11 +102,9 @@ def _bases() -> list[str]:
 
 def _named_files(command: str, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Name and value of every setting that names a file or folder."""
-    types = get_type_hints(COMMANDS[command])
     for each in fields(COMMANDS[command]):
         value = settings.get(each.name)
-        text = types[each.name] is str and isinstance(value, str) and value
-        if text and "choices" not in each.metadata and each.name not in _TEXTS:
+        if each.metadata.get("path") and isinstance(value, str) and value:
             yield each.name, value
 
 

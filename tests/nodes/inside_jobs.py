@@ -179,6 +179,13 @@ def check_a_list_shows_its_pictures_and_none_from_elsewhere(setup):
         setup.dataset.prepare_dataset("x", {"input": "lists", "models": "bundled/nano"}, 'only_inside=["/"]', 16)
 
 
+def check_a_free_text_is_no_path(setup):
+    values = {"input": "pictures", "models": "bundled/nano", "resolution": 128}
+    made = setup.dataset.prepare_dataset("encoded", values, "encoding=cp1252\ncaption_column=text", 16)
+    settings = setup.jobs.queue().job(made.job).settings
+    assert (settings["encoding"], settings["caption_column"]) == ("cp1252", "text")
+
+
 def check_what_could_not_be_told_is_told_again(setup):
     watcher = setup.jobs.Watcher()
     with mock.patch.object(setup.jobs, "PromptServer") as server:

@@ -17,6 +17,16 @@ def make(command="lcd", **values):
     return make_config(command, {**NEEDED, **values})
 
 
+def test_every_text_without_choices_is_declared_a_path_or_known_to_be_none():
+    """Paths that a browser sends are checked: one that is not declared with `path` would not be."""
+    found = set()
+    for kind in COMMANDS.values():
+        types = get_type_hints(kind)
+        texts = (each for each in fields(kind) if types[each.name] is str and "choices" not in each.metadata)
+        found |= {each.name for each in texts if not each.metadata.get("path")}
+    assert found == {"caption_column", "device", "encoding"}
+
+
 def test_the_papers_values_are_the_defaults():
     lcd = make("lcd")
     assert (lcd.guidance, lcd.huber_c, lcd.loss, lcd.ema_decay, lcd.w_embedding) == (4.5, 0.001, "huber", 0.95, False)
