@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 import urllib.error
 from pathlib import Path
@@ -88,6 +89,12 @@ def pretend(folder: Path, order: float, **values) -> None:
             **values,
         },
     )
+
+
+def forget(folder: Path) -> None:
+    """Remove a job's folder and its record, as if there had never been one."""
+    for each in (record(folder), folder):
+        shutil.rmtree(each, ignore_errors=True)
 
 
 def change(folder: Path, **values) -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from tests.nodes.panel import HOSTILE, change, keep, open_job, open_panel, pretend, row, state_of, until, write_metrics
+from tests.nodes.panel import (
+    HOSTILE,
+    change,
+    forget,
+    keep,
+    open_job,
+    open_panel,
+    pretend,
+    row,
+    state_of,
+    until,
+    write_metrics,
+)
 from tools.workflow_api import load_workflow
 
 pytestmark = pytest.mark.host
@@ -49,7 +60,7 @@ def made(pretended):
 
     yield make
     for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
+        forget(folder)
 
 
 @pytest.fixture
@@ -92,7 +103,7 @@ def test_a_node_shows_its_job_and_keeps_its_id(panel, pretended, made, graph, vu
     open_panel(panel)
     panel.evaluate("workflow => window.app.loadGraphData(workflow)", saved)
     until_line(panel, 3, "step 950")
-    shutil.rmtree(folder)
+    forget(folder)
     panel.wait_for_function(f"() => {{ {LINE} return !line(window.app.graph.getNodeById(3)); }}")
     panel.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
 
@@ -151,7 +162,7 @@ def test_the_focus_stays_where_jobs_move_and_change(panel, made):
     assert panel.evaluate(FOCUSED) == "pxd-row"
     assert panel.evaluate("() => document.activeElement.closest('li').dataset.job") == "line-2"
     at = panel.evaluate("() => [...document.querySelectorAll('.pxd-row')].indexOf(document.activeElement)")
-    shutil.rmtree(line[2])
+    forget(line[2])
     panel.locator('li[data-job="line-2"]').wait_for(state="detached")
     assert panel.evaluate("() => [...document.querySelectorAll('.pxd-row')].indexOf(document.activeElement)") == at
 
