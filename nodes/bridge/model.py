@@ -138,10 +138,6 @@ class PixArtDelta(comfy.model_base.PixArt):
         and a latent rounded before it would undo that."""
         return torch.float32
 
-    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
-        options = {**(transformer_options or {}), PRODUCT_DTYPE: self.product_dtype()}
-        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
-
     def extra_conds(self, **kwargs) -> dict:
         config, patcher = self.diffusion_model.config, self.current_patcher
         options = {} if patcher is None else patcher.model_options.get("transformer_options", {})
@@ -152,8 +148,10 @@ class PixArtDelta(comfy.model_base.PixArt):
         # The base model of a PixArt control, which ComfyUI's ControlNet passes on.
         return conds | {"control_base": comfy.conds.CONDConstant(weakref.ref(self))}
 
-    def _apply_model(self, *args, control_base=None, **kwargs) -> Tensor:
-        return super()._apply_model(*args, **kwargs)  # `control_base` is for the control alone
+    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+        kwargs.pop("control_base", None)  # for the control alone
+        options = {**(transformer_options or {}), PRODUCT_DTYPE: self.product_dtype()}
+        return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
 
 class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
