@@ -108,7 +108,7 @@ def sample_latents(
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(batch["latent"].shape, generator=generator).to(batch["caption"].device)
     model_fn = guided(predictor, conditions, GUIDANCE[sampler])
-    return denoise(sampler, model_fn, noise, plan_steps(sampler), generator=generator, table=table)
+    return denoise(model_fn, noise, plan_steps(sampler), generator=generator, table=table)
 
 
 def pictures(vae: Any, latents: Iterable[Tensor]) -> list[Image]:
