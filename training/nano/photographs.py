@@ -23,7 +23,7 @@ from ...pixart_core.weightfile import save_weights
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SIDES = (768, 512, 320)
-"""Shorter side in px at which photographs are seen, one after another: who knows one scale only is surprised by others."""
+"""Shorter side in px at which photographs are seen in turn: who knows one scale only is surprised by others."""
 _CLIP = 8.0
 """Logits beyond are as good as certain."""
 
