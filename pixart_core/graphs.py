@@ -62,8 +62,8 @@ class Graphs:
     def __init__(self, capture: Capture | None = None, limit: int = LIMIT, works_on: Sequence[str] = ("cuda",)):
         self._capture = capture or capture_on_cuda
         self._limit, self._works_on = limit, frozenset(works_on)
-        self._graphs: OrderedDict[Hashable, _Graph] = OrderedDict()
-        self._seen: Counter[Hashable] = Counter()
+        self._graphs: OrderedDict[tuple[Hashable, ...], _Graph] = OrderedDict()
+        self._seen: Counter[tuple[Hashable, ...]] = Counter()
         self._states: dict[str, Hashable] = {}
         self._refused: set[str] = set()
         self._memory: Any = None
@@ -140,14 +140,14 @@ class Graphs:
         return _Graph(replay, own, output, function, [None] * len(own))
 
     def _drop(self, name: str) -> None:
-        for kept in (self._graphs, self._seen):
-            for key in [key for key in kept if key[0] == name]:
-                del kept[key]
+        for key in [key for key in self._seen if key[0] == name]:
+            del self._seen[key]
+            self._graphs.pop(key, None)
 
 
 def capture_on_cuda(call: Callable[[], Tensor], memory: Any) -> tuple[Replay, Tensor, Any]:
     """A call as a CUDA graph; see `Capture`."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UPS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -55,7 +56,8 @@ class Steps:
         cond, step = self._conditions[self._done], self._done
         self._done += 1
         control = self.control if self.control is not None and self.control.active[step] else None
-        hint, keys_values = None, ()
+        hint: Tensor | None = None
+        keys_values: tuple[Tensor, ...] = ()
         if control is not None:
             hint = control.hint.repeat(len(noisy) // len(control.hint), 1, 1, 1)
             self._keys_values = self._keys_values or control.network.keys_values(cond.caption)
@@ -71,7 +73,7 @@ class Steps:
             projected: Tensor,
             mask: Tensor | None,
             hint: Tensor | None,
-            *keys: Tensor,
+            *keys: Any,
         ) -> Tensor:
             own, others = keys[: len(self.transformer.blocks)], keys[len(self.transformer.blocks) :]
             now = replace(cond, time=time, modulation=modulation, caption=projected, mask=mask, keys_values=own)
@@ -84,7 +86,7 @@ class Steps:
             return self.transformer(noisy, timestep, caption, control=residuals, conditions=now)
 
         values = (noisy, timestep, cond.time, cond.modulation, caption, cond.caption, cond.mask, hint)
-        inputs = (*values, *(cond.keys_values or ()), *keys_values)
+        inputs: tuple[Any, ...] = (*values, *(cond.keys_values or ()), *keys_values)
         if self.graphs is None:
             return predict(*inputs)
         if control is None:

@@ -1,4 +1,4 @@
-"""Graphs: when something is captured, replayed and dropped, with a capture that works on the CPU; pictures through them."""
+"""Graphs: when something is captured, replayed and dropped, with a capture for the CPU; pictures through them."""
 
 import pytest
 import torch
@@ -50,11 +50,11 @@ def use(graphs, network, x, *constants, name="x"):
 
 def test_the_second_use_of_a_size_captures_and_later_ones_replay(graphs, capture, linear):
     seen = []
-    for index in range(4):
+    for _ in range(4):
         x = torch.randn(2, 3)
         assert torch.equal(use(graphs, linear, x), linear(x))
         seen.append((capture.captures, capture.replays))
-    assert seen == [(0, 0), (1, 1), (1, 2), (1, 3)], index
+    assert seen == [(0, 0), (1, 1), (1, 2), (1, 3)]
     use(graphs, linear, torch.randn(4, 3))
     use(graphs, linear, torch.randn(2, 3).double().float(), 2)
     assert capture.captures == 1  # another size, another constant: seen for the first time

@@ -70,5 +70,3 @@ def test_the_estimate_of_checkpointed_blocks_keeps_tokens_in_float32():
     )
     more = estimate("lcd", two, SHAPE, 1024, 1024).activations - estimate("lcd", one, SHAPE, 1024, 1024).activations
     assert more > 4 * SHAPE.depth * 4096 * SHAPE.hidden_size
-
-
