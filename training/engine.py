@@ -24,7 +24,7 @@ from .distribute import accumulating, local, skeleton, spread, whole, whole_netw
 from .draws import Draws, to_device
 from .run_dir import REQUESTS
 from .task import Task, fingerprint
-from .tasks import TASKS
+from .tasks import make_task
 
 
 def make_engine(command: str, config: TrainConfig, data: FeatureDataset, accelerator: Accelerator) -> Engine:
@@ -34,7 +34,7 @@ def make_engine(command: str, config: TrainConfig, data: FeatureDataset, acceler
         ConfigError: if a setting, or the data, does not fit the base model.
         CheckpointError: if the base is none.
     """
-    task = TASKS[command](config)
+    task = make_task(command, config)
     task.check_data(data)
     return Engine(config, task, accelerator)
 
@@ -147,7 +147,7 @@ class Engine:
         """All that a run's next step depends on, by name, as it is (sharded tensors are sharded): `model.NAME`,
         `ema.NAME`, and `optimizer.KEY.NAME` of each trained parameter."""
         frozen = {name for name, each in self.task.model.named_parameters() if not each.requires_grad}
-        out = {}
+        out: dict[str, Tensor] = {}
         for part, network in (("model", self.task.model), ("ema", self.task.ema)):
             if network is not None:
                 state = network.state_dict()
@@ -239,12 +239,17 @@ def _own(network: nn.Module) -> None:
 
 def _optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW. Matrices decay, biases and tables do not."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, each in parameters.items():
         (matrices if each.ndim >= 2 and not name.endswith("scale_shift_table") else rest).append(each)
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    options = {"lr": config.learning_rate, "betas": (0.9, config.adam_beta2), "eps": config.adam_epsilon}
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (0.9, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
     if config.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit  # takes seconds to import
 

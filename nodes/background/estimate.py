@@ -11,7 +11,7 @@ import folder_paths
 import torch
 
 from ...pixart_core.textfile import read_json
-from ...training.config import make_config
+from ...training.config import make_training
 from ...training.estimate import Estimate, estimate, in_units, model_shape, time_text
 
 
@@ -23,7 +23,7 @@ def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
     Raises:
         CheckpointError, ConfigError: if the base model or a setting is not what the training takes.
     """
-    config = make_config(command, {**settings, "run": "run"})
+    config = make_training(command, {**settings, "run": "run"})
     size = _largest(data)
     if size is None:
         return "The dataset is still being looked at: the estimate comes with the next run."
