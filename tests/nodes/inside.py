@@ -273,7 +273,6 @@ def check_products_are_in_the_dtype_that_computes(s: Setup) -> None:
     """The stream of tokens is float32 in every dtype, the blocks' products are not."""
     model = s.load(str(s.family / "transformer"), "bfloat16").clone()
     model.set_model_compute_dtype(torch.bfloat16)
-    assert model.model.product_dtype() == torch.bfloat16
     seen = set()
     block = model.model.diffusion_model.blocks[1]
     for layer in (block.attn.qkv, block.cross_attn.q_linear, block.cross_attn.kv_linear, block.mlp.fc1):
