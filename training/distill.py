@@ -19,7 +19,7 @@ from ..pixart_core.lcm import DDIM_STEPS, consistency, ddim_step, ddim_timesteps
 from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import add_noise, alphas_cumprod, predict_x0
 from .config import LcdConfig, LcmLoraConfig
-from .draws import Draws
+from .data.draws import Draws
 from .lora import WithoutLora, add_lora, lora_outline
 from .task import DTYPES, Outline, Task, count_parameters, load_base
 

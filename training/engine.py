@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from .config import TrainConfig
 from .data import FeatureDataset
 from .data.dataset import to_float32
+from .data.draws import Draws, to_device
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
-from .draws import Draws, to_device
 from .run_dir import REQUESTS
 from .task import Task, fingerprint
 from .tasks import make_task

@@ -22,7 +22,7 @@ from ..pixart_core.model import PixArt
 from .config import ConfigError, ControlNetConfig, FinetuneConfig, LcdConfig, LcmLoraConfig, TrainConfig
 from .data import FeatureDataset
 from .data.dataset import CAPTION_PADDING, padded
-from .draws import Draws
+from .data.draws import Draws
 
 Training = FinetuneConfig | LcdConfig | LcmLoraConfig | ControlNetConfig
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
