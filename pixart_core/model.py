@@ -21,7 +21,7 @@ from .layers import Block, CaptionEmbedder, Conditions, FinalLayer, PatchEmbed, 
 _GRIDS = 4
 """Sizes whose position grid is kept (75 MB at 2048 px)."""
 
-BlockHook = Callable[[int, Callable[[Tensor], Tensor], Tensor], Tensor]
+BlockHook = Callable[[int, functools.partial[Tensor], Tensor], Tensor]
 
 
 class PixArt(nn.Module):

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from .config import TrainConfig
 from .data import FeatureDataset
 from .data.dataset import to_float32
+from .data.draws import Draws, to_device
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
-from .draws import Draws, to_device
 from .run_dir import REQUESTS
 from .task import Task, decided, fingerprint
-from .tasks import TASKS
+from .tasks import make_task
 
 
 def make_engine(command: str, config: TrainConfig, data: FeatureDataset, accelerator: Accelerator) -> Engine:
@@ -35,7 +35,7 @@ def make_engine(command: str, config: TrainConfig, data: FeatureDataset, acceler
         CheckpointError: if the base is none.
     """
     config = decided(config, accelerator.device)
-    task = TASKS[command](config)
+    task = make_task(command, config)
     task.check_data(data)
     return Engine(config, task, accelerator)
 
@@ -161,7 +161,7 @@ class Engine:
         """All that a run's next step depends on, by name, as it is (sharded tensors are sharded): `model.NAME`,
         `ema.NAME`, and `optimizer.KEY.NAME` of each trained parameter."""
         frozen = {name for name, each in self.task.model.named_parameters() if not each.requires_grad}
-        out = {}
+        out: dict[str, Tensor] = {}
         for part, network in (("model", self.task.model), ("ema", self.task.ema)):
             if network is not None:
                 state = network.state_dict()
@@ -236,9 +236,9 @@ class Engine:
             return
         # A gradient that overflowed float16 left the step out, and so the average. Whether it did is known on the
         # device alone: asking would wait for the step.
-        share = torch.where(norm.isfinite(), share, 0.0).to(torch.float32)
+        if_taken = torch.where(norm.isfinite(), share, 0.0).to(torch.float32)
         for average, weights in zip(ema, model, strict=True):
-            average.lerp_(weights, share)
+            average.lerp_(weights, if_taken)
 
     def _scale(self) -> Tensor:
         """The scaler's factor for the next step, on the device; `get_scale` would wait for it."""
@@ -271,12 +271,17 @@ def _own(network: nn.Module) -> None:
 
 def _optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW. Matrices decay, biases and tables do not."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, each in parameters.items():
         (matrices if each.ndim >= 2 and not name.endswith("scale_shift_table") else rest).append(each)
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    options = {"lr": config.learning_rate, "betas": (0.9, config.adam_beta2), "eps": config.adam_epsilon}
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (0.9, config.adam_beta2),
+        "eps": config.adam_epsilon,
+    }
     if config.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit  # takes seconds to import
 

@@ -20,7 +20,7 @@ import torch
 from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.identify import inspect_file
-from .config import ConfigError, TrainConfig
+from .config import ConfigError, FinetuneConfig, TrainConfig
 from .machine import in_units
 from .run_dir import RunDir
 from .task import DTYPES, Outline, decided
@@ -139,11 +139,11 @@ def model_shape(config: TrainConfig) -> PixArtConfig:
     Raises:
         CheckpointError: as `load_pixart`, which says what is wrong with it.
     """
-    if getattr(config, "model", None):
+    if isinstance(config, FinetuneConfig) and config.model:
         return PixArtConfig.from_dict(config.model)
     info = inspect_file(config.base)
-    known = info.kind.startswith("pixart") and info.config is not None
-    return info.config if known else load_pixart(config.base).config
+    known = info.config if info.kind.startswith("pixart") else None
+    return load_pixart(config.base).config if known is None else known
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], None] = lambda: None) -> float:

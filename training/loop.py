@@ -136,7 +136,7 @@ class Training:
     def _patience(self) -> Patience:
         """How the data is waited for: said in status and log, and given up when somebody asks to stop."""
         several = self.accelerator.num_processes > 1 and Location(self.config.data).is_remote
-        agree = {"agree": agreement(self.accelerator)} if several else {}
+        agree: dict[str, Any] = {"agree": agreement(self.accelerator)} if several else {}
         return Patience(self.monitor.say, self.monitor.waiting, self._is_asked_to_stop, **agree)
 
     def _is_asked_to_stop(self) -> bool:
@@ -170,7 +170,7 @@ class Training:
     def _resume(self, command: str) -> None:
         """Go to where the newest checkpoint is, if there is one."""
         checkpoint = resume(self.run, self.engine, self.monitor.say)
-        facts = {"step": 0, "pending": []} if checkpoint is None else checkpoint.facts
+        facts: dict[str, Any] = {"step": 0, "pending": []} if checkpoint is None else checkpoint.facts
         self.step = facts["step"]
         if checkpoint is not None:
             on_main(self.accelerator, lambda: self._keep_settings(command))

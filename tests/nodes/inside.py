@@ -269,19 +269,16 @@ def check_default_dtype_is_the_fast_one(s: Setup) -> None:
     assert memory.unet_dtype(device=torch.device("cpu"), weight_dtype=torch.float16) == torch.float32
 
 
-def check_blocks_multiply_in_the_models_dtype(s: Setup) -> None:
-    """The stream of tokens comes in float32, and the host's operations cast weights to what comes."""
-    model = s.load(str(s.family / "transformer"), "bfloat16")
-    model.model.manual_cast_dtype = None  # as on a device that computes in it; this one would be cast to float32
-    assert model.model.product_dtype() == torch.bfloat16
-    unet, seen = model.model.diffusion_model, set()
-    for name in ("attn.qkv", "cross_attn.kv_linear", "mlp.fc1"):
-        layer = unet.get_submodule(f"blocks.0.{name}")
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.add((name, inputs[0].dtype)))
-    unet.final_layer.linear.register_forward_pre_hook(lambda _, inputs: seen.add(("end", inputs[0].dtype)))
+def check_products_are_in_the_dtype_that_computes(s: Setup) -> None:
+    """The stream of tokens is float32 in every dtype, the blocks' products are not."""
+    model = s.load(str(s.family / "transformer"), "bfloat16").clone()
+    model.set_model_compute_dtype(torch.bfloat16)
+    seen = set()
+    block = model.model.diffusion_model.blocks[1]
+    for layer in (block.attn.qkv, block.cross_attn.q_linear, block.cross_attn.kv_linear, block.mlp.fc1):
+        layer.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
     s.sample(s.sampling.add_lcm_sampling(model), steps=1)
-    half = {("attn.qkv", torch.bfloat16), ("cross_attn.kv_linear", torch.bfloat16), ("mlp.fc1", torch.bfloat16)}
-    assert seen == half | {("end", torch.float32)}, seen
+    assert seen == {torch.bfloat16}, seen
 
 
 def check_text_encoder_equals_transformers(s: Setup) -> None:
