@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .aliases import Device, DType, Operations
 from .autoencoder_config import ACTIVATIONS, KLConfig, TinyConfig
 from .functional import attention
 
@@ -78,11 +80,11 @@ class AutoencoderKL(_Autoencoder):
         operations: namespace that Conv2d, Linear and GroupNorm are taken from (torch.nn, or ComfyUI's).
     """
 
-    def __init__(self, config: KLConfig, dtype=None, device=None, operations=nn):
+    def __init__(self, config: KLConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
         self.config = config
-        make = {"dtype": dtype, "device": device, "operations": operations}
-        place = {"dtype": dtype, "device": device}
+        make: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
+        place: dict[str, Any] = {"dtype": dtype, "device": device}
         self.encoder = _KLEncoder(config, **make)
         self.decoder = _KLDecoder(config, **make)
         latent = config.latent_channels
@@ -115,7 +117,7 @@ class AutoencoderTiny(_Autoencoder):
         operations: namespace that Conv2d is taken from (torch.nn, or ComfyUI's).
     """
 
-    def __init__(self, config: TinyConfig, dtype=None, device=None, operations=nn):
+    def __init__(self, config: TinyConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
         self.config = config
         self.encoder = _TinyEncoder(config, dtype, device, operations)
@@ -130,7 +132,10 @@ class AutoencoderTiny(_Autoencoder):
         return Decoded(self.decoder(latent))
 
 
-CLASSES = {"AutoencoderKL": (AutoencoderKL, KLConfig), "AutoencoderTiny": (AutoencoderTiny, TinyConfig)}
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "AutoencoderKL": (AutoencoderKL, KLConfig),
+    "AutoencoderTiny": (AutoencoderTiny, TinyConfig),
+}
 """What `_class_name` of config.json says -> module and configuration."""
 
 
@@ -140,9 +145,17 @@ CLASSES = {"AutoencoderKL": (AutoencoderKL, KLConfig), "AutoencoderTiny": (Autoe
 class _Resnet(nn.Module):
     """x + conv(act(norm(conv(act(norm(x)))))), with a 1 x 1 convolution of x where the channels change."""
 
-    def __init__(self, config: KLConfig, channels_in: int, channels: int, dtype=None, device=None, operations=nn):
+    def __init__(
+        self,
+        config: KLConfig,
+        channels_in: int,
+        channels: int,
+        dtype: DType = None,
+        device: Device = None,
+        operations: Operations = nn,
+    ):
         super().__init__()
-        place = {"dtype": dtype, "device": device}
+        place: dict[str, Any] = {"dtype": dtype, "device": device}
         self.norm1 = operations.GroupNorm(config.norm_num_groups, channels_in, eps=_EPS, **place)
         self.conv1 = operations.Conv2d(channels_in, channels, 3, padding=1, **place)
         self.norm2 = operations.GroupNorm(config.norm_num_groups, channels, eps=_EPS, **place)
@@ -161,9 +174,11 @@ class _Resnet(nn.Module):
 class _Attention(nn.Module):
     """Attention of one head between all places of a picture, added to it."""
 
-    def __init__(self, channels: int, groups: int, dtype=None, device=None, operations=nn):
+    def __init__(
+        self, channels: int, groups: int, dtype: DType = None, device: Device = None, operations: Operations = nn
+    ):
         super().__init__()
-        place = {"dtype": dtype, "device": device}
+        place: dict[str, Any] = {"dtype": dtype, "device": device}
         self.group_norm = operations.GroupNorm(groups, channels, eps=_EPS, **place)
         self.to_q = operations.Linear(channels, channels, **place)
         self.to_k = operations.Linear(channels, channels, **place)
@@ -179,9 +194,11 @@ class _Attention(nn.Module):
 class _Middle(nn.Module):
     """Two residual blocks, attention between them."""
 
-    def __init__(self, config: KLConfig, channels: int, dtype=None, device=None, operations=nn):
+    def __init__(
+        self, config: KLConfig, channels: int, dtype: DType = None, device: Device = None, operations: Operations = nn
+    ):
         super().__init__()
-        make = {"dtype": dtype, "device": device, "operations": operations}
+        make: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
         attentions = [_Attention(channels, config.norm_num_groups, **make)] if config.mid_block_add_attention else []
         self.attentions = nn.ModuleList(attentions)
         self.resnets = nn.ModuleList([_Resnet(config, channels, channels, **make) for _ in range(2)])
@@ -196,7 +213,7 @@ class _Middle(nn.Module):
 class _Down(nn.Module):
     """Half the size: a padding on the right and below only, as the weights were trained."""
 
-    def __init__(self, channels: int, dtype=None, device=None, operations=nn):
+    def __init__(self, channels: int, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
         self.conv = operations.Conv2d(channels, channels, 3, stride=2, dtype=dtype, device=device)
 
@@ -207,7 +224,7 @@ class _Down(nn.Module):
 class _Up(nn.Module):
     """Twice the size, each pixel four times, and a convolution."""
 
-    def __init__(self, channels: int, dtype=None, device=None, operations=nn):
+    def __init__(self, channels: int, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
         self.conv = operations.Conv2d(channels, channels, 3, padding=1, dtype=dtype, device=device)
 
@@ -215,12 +232,26 @@ class _Up(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+Change = type[_Down] | type[_Up] | None
+
+
 class _Stage(nn.Module):
     """The residual blocks of one resolution, and what leads to the next, in the list that diffusers calls `name`."""
 
-    def __init__(self, config, channels_in, channels, layers, name, change, dtype=None, device=None, operations=nn):
+    def __init__(
+        self,
+        config: KLConfig,
+        channels_in: int,
+        channels: int,
+        layers: int,
+        name: str,
+        change: Change,
+        dtype: DType = None,
+        device: Device = None,
+        operations: Operations = nn,
+    ):
         super().__init__()
-        make = {"dtype": dtype, "device": device, "operations": operations}
+        make: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
         widths = [channels_in] + [channels] * (layers - 1)
         self.resnets = nn.ModuleList([_Resnet(config, width, channels, **make) for width in widths])
         self.name = name
@@ -235,7 +266,9 @@ class _Stage(nn.Module):
         return x
 
 
-def _stages(config: KLConfig, widths: Sequence[int], layers: int, name: str, change, **make) -> nn.ModuleList:
+def _stages(
+    config: KLConfig, widths: Sequence[int], layers: int, name: str, change: Change, **make: Any
+) -> nn.ModuleList:
     """A stage for each of `widths`, all but the last with a change of size."""
     last = len(widths) - 1
     return nn.ModuleList(
@@ -249,10 +282,10 @@ def _stages(config: KLConfig, widths: Sequence[int], layers: int, name: str, cha
 class _KLEncoder(nn.Module):
     """Pictures -> mean and logarithm of the variance, before `quant_conv`."""
 
-    def __init__(self, config: KLConfig, dtype=None, device=None, operations=nn):
+    def __init__(self, config: KLConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
-        make = {"dtype": dtype, "device": device, "operations": operations}
-        place = {"dtype": dtype, "device": device}
+        make: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
+        place: dict[str, Any] = {"dtype": dtype, "device": device}
         widths = config.block_out_channels
         self.conv_in = operations.Conv2d(config.in_channels, widths[0], 3, padding=1, **place)
         self.down_blocks = _stages(config, widths, config.layers_per_block, "downsamplers", _Down, **make)
@@ -270,10 +303,10 @@ class _KLEncoder(nn.Module):
 class _KLDecoder(nn.Module):
     """Latents, after `post_quant_conv` -> pictures."""
 
-    def __init__(self, config: KLConfig, dtype=None, device=None, operations=nn):
+    def __init__(self, config: KLConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
-        make = {"dtype": dtype, "device": device, "operations": operations}
-        place = {"dtype": dtype, "device": device}
+        make: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
+        place: dict[str, Any] = {"dtype": dtype, "device": device}
         widths = config.block_out_channels[::-1]
         self.conv_in = operations.Conv2d(config.latent_channels, widths[0], 3, padding=1, **place)
         self.up_blocks = _stages(config, widths, config.layers_per_block + 1, "upsamplers", _Up, **make)
@@ -294,7 +327,14 @@ class _KLDecoder(nn.Module):
 class _TinyBlock(nn.Module):
     """ReLU of x and three convolutions of it."""
 
-    def __init__(self, channels: int, activation: type[nn.Module], dtype=None, device=None, operations=nn):
+    def __init__(
+        self,
+        channels: int,
+        activation: type[nn.Module],
+        dtype: DType = None,
+        device: Device = None,
+        operations: Operations = nn,
+    ):
         super().__init__()
         convs = [operations.Conv2d(channels, channels, 3, padding=1, dtype=dtype, device=device) for _ in range(3)]
         self.conv = nn.Sequential(convs[0], activation(), convs[1], activation(), convs[2])
@@ -304,9 +344,10 @@ class _TinyBlock(nn.Module):
 
 
 class _TinyEncoder(nn.Module):
-    def __init__(self, config: TinyConfig, dtype=None, device=None, operations=nn):
+    def __init__(self, config: TinyConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
-        place, width = {"dtype": dtype, "device": device}, config.encoder_block_out_channels[0]
+        place: dict[str, Any] = {"dtype": dtype, "device": device}
+        width = config.encoder_block_out_channels[0]
         layers: list[nn.Module] = [operations.Conv2d(config.in_channels, width, 3, padding=1, **place)]
         for index, blocks in enumerate(config.num_encoder_blocks):
             if index > 0:
@@ -321,9 +362,10 @@ class _TinyEncoder(nn.Module):
 
 
 class _TinyDecoder(nn.Module):
-    def __init__(self, config: TinyConfig, dtype=None, device=None, operations=nn):
+    def __init__(self, config: TinyConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
-        place, width = {"dtype": dtype, "device": device}, config.decoder_block_out_channels[0]
+        place: dict[str, Any] = {"dtype": dtype, "device": device}
+        width = config.decoder_block_out_channels[0]
         activation = ACTIVATIONS[config.act_fn]
         layers = [operations.Conv2d(config.latent_channels, width, 3, padding=1, **place), activation()]
         for index, blocks in enumerate(config.num_decoder_blocks):

@@ -15,7 +15,7 @@ _UPSAMPLINGS = ("nearest", "nearest-exact", "bilinear", "bicubic")
 _MAX_CHANNELS = 65_536
 _MAX_BLOCKS = 1024
 
-C = TypeVar("C")
+C = TypeVar("C", "KLConfig", "TinyConfig")
 
 
 @dataclass(frozen=True)

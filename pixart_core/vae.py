@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .aliases import Device, DType, Operations, PathLike
 from .autoencoder import CLASSES
-from .autoencoder_config import read_config
+from .autoencoder_config import KLConfig, TinyConfig, read_config
 from .convert import summary
 from .errors import CheckpointError, read_description
 from .functional import preferred_dtype
@@ -27,13 +29,13 @@ _DEPTHS = ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def default_dtype(device: torch.device | str | None = None) -> torch.dtype:
+def default_dtype(device: Device = None) -> torch.dtype:
     """float32 on a CPU, as ComfyUI has it there: bfloat16's 8 bits can show in a picture; else what is fast."""
     device = torch.device("cpu" if device is None else device)
     return torch.float32 if device.type == "cpu" else preferred_dtype(device)
 
 
-def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str | None = None, operations=nn):
+def load_vae(path: PathLike, dtype: DType = None, device: Device = None, operations: Operations = nn) -> Any:
     """Load an autoencoder folder (config.json and weights), or the vae/ of a pipeline folder.
 
     Args:
@@ -58,7 +60,7 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
         )
     file = open_weights(folder)
     _bound(description, file)
-    module, config_kind = CLASSES[kind]
+    module, config_kind = CLASSES[str(kind)]
     try:
         config = read_config(config_kind, description)
     except ValueError as error:
@@ -81,7 +83,7 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
     return vae.eval().requires_grad_(False)
 
 
-def save_vae(vae, folder: Path) -> None:
+def save_vae(vae: Any, folder: Path) -> None:
     """Write an autoencoder of ours as `load_vae` and diffusers read it: config.json and weights.
 
     Raises:
@@ -113,7 +115,7 @@ def _current_name(name: str) -> str:
 
 
 @torch.no_grad()
-def decode(vae, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+def decode(vae: Any, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Latent (B, 4, h, w), scaled as the transformer sees it -> pictures (B, 8h, 8w, 3), float32 in 0 … 1.
 
     Args:
@@ -139,7 +141,7 @@ def decode(vae, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def encode(vae: Any, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Pictures (B, H, W, 3) in 0 … 1, H and W multiples of 8 -> latent (B, 4, H/8, W/8), scaled, float32.
 
     Args:
@@ -158,7 +160,7 @@ def encode(vae, images: Tensor, generator: torch.Generator | None = None) -> Ten
 
 
 @torch.no_grad()
-def moments(vae, images: Tensor) -> Tensor:
+def moments(vae: Any, images: Tensor) -> Tensor:
     """Pictures as for `encode` -> mean and deviation of AutoencoderKL's posterior (B, 8, H/8, W/8), unscaled, float32;
     from AutoencoderTiny, which has no posterior, the latent (B, 4, H/8, W/8)."""
     encoded = _encode(vae, images)
@@ -174,7 +176,7 @@ def to_pil(images: Tensor) -> list[Any]:
     return [Image.fromarray(image) for image in (images * 255).round().to(torch.uint8).cpu().numpy()]
 
 
-def _encode(vae, images: Tensor):
+def _encode(vae: Any, images: Tensor) -> Any:
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % FACTOR or images.shape[2] % FACTOR:
         raise ValueError(
             f"pictures to encode are (B, H, W, 3) with H and W multiples of {FACTOR}, got shape {tuple(images.shape)}"
@@ -182,7 +184,7 @@ def _encode(vae, images: Tensor):
     return vae.encode((images.permute(0, 3, 1, 2) * 2 - 1).to(vae.device, vae.dtype))
 
 
-def is_autoencoder(config: dict[str, Any]) -> bool:
+def is_autoencoder(config: Mapping[str, Any]) -> bool:
     """Whether a config.json describes an autoencoder of a class that PixArt's pictures are decoded with."""
     return config.get("_class_name") in tuple(CLASSES)
 
@@ -203,7 +205,7 @@ def _find_vae(path: Path) -> Path:
     return folder
 
 
-def _check_latents(config, folder: Path) -> None:
+def _check_latents(config: KLConfig | TinyConfig, folder: Path) -> None:
     if (config.latent_channels, config.factor) != (LATENT_CHANNELS, FACTOR):
         raise CheckpointError(
             f"the autoencoder {folder} has {config.latent_channels} latent channels and factor "
