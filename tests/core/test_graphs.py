@@ -164,7 +164,7 @@ def test_pictures_through_graphs_are_the_same_to_the_last_bit(plain, graphed, ca
     for seed, prompt in enumerate(("a house", "a red lake")):
         expected = plain.sample(prompt, seed=seed, **SIZE, **options)
         assert torch.equal(graphed.sample(prompt, seed=seed, **SIZE, **options), expected)
-    assert 0 < capture.captures <= 4 and capture.replays > 2 * capture.captures
+    assert 0 < capture.captures <= 4 and capture.replays >= 2 * capture.captures
 
 
 def test_a_lora_after_a_graph(plain, graphed, capture):
@@ -184,7 +184,7 @@ def test_text_and_decoding_are_captured_too(plain, graphed, capture):
     pictures = [[each("a house", steps=1, seed=seed, **SIZE)[0] for seed in range(3)] for each in (plain, graphed)]
     assert pictures[0] == pictures[1]
     assert sorted(name for name, *_ in graphed.graphs._graphs) == ["decode", "encode", "step"]
-    assert capture.captures == 3 and capture.replays == 6
+    assert capture.captures == 3 and capture.replays >= 6
 
 
 def test_compile_is_for_blocks_and_decoder(nano):
