@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -26,6 +27,7 @@ def plan_steps(sampler: str, steps: int | None = None, grid: str = "diffusers") 
 
     Raises:
         ValueError: on another sampler, grid or number of steps.
+        ImportError: for "dpm" without diffusers.
     """
     if sampler not in STEPS:
         raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(STEPS)}")
@@ -34,6 +36,10 @@ def plan_steps(sampler: str, steps: int | None = None, grid: str = "diffusers") 
         return lcm_timesteps(steps, grid)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= NUM_TIMESTEPS:
         raise ValueError(f"DPM-Solver++ takes 1 to {NUM_TIMESTEPS} steps, got {steps!r}")
+    if importlib.util.find_spec("diffusers") is None:  # said before anything is loaded or encoded
+        raise ImportError(
+            "DPM-Solver++ is diffusers', which is missing: pip install diffusers. The sampler lcm does without"
+        )
     return steps
 
 

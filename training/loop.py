@@ -294,6 +294,9 @@ class Training:
         except StoreBusy as error:
             self.monitor.say(f"step {self.step}: no samples, because their captions cannot be read now: {error}")
             return
+        except ImportError as error:
+            self.monitor.say(f"no samples: {error}")
+            return
         if drawn is None:
             self.monitor.say("no samples: the setting `models` names no pipeline folder to make them with")
         else:
