@@ -26,7 +26,8 @@ from .model import PixArt
 from .resolution import nearest_bin, resize_and_crop
 from .sampling import GUIDANCE, Callback, dpm_timesteps, guided, plan_steps, sample
 from .steps import Control, Steps
-from .text import EmbeddingCache, TextEncoder, is_t5
+from .t5 import is_t5
+from .text import EmbeddingCache, TextEncoder
 from .vae import FACTOR, decode, encode, is_autoencoder, load_vae, to_pil
 from .weightfolder import find_part, snapshot
 
