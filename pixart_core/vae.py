@@ -117,9 +117,7 @@ def _current_name(name: str) -> str:
 
 
 @torch.no_grad()
-def decode(
-    vae: Any, latent: Tensor, size: tuple[int, int] | None = None, graphs: Graphs | None = None
-) -> Tensor:
+def decode(vae: Any, latent: Tensor, size: tuple[int, int] | None = None, graphs: Graphs | None = None) -> Tensor:
     """Latent (B, 4, h, w), scaled as the transformer sees it -> pictures (B, 8h, 8w, 3), float32 in 0 … 1.
 
     Args:
