@@ -16,6 +16,10 @@ JOB_KEY = "pixart_delta_job"
 """In what a node reports of its execution: the job that it is about, whose progress the browser then shows there."""
 
 
+SAID = "pixart_delta.said"
+"""The event by which the browser shows a text under a node (web/said.mjs): prompt, node, text."""
+
+
 def about_job(text: str, job_id: str) -> dict[str, Any]:
     """A node's report: its text, whose first line says how far its job is, and the id of the job if there is one."""
     return ui.PreviewText(text).as_dict() | ({JOB_KEY: [job_id]} if job_id else {})
@@ -45,7 +49,11 @@ def say_once(text: str, level: int = logging.INFO) -> None:
 
 
 def show(text: str) -> None:
-    """Show a text under the node that is running, until it has ended."""
-    context = get_executing_context()
-    if context is not None and PromptServer.instance is not None:
-        PromptServer.instance.send_progress_text(text, context.node_id)
+    """Show a text under the node that is running, until it runs again.
+
+    Not by ComfyUI's own `send_progress_text`: its place is three lines high, and breaks in the middle of words.
+    """
+    context, server = get_executing_context(), PromptServer.instance
+    if context is not None and server is not None:
+        said = {"prompt": context.prompt_id, "node": context.node_id, "text": text}
+        server.send_sync(SAID, said, server.client_id)

@@ -34,7 +34,9 @@ def test_comfyui_draws_without_any_of_them(newest_comfyui, tmp_path):
     # Python runs it before anything else; ComfyUI is started as ever.
     (tmp_path / "site" / "sitecustomize.py").write_text(HIDE.format(hidden=OPTIONAL))
     with ComfyServer(newest_comfyui, tmp_path / "home", env={"PYTHONPATH": str(tmp_path / "site")}) as server:
-        graph = to_api(load_workflow(ROOT / "workflows" / "text_to_image_8bit_low_vram.json"), server.object_info())
+        graph = to_api(
+            load_workflow(ROOT / "workflows" / "PixArt 03 Text to Image under 8 GB.json"), server.object_info()
+        )
         assert len(pictures(server.prompt(graph))) == 1
 
 
