@@ -7,7 +7,16 @@ import importlib
 import logging
 import sys
 
-from .config import COMMANDS, TRAININGS, ConfigError, load_config
+from .config import (
+    COMMANDS,
+    TRAININGS,
+    ConfigError,
+    ExportConfig,
+    PrepareConfig,
+    SampleConfig,
+    TrainConfig,
+    load_config,
+)
 from .launcher import adopt
 from .machine import explain_import
 from .status import describe_run
@@ -81,12 +90,12 @@ def _run(options: argparse.Namespace) -> None:
         return
     given = [f"run={options.run}"] if getattr(options, "run", None) else []
     config = load_config(command, options.config, given + options.set).located()
-    if command == "prepare":
+    if isinstance(config, PrepareConfig):
         adopt()
         from .prepare.run import prepare
 
         prepare(config, options.dry_run)
-    elif command in TRAININGS:
+    elif isinstance(config, TrainConfig):
         if options.dry_run:
             from .estimate import dry_run
 
@@ -95,11 +104,11 @@ def _run(options: argparse.Namespace) -> None:
             from .loop import train
 
             train(command, config, options.private)
-    elif command == "sample":
+    elif isinstance(config, SampleConfig):
         from .sampling import sample
 
         print(sample(config))
-    else:
+    elif isinstance(config, ExportConfig):
         from .export import export
 
         print(export(config))

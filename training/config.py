@@ -75,7 +75,12 @@ class DistillConfig(TrainConfig):
     """What `lcd` and `lcm-lora` share (paper Algorithm 1; values of App. B.1 and the authors' code)."""
 
     base: str = path("the teacher, which the student starts from")
-    guidance: float = setting(4.5, "guidance scale ω that is distilled into the student", low=0.0, high=1000.0)
+    guidance: float = setting(
+        4.5,
+        "guidance scale ω that is distilled into the student; samplers count it as 1 + ω (cfg)",
+        low=0.0,
+        high=1000.0,
+    )
     loss: str = setting("huber", "distance of prediction and target", choices=("huber", "l2"))
     huber_c: float = setting(0.001, "c of the pseudo-Huber distance", low=0.0, high=1e6)
     beta_schedule: str = setting(
@@ -345,3 +350,15 @@ def load_config(command: str, file: str | None, overrides: Iterable[str]) -> Set
 def make_config(command: str, values: dict[str, Any]) -> Settings:
     """The settings of a command from plain values: see `Settings.make`."""
     return COMMANDS[command].make(values)
+
+
+def make_training(command: str, values: dict[str, Any]) -> TrainConfig:
+    """As `make_config`, of a command that trains.
+
+    Raises:
+        ConfigError: if it does not, too.
+    """
+    config = make_config(command, values)
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"{command} trains nothing: choose one of {', '.join(TRAININGS)}")
+    return config

@@ -55,8 +55,8 @@ def require_room(folder: Path, needed: float, what: str, way_out: str = "") -> N
 
 def explain_import(error: ImportError) -> str:
     """What cannot be imported, and the command that installs it into this very Python."""
-    missing = isinstance(error, ModuleNotFoundError) and error.name
-    problem = f"{error.name.partition('.')[0]} is not installed" if missing else str(error)
+    module = error.name if isinstance(error, ModuleNotFoundError) else None
+    problem = f"{module.partition('.')[0]} is not installed" if module else str(error)
     return f'{problem}. What training needs is installed by: {sys.executable} -m pip install "{_ROOT}[train]"'
 
 
@@ -75,7 +75,7 @@ class StopSignal:
         self._before = {kind: signal.signal(kind, self._receive) for kind in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_exception) -> None:
+    def __exit__(self, *_exception: object) -> None:
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
 

@@ -115,6 +115,28 @@ def check_inpainting_keeps_what_is_outside_the_mask(s: Setup) -> None:
     assert (out[..., :7] - picture[..., :7]).abs().mean() > 0.1
 
 
+def check_previews_of_the_bundled_family_have_its_colours(s: Setup) -> None:
+    """A bundled scene's preview is near the scene, and far from it in the colours of Stable Diffusion's latents."""
+    import comfy.latent_formats
+    import latent_preview
+    import numpy
+    from PIL import Image
+
+    nano = ROOT / "models" / "nano"
+    scene = torch.from_numpy(numpy.array(Image.open(nano / "scenes/000001.png").convert("RGB"))).float()[None] / 255
+    latent = s.part("pixart_core.vae").encode(s.part("pixart_core.vae").load_vae(nano), scene)
+    small = torch.nn.functional.avg_pool2d(scene.movedim(-1, 1), 8)[0].movedim(0, -1)
+
+    def apart(form) -> float:
+        bias = getattr(form, "latent_rgb_factors_bias", None)
+        previewer = latent_preview.Latent2RGBPreviewer(form.latent_rgb_factors, bias)
+        preview = numpy.asarray(previewer.decode_latent_to_preview(latent), numpy.float32) / 255
+        return float((torch.from_numpy(preview) - small).abs().mean())
+
+    ours = s.load(str(nano / "transformer"), "float32").model.latent_format
+    assert apart(ours) < 0.12 < 0.2 < apart(comfy.latent_formats.SD15())
+
+
 def native(path: Path):
     """The file in ComfyUI's own loader."""
     import comfy.sd
@@ -245,6 +267,18 @@ def check_default_dtype_is_the_fast_one(s: Setup) -> None:
     assert s.load(str(s.family / "transformer")).model.product_dtype() == torch.float32
     args.fp32_unet = False
     assert memory.unet_dtype(device=torch.device("cpu"), weight_dtype=torch.float16) == torch.float32
+
+
+def check_products_are_in_the_dtype_that_computes(s: Setup) -> None:
+    """The stream of tokens is float32 in every dtype, the blocks' products are not."""
+    model = s.load(str(s.family / "transformer"), "bfloat16").clone()
+    model.set_model_compute_dtype(torch.bfloat16)
+    seen = set()
+    block = model.model.diffusion_model.blocks[1]
+    for layer in (block.attn.qkv, block.cross_attn.q_linear, block.cross_attn.kv_linear, block.mlp.fc1):
+        layer.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
+    s.sample(s.sampling.add_lcm_sampling(model), steps=1)
+    assert seen == {torch.bfloat16}, seen
 
 
 def check_text_encoder_equals_transformers(s: Setup) -> None:
