@@ -170,6 +170,14 @@ class PixArtDeltaHEDPreprocessor(io.ComfyNode):
             ],
         )
 
+    @classmethod
+    def validate_inputs(cls, hed_name: str) -> bool | str:
+        """In the place of "not in list": what to download, and where it goes."""
+        try:
+            return bool(files.locate("hed", hed_name))
+        except FileNotFoundError as error:
+            return str(error)
+
     fingerprint_inputs = fingerprint(hed_name="hed")
 
     @classmethod

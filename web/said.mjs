@@ -12,11 +12,12 @@ export class Said {
         api.addEventListener("executing", ({ detail }) => this.#clear(detail));
     }
 
-    #take({ prompt, node: id, text }) {
+    #take({ prompt, node: id, text, alone }) {
         const node = this.#find(id);
         if (!node) return;
         const before = this.#texts.get(node);
-        const lines = before?.prompt === prompt ? [...before.lines.filter((line) => line !== text), text] : [text];
+        const kept = before?.prompt === prompt && !alone ? before.lines.filter((line) => line !== text) : [];
+        const lines = text ? [...kept, text] : kept;
         this.#texts.set(node, { prompt, lines });
         put(node, lines.join("\n"), WIDGET);
     }

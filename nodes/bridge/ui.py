@@ -17,7 +17,7 @@ JOB_KEY = "pixart_delta_job"
 
 
 SAID = "pixart_delta.said"
-"""The event by which the browser shows a text under a node (web/said.mjs): prompt, node, text."""
+"""The event by which the browser shows a text under a node (web/said.mjs): prompt, node, text, alone."""
 
 
 def about_job(text: str, job_id: str) -> dict[str, Any]:
@@ -48,12 +48,22 @@ def say_once(text: str, level: int = logging.INFO) -> None:
     say(text, level)
 
 
+def show_progress(text: str) -> None:
+    """Show how far the running node is, in the place of what it said before; an empty text takes it away."""
+    _send(text, alone=True)
+
+
 def show(text: str) -> None:
     """Show a text under the node that is running, until it runs again.
 
-    Not by ComfyUI's own `send_progress_text`: its place is three lines high, and breaks in the middle of words.
+    One of several texts of a run, each on its own line. Not by ComfyUI's own `send_progress_text`: its place is three
+    lines high, and breaks in the middle of words.
     """
+    _send(text, alone=False)
+
+
+def _send(text: str, alone: bool) -> None:
     context, server = get_executing_context(), PromptServer.instance
     if context is not None and server is not None:
-        said = {"prompt": context.prompt_id, "node": context.node_id, "text": text}
+        said = {"prompt": context.prompt_id, "node": context.node_id, "text": text, "alone": alone}
         server.send_sync(SAID, said, server.client_id)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.locales import as_json, node_texts
+from tools.locales import HEADINGS, as_json, help_pages, node_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = sorted(path.parent.name for path in (ROOT / "locales").glob("*/nodeDefs.json"))
@@ -42,3 +42,11 @@ def test_another_language_has_the_same_keys(language):
 
 def test_the_languages_of_the_nodes():
     assert {"en", "zh", "ja"} <= set(LANGUAGES)
+
+
+def test_help_in_other_languages_is_what_their_texts_say():
+    """`python -m tools.locales` writes it anew, after a change of the English example, too."""
+    pages = dict(help_pages())
+    assert len(pages) == len(HEADINGS) * len(read("en"))
+    for path, text in pages.items():
+        assert path.read_text(encoding="utf-8") == text, path.name

@@ -36,12 +36,12 @@ class Controlled:
             "vae": self.loaded.vae["VAE"],
         }
         self.applied = Node("PixArtDeltaApplyControlNet", 252, {}, links)
-        self.seen = Node("PreviewImage", 220, {}, {"images": self.hint}, title="What it follows")
+        self.seen = Node("PreviewImage", 268, {}, {"images": self.hint}, title="What it follows")
 
     def _picture(self, name: str) -> Node:
         if self.weights is NANO:
             return example(name)
-        return Node("LoadImage", 320, {"image": "example.png"})
+        return Node("LoadImage", 300, {"image": "example.png"})
 
     def _hint(self) -> tuple[Node, str]:
         """The edges of the picture, at the size that the new one has."""

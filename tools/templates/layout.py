@@ -26,6 +26,8 @@ NOTE_COLOURS = {"color": "#222", "bgcolor": "#000"}
 """Of notes: those of the official templates."""
 _TITLE, _BAND, _PAD, _GAP, _AISLE = 30, 40, 12, 14, 36
 """Pixels: title bar of a node, title of a group, margin inside a group, between nodes, between columns."""
+_GROWING = "COMFY_AUTOGROW_V3"
+"""An input that has one more slot than is used; three of them are saved."""
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
@@ -218,7 +220,14 @@ def inputs_of(schema: Mapping) -> Iterator[tuple[str, str, Mapping]]:
             options = dict(rest[0]) if rest else {}
             if isinstance(kind, list):  # the old way to say what a combo offers
                 kind, options = "COMBO", {"options": kind} | options
-            yield name, kind, options
+            if kind == _GROWING:
+                prefix, ((_, (inner, *_)),) = (
+                    options["template"]["prefix"],
+                    options["template"]["input"]["required"].items(),
+                )
+                yield from ((f"{name}.{prefix}{number}", inner, {}) for number in range(3))
+            else:
+                yield name, kind, options
 
 
 def _is_widget(kind: str, options: Mapping) -> bool:
@@ -228,8 +237,8 @@ def _is_widget(kind: str, options: Mapping) -> bool:
 def _values(node: Node, name: str, kind: str, options: Mapping) -> Iterator[Any]:
     first = (options.get("options") or [None])[0] if kind == "COMBO" else {"STRING": "", "BOOLEAN": False}.get(kind, 0)
     yield node.widgets.get(name, options.get("default", first))
-    if options.get("control_after_generate"):
-        yield "randomize"
+    if control := options.get("control_after_generate"):
+        yield control if isinstance(control, str) else "randomize"
     if options.get("image_upload"):
         yield "image"
 

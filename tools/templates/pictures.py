@@ -209,8 +209,8 @@ def draft_and_pick() -> Template:
         Node("LatentFromBatch", 92, {"batch_index": index}, {"samples": shape["latent"]}, title=title)
         for index, title in ((2, "First pick (0 is the first)"), (9, "Second pick"))
     ]
-    links = {"samples1": picks[0]["LATENT"], "samples2": picks[1]["LATENT"]}
-    both = Node("LatentBatch", 80, {}, links, title="Both picks")
+    links = {f"latents.latent{number}": pick["LATENT"] for number, pick in enumerate(picks)}
+    both = Node("BatchLatentsNode", 100, {}, links, title="Both picks")
     samplers = []
     for latent, steps in ((shape["latent"], 1), (both["LATENT"], 4)):
         node = lcm(loaded.model["MODEL"], prompt["positive"], latent, 21, steps=steps)

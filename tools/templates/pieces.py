@@ -23,11 +23,11 @@ class Loaded:
     def __init__(self, weights: Weights, model: str | File, quantization: str = "none"):
         self.weights = weights
         self.files = [file for file in (model, weights.text_encoder, weights.vae) if isinstance(file, File)]
-        self.model = loader("ModelLoader", "model_name", model, 194)
+        self.model = loader("ModelLoader", "model_name", model, 200)
         self.clip = loader(
-            "TextEncoderLoader", "text_encoder_name", weights.text_encoder, 178, quantization=quantization
+            "TextEncoderLoader", "text_encoder_name", weights.text_encoder, 186, quantization=quantization
         )
-        self.vae = loader("VAELoader", "vae_name", weights.vae, 88)
+        self.vae = loader("VAELoader", "vae_name", weights.vae, 104)
         self.nodes = [self.model, self.vae, self.clip]
 
     def more(self, kind: str, widget: str, chosen: str | File, height: int) -> Node:
@@ -57,7 +57,7 @@ def size(weights: Weights, width: int = 0, height: int = 0, batch: int = 1) -> N
         "bins": weights.bins,
         "batch_size": batch,
     }
-    return Node("PixArtDeltaResolution", 212, values)
+    return Node("PixArtDeltaResolution", 238, values)
 
 
 def lcm(model, positive, latent, seed: int, **widgets) -> Node:

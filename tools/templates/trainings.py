@@ -52,7 +52,7 @@ def training(number: int, name: str, kind: str, job: str, says: str, hints: bool
         "resolution": 128,
         "hints": NANO.hed if hints else "none",
     }
-    dataset = Node("PixArtDeltaDataset", 560, values)
+    dataset = Node("PixArtDeltaDataset", 610, values)
     settings = {
         "base": NANO.base,
         "name": job,
@@ -65,9 +65,9 @@ def training(number: int, name: str, kind: str, job: str, says: str, hints: bool
         "more_settings": _QUICK,
         **own,
     }
-    train = Node(f"PixArtDelta{kind}", 640, settings, {"dataset": dataset["dataset"]})
+    train = Node(f"PixArtDelta{kind}", 610, settings, {"dataset": dataset["dataset"]})
     status = Node("PixArtDeltaTrainingStatus", 230, {}, {"job": train["job"]})
-    pictures = Node("PreviewImage", 190, {}, {"images": dataset["pictures"]}, title="Pictures")
+    pictures = Node("PreviewImage", 270, {}, {"images": dataset["pictures"]}, title="Pictures")
     loss = Node("PreviewImage", 330, {}, {"images": status["loss"]}, title="Loss")
     samples = Node("PreviewImage", 400, {}, {"images": status["samples"]}, title="Samples")
     columns = [
@@ -108,8 +108,8 @@ def _training_note(says: str, hints: bool) -> str:
 def use_trained() -> Template:
     name = "Use What You Trained"
     trained = Node("PixArtDeltaTrainedResult", 230, {})
-    clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 178)
-    vae = loader("VAELoader", "vae_name", NANO.vae, 88)
+    clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
+    vae = loader("VAELoader", "vae_name", NANO.vae, 104)
 
     loaded = SimpleNamespace(model=trained, clip=clip, vae=vae)
     prompt, shape = text(loaded, NANO.prompts[0]), size(NANO, batch=4)

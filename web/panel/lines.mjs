@@ -12,6 +12,7 @@ const COMMAND = {
 const WIDGET = "pixart_delta_line";
 const LINE = 16; // px
 const MOST = 12; // lines; more scroll
+const FRAME = 30; // px that are not text: its own padding, and what the canvas leaves free around a widget
 
 export class Lines {
     #rest = new WeakMap(); // node -> what its text says besides: an estimate, a report
@@ -92,7 +93,7 @@ export function put(node, text, name = WIDGET) {
 function add(node, name) {
     const element = h("div", { class: "pxd-line" });
     const lines = () => element.textContent.split("\n").reduce((sum, line) => sum + wrapped(line, node.size[0]), 0);
-    const height = () => LINE * Math.min(MOST, lines()) + 10;
+    const height = () => LINE * Math.min(MOST, lines()) + FRAME;
     // Its type is nobody else's: Nodes 2.0 then shows the element itself.
     const widget = node.addDOMWidget(name, name, element, {
         serialize: false, hideOnZoom: false, getValue: () => element.textContent, getMinHeight: height, getMaxHeight: height,
