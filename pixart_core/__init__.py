@@ -27,7 +27,7 @@ _HOME = {
     "load_controlnet": "checkpoint",
     "save_controlnet": "checkpoint",
     "load_lora": "lora",
-    "apply_lora": "lora",
+    "apply_lora": "delta",
     "HED": "hed",
     "load_hed": "hed",
     "detect": "hed",

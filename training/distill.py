@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..pixart_core.functional import timestep_embedding
+from ..pixart_core.functional import exactly, timestep_embedding
 from ..pixart_core.layers import ScalarEmbedder
-from ..pixart_core.lcm import DDIM_STEPS, consistency, ddim_step, ddim_timesteps
+from ..pixart_core.lcm import DDIM_SKIP, DDIM_STEPS, consistency, ddim_step
 from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import add_noise, alphas_cumprod, predict_x0
 from .config import LcdConfig, LcmLoraConfig
-from .draws import Draws
+from .data.draws import Draws
 from .lora import WithoutLora, add_lora, lora_outline
 from .task import DTYPES, Outline, Task, count_parameters, load_base
 
@@ -91,9 +91,8 @@ def lcd_loss(
         options: for the student's forward with gradient: block_hook and attention of `PixArt.forward`.
     """
     latent = batch["latent"]
-    grid = torch.tensor(ddim_timesteps(), device=latent.device)
-    start = grid[index]
-    end = (start - (grid[1] - grid[0])).clamp(min=0)
+    start = DDIM_SKIP * (index + 1) - 1
+    end = (start - DDIM_SKIP).clamp(min=0)
     noisy = add_noise(latent, noise, start, table)
     embedded = guidance if isinstance(guidance, Tensor) else None
     epsilon = _epsilon(student, noisy, start, batch, embedded, **(options or {}))
@@ -115,7 +114,7 @@ def _guided_ddim_step(teacher, noisy, start, end, batch, guidance, table) -> Ten
     null = teacher.null_caption(len(noisy), batch["caption"].shape[1]).to(batch["caption"])
     double = {name: torch.cat([batch[name]] * 2) for name in _CONDITIONS if name in batch}
     double["caption"] = torch.cat([batch["caption"], null])
-    with torch.autocast(noisy.device.type, enabled=False):  # frozen: computes in the type of its weights, without casts
+    with exactly(noisy):  # frozen: computes in the type of its weights, without casts
         both = _epsilon(teacher, torch.cat([noisy, noisy]), torch.cat([start, start]), double)
     epsilon, unconditional = both.chunk(2)
     x0, x0_unconditional = predict_x0(noisy, epsilon, start, table), predict_x0(noisy, unconditional, start, table)

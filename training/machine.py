@@ -27,6 +27,13 @@ def in_units(size: float) -> str:
     return f"{size / GB:.2f} GB" if size >= 0.1 * GB else f"{size / 1e6:.1f} MB"
 
 
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
 def require_room(folder: Path, needed: float, what: str, way_out: str = "") -> None:
     """Whether a disk has room.
 

@@ -14,8 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .config import TrainConfig
+from .machine import duration
 from .run_dir import RunDir, RunDirError
-from .status import duration
 from .storage import replacing
 
 _STATUS_SECONDS = 0.5

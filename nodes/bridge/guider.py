@@ -118,17 +118,18 @@ def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list
 
     plain: z is the noise itself, whatever σ is: ComfyUI gives σ times it, on an empty latent.
     """
-    sigma_of = dict(zip(timesteps, sigmas.tolist(), strict=False))
+    numbers = sigmas.tolist()  # once: reading one of a GPU's in between waits for the step before it
+    upcoming = iter(numbers)
 
-    def epsilon(latent: Tensor, t: Tensor) -> Tensor:
-        sigma = sigma_of[int(t[0])]
+    def epsilon(latent: Tensor, _timestep: Tensor) -> Tensor:
+        sigma = next(upcoming)
         noisy = latent * math.sqrt(1 + sigma**2)
         return (noisy - model(noisy, noisy.new_full((len(noisy),), sigma), **extra_args)) / sigma
 
     def report(step: int, denoised: Tensor) -> None:
         callback({"x": denoised, "i": step, "sigma": sigmas[step], "sigma_hat": sigmas[step], "denoised": denoised})
 
-    start = x / (float(sigmas[0]) if plain else math.sqrt(1 + float(sigmas[0]) ** 2))
+    start = x / (numbers[0] if plain else math.sqrt(1 + numbers[0] ** 2))
     return sample_lcm(epsilon, start, timesteps, noises, callback=report)
 
 

@@ -1,4 +1,4 @@
-"""VAE: diffusers' AutoencoderTiny of any width as one of ComfyUI's autoencoders."""
+"""VAE: an AutoencoderTiny of any width as one of ComfyUI's autoencoders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KL_CHANNELS = 128
 
 
 class TinyAutoencoder(nn.Module):
-    """diffusers' AutoencoderTiny of any width as ComfyUI calls an autoencoder: pixels in −1 … 1, raw latents."""
+    """An AutoencoderTiny of any width as ComfyUI calls an autoencoder: pixels in −1 … 1, raw latents."""
 
     def __init__(self, vae: Any):
         super().__init__()

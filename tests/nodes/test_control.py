@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 
 import pixart_core as pc
 from pixart_core.checkpoint import merge_controlnet
+from pixart_core.delta import Delta, Lora, save_lora
 from pixart_core.hed import HED, detect
 from pixart_core.identify import inspect_file
-from pixart_core.lora import Delta, Lora, save_lora
 from tests.fixtures_nano import make_nano_folder
 from tests.nodes.graphs import PROMPT, difference, ksampler, node, pictures, text_to_image
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...pixart_core.textfile import parse_json
-from ..draws import generator_for
+from .draws import generator_for
 from .readahead import read_ahead
 from .remote import Location
 from .shards import KIND, VERSION, DataError, ShardInfo
