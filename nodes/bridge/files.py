@@ -39,7 +39,7 @@ _BUNDLED = {
     "vae": {"bundled/nano": "nano/vae"},
     "lora": {
         "bundled/nano (LCM-LoRA)": "nano/lcm_lora",
-        "bundled/nano (old photographs)": "nano/style_lora",
+        "bundled/nano (sepia)": "nano/style_lora",
     },
     "controlnet": {"bundled/nano (HED ControlNet)": "nano/controlnet"},
     "hed": {"bundled/nano (HED)": "nano/hed/hed.safetensors"},

@@ -21,7 +21,7 @@ from .pieces import (
 )
 from .weights import NANO, RELEASED, Weights
 
-STYLE = "bundled/nano (old photographs)"
+STYLE = "bundled/nano (sepia)"
 NULL = "learned null caption"
 
 
@@ -110,7 +110,13 @@ def loras(weights: Weights) -> Template:
     loaded.nodes.remove(fast)
     fast.links["model"] = loaded.model["MODEL"]
     fast.title = "LCM-LoRA"
-    style = Node("PixArtDeltaLoraLoader", 116, {"lora_name": STYLE}, {"model": fast["MODEL"]}, title="Style LoRA")
+    style = Node(
+        "PixArtDeltaLoraLoader",
+        116,
+        {"lora_name": STYLE, "strength": 0.8},
+        {"model": fast["MODEL"]},
+        title="Style LoRA",
+    )
     last = style if weights is NANO else fast
     prompt, shape = text(loaded, weights.prompts[1]), size(weights)
     sampler = lcm(last["MODEL"], prompt["positive"], shape["latent"], 3)
@@ -119,7 +125,7 @@ def loras(weights: Weights) -> Template:
     says = "The LCM-LoRA makes a base model draw in 4 steps, without guidance."
     if weights is NANO:
         says += (
-            " Any LoRA of the base goes behind it: here one that draws old photographs (strength 0: without). Train "
+            " Any LoRA of the base goes behind it: here one for the brown of old photographs (strength 0: without). Train "
             "your own "
             "with *PixArt-δ Fine-Tune* and a LoRA rank."
         )
