@@ -28,10 +28,11 @@ from pixart_delta.pixart_core.lora import apply_lora, load_lora
 from pixart_delta.pixart_core.text import TextEncoder
 from pixart_delta.pixart_core.vae import decode, load_vae
 from pixart_delta.pixart_core.weightfile import CheckpointError
-from pixart_delta.training.config import load_config, make_config
+from pixart_delta.training.config import load_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.data.shards import DataError
-from pixart_delta.training.jobs.job import Job, JobError, read_job, write_job
+from pixart_delta.training.jobs import Queue
+from pixart_delta.training.jobs.job import Job, JobError, write_job
 from pixart_delta.training.prepare.sources import read_sources
 from pixart_delta.training.run_dir import RunDir, RunDirError
 from pixart_delta.training.settings import ConfigError
@@ -221,17 +222,18 @@ def make_job(folder: Path) -> None:
     asked = {"run": "r", "data": "d", "base": "b", "learning_rate": 1e-4, "steps": 9}
     result = {"state": "stopped", "step": 3, "steps": 9, "loss": 0.5}
     job = Job("job", "lcd", asked, "cpu", "a night", "paused", "paused at step 3", 1.0, 1e9, result=result, attempt=1)
-    (folder / "job").mkdir()
-    write_job(folder / "job", job)
+    (folder / "records" / "job").mkdir(parents=True)
+    write_job(folder / "records" / "job", job)
 
 
-def read_one_job(folder: Path) -> None:
-    """As a list of jobs shows it: a damaged one is shown, too, with the reason."""
-    job = read_job(folder / "job")
-    json.dumps(dataclasses.asdict(job), allow_nan=False)
-    if "cannot be read" in job.reason:
-        raise JobError(job.reason)
-    make_config(job.command, job.settings)
+def read_jobs(folder: Path) -> None:
+    """Listed as the panel does, where a damaged one is seen with the reason, and checked as before a start."""
+    queue = Queue(folder / "jobs", folder / "records")
+    for job in queue.jobs():
+        json.dumps([dataclasses.asdict(job), queue.actions(job), queue.status(job)], allow_nan=False)
+        if "cannot be read" in job.reason:
+            raise JobError(job.reason)
+        queue.checked(job)
 
 
 def make_list(folder: Path, name: str) -> None:
@@ -288,7 +290,7 @@ SAMPLES: dict[str, Sample] = {
         make_recipe, lambda f: load_config("lcd", str(f / "recipe.json"), []), (ConfigError,), names_file=False
     ),
     "run": Sample(make_run, lambda f: read_run(f / "run"), (RunDirError,), only="run/*.json*"),
-    "job": Sample(make_job, read_one_job, (JobError, ConfigError), names_file=False),
+    "job": Sample(make_job, read_jobs, (JobError, ConfigError), names_file=False),
     "features": Sample(make_features_here, read_features, (DataError,)),
     **{
         name: Sample(lambda f, name=name: make_list(f, name), lambda f, name=name: read_sources(f / name), (DataError,))
