@@ -110,9 +110,7 @@ def read_config(kind: type[C], values: Mapping[str, Any]) -> C:
         ValueError: naming a field, its value and what is wanted.
     """
     known = {field.name for field in fields(kind)}
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name in known
-    }
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
     return kind(**given)
 
 

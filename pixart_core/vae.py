@@ -18,7 +18,8 @@ from .convert import summary
 from .errors import CheckpointError, read_description
 from .functional import preferred_dtype
 from .resolution import resize_and_crop
-from .weightfile import WeightFile, open_weights, save_json, save_weights
+from .saving import save_json, save_weights
+from .weightfile import WeightFile, open_weights
 from .weightfolder import find_part
 
 FACTOR = 8
