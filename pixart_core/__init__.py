@@ -18,7 +18,7 @@ _HOME = {
     "ControlNetUNet": "controlnet",
     "preferred_dtype": "functional",
     "lcm_timesteps": "lcm",
-    "boundary_scalings": "lcm",
+    "boundary_scalings": "schedule",
     "sample_lcm": "lcm",
     "CheckpointError": "checkpoint",
     "load_pixart": "checkpoint",

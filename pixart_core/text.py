@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from .aliases import Device, DType, PathLike
 from .errors import CheckpointError, MissingFileError, read_by
 from .functional import preferred_dtype
+from .graphs import Graphs
 from .saving import save_weights
 from .t5 import QUANTIZATIONS, T5_VOCABULARY, check_t5, is_t5, load_t5, read_t5_config, require_bitsandbytes
 from .tokenizer import TOKENIZER_FILES, load_tokenizer
@@ -35,6 +36,8 @@ MAX_LENGTH = 120
 """Tokens a PixArt-α caption is cut to (paper Sec. 3.1 of PixArt-α)."""
 _MICRO_BATCH = 8
 """Prompts encoded at once: bounds the activations, however many prompts come in."""
+_LENGTHS = 16
+"""Tokens that a GPU's batch is padded to a multiple of."""
 
 
 def normalize_prompt(text: str, clean_caption: bool = False) -> str:
@@ -97,6 +100,8 @@ class TextEncoder:
         self.cache = cache if cache is None or isinstance(cache, EmbeddingCache) else EmbeddingCache(cache)
         self.config = read_t5_config(self.folder)
         self._model: Any = None
+        self.graphs: Graphs | None = None
+        """Replays what was captured of earlier prompts; a `Pipeline` shares its own."""
         if self.quantization not in QUANTIZATIONS:
             raise ValueError(f"unknown quantization {quantization!r}: choose one of {', '.join(QUANTIZATIONS)}")
         if self.quantization != "none":
@@ -226,9 +231,11 @@ class TextEncoder:
         """One pass of the encoder: a (tokens, width) tensor a text. Padded to the longest text only, under a mask."""
         rows = self.tokenize(texts, max_length)
         longest = max(map(len, rows))
+        if self.device.type == "cuda":  # a few lengths only, each of which is one graph
+            longest = min(max_length, -(-longest // _LENGTHS) * _LENGTHS)
         ids = torch.tensor([row + [self.config["pad_token_id"]] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        hidden = self.load()(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+        hidden = self._forward(ids.to(self.device), mask.to(self.device))
         result = [hidden[index, : len(row)].to(self.dtype) for index, row in enumerate(rows)]
         if not all(torch.isfinite(embedding).all() for embedding in result):
             raise ValueError(
@@ -236,6 +243,17 @@ class TextEncoder:
                 f"damaged, or overflow {self.dtype} (use bfloat16 or float32)"
             )
         return result
+
+    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and their mask (B, L) -> (B, L, width)."""
+        model = self.load()
+
+        def run(ids: Tensor, mask: Tensor) -> Tensor:
+            return cast(Tensor, model(input_ids=ids, attention_mask=mask).last_hidden_state)
+
+        if self.graphs is None or self.quantization != "none":  # bitsandbytes asks the device for numbers
+            return run(ids, mask)
+        return self.graphs("encode", run, [ids, mask], self.graphs.state([model]))
 
     def _key(self, text: str, max_length: int) -> str:
         return hashlib.sha256(json.dumps([text, self.identity, max_length]).encode()).hexdigest()

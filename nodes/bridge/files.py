@@ -47,7 +47,7 @@ _BUNDLED = {
 }
 _PICTURES = {"bundled/nano scenes": "nano/scenes"}
 HED_WEIGHTS = "ControlNetHED.pth"
-"""Of the released network."""
+"""The file of the released network."""
 _DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
 _DEPTH = 5
 """How deep folders are searched: as deep as the parts in a repository of the hub's cache lie."""

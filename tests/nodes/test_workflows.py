@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,6 +24,20 @@ LOW_VRAM, BASE = "PixArt 03 Text to Image under 8 GB", "PixArt 05 Base Model in 
 NAMES = ("PixArt 01 Text to Image in 4 Steps", LOW_VRAM, BASE, *CONTROLLED)
 RELEASED = "(1024 px)"
 """At the end of a template's name: it is wired for the released weights."""
+CALLED_EARLIER = dict(
+    zip(
+        NAMES,
+        (
+            "text_to_image_4_steps",
+            "text_to_image_8bit_low_vram",
+            "base_model_14_steps",
+            "hed_controlnet_4_steps",
+            "hed_controlnet_base_14_steps",
+        ),
+        strict=True,
+    )
+)
+EARLIER = ROOT / "tests" / "earlier" / "v87a0225" / "workflows"
 FRONTEND_ONLY = {"MarkdownNote", "Note", "Reroute"}
 
 
@@ -100,9 +115,9 @@ def test_downloaded_under_their_names_no_widget_has_to_be_touched(comfy_server, 
     assert len(result.errors) == 1 and "Loader" in result.errors[0]
 
 
-def api_graph(comfy_server, name: str) -> dict:
+def api_graph(comfy_server, name: str, folder: Path = ROOT / "workflows") -> dict:
     """Without the previews of what goes in."""
-    graph = to_api(load_workflow(ROOT / "workflows" / f"{name}.json"), comfy_server.object_info())
+    graph = to_api(load_workflow(folder / f"{name}.json"), comfy_server.object_info())
     return {node_id: node for node_id, node in graph.items() if node["class_type"] != "PreviewImage"}
 
 
@@ -146,6 +161,34 @@ def test_no_warnings_as_shipped(comfy_server, name):
     assert pictures(comfy_server.prompt(graph))
     warnings = [line for line in comfy_server.log[before:].splitlines() if "Warning: " in line]
     assert warnings == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_that_was_saved_earlier_makes_todays_picture(comfy_server, name):
+    earlier = pictures(comfy_server.prompt(api_graph(comfy_server, CALLED_EARLIER[name], EARLIER)))
+    now = pictures(comfy_server.prompt(api_graph(comfy_server, name)))
+    assert len(earlier) == len(now) == 1 and difference(earlier[0], now[0]) < 1
+
+
+def test_other_workflows_that_were_saved_earlier_are_still_taken(comfy_server):
+    """Those that train, and that use what was trained: ComfyUI finds nothing wrong with them. None comes to run, as one
+    that takes long stands before them."""
+    names = {path.stem for path in EARLIER.glob("*.json")} - set(CALLED_EARLIER.values())
+    assert len(names) == 4
+    first = api_graph(comfy_server, BASE)
+    first[find_node(first, "KSampler")]["inputs"] |= {"steps": 5000, "seed": 87}
+    running = comfy_server.post("/prompt", {"prompt": first})["prompt_id"]
+    try:
+        for name in sorted(names):
+            graph = to_api(load_workflow(EARLIER / f"{name}.json"), comfy_server.object_info())
+            taken = comfy_server.post("/prompt", {"prompt": graph})
+            comfy_server.post("/queue", {"delete": [taken["prompt_id"]]})
+            assert taken["node_errors"] == {}
+        assert comfy_server.get("/queue")["queue_running"][0][1] == running
+    finally:
+        comfy_server.interrupt()
+        while any(comfy_server.get("/queue").values()):
+            time.sleep(0.1)
 
 
 def test_comfyui_lists_them_as_templates(comfy_server):

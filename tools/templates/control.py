@@ -90,7 +90,8 @@ def edges(weights: Weights) -> Template:
 def edges_of_base(weights: Weights) -> Template:
     name = "ControlNet on the Base Model"
     shape = weights.wide if weights is NANO else (0, 0)
-    parts = Controlled(weights, weights.base, "boat.png", weights.prompts[0], shape, unconditional=NULL)
+    prompt = "a boat on a lake below red mountains at sunset, the sun on the right"
+    parts = Controlled(weights, weights.base, "boat.png", prompt, shape, unconditional=NULL)
     if weights is RELEASED:  # the file of the control holds its base, too
         base = parts.loaded.model
         parts.loaded.files.remove(weights.base)

@@ -125,9 +125,8 @@ def loras(weights: Weights) -> Template:
     says = "The LCM-LoRA makes a base model draw in 4 steps, without guidance."
     if weights is NANO:
         says += (
-            " Any LoRA of the base goes behind it: here one for the brown of old photographs (strength 0: without). Train "
-            "your own "
-            "with *PixArt-δ Fine-Tune* and a LoRA rank."
+            " Any LoRA of the base goes behind it: here one for the brown of old photographs (strength 0: without). "
+            "Train your own with *PixArt-δ Fine-Tune* and a LoRA rank."
         )
     else:
         says += " Other LoRAs of the base go behind it, in one more *PixArt-δ LoRA Loader*."
