@@ -80,6 +80,8 @@ class TextEncoder:
         device: where it runs.
         quantization: "none", "int8" (LLM.int8) or "int4" (NF4), both by bitsandbytes.
         cache: an `EmbeddingCache`, or a folder for one.
+        streamed: leave the matrices in their file, mapped, and bring each where it is multiplied only for that: as good
+            as no memory, for some more time a prompt. The numbers are the same. Not with quantised weights.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class TextEncoder:
         device: Device = None,
         quantization: str | None = "none",
         cache: EmbeddingCache | PathLike | None = None,
+        streamed: bool = False,
     ):
         self.folder, self.tokenizer_folder = Path(folder), Path(tokenizer_folder)
         self.device = torch.device("cpu" if device is None else device)
@@ -97,6 +100,7 @@ class TextEncoder:
         self.dtype = _default_dtype(self.device, self.quantization) if dtype is None else dtype
         self.cache = cache if cache is None or isinstance(cache, EmbeddingCache) else EmbeddingCache(cache)
         self.config = _read_t5_config(self.folder)
+        self.streamed = streamed and self.quantization == "none"
         self._model: Any = None
         if self.quantization not in QUANTIZATIONS:
             raise ValueError(f"unknown quantization {quantization!r}: choose one of {', '.join(QUANTIZATIONS)}")
@@ -112,6 +116,7 @@ class TextEncoder:
         device: Device = None,
         quantization: str | None = "none",
         cache: EmbeddingCache | PathLike | None = None,
+        streamed: bool = False,
     ) -> TextEncoder:
         """Open a pipeline folder (text_encoder/ and tokenizer/) or a text-encoder folder.
 
@@ -122,7 +127,7 @@ class TextEncoder:
             ImportError: if quantization is asked for and bitsandbytes is missing.
         """
         folder, tokenizer_folder = find_text_encoder(path)
-        return cls(folder, tokenizer_folder, dtype, device, quantization, cache)
+        return cls(folder, tokenizer_folder, dtype, device, quantization, cache, streamed)
 
     @property
     def width(self) -> int:
@@ -151,7 +156,7 @@ class TextEncoder:
         """Bring the weights into memory and return transformers' T5EncoderModel."""
         if self._model is None:
             logger.info("loading the text encoder %s (%s, %s)", self.folder, self.dtype, self.quantization)
-            self._model = _load_t5(self.folder, self.dtype, self.device, self.quantization)
+            self._model = _load_t5(self.folder, self.dtype, self.device, self.quantization, self.streamed)
         return self._model
 
     def unload(self) -> None:
@@ -326,6 +331,18 @@ class _WideLinear(torch.nn.Linear):
         return torch.nn.functional.linear(x.float(), self.weight.float()).to(x.dtype)
 
 
+class _StreamedLinear(torch.nn.Linear):
+    """A Linear layer whose weight stays where it was read from, and is brought to its input for each product."""
+
+    stored: Tensor
+    """Not called weight: transformers would round the input to its type."""
+    compute: torch.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.stored.to(x.device, self.compute)
+        return torch.nn.functional.linear(x.to(self.compute), weight).to(x.dtype)
+
+
 def is_t5(config: Mapping[str, Any]) -> bool:
     """Whether a config.json describes a T5, whose encoder PixArt reads."""
     return config.get("model_type") == "t5"
@@ -386,7 +403,7 @@ def _require_bitsandbytes(device: torch.device) -> None:
         raise ValueError(f'bitsandbytes does not run on {device.type}: choose quantization "none", or the device cpu')
 
 
-def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str) -> Any:
+def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str, streamed: bool = False) -> Any:
     """T5EncoderModel in eval mode on `device`, read and quantised one tensor at a time.
 
     transformers' own loading holds every shard mapped until the last tensor is quantised: 14 GB resident for T5-XXL in
@@ -401,7 +418,7 @@ def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantizatio
         model = T5EncoderModel(T5Config(**encoder_fields(config)))
     if quantization != "none":
         _replace_linears(model, compute, quantization)
-    if compute != dtype:
+    if compute != dtype and not streamed:
         for module in model.modules():
             if type(module) is torch.nn.Linear:  # T5's have no bias
                 module.__class__ = _WideLinear
@@ -417,7 +434,11 @@ def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantizatio
             continue
         file.require_numbers([stored])
         module = model.get_submodule(name.rpartition(".")[0])
-        module.weight = _parameter(module.weight, file.read([stored])[stored], dtype, device)
+        tensor = file.read([stored])[stored]
+        if streamed and type(module) is torch.nn.Linear:
+            module.stored, module.compute, module.weight, module.__class__ = tensor, compute, None, _StreamedLinear
+        else:
+            module.weight = _parameter(module.weight, tensor, dtype, device)
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     for problem, names in (("unknown or of another shape", unexpected), ("missing", missing)):
         if names:
