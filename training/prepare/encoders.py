@@ -118,7 +118,7 @@ class Encoders:
         same bits. Large pictures go through the networks a few at a time.
 
         Args:
-            done: told how many pictures went through, whenever some did.
+            done: told how many pictures went through, whenever some did and others follow.
 
         Raises:
             DataError: naming the picture whose features are not finite in half precision.
@@ -128,7 +128,8 @@ class Encoders:
         count = len(batch) if shown is None else max(1, _PIXELS // (shown.shape[0] * shown.shape[1]))
         for start in range(0, len(batch), count):
             self._encode_some(samples[start : start + count], batch[start : start + count])
-            done(len(batch[start : start + count]))
+            if start + count < len(batch):
+                done(count)
         for inputs, sample in zip(batch, samples, strict=True):
             for part, array in sample.items():
                 _check_finite(inputs.source.name, part, array)
