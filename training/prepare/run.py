@@ -230,13 +230,8 @@ def _samples(
     entries = zip(itertools.count(shard.first), shard.entries)
     for batch in batches:
         progress.check()
-        told: list[int] = []
-
-        def tell(count: int, told: list[int] = told) -> None:
-            told.append(count)
-            progress.add(count)
-
-        for inputs, parts in zip(batch, encoders.encode(batch, tell), strict=True):
+        done = progress.status["step"] + len(batch)
+        for inputs, parts in zip(batch, encoders.encode(batch, progress.add), strict=True):
             number, (source, finding) = next(entries)
             if captions is not None:
                 wordings, parts["tokens"], parts["caption.npy"] = next(captions)
@@ -254,7 +249,7 @@ def _samples(
                 "source": source.name,
             }
             yield {"__key__": f"{number:08d}", "json": about, **parts}
-        progress.add(len(batch) - sum(told))
+        progress.add(done - progress.status["step"])
 
 
 def _finish(output: Path, shards, made: list[ShardInfo], config: PrepareConfig, encoders: Encoders) -> None:
