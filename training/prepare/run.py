@@ -160,15 +160,11 @@ def _make(
 
 def _write_all(todo, config: PrepareConfig, encoders: Encoders, progress: Progress) -> None:
     """Make shards, some at a time: first all their captions, then their pictures."""
-    output = Path(config.output)
     for start in range(0, len(todo), _ROUND):
         some = todo[start : start + _ROUND]
         if not config.embeddings:
             _encode_captions(some, config, encoders, progress)
         _write_shards(some, config, encoders, progress)
-    for leftover in [each for shard, _ in todo for each in output.glob(f".{shard.name}.*.tmp")]:  # of earlier versions
-        if leftover.is_file():
-            leftover.unlink(missing_ok=True)
     progress.end()
 
 
@@ -211,6 +207,9 @@ def _write_shards(some, config: PrepareConfig, encoders: Encoders, progress: Pro
     ]
     ahead = read_ahead(_ReadBatch(config), batches, config.workers, progress.get)
     for shard, state in some:
+        for leftover in output.glob(f".{shard.name}.*.tmp"):  # of earlier versions
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
         kept = _captions(config, shard, state)
         count = -(-len(shard.entries) // size)
         captions = None if config.embeddings else kept.read()
