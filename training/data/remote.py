@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...pixart_core.leftovers import temporary_folder
-from ...pixart_core.weightfile import replacing
+from ...pixart_core.saving import replacing
 from ..machine import DiskError
 from .shards import DESCRIPTION, DataError, Shard, ShardInfo, hash_file
 from .waiting import Aside, StoreBusy
@@ -190,13 +190,13 @@ def explained(url: str, cache: Path) -> Iterator[None]:
         raise (DataError if _is_final(error) else StoreBusy)(problem) from error
 
 
-def _is_final(error: Exception) -> bool:
+def _is_final(error: BaseException) -> bool:
     """Whether asking again is of no use. Some of fsspec's file systems call everything FileNotFoundError, also a server
     that is busy, which its cause then tells."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
-    statuses = [each.status for each in causes if isinstance(getattr(each, "status", None), int)]
+    statuses = [status for each in causes if isinstance(status := getattr(each, "status", None), int)]
     if statuses:
         return all(status in _GONE for status in statuses)
     if isinstance(error, FileNotFoundError):

@@ -13,9 +13,8 @@ import psutil
 
 from ..config import PrepareConfig
 from ..data.waiting import Get, Interrupted, Patience, at_once
-from ..machine import StopSignal
+from ..machine import StopSignal, duration
 from ..run_dir import RunDir
-from ..status import duration
 
 _STATUS_SECONDS, _WAITING_SECONDS = 1.0, 5.0
 _LINE_SECONDS = {True: 0.1, False: 10.0}
