@@ -11,6 +11,7 @@ export class Runner {
     #since = 0;
     #took = 0; // ms of the last whole run
     #sent = ""; // the prompt that it was made from
+    #sending = Promise.resolve(); // the editor takes one prompt after the other
 
     /** @param {string} name of the node's widget that switches this on */
     constructor(app, api, node, name) {
@@ -28,6 +29,11 @@ export class Runner {
     get on() {
         const widget = this.node.widgets?.find((each) => each.name === this.name);
         return Boolean(widget?.value && this.node.graph && this.node.mode === 0 && this.#previews().length > 0);
+    }
+
+    /** Whether runs are so fast that they can follow a stroke while it is drawn. */
+    get quick() {
+        return this.#took > 0 && this.#took <= SLOW;
     }
 
     /** The prompt may be the same and its result another one: run it even so. */
@@ -68,11 +74,14 @@ export class Runner {
     }
 
     async #send() {
+        await this.#sending;
         const { output } = await this.app.graphToPrompt();
         const made = JSON.stringify(output);
         if (made === this.#sent) return false;
         this.#since = performance.now();
-        const sent = await this.app.queuePrompt(0, 1, this.#previews());
+        const queued = this.app.queuePrompt(0, 1, this.#previews());
+        this.#sending = queued.catch(() => {});
+        const sent = await queued;
         if (sent) this.#sent = made;
         return sent;
     }

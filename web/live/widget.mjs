@@ -10,7 +10,7 @@ export function addCanvas(node, name, app, api) {
     // Other inputs: the editor says that something changed, and whether it matters shows in the prompt.
     const changed = () => runner.run();
     api.addEventListener("graphChanged", changed);
-    const sheet = new Sheet({ draw: () => runner.run(), end: () => ended() });
+    const sheet = new Sheet({ draw: () => runner.quick && runner.run(), end: () => ended() });
     const widget = node.addDOMWidget(name, KIND, sheet.element, {
         getValue: () => sheet.value,
         setValue: (value) => (sheet.value = value),

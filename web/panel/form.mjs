@@ -114,7 +114,7 @@ function choice(row, value, options) {
     if (row.path) select.append(h("option", { value: "\0" }, t("other_path")));
     if (value !== "" || known) select.value = value;
     if (!row.path) return [select, () => select.value];
-    const other = h("input", { type: "text", hidden: true, placeholder: t("other_path") });
+    const other = h("input", { type: "text", hidden: select.value !== "\0", placeholder: t("other_path") });
     select.addEventListener("change", () => (other.hidden = select.value !== "\0"));
     return [h("span", { class: "pxd-choice" }, select, other), () => (select.value === "\0" ? other.value : select.value)];
 }
