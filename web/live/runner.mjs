@@ -17,7 +17,7 @@ export class Runner {
     constructor(app, api, node, name) {
         Object.assign(this, { app, api, node, name });
         this.listeners = { execution_start: (event) => this.#start(event.detail.prompt_id) };
-        for (const name of ENDS) this.listeners[name] = (event) => this.#end(event.detail.prompt_id);
+        for (const end of ENDS) this.listeners[end] = (event) => this.#end(event.detail.prompt_id, end === ENDS[0]);
         for (const [name, listener] of Object.entries(this.listeners)) api.addEventListener(name, listener);
     }
 
@@ -28,7 +28,8 @@ export class Runner {
     /** Whether the node is switched on and leads to a preview. */
     get on() {
         const widget = this.node.widgets?.find((each) => each.name === this.name);
-        return Boolean(widget?.value && this.node.graph && this.node.mode === 0 && this.#previews().length > 0);
+        const open = this.node.graph === (this.app.rootGraph ?? this.app.graph); // in a subgraph ids are others
+        return Boolean(widget?.value && open && this.node.mode === 0 && this.#previews().length > 0);
     }
 
     /** Whether runs are so fast that they can follow a stroke while it is drawn. */
@@ -90,8 +91,9 @@ export class Runner {
         if (this.#busy && !this.#started) this.#started = id;
     }
 
-    #end(id) {
+    #end(id, whole) {
         if (!this.#busy || id !== this.#started) return;
+        if (!whole) this.forget();
         this.#took = performance.now() - this.#since;
         this.#free();
     }

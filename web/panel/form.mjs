@@ -69,7 +69,7 @@ export class Form {
         this.said.dataset.bad = false;
         this.said.textContent = t("asking");
         try {
-            const { job, text } = await this.store.start({ command: this.command.value, name: this.name.value.trim(), settings: this.#values(), check });
+            const { job, text } = await this.store.train({ command: this.command.value, name: this.name.value.trim(), settings: this.#values(), check });
             this.said.textContent = text;
             if (check) return;
             this.element.close();

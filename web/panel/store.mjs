@@ -65,7 +65,7 @@ export class Store extends EventTarget {
     }
 
     /** Queue a training from its settings, or only ask what it will take: {job, text}. Throws with the server's message. */
-    start(values) {
+    train(values) {
         return this.post("/form", values);
     }
 

@@ -54,7 +54,7 @@ export class Tools {
     /** The same settings once more, as a job of its own. */
     async #again() {
         const { command, name, settings } = await this.store.get(`/${this.id}`);
-        const job = await this.store.start({ command, name: next(name), settings: plain(settings), check: false });
+        const job = await this.store.train({ command, name: next(name), settings: plain(settings), check: false });
         this.say("info", t("asked_again"), job.text.split("\n")[0]);
     }
 
