@@ -17,7 +17,7 @@ from .functional import attention as sdpa_attention
 from .functional import exactly, position_embedding
 from .layers import Block, CaptionEmbedder, Conditions, FinalLayer, PatchEmbed, ScalarEmbedder, stream_dtype
 
-BlockHook = Callable[[int, Callable[[Tensor], Tensor], Tensor], Tensor]
+BlockHook = Callable[[int, functools.partial[Tensor], Tensor], Tensor]
 
 
 class PixArt(nn.Module):

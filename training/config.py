@@ -350,3 +350,15 @@ def load_config(command: str, file: str | None, overrides: Iterable[str]) -> Set
 def make_config(command: str, values: dict[str, Any]) -> Settings:
     """The settings of a command from plain values: see `Settings.make`."""
     return COMMANDS[command].make(values)
+
+
+def make_training(command: str, values: dict[str, Any]) -> TrainConfig:
+    """As `make_config`, of a command that trains.
+
+    Raises:
+        ConfigError: if it does not, too.
+    """
+    config = make_config(command, values)
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"{command} trains nothing: choose one of {', '.join(TRAININGS)}")
+    return config

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import psutil
@@ -20,7 +20,7 @@ import torch
 from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.identify import inspect_file
-from .config import ConfigError, TrainConfig
+from .config import ConfigError, FinetuneConfig, TrainConfig
 from .machine import in_units
 from .run_dir import RunDir
 from .task import DTYPES, Outline
@@ -115,17 +115,34 @@ def estimate(
     )
 
 
+def pictures_text(sizes: Mapping[tuple[int, int], int], batch: int, whole: bool = False) -> str:
+    """What an epoch trains on, in words: "20 of 20 pictures, 5 sizes, 2 to 6 in a batch".
+
+    Args:
+        sizes: height, width -> pictures of it.
+        batch: most pictures of a batch, over all processes.
+        whole: see `FeatureDataset.batches`.
+    """
+    used = sum(count // batch * batch if whole else count for count in sizes.values())
+    text = f"{used} of {sum(sizes.values())} pictures, {len(sizes)} size{'' if len(sizes) == 1 else 's'}"
+    dealt = [divmod(count, -(-count // batch)) for count in sizes.values()]  # as `FeatureDataset` deals them out
+    low, high = min(each for each, _ in dealt), max(each + (more > 0) for each, more in dealt)
+    if whole or low == batch:
+        return text
+    return f"{text}, {low}{'' if low == high else f' to {high}'} in a batch"
+
+
 def model_shape(config: TrainConfig) -> PixArtConfig:
     """The shape of the base model, from its file's names and metadata.
 
     Raises:
         CheckpointError: as `load_pixart`, which says what is wrong with it.
     """
-    if getattr(config, "model", None):
+    if isinstance(config, FinetuneConfig) and config.model:
         return PixArtConfig.from_dict(config.model)
     info = inspect_file(config.base)
-    known = info.kind.startswith("pixart") and info.config is not None
-    return info.config if known else load_pixart(config.base).config
+    known = info.config if info.kind.startswith("pixart") else None
+    return load_pixart(config.base).config if known is None else known
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], None] = lambda: None) -> float:
@@ -187,7 +204,8 @@ def dry_run(command: str, config: TrainConfig) -> None:
     if accelerator.is_main_process:  # the others' host need not have the run's disk
         check_disk(run, expected.checkpoint, config.keep_checkpoints)
     say = print if accelerator.is_main_process else _silent
-    say(f"{len(data)} pictures of {len(data.buckets)} sizes, the largest {width}x{height}; on {device}\n{expected}")
+    pictures = pictures_text(data.buckets, config.batch_size * accelerator.num_processes)
+    say(f"{pictures}; the largest {width}x{height}; on {device}\n{expected}")
     say(duration, flush=True)
     engine = make_engine(command, config, data, accelerator)
     batches = data.batches(

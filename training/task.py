@@ -16,13 +16,15 @@ from torch.utils.checkpoint import checkpoint
 
 from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
+from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.layers import Block
 from ..pixart_core.model import PixArt
-from .config import ConfigError, TrainConfig
+from .config import ConfigError, ControlNetConfig, FinetuneConfig, LcdConfig, LcmLoraConfig, TrainConfig
 from .data import FeatureDataset
 from .data.dataset import CAPTION_PADDING, padded
-from .draws import Draws
+from .data.draws import Draws
 
+Training = FinetuneConfig | LcdConfig | LcmLoraConfig | ControlNetConfig
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -58,7 +60,7 @@ class Task(ABC):
     sampler: ClassVar[str] = "lcm"
     """What samples are made with: "lcm" in 4 steps, or "dpm" in 14 with guidance."""
 
-    def __init__(self, config: TrainConfig, model: nn.Module, average: bool):
+    def __init__(self, config: Training, model: PixArt | ControlNetTransformer, average: bool):
         self.config = config
         self.model = model
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if average else None
@@ -81,7 +83,7 @@ class Task(ABC):
 
     def ema_decay(self, step: int) -> float:
         """Decay of the average after `step` steps."""
-        return self.config.ema_decay
+        return getattr(self.config, "ema_decay", 0.0)
 
     def compile(self) -> None:
         """Compile the blocks in place: all of a network share one graph, so this takes seconds and not minutes."""
@@ -90,7 +92,7 @@ class Task(ABC):
                 if isinstance(module, Block):
                     module.compile()
 
-    def result(self, average: bool = True) -> nn.Module:
+    def result(self, average: bool = True) -> PixArt | ControlNetTransformer:
         """What the training made: the averaged network, or the trained one where there is none or none is wanted."""
         return self.ema if average and self.ema is not None else self.model
 
@@ -105,7 +107,7 @@ class Task(ABC):
 
     def null_caption(self) -> Tensor | None:
         """The base's learned unconditional caption (L, D), if it has one."""
-        return self.model.y_embedder.y_embedding
+        return self.model.y_embedder.y_embedding if isinstance(self.model, PixArt) else None
 
     def check_data(self, data: FeatureDataset) -> None:
         """Whether the base reads captions as wide as the data's, and can leave out ones as long as its longest.
@@ -143,7 +145,9 @@ class Task(ABC):
         """The batch, a share of whose captions (`caption_drop`) are the null caption."""
         if not self.config.caption_drop:
             return batch
-        return drop_captions(batch, self.null_caption(), draws.uniform() < self.config.caption_drop)
+        null = self.null_caption()
+        assert null is not None, "`load_base` refuses such a base"
+        return drop_captions(batch, null, draws.uniform() < self.config.caption_drop)
 
     def forward_options(self) -> dict[str, Any]:
         """Options for the forward pass of a network that a gradient flows through; see `PixArt.forward`."""

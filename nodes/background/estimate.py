@@ -11,8 +11,8 @@ import folder_paths
 import torch
 
 from ...pixart_core.textfile import read_json
-from ...training.config import make_config
-from ...training.estimate import Estimate, estimate, in_units, model_shape, time_text
+from ...training.config import make_training
+from ...training.estimate import Estimate, estimate, in_units, model_shape, pictures_text, time_text
 
 
 def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
@@ -23,16 +23,18 @@ def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
     Raises:
         CheckpointError, ConfigError: if the base model or a setting is not what the training takes.
     """
-    config = make_config(command, {**settings, "run": "run"})
-    size = _largest(data)
-    if size is None:
+    config = make_training(command, {**settings, "run": "run"})
+    sizes = _sizes(data)
+    if not sizes:
         return "The dataset is still being looked at: the estimate comes with the next run."
+    size = max(sizes, key=lambda size: size[0] * size[1])
     device = memory.get_torch_device()
     expected = estimate(command, config, model_shape(config), *size)
     with torch.inference_mode():
         duration = time_text(expected, config, device, memory.throw_exception_if_processing_interrupted)
     have = f"{device} has {in_units(memory.get_total_memory(device))}"
-    return "\n".join([str(expected), have, duration, *_shortages(expected, device)])
+    pictures = pictures_text(sizes, config.batch_size)
+    return "\n".join([pictures, str(expected), have, duration, *_shortages(expected, device)])
 
 
 def _shortages(expected: Estimate, device: torch.device) -> list[str]:
@@ -51,13 +53,15 @@ def _shortages(expected: Estimate, device: torch.device) -> list[str]:
     return lines
 
 
-def _largest(data: Path) -> tuple[int, int] | None:
-    """Height, width of the largest pictures of a dataset, from its description, or from the report before that."""
+def _sizes(data: Path) -> dict[tuple[int, int], int]:
+    """Height, width -> pictures of a dataset, from its description, or from the report before that."""
+    counts: dict[tuple[int, int], int] = {}
     if (data / "dataset.json").exists():
-        sizes = [shard["bucket"] for shard in read_json(data / "dataset.json").get("shards", ())]
+        for shard in read_json(data / "dataset.json").get("shards", ()):
+            size = tuple(shard["bucket"])
+            counts[size] = counts.get(size, 0) + shard["count"]
     elif (data / "report.json").exists():
-        buckets = read_json(data / "report.json")["buckets"]
-        sizes = [[int(part) for part in name.split("x")] for name in buckets]
-    else:
-        sizes = []
-    return max((tuple(size) for size in sizes), key=lambda size: size[0] * size[1], default=None)
+        for name, count in read_json(data / "report.json")["buckets"].items():
+            height, width = name.split("x")
+            counts[int(height), int(width)] = count
+    return counts

@@ -175,7 +175,7 @@ def _on_lcm_grid(sigmas: Tensor, grid: Tensor) -> bool:
     difference, places = (sigmas[:, None] / grid - 1).abs().min(dim=1)
     if difference.max() > 1e-3:
         return False
-    places, count, total = places.tolist(), len(places), len(grid)
+    taken, count, total = places.tolist(), len(places), len(grid)
     walks = [[i * total // n for i in range(n)] for n in range(count, total + 1)]
     walks += [[i * (total // n) for i in range(n)] for n in range(count, MAX_STEPS + 1)]  # the authors' grid
-    return any(places == walk[start : start + count] for walk in walks for start in range(len(walk) - count + 1))
+    return any(taken == walk[start : start + count] for walk in walks for start in range(len(walk) - count + 1))

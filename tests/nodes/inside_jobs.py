@@ -34,7 +34,8 @@ class Setup:
         folder_paths.set_user_directory(str(folder / "user"))
         self.jobs.watcher = mock.Mock()
         (self.output / "data").mkdir(parents=True, exist_ok=True)
-        (self.output / "data" / "dataset.json").write_text(json.dumps({"shards": [{"bucket": [128, 128]}]}))
+        shards = [{"bucket": [128, 128], "count": 12}, {"bucket": [128, 128], "count": 5}]
+        (self.output / "data" / "dataset.json").write_text(json.dumps({"shards": shards}))
         self.pictures(self.input / "pictures")
         self.dataset._PATIENCE = 0.1
 
@@ -83,6 +84,7 @@ def check_memory_is_freed_when_a_training_is_queued_and_only_then(setup):
 def check_too_little_memory_or_room_is_said(setup):
     _, text = setup.train("small")
     assert "TOO LITTLE" not in text and "together" in text
+    assert "17 of 17 pictures, 1 size, 8 to 9 in a batch" in text, text
     with mock.patch.object(setup.estimate.memory, "get_total_memory", return_value=1e6):
         _, text = setup.train("small")
     assert text.splitlines()[-1].startswith("TOO LITTLE MEMORY") and "TOO LITTLE ROOM" not in text
