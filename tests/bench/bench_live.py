@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 LIMIT = 0.5
+QUIET = 0.6
+"""Seconds without another run after which a picture is a stroke's last."""
 CHANGED = 0.5
 """Mean difference, of 255, from which a picture has changed; the same picture twice has 0."""
 
@@ -132,14 +134,19 @@ def stroke(page, index: int) -> None:
             box["x"] + (0.05 + 0.17 * step) * box["width"], box["y"] + min(max(row - lift, 2), box["height"] - 2)
         )
         time.sleep(0.05)
-    page.evaluate("() => (window.liveSeen = window.liveTimes.seen ?? 0)")
     page.mouse.up()
 
 
 def settled(page) -> dict:
-    """The times of the last picture of a stroke: its run began after the stroke ended."""
-    page.wait_for_function("() => liveTimes.start > liveTimes.up && liveTimes.shown > liveTimes.start")
-    return page.evaluate("() => ({...window.liveTimes})")
+    """The times of a stroke's last picture: while it was drawn others may have been under way."""
+    before: dict = {}
+    while True:
+        page.wait_for_function("() => liveTimes.shown > liveTimes.up && liveTimes.shown > liveTimes.start")
+        now = page.evaluate("() => ({...window.liveTimes})")
+        if now == before:
+            return now
+        before = now
+        time.sleep(QUIET)
 
 
 def fetch(server, url: str) -> np.ndarray:

@@ -3,6 +3,7 @@ import { h } from "./dom.mjs";
 import { t } from "./text.mjs";
 
 const FIRST = ["base", "data", "models", "steps", "batch_size", "learning_rate", "guidance", "lora_rank", "copy_blocks", "sample_every"];
+const SAMPLE_EVERY = 100; // steps
 const OWN = ["run", "output", "only_inside"]; // the queue's
 
 export class Form {
@@ -36,8 +37,15 @@ export class Form {
         if (job) this.command.value = job.command;
         this.name.value = name;
         this.said.textContent = "";
-        this.#fill(job?.settings ?? {});
+        this.#fill(job?.settings ?? this.#beginning());
         this.element.showModal();
+    }
+
+    /** What a new form proposes: a base model, and pictures now and then. */
+    #beginning() {
+        const { base, models } = this.form.names;
+        const found = base.find((each) => /base/i.test(each.value)) ?? base[0];
+        return { base: found?.value ?? "", models: models[0]?.value ?? "", sample_every: SAMPLE_EVERY };
     }
 
     #fill(values) {
