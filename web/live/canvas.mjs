@@ -1,4 +1,5 @@
-// A sheet to draw on, as a node's widget: pen, eraser, their width, undo, clear. Its value is a PNG in a data: address.
+// A sheet to draw on, as a node's widget: pen, eraser, their width, undo, clear, and the picture that came of it below the
+// lines. Its value is a PNG in a data: address.
 import { h } from "../panel/dom.mjs";
 import { t } from "../panel/text.mjs";
 
@@ -12,6 +13,7 @@ export class Sheet {
     #last = null; // point of the stroke under way
     #value = "";
     #loads = 0;
+    #shows = 0;
 
     /**
      * @param {{draw: () => void, end: () => void}} tell called while a stroke goes on (its value is then not yet read
@@ -23,10 +25,11 @@ export class Sheet {
         this.pen = this.canvas.getContext("2d", { willReadFrequently: true });
         this.width = h("input", { type: "range", min: "1", max: "40", value: "5", title: t("live_width"), "aria-label": t("live_width") });
         this.tools = { pen: this.#button("live_pen", "pencil", () => this.#choose(false)), erase: this.#button("live_eraser", "eraser", () => this.#choose(true)) };
+        this.under = this.#button("live_under", "image", () => this.#setUnder(this.under.getAttribute("aria-pressed") !== "true"));
         this.element = h("div", { class: "pxd-live" }, this.canvas, h("div", { class: "pxd-tools" },
-            this.tools.pen, this.tools.erase, this.width,
-            this.#button("live_undo", "undo", () => this.#back()), this.#button("live_clear", "trash", () => this.#clear())));
+            this.tools.pen, this.tools.erase, this.width, this.under, this.#button("live_undo", "undo", () => this.#back()), this.#button("live_clear", "trash", () => this.#clear())));
         this.#choose(false);
+        this.#setUnder(true);
         // The graph below would take these for a drag of the node, and keys for its own shortcuts.
         for (const name of ["pointerdown", "pointermove", "pointerup", "wheel", "contextmenu"]) this.element.addEventListener(name, (event) => event.stopPropagation());
         this.canvas.addEventListener("pointerdown", (event) => this.#begin(event));
@@ -45,6 +48,19 @@ export class Sheet {
         this.#value = text ?? "";
         this.#undo = [];
         this.#paint(this.#value);
+    }
+
+    /** A picture that came of the drawing: shown below the lines, the last one until the next is ready. */
+    async show(url) {
+        const show = ++this.#shows, image = new Image();
+        image.src = url;
+        await image.decode().catch(() => {});
+        if (show === this.#shows && image.naturalWidth) this.canvas.style.setProperty("--pxd-under", `url("${image.src}")`);
+    }
+
+    #setUnder(on) {
+        this.under.setAttribute("aria-pressed", on);
+        this.canvas.dataset.under = on;
     }
 
     /** The drawing as it is now, in the midst of a stroke too. */

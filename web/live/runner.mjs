@@ -29,7 +29,7 @@ export class Runner {
     get on() {
         const widget = this.node.widgets?.find((each) => each.name === this.name);
         const open = this.node.graph === (this.app.rootGraph ?? this.app.graph); // in a subgraph ids are others
-        return Boolean(widget?.value && open && this.node.mode === 0 && this.#previews().length > 0);
+        return Boolean(widget?.value && open && this.node.mode === 0 && this.previews().length > 0);
     }
 
     /** Whether runs are so fast that they can follow a stroke while it is drawn. */
@@ -62,7 +62,7 @@ export class Runner {
     }
 
     /** Ids of the Preview Image nodes that the node leads to: nothing that saves runs by itself. */
-    #previews() {
+    previews() {
         const seen = new Set(), next = [this.node];
         while (next.length) {
             const node = next.pop();
@@ -80,7 +80,7 @@ export class Runner {
         const made = JSON.stringify(output);
         if (made === this.#sent) return false;
         this.#since = performance.now();
-        const queued = this.app.queuePrompt(0, 1, this.#previews());
+        const queued = this.app.queuePrompt(0, 1, this.previews());
         this.#sending = queued.catch(() => {});
         const sent = await queued;
         if (sent) this.#sent = made;

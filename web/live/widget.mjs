@@ -10,6 +10,12 @@ export function addCanvas(node, name, app, api) {
     // Other inputs: the editor says that something changed, and whether it matters shows in the prompt.
     const changed = () => runner.run();
     api.addEventListener("graphChanged", changed);
+    // App mode clears its place for pictures when a run begins; the sheet keeps the last one.
+    const shown = ({ detail }) => {
+        const [file] = detail.output?.images ?? [];
+        if (file && runner.previews().at(-1) === String(detail.node)) sheet.show(api.apiURL(`/view?${new URLSearchParams(file)}`));
+    };
+    api.addEventListener("executed", shown);
     const sheet = new Sheet({ draw: () => runner.quick && runner.run(), end: () => ended() });
     const widget = node.addDOMWidget(name, KIND, sheet.element, {
         getValue: () => sheet.value,
@@ -26,6 +32,7 @@ export function addCanvas(node, name, app, api) {
     const before = node.onRemoved;
     node.onRemoved = function (...rest) {
         api.removeEventListener("graphChanged", changed);
+        api.removeEventListener("executed", shown);
         runner.destroy();
         return before?.apply(this, rest);
     };

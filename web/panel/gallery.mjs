@@ -16,7 +16,7 @@ export class Gallery {
         this.picture = h("img", { alt: "", decoding: "async" });
         this.caption = h("figcaption");
         this.slider = h("input", { type: "range", min: "0", "aria-label": t("step_of_samples"), oninput: () => this.#slide() });
-        this.large = h("figure", { class: "pxd-newest" },
+        this.large = h("figure", { class: "pxd-newest", hidden: true },
             h("button", { type: "button", title: t("enlarge"), onclick: () => this.#open(this.#current()) }, this.picture), this.caption, this.slider);
         this.element = h("section", { "aria-label": t("samples") }, h("h3", {}, t("samples")), this.note, this.large, this.row);
         this.viewer = new Viewer((sample) => this.#url(sample), () => this.store.jobs.get(this.id)?.command === "controlnet");
