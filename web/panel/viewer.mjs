@@ -20,13 +20,17 @@ export class Viewer {
         this.modes = Object.fromEntries(MODES.map((mode) => [mode, h("button",
             { type: "button", class: "pxd-button", "data-mode": mode, onclick: () => this.#choose(mode) }, t(`view_${mode}`))]));
         this.#sides = [0, 1].map((side) => this.#side(side));
+        this.place = h("div", { class: "pxd-sides" }, ...this.#sides.map((each) => each.figure));
+        // Wide grids are larger one above the other.
+        const [{ picture }] = this.#sides;
+        picture.addEventListener("load", () => (this.place.dataset.stacked = picture.naturalWidth > 1.7 * picture.naturalHeight));
         this.prompts = h("ol");
         this.rows = h("div", { class: "pxd-rows" });
         const step = (key, by) => h("button", { type: "button", class: "pxd-button pxd-step", onclick: () => this.#move(by) }, t(key));
         this.element = h("dialog", { class: "pxd-dialog pxd-viewer", "aria-label": t("samples"), onkeydown: (event) => this.#key(event) },
             h("div", { class: "pxd-buttons" }, ...Object.values(this.modes), h("span", { class: "pxd-space" }), step("previous", -1), step("next", 1),
                 h("button", { type: "button", class: "pxd-button", onclick: () => this.element.close() }, t("close"))),
-            h("div", { class: "pxd-sides" }, ...this.#sides.map((each) => each.figure)), this.rows, this.prompts);
+            this.place, this.rows, this.prompts);
         document.body.append(this.element);
         this.#setMode(MODES.includes(localStorage.getItem(MODE)) ? localStorage.getItem(MODE) : "one");
     }
