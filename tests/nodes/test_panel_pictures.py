@@ -38,9 +38,8 @@ def test_the_newest_grid_is_large_and_a_slider_goes_back(panel, fields):
     detail = open_job(panel, "fields")
     large = detail.locator(".pxd-newest img")
     panel.wait_for_function("() => document.querySelector('.pxd-newest img').src.includes('step_00000030')")
-    wide, small = (
-        each.evaluate("image => image.clientWidth") for each in (large, detail.locator(".pxd-samples img").first)
-    )
+    boxes = (detail.locator(each).first for each in (".pxd-newest", ".pxd-samples img"))
+    wide, small = (box.evaluate("box => box.clientWidth") for box in boxes)
     assert wide > 2 * small
     detail.locator(".pxd-newest input").fill("0")
     assert "step_00000010" in large.get_attribute("src")

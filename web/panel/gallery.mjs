@@ -1,6 +1,7 @@
 // Grids of samples over time: the newest one large, all of them small in a row, and the viewer that fills the window.
 import { arrange, h, setText } from "./dom.mjs";
 import { t } from "./text.mjs";
+import { cells, cut } from "./tiles.mjs";
 import { Viewer } from "./viewer.mjs";
 
 export class Gallery {
@@ -13,13 +14,14 @@ export class Gallery {
         this.id = id;
         this.note = h("p", { class: "pxd-note" }, t("no_samples"));
         this.row = h("div", { class: "pxd-samples" });
-        this.picture = h("img", { alt: "", decoding: "async" });
+        this.picture = h("img", { alt: "", decoding: "async", onload: () => this.#tile() });
+        this.tiles = h("div", { class: "pxd-tiles", hidden: true });
         this.caption = h("figcaption");
         this.slider = h("input", { type: "range", min: "0", "aria-label": t("step_of_samples"), oninput: () => this.#slide() });
         this.large = h("figure", { class: "pxd-newest", hidden: true },
-            h("button", { type: "button", title: t("enlarge"), onclick: () => this.#open(this.#current()) }, this.picture), this.caption, this.slider);
+            h("button", { type: "button", title: t("enlarge"), onclick: () => this.#open(this.#current()) }, this.picture, this.tiles), this.caption, this.slider);
         this.element = h("section", { "aria-label": t("samples") }, h("h3", {}, t("samples")), this.note, this.large, this.row);
-        this.viewer = new Viewer((sample) => this.#url(sample), () => this.store.jobs.get(this.id)?.command === "controlnet");
+        this.viewer = new Viewer((sample) => this.#url(sample), () => this.#hints());
     }
 
     /** Read which samples there are. Throws when the server does not answer. */
@@ -59,6 +61,19 @@ export class Gallery {
         this.slider.hidden = this.#samples.length < 2;
         this.slider.max = this.#samples.length - 1;
         this.slider.value = this.#samples.indexOf(sample);
+    }
+
+    #hints() {
+        return this.store.jobs.get(this.id)?.command === "controlnet";
+    }
+
+    /** Four pictures in a row are small in a sidebar: two in a row then. */
+    #tile() {
+        const prompts = this.#current()?.prompts.length ?? 0;
+        const wide = prompts > 2 && this.picture.naturalWidth > 1.7 * this.picture.naturalHeight;
+        this.picture.hidden = wide;
+        this.tiles.hidden = !wide;
+        this.tiles.replaceChildren(...(wide ? cells(this.picture, prompts, this.#hints()).map((cell) => cut(this.picture, cell)) : []));
     }
 
     #slide() {

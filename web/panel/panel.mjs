@@ -117,7 +117,7 @@ export class Panel {
         setText(row.state, t(stateOf(job)));
         row.state.dataset.state = job.state;
         row.state.dataset.shown = stateOf(job);
-        setText(row.text, summary(job));
+        setText(row.text, summary(job, job.id !== this.chosen)); // the open one says it below
         row.bar.hidden = job.steps === undefined;
         row.bar.max = job.steps ?? 1;
         row.bar.value = job.step ?? 0;

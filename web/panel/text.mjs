@@ -47,13 +47,13 @@ export function stateOf(job) {
     return job.state === "done" && job.reason ? "stopped" : job.state;
 }
 
-/** "step 12 of 100 · loss 0.02 · 3 min left", as far as it is known. */
-export function summary(job) {
+/** "step 12 of 100 · loss 0.02 · 3 min left", as far as it is known; `why` it failed, unless that stands elsewhere. */
+export function summary(job, why = true) {
     const parts = [];
     if (job.step !== undefined) parts.push(tFor(job, job.steps === undefined ? "step_only" : "step", job));
     if (job.loss !== undefined) parts.push(`${t("loss")} ${number(job.loss)}`);
     if (job.state === "running" && job.seconds_left !== undefined) parts.push(t("left", { time: duration(job.seconds_left) }));
-    if (job.state === "failed" && job.reason) parts.push(job.reason);
+    if (why && job.state === "failed" && job.reason) parts.push(job.reason);
     // The last line of a log, where there are no numbers.
     if (job.says && job.step === undefined) parts.push(job.says);
     return parts.join(" · ");
