@@ -8,7 +8,7 @@ import re
 import pytest
 from PIL import Image
 
-from tests.nodes.panel import change, job, keep, open_job, open_panel, row, state_of, until, write_metrics
+from tests.nodes.panel import change, job, keep, open_job, record, row, state_of, until, write_metrics
 from tests.nodes.test_panel_jobs import made  # noqa: F401
 
 pytestmark = pytest.mark.host
@@ -162,20 +162,66 @@ def test_a_training_starts_without_a_graph(panel_server, panel, made):  # noqa: 
     panel_server.post(f"/pixart_delta/jobs/{started}/delete", {})
 
 
-def test_a_job_that_begins_to_run_opens_itself(panel, made):  # noqa: F811
+@pytest.fixture
+def running(made):  # noqa: F811
+    """running(id) -> folder of a job whose process is another one that sleeps."""
     import subprocess
 
     from pixart_delta.training.jobs import process
 
-    folder = made("begins", state="paused")
-    state_of(panel, "begins", "paused")
-    panel.evaluate("() => document.activeElement.blur()")
-    holder = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    try:
-        change(folder, state="running", pid=holder.pid, identity=process.identity(holder.pid))
-        panel.locator('li[data-job="begins"] .pxd-detail').wait_for()
-    finally:
+    holders = []
+
+    def make(job_id: str):
+        holders.append(subprocess.Popen(["sleep", "600"], start_new_session=True))
+        pid = holders[-1].pid
+        return made(job_id, state="running", pid=pid, identity=process.identity(pid), result={})
+
+    yield make
+    for holder in holders:
         holder.kill()
         holder.wait()
-    panel.reload()
-    open_panel(panel)
+
+
+def test_a_job_that_begins_to_run_opens_itself(panel, running):
+    folder = running("begins")
+    state_of(panel, "begins", "running")
+    pid = json.loads((record(folder) / "job.json").read_text())["pid"]
+    open_job(panel, "begins")
+    row(panel, "begins").click()  # closed by hand, and then it pauses and goes on
+    change(folder, state="paused", pid=None)
+    state_of(panel, "begins", "paused")
+    panel.evaluate("() => document.activeElement.blur()")
+    change(folder, state="running", pid=pid)
+    panel.locator('li[data-job="begins"] .pxd-detail').wait_for()
+
+
+def test_what_shows_a_running_job_is_drawn_anew(panel, running):
+    """A status node's previews follow the samples of its job; switched off they stay as they are."""
+    folder = running("followed")
+    draw(folder, 1)
+    state_of(panel, "followed", "running")
+    panel.evaluate(
+        """() => {
+            const { graph, api } = window.app;
+            graph.clear();
+            const status = LiteGraph.createNode("PixArtDeltaTrainingStatus");
+            const shown = LiteGraph.createNode("PreviewImage");
+            for (const node of [status, shown]) graph.add(node);
+            status.widgets.find(widget => widget.name === "job").value = "followed";
+            status.connect(1, shown, 0);
+            window.followed = [];
+            api.addEventListener("executed", ({ detail }) => {
+                if (String(detail.node) === String(shown.id)) window.followed.push(detail.output.images[0]);
+            });
+            window.status = status;
+        }"""
+    )
+    panel.wait_for_timeout(3000)  # what there was before it was looked at is not news
+    assert panel.evaluate("() => window.followed.length") == 0
+    draw(folder, 2)
+    panel.wait_for_function("() => window.followed.length === 1")
+    panel.evaluate("() => { window.status.widgets.find(widget => widget.name === 'follow').value = false; }")
+    draw(folder, 3)
+    panel.wait_for_timeout(3000)
+    assert panel.evaluate("() => window.followed.length") == 1
+    panel.evaluate("() => window.app.graph.clear()")
