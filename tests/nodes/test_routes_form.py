@@ -80,10 +80,11 @@ def test_bad_settings_are_named(server, root, settings, problem):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "more", [{"command": "sample"}, {"name": 5}, {"check": "yes"}, {"argv": ["sh"]}, {"settings": []}]
+    "more", [{"command": "sample"}, {"name": 5}, {"check": "yes"}, {"argv": ["sh"]}, {"settings": []}], ids=str
 )
 def test_a_form_is_nothing_else(server, root, more):  # noqa: F811
-    assert send(server, {}, **more)[0] == 400 and ids(server) == ["holder"]
+    body = {"command": "lcd", "settings": {"base": BASE, "data": "data"}, "name": "x", **more}
+    assert call(server, "POST", FORM, body)[0] == 400 and ids(server) == ["holder"]
 
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
