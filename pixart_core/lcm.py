@@ -1,28 +1,26 @@
-"""Latent consistency models on PixArt's schedule: timesteps, boundary condition, sampler and the DDIM solver step."""
+"""Latent consistency models on PixArt's schedule: their timesteps, and the sampler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .schedule import NUM_TIMESTEPS, add_noise, predict_x0, signal_and_noise
+from .schedule import NUM_TIMESTEPS, add_noise, consistency
 
 MAX_STEPS = 8
 DDIM_STEPS = 50
 """Timesteps the student was distilled on: 19, 39, …, 999 (skipping interval k = 20, paper App. B.1)."""
+DDIM_SKIP = NUM_TIMESTEPS // DDIM_STEPS
 GRIDS = ("diffusers", "official")
 
-ScalarOrTensor = TypeVar("ScalarOrTensor", float, Tensor)
 ModelFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def ddim_timesteps() -> list[int]:
     """The 50 distillation timesteps 19, 39, …, 999."""
-    skip = NUM_TIMESTEPS // DDIM_STEPS
-    return list(range(skip - 1, NUM_TIMESTEPS, skip))
+    return list(range(DDIM_SKIP - 1, NUM_TIMESTEPS, DDIM_SKIP))
 
 
 def lcm_timesteps(steps: int, grid: str = "diffusers", strength: float = 1.0) -> list[int]:
@@ -50,30 +48,6 @@ def lcm_timesteps(steps: int, grid: str = "diffusers", strength: float = 1.0) ->
     if grid == "official":
         return origin[:: len(origin) // steps][:steps]
     raise ValueError(f"unknown timestep grid {grid!r}: choose one of {', '.join(GRIDS)}")
-
-
-def boundary_scalings(
-    timestep: ScalarOrTensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0
-) -> tuple[ScalarOrTensor, ScalarOrTensor]:
-    """(c_skip, c_out) of the consistency function f = c_skip · z_t + c_out · ẑ_0 (paper A.1; LCM, Sec. 4.1).
-
-    c_skip → 1 and c_out → 0 as t → 0. `timestep` may be a number or a tensor; the result is of its kind (float32).
-    """
-    scaled = (timestep.float() if isinstance(timestep, Tensor) else float(timestep)) * timestep_scaling
-    return sigma_data**2 / (scaled**2 + sigma_data**2), scaled / (scaled**2 + sigma_data**2) ** 0.5
-
-
-def consistency(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
-    """f_θ(z_t, t) from a noise prediction: noisy, epsilon (B, C, h, w); timestep (B,)."""
-    shape = (-1, *[1] * (noisy.ndim - 1))
-    c_skip, c_out = (c.view(shape) for c in boundary_scalings(timestep))
-    return c_skip * noisy + c_out * predict_x0(noisy, epsilon, timestep, table)
-
-
-def ddim_step(x0: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
-    """Deterministic DDIM: the point at `timestep` (B,) of the ODE through a prediction (solver Ψ of Algorithm 1)."""
-    signal, sigma = signal_and_noise(timestep, x0, table)
-    return signal * x0 + sigma * epsilon
 
 
 @torch.no_grad()
@@ -108,6 +82,10 @@ def sample_lcm(
     if noises is not None and len(noises) < len(timesteps) - 1:
         raise ValueError(f"{len(timesteps)} steps need {len(timesteps) - 1} noises, got {len(noises)}")
     latent = noise.float()
+    # All noises before the first step: a copy from the host in between would wait for the step before it.
+    later = len(timesteps) - 1
+    fresh = [_draw(latent, generator) for _ in range(later)] if noises is None else list(noises[:later])
+    fresh = [each.to(latent) for each in fresh]
     for step, timestep in enumerate(timesteps):
         t = torch.full((latent.shape[0],), timestep, device=latent.device, dtype=torch.long)
         epsilon = model_fn(latent, t).float()
@@ -115,14 +93,26 @@ def sample_lcm(
         if callback is not None:
             callback(step, denoised)
         if step + 1 < len(timesteps):
-            fresh = noises[step].to(latent) if noises is not None else _draw(latent, generator)
-            latent = add_noise(denoised, fresh, torch.full_like(t, timesteps[step + 1]), table)
-    if not torch.isfinite(denoised).all():
-        raise ValueError(
+            latent = add_noise(denoised, fresh[step], torch.full_like(t, timesteps[step + 1]), table)
+    return require_finite(denoised)
+
+
+class NotFiniteError(ValueError):
+    """A model returned NaN or infinite values."""
+
+
+def require_finite(latent: Tensor) -> Tensor:
+    """What came out of a sampling, if it is numbers; waits for it.
+
+    Raises:
+        NotFiniteError: else.
+    """
+    if not torch.isfinite(latent).all():
+        raise NotFiniteError(
             "the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
             "(try bfloat16 or float32)"
         )
-    return denoised
+    return latent
 
 
 def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -7,8 +7,8 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,41 @@ from torch.utils.checkpoint import checkpoint
 from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
-from ..pixart_core.layers import Block
+from ..pixart_core.functional import preferred_dtype
+from ..pixart_core.layers import compile_blocks
 from ..pixart_core.model import PixArt
 from .config import ConfigError, ControlNetConfig, FinetuneConfig, LcdConfig, LcmLoraConfig, TrainConfig
 from .data import FeatureDataset
 from .data.dataset import CAPTION_PADDING, padded
 from .data.draws import Draws
+from .run_dir import RunDir
 
 Training = FinetuneConfig | LcdConfig | LcmLoraConfig | ControlNetConfig
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+Kind = TypeVar("Kind", bound=TrainConfig)
+
+
+def decided(config: Kind, device: torch.device, run: RunDir | None = None) -> Kind:
+    """The settings with precision=auto as it is on this device; others as they are.
+
+    run: what goes on in it keeps the precision that it began with, on whatever device, and so do runs of versions in
+        which another one was the default.
+    """
+    if config.precision != "auto":
+        return config
+    if run is not None and run.has_begun():
+        before = run.read_config()["config"].get("precision")
+        if before in DTYPES:
+            return replace(config, precision=before)
+    fast = preferred_dtype(device)
+    if device.type == "cpu":
+        precision = "fp32"
+    else:
+        precision = config.half if fast == torch.bfloat16 else _NAMES[fast]
+    return replace(config, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -85,12 +111,9 @@ class Task(ABC):
         """Decay of the average after `step` steps."""
         return getattr(self.config, "ema_decay", 0.0)
 
-    def compile(self) -> None:
-        """Compile the blocks in place: all of a network share one graph, so this takes seconds and not minutes."""
-        for network in (self.model, *self.frozen, *([] if self.ema is None else [self.ema])):
-            for module in network.modules():
-                if isinstance(module, Block):
-                    module.compile()
+    def compile(self, **options: Any) -> None:
+        """Compile the blocks of all networks in place; see `compile_blocks`."""
+        compile_blocks(self.model, *self.frozen, *([] if self.ema is None else [self.ema]), **options)
 
     def result(self, average: bool = True) -> PixArt | ControlNetTransformer:
         """What the training made: the averaged network, or the trained one where there is none or none is wanted."""
@@ -139,7 +162,9 @@ class Task(ABC):
         """The precision that the losses are made for, and samples too."""
         if self.config.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.config.precision])
+        # Without its cache, which would keep a half copy of every trained weight until the backward pass begins (1.2 GB
+        # of the real model), though each is used once.
+        return torch.autocast(self.device.type, DTYPES[self.config.precision], cache_enabled=False)
 
     def with_captions_dropped(self, batch: Mapping[str, Tensor], draws: Draws) -> Mapping[str, Tensor]:
         """The batch, a share of whose captions (`caption_drop`) are the null caption."""

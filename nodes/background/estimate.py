@@ -12,7 +12,7 @@ import torch
 
 from ...pixart_core.textfile import read_json
 from ...training.config import make_training
-from ...training.estimate import Estimate, estimate, in_units, model_shape, pictures_text, time_text
+from ...training.estimate import Estimate, decided, estimate, in_units, model_shape, pictures_text, time_text
 
 
 def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
@@ -29,6 +29,7 @@ def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
         return "The dataset is still being looked at: the estimate comes with the next run."
     size = max(sizes, key=lambda size: size[0] * size[1])
     device = memory.get_torch_device()
+    config = decided(config, device)
     expected = estimate(command, config, model_shape(config), *size)
     with torch.inference_mode():
         duration = time_text(expected, config, device, memory.throw_exception_if_processing_interrupted)

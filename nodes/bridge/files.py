@@ -44,7 +44,7 @@ _BUNDLED = {
 }
 _PICTURES = {"bundled/nano scenes": "nano/scenes"}
 HED_WEIGHTS = "ControlNetHED.pth"
-"""Of the released network; always in the list, so that a workflow which names it says what to download."""
+"""The file of the released network; always in the list, so that a workflow which names it says what to download."""
 _DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
 _DEPTH = 5
 """How deep folders are searched: as deep as the parts in a repository of the hub's cache lie."""
@@ -163,9 +163,9 @@ def _is_described(folder: Path, kind: str) -> bool:
     file = folder / ("adapter_config.json" if kind == "lora" else "config.json")
     if not file.is_file():
         return False
-    from ...pixart_core import convert, text, vae
+    from ...pixart_core import convert, t5, vae
 
-    asks = {"model": convert.is_transformer, "text_encoder": text.is_t5, "vae": vae.is_autoencoder}
+    asks = {"model": convert.is_transformer, "text_encoder": t5.is_t5, "vae": vae.is_autoencoder}
     try:
         return kind == "lora" or (kind in asks and asks[kind](read_description(file)))
     except CheckpointError:

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import read_pixart
 from ...pixart_core.config import PixArtConfig
+from ...pixart_core.delta import require_fit
 from ...pixart_core.errors import CheckpointError, read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.lora import OtherAdapterError, host_state, load_lora, require_fit
+from ...pixart_core.lora import OtherAdapterError, host_state, load_lora
 from ...pixart_core.memory import memory_plan
 from ...pixart_core.model import PixArt
 from ...pixart_core.weightfile import open_weights
@@ -134,12 +135,12 @@ class PixArtDelta(comfy.model_base.PixArt):
         comfy.model_base.BaseModel.__init__(self, model_config, device=device, unet_model=PixArtUNet)
 
     def product_dtype(self) -> torch.dtype:
-        """Of the blocks' products: what ComfyUI, or one of its nodes, chose for computing."""
+        """The dtype of the blocks' products: what ComfyUI, or one of its nodes, chose for computing."""
         return super().get_dtype_inference()
 
     def get_dtype_inference(self) -> torch.dtype:
-        """Of what goes into the transformer: its stream of tokens is float32 in every dtype (see `pixart_core.layers`),
-        and a latent rounded before it would undo that."""
+        """The dtype of what goes into the transformer: its stream of tokens is float32 whatever else is not (see
+        `pixart_core.layers`), and a latent rounded before it would undo that."""
         return torch.float32
 
     def _apply_model(

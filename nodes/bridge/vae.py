@@ -1,4 +1,4 @@
-"""VAE: diffusers' AutoencoderTiny of any width as one of ComfyUI's autoencoders."""
+"""VAE: an AutoencoderTiny of any width as one of ComfyUI's autoencoders."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ LATENT_SCALE = 0.18215
 """What ComfyUI multiplies a latent by before PixArt-α sees it (latent_formats.SD15)."""
 
 KL_CHANNELS = 128
-"""Of the first convolution of Stable Diffusion's AutoencoderKL, which ComfyUI's class is laid out for."""
+"""Channels of the first convolution of Stable Diffusion's AutoencoderKL, which ComfyUI's class is laid out for."""
 
 
 class TinyAutoencoder(nn.Module):
-    """diffusers' AutoencoderTiny of any width as ComfyUI calls an autoencoder: pixels in −1 … 1, raw latents."""
+    """An AutoencoderTiny of any width as ComfyUI calls an autoencoder: pixels in −1 … 1, raw latents."""
 
     def __init__(self, vae: Any):
         super().__init__()

@@ -17,7 +17,7 @@ from PIL import ImageFilter
 from torch import Tensor, nn
 
 from ...pixart_core.hed import HED, load_hed
-from ...pixart_core.weightfile import save_weights
+from ...pixart_core.saving import save_weights
 from ..storage import replacing
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
 from .scenes import boundaries, draw, random_scene
@@ -136,7 +136,7 @@ def see(net: HED, pixels: Tensor) -> list[Tensor]:
 
 
 def step_loss(net: HED, rng: random.Random, batch: int, crops: Crops | None) -> Tensor:
-    """Of scenes alone, or of as many scenes as crops of photographs."""
+    """The loss of a batch of scenes alone, or of as many scenes as crops of photographs."""
     scenes = batch if crops is None else (batch + 1) // 2
     pictures, edges = scene_batch(rng, scenes, rng.choice(SIZES))
     loss = deep_loss(see(net, pictures), edges)
