@@ -1,6 +1,6 @@
 """How well one step foretells four: drafts and the pictures that come of them, from the same noise (nano family).
 
-    python tests/bench/bench_draft.py [--count 48] [--captions 6] [--sheet SHEET.png]
+    python tests/bench/bench_draft.py [--count 48] [--captions 4] [--sheet SHEET.png]
 
 A caption's pictures of one step are compared with those of more steps from the same noise, and with those that are made
 of the drafts themselves (image to image, 4 steps on the last part of the schedule). What all pictures of a caption have
@@ -32,7 +32,7 @@ WAYS = ((2, None), (4, None), (4, 0.75), (4, 0.5))
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=48, help="pictures of a caption")
-    parser.add_argument("--captions", type=int, default=6)
+    parser.add_argument("--captions", type=int, default=4)
     parser.add_argument("--sheet", type=Path, help="PNG file: drafts, and below them what came of them")
     options = parser.parse_args()
     from tests.conftest import _register_root  # the root as the package that `training` needs
@@ -40,6 +40,7 @@ def main() -> int:
     _register_root()
     import pixart_delta.training.nano.evaluate as nano
     from pixart_delta.pixart_core.pipeline import Pipeline
+    from pixart_delta.training.nano.checker import read_scene
     from pixart_delta.training.sampling import contact_sheet, pictures
 
     pipeline = Pipeline.from_pretrained(ROOT / "models" / "nano", torch.float32)
@@ -47,19 +48,25 @@ def main() -> int:
     figures: dict[tuple, list[dict[str, float]]] = {way: [] for way in WAYS}
     for index, (scene, prompt, _) in enumerate(held_out[: options.captions]):
         drafts = draw(pipeline, prompt, 1, options.count)
-        rows = [shown := pictures(pipeline.vae, drafts)]
+        rows = [pictures(pipeline.vae, drafts)]
+        seen = [read_scene(picture) for picture in rows[0]]
         for steps, part in WAYS:
-            latents = (
-                draw(pipeline, prompt, steps, options.count)
-                if part is None
-                else finish(pipeline, prompt, drafts, steps, part)
-            )
+            if part is None:
+                latents = draw(pipeline, prompt, steps, options.count)
+            else:
+                latents = finish(pipeline, prompt, drafts, steps, part)
             rows.append(pictures(pipeline.vae, latents))
-            figures[steps, part].append(compare(shown, rows[-1]) | {"right": right(rows[-1], scene)})
-        if index == 0:
-            print(f"drafts: attributes right {right(shown, scene):.2f}")
-            if options.sheet:
-                contact_sheet([row[:12] for row in rows]).save(options.sheet)
+            scenes = [read_scene(picture) for picture in rows[-1]]
+            found = compare(rows[0], rows[-1])
+            found["same attributes"] = alike(zip(seen, scenes, strict=True))
+            found["right"] = alike((scene, each) for each in scenes)
+            figures[steps, part].append(found)
+        print(
+            f"caption {index + 1}: attributes right in the drafts {alike((scene, each) for each in seen):.2f}",
+            flush=True,
+        )
+        if index == 0 and options.sheet:
+            contact_sheet([row[:12] for row in rows]).save(options.sheet)
     for (steps, part), found in figures.items():
         mean = {name: float(np.mean([each[name] for each in found])) for name in found[0]}
         how = "from the same noise" if part is None else f"on the draft, denoise {part}"
@@ -92,27 +99,21 @@ def finish(pipeline, prompt: str, drafts: torch.Tensor, steps: int, part: float)
     return sample_lcm(guided(pipeline.transformer, conditions, 1.0), start, timesteps, generator=generator)
 
 
-def right(made: list, scene) -> float:
-    """Share of the caption's attributes that pictures show."""
-    from pixart_delta.training.nano.checker import attributes_right
+def alike(pairs) -> float:
+    """Share of attributes that are the same in pairs of scenes."""
+    from pixart_delta.training.nano.scenes import ATTRIBUTES
 
-    return float(np.mean([value for picture in made for value in attributes_right(picture, scene).values()]))
+    return float(np.mean([getattr(one, name) == getattr(other, name) for one, other in pairs for name in ATTRIBUTES]))
 
 
 def compare(drafts: list, finals: list) -> dict[str, float]:
     """Figures of one caption, each 0 … 1 (correlation -1 … 1)."""
-    from pixart_delta.training.nano.checker import ATTRIBUTES, read_scene
-
     one, other = (own_part(each) for each in (drafts, finals))
     likeness = one @ other.T
-    nearest = likeness.argmax(1) == np.arange(len(one))
-    scenes = [(read_scene(a), read_scene(b)) for a, b in zip(drafts, finals, strict=True)]
-    same = [getattr(a, name) == getattr(b, name) for a, b in scenes for name in ATTRIBUTES]
     return {
         "correlation": float(np.diag(likeness).mean()),
-        "found": float(nearest.mean()),
+        "found": float((likeness.argmax(1) == np.arange(len(one))).mean()),
         "SSIM": float(np.mean([ssim(a, b) for a, b in zip(drafts, finals, strict=True)])),
-        "same attributes": float(np.mean(same)),
     }
 
 
