@@ -8,6 +8,7 @@ import { Lines } from "./panel/lines.mjs";
 import { Panel } from "./panel/panel.mjs";
 import { Store } from "./panel/store.mjs";
 import { loadTexts, stateOf, t, tFor } from "./panel/text.mjs";
+import { Said } from "./said.mjs";
 
 const store = new Store(api);
 const lines = new Lines(app, store);
@@ -42,6 +43,7 @@ app.registerExtension({
         lines.update();
     },
     async setup() {
+        new Said(app, api);
         addStyle("./vendor/uplot/uPlot.min.css");
         addStyle("./panel/panel.css");
         await loadTexts(api, app);

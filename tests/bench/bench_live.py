@@ -2,11 +2,11 @@
 
     python tests/bench/bench_live.py [--size 256] [--strokes 20] [--steps 2] [--device cpu|auto] [--frames FOLDER]
 
-Opens workflows/live_drawing.json in ComfyUI's own frontend (headless Chromium, the same cores), draws strokes with the
-mouse, and waits in the page until the picture of that run is decoded. ComfyUI's own events tell where the time goes:
-`sent` until the prompt starts, `run` until the preview node has ended, `shown` until its picture is there. Machines are
-seldom idle: the load average stands beside each figure. Exits with 1 when the median is above half a second at 256 px,
-or when a picture does not change with its stroke.
+Opens the template PixArt 19 Live Drawing in ComfyUI's own frontend (headless Chromium, the same cores), draws strokes
+with the mouse, and waits in the page until the picture of that run is decoded. ComfyUI's own events tell where the time
+goes: `sent` until the prompt starts, `run` until the preview node has ended, `shown` until its picture is there.
+Machines are seldom idle: the load average stands beside each figure. Exits with 1 when the median is above half a
+second at 256 px, or when a picture does not change with its stroke.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def measure(browser, server, size: int, options, where: str) -> bool:
     page.on("dialog", lambda dialog: dialog.accept())
     page.goto(server.address)
     page.wait_for_function("() => window.app?.extensionManager && window.app.graph")
-    page.evaluate(OPEN, [load_workflow(ROOT / "workflows" / "live_drawing.json"), size, options.steps])
+    page.evaluate(OPEN, [load_workflow(ROOT / "workflows" / "PixArt 19 Live Drawing.json"), size, options.steps])
     page.locator(".pxd-sheet").wait_for()
     frames = record(page, options.frames) if options.frames else None
     rows, pictures, worked = [], [], []

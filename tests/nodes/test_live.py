@@ -15,7 +15,7 @@ from tools.workflow_api import find_node, load_workflow, to_api
 
 pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[2]
-WORKFLOW = ROOT / "workflows" / "live_drawing.json"
+WORKFLOW = ROOT / "workflows" / "PixArt 19 Live Drawing.json"
 
 
 def address(picture: Image.Image) -> str:

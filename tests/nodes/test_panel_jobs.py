@@ -68,8 +68,8 @@ def made(pretended):
 
 @pytest.fixture
 def graph(panel):
-    """train_lcd opened in the editor: node 1 is the dataset, 2 a stock preview, 3 the training, 4 its status."""
-    workflow = load_workflow(ROOT / "workflows" / "train_lcd.json")
+    """The template of LCD in the editor: node 1 is the dataset, 2 a stock preview, 3 the training, 4 its status."""
+    workflow = load_workflow(ROOT / "workflows" / "PixArt 20 Train LCD.json")
     panel.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
     return workflow
 
