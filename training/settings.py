@@ -131,11 +131,17 @@ class Settings:
     def located(self: Kind) -> Kind:
         """The same with every local path absolute and `~` expanded, so that it means the same from any directory.
 
-        URLs stay, and links are not followed: where they lead may change.
+        URLs stay, and links are not followed: where they lead may change. Of several, with :: between them, each is
+        looked at.
         """
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("path")}
-        local = {name: text for name, text in named.items() if text and "://" not in text}
-        return dataclasses.replace(self, **{name: os.path.abspath(os.path.expanduser(x)) for name, x in local.items()})
+        return dataclasses.replace(
+            self, **{name: "::".join(map(_absolute, x.split("::"))) for name, x in named.items()}
+        )
+
+
+def _absolute(text: str) -> str:
+    return text if not text or "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,7 +27,6 @@ class Queue(Store):
 
     Args:
         root, records, check: see `Store`.
-        python: interpreter that trains.
     """
 
     def __init__(
@@ -36,10 +34,9 @@ class Queue(Store):
         root: str | Path,
         records: str | Path,
         check: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
-        python: str = sys.executable,
     ):
         super().__init__(root, records, check)
-        self._runner = Runner(self, python)
+        self._runner = Runner(self)
 
     # --- looking ---
 
