@@ -164,6 +164,23 @@ class Queue(Store):
                 return self._move(job, before)
             return getattr(self, f"_{action}")(job)
 
+    def rename(self, job_id: str, name: str) -> Job:
+        """Call a job something else; its folder keeps its name.
+
+        Raises:
+            JobError: on a name that cannot be.
+        """
+        if not name.strip():
+            raise JobError("a job needs a name")
+        check_name(name)
+        with self.turn():
+            job = self.job(job_id)
+            if not job.command:
+                raise JobError(job.reason)  # damaged
+            job.name = name.strip()
+            self.write(job)
+            return job
+
     def tick(self) -> list[Job]:
         """Settle jobs whose process has ended, start those whose turn it is; returns all, as `jobs` does.
 
