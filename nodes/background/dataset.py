@@ -15,7 +15,7 @@ from comfy.utils import ProgressBar
 
 from ...training.jobs import Job
 from ...training.prepare.sources import Source, caption_files, read_sources
-from ..bridge.ui import show
+from ..bridge.ui import show_progress
 from . import queue as jobs
 from .paths import allowed_roots, is_allowed
 from .start import node_settings
@@ -62,7 +62,8 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
     text, job = _report(job, folder / "report.txt")
     if job.state == "failed":
         raise ValueError(f"{job.name}: {job.reason}")
-    picked = [source.path for source in sources[:: max(1, len(sources) // shown)][:shown]]
+    loose = [source.path for source in sources if source.packed is None]
+    picked = loose[:: max(1, len(loose) // shown)][:shown]
     return Dataset(folder, f"{text}{jobs.describe(job)}", job.id, [path for path in picked if is_allowed(path)])
 
 
@@ -89,10 +90,11 @@ def _report(job: Job, file: Path) -> tuple[str, Job]:
         seen = jobs.view(job)
         if seen["text"] != told:
             told = seen["text"]
-            show(told)
+            show_progress(told)
             bar.update_absolute(seen.get("step", 0), max(1, seen.get("steps", 1)))
         time.sleep(_POLL)
         job = jobs.queue().job(job.id)
+    show_progress("")
     if file.exists():
         return file.read_text(encoding="utf-8"), job
     if job.state == "paused":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from pixart_delta.training.jobs import process
 
 from tests.nodes.panel import (
     HOSTILE,
@@ -17,6 +19,7 @@ from tests.nodes.panel import (
     open_job,
     open_panel,
     pretend,
+    record,
     row,
     state_of,
     until,
@@ -65,8 +68,8 @@ def made(pretended):
 
 @pytest.fixture
 def graph(panel):
-    """train_lcd opened in the editor: node 1 is the dataset, 2 a stock preview, 3 the training, 4 its status."""
-    workflow = load_workflow(ROOT / "workflows" / "train_lcd.json")
+    """The template of LCD in the editor: node 1 is the dataset, 2 a stock preview, 3 the training, 4 its status."""
+    workflow = load_workflow(ROOT / "workflows" / "PixArt 20 Train LCD.json")
     panel.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
     return workflow
 
@@ -125,6 +128,26 @@ def test_an_estimate_is_shown_under_its_node(panel, pretended, graph):
     )
     panel.evaluate(EXECUTED, [loader, {"text": ["a plan"]}])
     assert set(lines(panel)) == {"3"}
+
+
+def test_what_a_running_job_waits_for_and_that_it_gets_little_is_seen(panel, made, graph):
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as sleeper:
+        try:
+            ours = {"pid": sleeper.pid, "identity": process.identity(sleeper.pid)}
+            folder = made("slow", 700.0, state="running", device="cuda:7", **ours)
+            status = {"state": "running", "pid": sleeper.pid, "time": 1e9, "step": 1, "steps": 9}
+            panel.evaluate(EXECUTED, [3, {"pixart_delta_job": ["slow"]}])
+            for said in (
+                {"notice": "gets 7% of the processor time that it could use: other programs keep this machine busy"},
+                {"waiting": "waiting for the data's store, for 0:01:00: s3://data/dataset.json cannot be read"},
+            ):
+                (record(folder) / "status.json").write_text(json.dumps(status | said))
+                (words,) = said.values()
+                state_of(panel, "slow", "running")
+                open_job(panel, "slow").locator(".pxd-reason", has_text=words).wait_for()
+                until_line(panel, 3, words)
+        finally:
+            sleeper.kill()
 
 
 def test_a_dataset_has_words_of_its_own(panel, made):
@@ -258,14 +281,27 @@ def test_a_log_that_cannot_be_read_is_no_error(panel, pretended):
 
 
 def test_every_text_is_in_the_locale():
-    files = [ROOT / "web/pixart_delta.js", *(ROOT / "web/panel").glob("*.mjs")]
+    files = [ROOT / "web/pixart_delta.js", *(ROOT / "web").glob("panel/*.mjs"), *(ROOT / "web").glob("live/*.mjs")]
     code = {file.name: file.read_text(encoding="utf-8") for file in files}
     used = {key for text in code.values() for key in re.findall(r'\bt(?:For)?\((?:[\w.]+, )?"(\w+)"', text)}
-    assert used - set(TEXTS) == set() and {"steps", "seconds", "megabytes"} <= used
+    used |= {key for text in code.values() for key in re.findall(r'button\("(\w+)"', text)}
+    assert used - set(TEXTS) == set() and {"steps", "seconds", "megabytes", "live_pen", "form_start"} <= used
     actions = re.search(r"const ORDER = \[(.*?)\]", code["detail.mjs"])[1].replace('"', "").split(", ")
-    assert {word for action in actions for word in (action, f"{action}_hint")} - set(TEXTS) == set()
+    tools = [f"tool_{name}" for name in re.findall(r"(\w+): \"", re.search(r"const ICON = .*", code["tools.mjs"])[0])]
+    assert len(tools) == 5
+    assert {word for action in actions + tools for word in (action, f"{action}_hint")} - set(TEXTS) == set()
     ends = {f"{command}toast_{end}" for command in ("", "prepare_") for end in ("done", "stopped", "failed")}
-    assert ends - set(TEXTS) == set()
+    states = {"queued", "preparing", "running", "paused", "pausing", "stopping", "stopped", "done", "failed"}
+    assert (ends | states | {"view_one", "view_two", "view_rows"}) - set(TEXTS) == set()
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_other_languages_say_the_same_things(language):
+    file = ROOT / "locales" / language / "main.json"
+    texts = json.loads(file.read_text(encoding="utf-8"))["pixart_delta"]
+    assert list(texts) == list(TEXTS)
+    parts = {key: [sorted(re.findall(r"\{\w+\}", each[key])) for each in (TEXTS, texts)] for key in TEXTS}
+    assert [key for key, (ours, theirs) in parts.items() if ours != theirs] == []
 
 
 def test_speaks_another_language(panel_server, open_page, pretended):

@@ -28,6 +28,8 @@ not always noticed."""
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _GONE = (404, 410)
 """HTTP's words for what is not there, and will not be."""
+_REFUSED = (401, 403)
+"""HTTP's words for whom it is not shown."""
 
 
 class Location:
@@ -58,7 +60,7 @@ class Location:
             self.cache.mkdir(parents=True, exist_ok=True)
             with temporary_folder(self.cache / DESCRIPTION) as folder:
                 url = f"{self.address}/{DESCRIPTION}"
-                with _explained(url, self.cache):
+                with explained(url, self.cache):
                     _download(url, folder / DESCRIPTION)
                 return (folder / DESCRIPTION).read_bytes()
         try:
@@ -84,7 +86,7 @@ class Location:
         self.cache.mkdir(parents=True, exist_ok=True)
         url = f"{self.address}/{info.name}"
         with replacing(path) as temporary:
-            with _explained(url, self.cache):
+            with explained(url, self.cache):
                 digest = _download(url, temporary)
             if digest != info.sha256:
                 self._refuse(url, info, temporary.stat().st_size)
@@ -97,6 +99,22 @@ class Location:
         if size < info.bytes and times < _SHORT:
             raise StoreBusy(f"{url} cannot be read: it came with {size} of its {info.bytes} bytes")
         raise DataError(f"shard {url} is damaged or not the one that dataset.json lists: copy it there again")
+
+
+def fetch_whole(url: str, path: Path) -> Path:
+    """A copy of a remote file, made unless it is there; of a file that is not checked otherwise.
+
+    Raises:
+        StoreBusy, DataError, DiskError: as `explained`.
+    """
+    if path.exists():
+        os.utime(path)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(url, path.parent), replacing(path) as temporary:
+        _download(url, temporary)
+    _clean(path.parent.parent)
+    return path
 
 
 @functools.lru_cache(maxsize=160)  # more than the shards of a shuffled window: opening one takes 0.05 s
@@ -121,7 +139,7 @@ def _download(url: str, path: Path) -> str:
             self.last = time.monotonic()
 
     progress = Progress()
-    files, there = _file_system(url)
+    files, there = file_system(url)
     call = Aside(lambda: files.get_file(there, str(path), callback=progress))
     while not call.wait(0.5):
         if time.monotonic() - progress.last > STALLED:
@@ -131,7 +149,7 @@ def _download(url: str, path: Path) -> str:
     return hash_file(path)
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path there."""
     import fsspec
 
@@ -148,7 +166,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _explained(url: str, cache: Path) -> Iterator[None]:
+def explained(url: str, cache: Path) -> Iterator[None]:
     """Each of fsspec's file systems has its own errors: which are final, which may pass?
 
     Raises:
@@ -163,27 +181,57 @@ def _explained(url: str, cache: Path) -> Iterator[None]:
         raise DataError(
             f"{scheme}:// needs a package that is not installed here ({error}): install it with pip"
         ) from error
+    except (DataError, DiskError):
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise DiskError(
                 f"the disk of the cache {cache} is full: free some space, or set PIXART_DELTA_CACHE to another folder"
             ) from error
         problem = f"{url} cannot be read: {type(error).__name__} {error}".rstrip()
+        if _is_refusal(error):
+            # What is asked for at night may have outlived its key. A new one is found by a new file system only.
+            type(file_system(url)[0]).clear_instance_cache()
+            problem += (
+                ". The store refuses access: renew its credentials or its permission, and reading goes on by itself"
+            )
         raise (DataError if _is_final(error) else StoreBusy)(problem) from error
 
 
 def _is_final(error: BaseException) -> bool:
     """Whether asking again is of no use. Some of fsspec's file systems call everything FileNotFoundError, also a server
     that is busy, which its cause then tells."""
-    causes = [error]
-    while (cause := causes[-1].__cause__) is not None:
-        causes.append(cause)
-    statuses = [status for each in causes if isinstance(status := getattr(each, "status", None), int)]
-    if statuses:
+    causes = _causes(error)
+    if statuses := _statuses(causes):
         return all(status in _GONE for status in statuses)
     if isinstance(error, FileNotFoundError):
         return not any(isinstance(each, (ConnectionError, TimeoutError)) or _of_network(each) for each in causes)
     return isinstance(error, (ValueError, TypeError, NotImplementedError)) and not _of_network(error)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the store is there and does not let us in. s3fs makes PermissionError of an expired token, which comes
+    as 400; botocore has errors of its own for credentials that are missing or cannot be renewed."""
+    causes = _causes(error)
+    refused = any(isinstance(each, PermissionError) or "Credential" in type(each).__name__ for each in causes)
+    return refused or any(status in _REFUSED for status in _statuses(causes))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    return causes
+
+
+def _statuses(causes: list[BaseException]) -> list[int]:
+    """HTTP's numbers in errors of aiohttp (`status`) and botocore (`response`)."""
+    found = []
+    for each in causes:
+        response = getattr(each, "response", None)
+        about = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        found += [getattr(each, "status", None), about.get("HTTPStatusCode")]
+    return [status for status in found if isinstance(status, int)]
 
 
 def _of_network(error: BaseException) -> bool:
