@@ -19,7 +19,8 @@ from .errors import CheckpointError
 from .identify import METADATA_KEY, Section, control_section, count_blocks, identify, inspect_file, sections
 from .layers import is_in_stream, stream_dtype
 from .model import PixArt
-from .weightfile import WeightFile, open_weights, save_json, save_weights
+from .saving import save_json, save_weights
+from .weightfile import WeightFile, open_weights
 
 logger = logging.getLogger(__name__)
 

@@ -1,28 +1,28 @@
-"""Latent consistency models on PixArt's schedule: timesteps, boundary condition, sampler and the DDIM solver step."""
+"""Latent consistency models on PixArt's schedule: their timesteps, and the sampler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .schedule import NUM_TIMESTEPS, add_noise, predict_x0, signal_and_noise
+from .schedule import NUM_TIMESTEPS, add_noise, consistency
 
 MAX_STEPS = 8
 DDIM_STEPS = 50
 """Timesteps the student was distilled on: 19, 39, …, 999 (skipping interval k = 20, paper App. B.1)."""
-GRIDS = ("diffusers", "official")
+DDIM_SKIP = NUM_TIMESTEPS // DDIM_STEPS
+GRIDS = ("diffusers", "official", "dmd")
+DMD_TIMESTEP = 400
+"""At which a one-step model (PixArt-α-DMD) predicts the picture, from plain noise."""
 
-ScalarOrTensor = TypeVar("ScalarOrTensor", float, Tensor)
 ModelFn = Callable[[Tensor, Tensor], Tensor]
 
 
 def ddim_timesteps() -> list[int]:
     """The 50 distillation timesteps 19, 39, …, 999."""
-    skip = NUM_TIMESTEPS // DDIM_STEPS
-    return list(range(skip - 1, NUM_TIMESTEPS, skip))
+    return list(range(DDIM_SKIP - 1, NUM_TIMESTEPS, DDIM_SKIP))
 
 
 def lcm_timesteps(steps: int, grid: str = "diffusers", strength: float = 1.0) -> list[int]:
@@ -31,17 +31,24 @@ def lcm_timesteps(steps: int, grid: str = "diffusers", strength: float = 1.0) ->
     Args:
         steps: 1 … 8.
         grid: "diffusers" (LCMScheduler; 999, 759, 499, 259 for 4 steps) or "official" (the authors' older
-            skipping rule; 999, 759, 519, 279).
+            skipping rule; 999, 759, 519, 279), or "dmd": one-step models predict once, at 400, from plain noise.
         strength: part of the schedule that is run, counted from its end: below 1 a given picture keeps its layout
             (image to image, as LCMScheduler's strength).
 
     Raises:
-        ValueError: on another number of steps, an unknown grid, or a strength that leaves too few timesteps.
+        ValueError: on another number of steps, an unknown grid, a strength that leaves too few timesteps, or with "dmd"
+            anything but one step at full strength.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise ValueError(f"LCM sampling takes 1 to {MAX_STEPS} steps, got {steps!r}")
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    if grid == "dmd":
+        if steps != 1 or strength != 1:
+            raise ValueError(
+                f"a one-step (DMD) model takes 1 step from plain noise, got {steps} at strength {strength}"
+            )
+        return [DMD_TIMESTEP]
     origin = ddim_timesteps()[: int(DDIM_STEPS * strength)][::-1]
     if steps > len(origin):
         raise ValueError(f"strength {strength} leaves {len(origin)} timesteps, too few for {steps} steps")
@@ -50,30 +57,6 @@ def lcm_timesteps(steps: int, grid: str = "diffusers", strength: float = 1.0) ->
     if grid == "official":
         return origin[:: len(origin) // steps][:steps]
     raise ValueError(f"unknown timestep grid {grid!r}: choose one of {', '.join(GRIDS)}")
-
-
-def boundary_scalings(
-    timestep: ScalarOrTensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0
-) -> tuple[ScalarOrTensor, ScalarOrTensor]:
-    """(c_skip, c_out) of the consistency function f = c_skip · z_t + c_out · ẑ_0 (paper A.1; LCM, Sec. 4.1).
-
-    c_skip → 1 and c_out → 0 as t → 0. `timestep` may be a number or a tensor; the result is of its kind (float32).
-    """
-    scaled = (timestep.float() if isinstance(timestep, Tensor) else float(timestep)) * timestep_scaling
-    return sigma_data**2 / (scaled**2 + sigma_data**2), scaled / (scaled**2 + sigma_data**2) ** 0.5
-
-
-def consistency(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
-    """f_θ(z_t, t) from a noise prediction: noisy, epsilon (B, C, h, w); timestep (B,)."""
-    shape = (-1, *[1] * (noisy.ndim - 1))
-    c_skip, c_out = (c.view(shape) for c in boundary_scalings(timestep))
-    return c_skip * noisy + c_out * predict_x0(noisy, epsilon, timestep, table)
-
-
-def ddim_step(x0: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
-    """Deterministic DDIM: the point at `timestep` (B,) of the ODE through a prediction (solver Ψ of Algorithm 1)."""
-    signal, sigma = signal_and_noise(timestep, x0, table)
-    return signal * x0 + sigma * epsilon
 
 
 @torch.no_grad()
@@ -108,6 +91,10 @@ def sample_lcm(
     if noises is not None and len(noises) < len(timesteps) - 1:
         raise ValueError(f"{len(timesteps)} steps need {len(timesteps) - 1} noises, got {len(noises)}")
     latent = noise.float()
+    # All noises before the first step: a copy from the host in between would wait for the step before it.
+    later = len(timesteps) - 1
+    fresh = [_draw(latent, generator) for _ in range(later)] if noises is None else list(noises[:later])
+    fresh = [each.to(latent) for each in fresh]
     for step, timestep in enumerate(timesteps):
         t = torch.full((latent.shape[0],), timestep, device=latent.device, dtype=torch.long)
         epsilon = model_fn(latent, t).float()
@@ -115,14 +102,26 @@ def sample_lcm(
         if callback is not None:
             callback(step, denoised)
         if step + 1 < len(timesteps):
-            fresh = noises[step].to(latent) if noises is not None else _draw(latent, generator)
-            latent = add_noise(denoised, fresh, torch.full_like(t, timesteps[step + 1]), table)
-    if not torch.isfinite(denoised).all():
-        raise ValueError(
+            latent = add_noise(denoised, fresh[step], torch.full_like(t, timesteps[step + 1]), table)
+    return require_finite(denoised)
+
+
+class NotFiniteError(ValueError):
+    """A model returned NaN or infinite values."""
+
+
+def require_finite(latent: Tensor) -> Tensor:
+    """What came out of a sampling, if it is numbers; waits for it.
+
+    Raises:
+        NotFiniteError: else.
+    """
+    if not torch.isfinite(latent).all():
+        raise NotFiniteError(
             "the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
             "(try bfloat16 or float32)"
         )
-    return denoised
+    return latent
 
 
 def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:

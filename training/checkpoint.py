@@ -22,16 +22,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..pixart_core.convert import summary
+from ..pixart_core.errors import CheckpointError
+from ..pixart_core.saving import save_weights
 from ..pixart_core.textfile import parse_json
-from ..pixart_core.weightfile import CheckpointError, save_weights
-from .config import make_config
+from .config import make_training
 from .data.contents import current_path
 from .distribute import from_main, like, local, on_main, whole
 from .engine import Engine
 from .machine import require_room
 from .run_dir import RunDir
 from .task import Task, fingerprint
-from .tasks import TASKS
+from .tasks import make_task
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ def newest_readable(run: RunDir, say: Callable[[str], None]) -> Checkpoint | Non
     for path in reversed(run.checkpoints()):
         try:
             checkpoint = _read(path)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            problems.append((path, error))
+        except (OSError, SafetensorError, ValueError, KeyError) as problem:
+            problems.append((path, problem))
             continue
         for bad, error in problems:
             aside = bad.with_suffix(".damaged")
@@ -156,7 +157,7 @@ def restore(path: str, base: str = "") -> tuple[Task, RunDir, int]:
             raise CheckpointError(f"{run.path} has no checkpoint yet: wait for one, or ask for it (`save`)")
         file = newest.path
     settings = about["config"] | {"base": current_path("base", about["config"], run.path, base)}
-    task = TASKS[about["command"]](make_config(about["command"], settings))
+    task = make_task(about["command"], make_training(about["command"], settings))
     return task, run, _load_weights(task, file)
 
 
@@ -215,7 +216,7 @@ def read_facts(file: Any, path: Path) -> dict[str, Any]:
 
 def _checksums(state: Mapping[str, Tensor]) -> dict[str, int]:
     def checksum(tensor: Tensor) -> int:
-        return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
+        return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
     with ThreadPoolExecutor() as pool:  # zlib lets go of the interpreter
         return dict(zip(state, pool.map(checksum, state.values()), strict=True))
@@ -244,7 +245,7 @@ def _fill(engine: Engine, checkpoint: Checkpoint) -> None:
     accelerator = engine.accelerator
     file = safe_open(checkpoint.path, "pt") if accelerator.is_main_process else None
     for name, (shape, dtype) in checkpoint.tensors.items():
-        tensor = from_main(accelerator, file and file.get_tensor(name), shape, dtype)
+        tensor = from_main(accelerator, None if file is None else file.get_tensor(name), shape, dtype)
         if name in targets:
             local(targets[name]).copy_(local(like(tensor, targets[name])))
         else:

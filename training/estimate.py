@@ -20,10 +20,10 @@ import torch
 from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.identify import inspect_file
-from .config import ConfigError, TrainConfig
+from .config import ConfigError, FinetuneConfig, TrainConfig
 from .machine import in_units
 from .run_dir import RunDir
-from .task import DTYPES, Outline
+from .task import DTYPES, Outline, decided
 from .tasks import TASKS
 
 _EFFICIENCY = 0.6
@@ -91,6 +91,7 @@ def estimate(
     """What a process of a training takes.
 
     Args:
+        config: precision=auto is counted as half precision, see `task.decided`.
         shape: of the base model.
         height, width: of the largest pictures, px.
         processes: of the training; with sharding=fsdp each keeps its share of what is trained, and of the average.
@@ -146,11 +147,11 @@ def model_shape(config: TrainConfig) -> PixArtConfig:
     Raises:
         CheckpointError: as `load_pixart`, which says what is wrong with it.
     """
-    if getattr(config, "model", None):
+    if isinstance(config, FinetuneConfig) and config.model:
         return PixArtConfig.from_dict(config.model)
     info = inspect_file(config.base)
-    known = info.kind.startswith("pixart") and info.config is not None
-    return info.config if known else load_pixart(config.base).config
+    known = info.config if info.kind.startswith("pixart") else None
+    return load_pixart(config.base).config if known is None else known
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], None] = lambda: None) -> float:
@@ -180,7 +181,7 @@ def time_text(
     expected: Estimate, config: TrainConfig, device: torch.device, check: Callable[[], None] = lambda: None
 ) -> str:
     """A line about the time of a step and of all of them, by the speed of the device: see `matmul_rate`."""
-    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision], check))
+    seconds = expected.seconds(matmul_rate(device, DTYPES[decided(config, device).precision], check))
     whole = datetime.timedelta(seconds=round(seconds * config.steps))
     return f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"
 
@@ -200,12 +201,13 @@ def dry_run(command: str, config: TrainConfig) -> None:
     from .engine import make_engine
 
     run = RunDir(config.run)
+    accelerator = connect(config)
+    device = accelerator.device
+    config = decided(config, device, run)
     run.check_config(command, config.to_dict(), identify)
     if config.models:
         load_vae(config.models)
     data = FeatureDataset(config.data)
-    accelerator = connect(config)
-    device = accelerator.device
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
     expected = estimate(command, config, model_shape(config), height, width, accelerator.num_processes)
     duration = time_text(expected, config, device)
@@ -266,7 +268,7 @@ def _activations(outline: Outline, config: TrainConfig, shape: PixArtConfig, tok
     if outline.passed_blocks:  # of these the first keeps nothing: no gradient goes on from it
         blocks = [trained + half] * outline.trained_blocks + [frozen] * (outline.passed_blocks - 1)
     widest = max(blocks) + half * 2 * ratio  # the gradients of the MLP's hidden layer
-    kept = half * len(blocks) if config.gradient_checkpointing else sum(blocks) - max(blocks)
+    kept = 4 * len(blocks) if config.gradient_checkpointing else sum(blocks) - max(blocks)  # tokens, in float32
     teacher = 2 * (4 + half * (1 + 2 * ratio)) if outline.extra_forwards else 0
     return unit * (kept + max(widest, teacher))
 

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from ..pixart_core.checkpoint import read_pixart, save_controlnet, save_pixart
+from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
+from ..pixart_core.delta import Lora, save_lora
 from ..pixart_core.identify import METADATA_KEY
-from ..pixart_core.lora import Lora, save_lora
-from ..pixart_core.weightfile import save_json, save_weights
+from ..pixart_core.model import PixArt
+from ..pixart_core.saving import save_json, save_weights
 from .checkpoint import restore
 from .config import ConfigError, ExportConfig
 from .lora import read_lora
@@ -87,7 +89,12 @@ def write_result(
 
 
 def write_weights(
-    model: nn.Module, path: Path, layout: str, dtype: torch.dtype, description: Mapping[str, Any], base: str
+    model: PixArt | ControlNetTransformer,
+    path: Path,
+    layout: str,
+    dtype: torch.dtype,
+    description: Mapping[str, Any],
+    base: str,
 ) -> Path:
     """Write a trained network.
 
@@ -107,20 +114,24 @@ def write_weights(
     known = LAYOUTS[kind]
     if layout not in known:
         raise ConfigError(f"layout is {layout!r}: a {kind} is written as {', '.join(known[:-1])} or {known[-1]}")
-    if kind == "lora":
-        lora = _cast(read_lora(model), dtype)
-        return save_lora(lora, path, description) if layout == "comfyui" else save_peft(lora, path, description, model)
+    if (found := read_lora(model)) is not None:
+        lora = _cast(found, dtype)
+        return (
+            save_lora(lora, path, description)
+            if layout == "comfyui"
+            else save_peft(lora, path, description, model.config)
+        )
     names = "diffusers" if layout == "diffusers" else "authors"
-    if kind == "pixart":
+    if isinstance(model, PixArt):
         return save_pixart(model, path, names, dtype=dtype, metadata=description)
     joint = read_pixart(base)[1] if layout == "joint" else None
     return save_controlnet(model, path, names, dtype=dtype, metadata=description, base=joint)
 
 
-def save_peft(lora: Lora, folder: Path, description: Mapping[str, Any], model: nn.Module) -> Path:
+def save_peft(lora: Lora, folder: Path, description: Mapping[str, Any], shape: PixArtConfig) -> Path:
     """Write a LoRA as the folder that `PeftModel.from_pretrained(diffusers' PixArt transformer, folder)` reads.
 
-    model: that the LoRA is of, for the shape of convolutions.
+    shape: of the model that the LoRA is of, for that of convolutions.
     """
     from peft import LoraConfig
 
@@ -128,9 +139,8 @@ def save_peft(lora: Lora, folder: Path, description: Mapping[str, Any], model: n
     for name, tensor in lora.to_state_dict().items():
         if not name.endswith(".alpha"):
             state["base_model.model." + name.removeprefix("transformer.")] = tensor
-    config = model.config
     down, up = (f"base_model.model.pos_embed.proj.lora_{side}.weight" for side in "AB")
-    state[down] = state[down].view(-1, config.in_channels, config.patch_size, config.patch_size)
+    state[down] = state[down].view(-1, shape.in_channels, shape.patch_size, shape.patch_size)
     state[up] = state[up][:, :, None, None]
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(state, folder / "adapter_model.safetensors", {METADATA_KEY: json.dumps(description)})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.convert import BLOCK_NAMES
-from ..pixart_core.lora import Delta, Lora
+from ..pixart_core.delta import Delta, Lora
 from ..pixart_core.model import PixArt
 from .task import Outline, count_parameters
 
@@ -117,6 +118,6 @@ def _target(name: str) -> tuple[str, int, int]:
     return (f"{fused}.weight", int(part), FUSED[fused.rpartition(".")[2]]) if found else (f"{name}.weight", 0, 1)
 
 
-def _layers(model: nn.Module) -> dict[str, nn.Module]:
+def _layers(model: nn.Module) -> dict[str, Any]:
     """PEFT's layers by the name of what they replace."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}

@@ -205,7 +205,9 @@ class RunDir:
             )
 
     @staticmethod
-    def _moved(earlier: dict[str, Any], name: str, config: dict[str, Any], identify: Callable | None) -> bool:
+    def _moved(
+        earlier: dict[str, Any], name: str, config: dict[str, Any], identify: Callable[[str, str], object] | None
+    ) -> bool:
         """Whether a setting names the same files as before in another place."""
         was, now = earlier["config"].get(name) or "", config.get(name) or ""
         if identify is None or name not in _SAME_CONTENT or not was or not now:

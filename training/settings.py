@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeGuard, TypeVar, get_type_hints
 
 from ..pixart_core.textfile import read_json
 
@@ -107,7 +107,7 @@ class Settings:
         """Every setting with its default and meaning, for `--help`."""
         lines = []
         for each in fields(cls):
-            default = each.default_factory() if each.default is dataclasses.MISSING else each.default
+            default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
             choices = f" ({' | '.join(each.metadata['choices'])})" if "choices" in each.metadata else ""
             lines.append(f"  {each.name}={json.dumps(default)}{choices}\n      {each.metadata['help']}")
         return "\n".join(lines)
@@ -116,7 +116,7 @@ class Settings:
         """Plain values, ready for JSON."""
         return dataclasses.asdict(self)
 
-    def located(self) -> Settings:
+    def located(self: Kind) -> Kind:
         """The same with every local path absolute and `~` expanded, so that it means the same from any directory.
 
         URLs stay, and links are not followed: where they lead may change. Of several, with :: between them, each is
@@ -132,7 +132,7 @@ def _absolute(text: str) -> str:
     return text if not text or "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether this is a number that JSON and a float can say: no infinity, no NaN, no true, nothing beyond 1e308."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,8 +11,8 @@ import folder_paths
 import torch
 
 from ...pixart_core.textfile import read_json
-from ...training.config import make_config
-from ...training.estimate import Estimate, estimate, in_units, model_shape, pictures_text, time_text
+from ...training.config import make_training
+from ...training.estimate import Estimate, decided, estimate, in_units, model_shape, pictures_text, time_text
 
 
 def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
@@ -23,12 +23,13 @@ def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
     Raises:
         CheckpointError, ConfigError: if the base model or a setting is not what the training takes.
     """
-    config = make_config(command, {**settings, "run": "run"})
+    config = make_training(command, {**settings, "run": "run"})
     sizes = _sizes(data)
     if not sizes:
         return "The dataset is still being looked at: the estimate comes with the next run."
     size = max(sizes, key=lambda size: size[0] * size[1])
     device = memory.get_torch_device()
+    config = decided(config, device)
     expected = estimate(command, config, model_shape(config), *size)
     with torch.inference_mode():
         duration = time_text(expected, config, device, memory.throw_exception_if_processing_interrupted)
@@ -61,6 +62,7 @@ def _sizes(data: Path) -> dict[tuple[int, int], int]:
             size = tuple(shard["bucket"])
             counts[size] = counts.get(size, 0) + shard["count"]
     elif (data / "report.json").exists():
-        buckets = read_json(data / "report.json")["buckets"]
-        counts = {tuple(int(part) for part in name.split("x")): count for name, count in buckets.items()}
+        for name, count in read_json(data / "report.json")["buckets"].items():
+            height, width = name.split("x")
+            counts[int(height), int(width)] = count
     return counts

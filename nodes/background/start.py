@@ -90,11 +90,11 @@ def _queued(command: str, settings: dict[str, Any], name: str, free: bool) -> Jo
     if free:
         jobs.free_memory()
     if job is None:
-        job = jobs.queue().create(command, settings, name, jobs.device())
+        queued = jobs.queue().create(command, settings, name, jobs.device())
     else:
-        job = jobs.queue().act(job.id, "retry")
+        queued = jobs.queue().act(job.id, "retry") or job
     jobs.watcher().wake()
-    return job
+    return queued
 
 
 def _dry_run(command: str, settings: dict[str, Any]) -> str:

@@ -37,14 +37,17 @@ _BUNDLED = {
     },
     "text_encoder": {"bundled/nano": "nano/text_encoder"},
     "vae": {"bundled/nano": "nano/vae"},
-    "lora": {"bundled/nano (LCM-LoRA)": "nano/lcm_lora"},
+    "lora": {
+        "bundled/nano (LCM-LoRA)": "nano/lcm_lora",
+        "bundled/nano (sepia)": "nano/style_lora",
+    },
     "controlnet": {"bundled/nano (HED ControlNet)": "nano/controlnet"},
     "hed": {"bundled/nano (HED)": "nano/hed/hed.safetensors"},
     "pipeline": {"bundled/nano": "nano"},
 }
 _PICTURES = {"bundled/nano scenes": "nano/scenes"}
 HED_WEIGHTS = "ControlNetHED.pth"
-"""Of the released network; always in the list, so that a workflow which names it says what to download."""
+"""The file of the released network."""
 _DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
 _DEPTH = 5
 """How deep folders are searched: as deep as the parts in a repository of the hub's cache lie."""
@@ -67,8 +70,7 @@ def register_folder() -> None:
 
 def names(kind: str) -> list[str]:
     """What a loader of `kind` (a key of `_SEARCHED`) offers, bundled models last."""
-    found = set(_found(kind)) | ({HED_WEIGHTS} if kind == "hed" else set())
-    return sorted(found) + [name for name, path in _BUNDLED[kind].items() if (BUNDLE / path).exists()]
+    return sorted(_found(kind)) + [name for name, path in _BUNDLED[kind].items() if (BUNDLE / path).exists()]
 
 
 def locate(kind: str, name: str) -> str:
@@ -163,9 +165,9 @@ def _is_described(folder: Path, kind: str) -> bool:
     file = folder / ("adapter_config.json" if kind == "lora" else "config.json")
     if not file.is_file():
         return False
-    from ...pixart_core import convert, text, vae
+    from ...pixart_core import convert, t5, vae
 
-    asks = {"model": convert.is_transformer, "text_encoder": text.is_t5, "vae": vae.is_autoencoder}
+    asks = {"model": convert.is_transformer, "text_encoder": t5.is_t5, "vae": vae.is_autoencoder}
     try:
         return kind == "lora" or (kind in asks and asks[kind](read_description(file)))
     except CheckpointError:

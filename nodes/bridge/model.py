@@ -25,13 +25,14 @@ from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import read_pixart
 from ...pixart_core.config import PixArtConfig
-from ...pixart_core.errors import read_description
+from ...pixart_core.delta import require_fit
+from ...pixart_core.errors import CheckpointError, read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.lora import OtherAdapterError, host_state, load_lora, require_fit
-from ...pixart_core.memory import memory_plan
+from ...pixart_core.lora import OtherAdapterError, host_state, load_lora
+from ...pixart_core.memory import GB, amount, memory_plan
 from ...pixart_core.model import PixArt
-from ...pixart_core.weightfile import CheckpointError, open_weights
+from ...pixart_core.weightfile import open_weights
 from .conds import aspect_ratio, caption_conds, size_conds
 from .hint import with_ready_hints
 from .patches import BlockPatches, compares_sides, without_effect
@@ -60,7 +61,10 @@ class PixArtUNet(PixArt):
         self.pe_interpolation, self.pe_precision = config.interpolation_scale, None
         self._named: tuple = (None, set())
 
-    def forward(self, x, timesteps, context, control=None, transformer_options=None, **conds) -> Tensor:
+    # As ComfyUI calls it, with names of its own.
+    def forward(  # type: ignore[override]
+        self, x, timesteps, context, control=None, transformer_options=None, **conds
+    ) -> Tensor:
         """x (B, 4, h, w), timesteps (B,), context (B, L, C) -> epsilon (B, 4, h, w)."""
         options = transformer_options or {}
         wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
@@ -131,15 +135,18 @@ class PixArtDelta(comfy.model_base.PixArt):
         comfy.model_base.BaseModel.__init__(self, model_config, device=device, unet_model=PixArtUNet)
 
     def product_dtype(self) -> torch.dtype:
-        """Of the blocks' products: what ComfyUI, or one of its nodes, chose for computing."""
+        """The dtype of the blocks' products: what ComfyUI, or one of its nodes, chose for computing."""
         return super().get_dtype_inference()
 
     def get_dtype_inference(self) -> torch.dtype:
-        """Of what goes into the transformer: its stream of tokens is float32 in every dtype (see `pixart_core.layers`),
-        and a latent rounded before it would undo that."""
+        """The dtype of what goes into the transformer: its stream of tokens is float32 whatever else is not (see
+        `pixart_core.layers`), and a latent rounded before it would undo that."""
         return torch.float32
 
-    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    def _apply_model(
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, control_base=None, **kwargs
+    ) -> Tensor:
+        """`control_base` is for the control alone."""
         options = {**(transformer_options or {}), PRODUCT_DTYPE: self.product_dtype()}
         return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
@@ -152,9 +159,6 @@ class PixArtDelta(comfy.model_base.PixArt):
             conds |= size_conds(kwargs)
         # The base model of a PixArt control, which ComfyUI's ControlNet passes on.
         return conds | {"control_base": comfy.conds.CONDConstant(weakref.ref(self))}
-
-    def _apply_model(self, *args, control_base=None, **kwargs) -> Tensor:
-        return super()._apply_model(*args, **kwargs)  # `control_base` is for the control alone
 
 
 class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
@@ -228,7 +232,7 @@ def pick_dtypes(dtype: str, device, state: dict, supported: list[torch.dtype]) -
 
 
 def is_distilled(path: str) -> bool | None:
-    """Whether a file holds an LCM model; None when nothing says so. Used for warnings only."""
+    """Whether a file holds an LCM or one-step model; None when nothing says so. Used for warnings only."""
     info = inspect_file(path)
     if "distilled" in info.metadata:
         return bool(info.metadata["distilled"])
@@ -236,7 +240,8 @@ def is_distilled(path: str) -> bool | None:
     if scheduler.is_file():
         return read_description(scheduler).get("_class_name") == "LCMScheduler"
     name = Path(path).name.lower()
-    return True if "lcm" in name else False if name.startswith("pixart-xl-2") else None
+    few_steps = "lcm" in name or "dmd" in name
+    return True if few_steps else False if name.startswith("pixart-xl-2") else None
 
 
 def diffusion_model(model) -> PixArtUNet:
@@ -283,16 +288,11 @@ def _apply_other(model, path: str, strength: float):
 
 
 def model_plan(model) -> str:
-    """What a picture of the model's own size takes, stage by stage: text encoder in 8 bits, and its peak without."""
-    config = diffusion_model(model).config
-    values = {
-        "dtype": model.model.product_dtype(),
-        "vae_dtype": memory.vae_dtype(memory.vae_device()),
-        "text_dtype": torch.bfloat16,
-    }  # as `load_clip` keeps a large one
-    eight, plain = (memory_plan(config, quantization=quantization, **values) for quantization in ("int8", "none"))
-    device = model.load_device
-    lines = [str(eight)]
-    if plain.peak > eight.peak:
-        lines.append(f"peak {plain.peak:.2f} GB with a text encoder that is not quantised")
-    return "\n".join([*lines, f"{device} has {memory.get_total_memory(device) / 1e9:.2f} GB"])
+    """Two sentences: what a picture of the model's own size takes while it is sampled, and what the device has."""
+    config, dtype = diffusion_model(model).config, model.model.product_dtype()
+    side = config.input_size * 8
+    takes = memory_plan(config, dtype=dtype)["sample"].total
+    return (
+        f"{side} × {side} px take {amount(takes)} while they are sampled ({str(dtype).removeprefix('torch.')}). "
+        f"{model.load_device} has {amount(memory.get_total_memory(model.load_device) / GB)}."
+    )

@@ -6,6 +6,7 @@ LoRA, saves in the other layout, draws a batch.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -22,14 +23,17 @@ from tests import conftest  # noqa: F401  registers the root folder as pixart_de
 from pixart_delta import pixart_core as pc
 from pixart_delta.pixart_core import convert
 from pixart_delta.pixart_core.checkpoint import load_controlnet, save_controlnet
+from pixart_delta.pixart_core.delta import apply_lora
 from pixart_delta.pixart_core.hed import HED, load_hed
-from pixart_delta.pixart_core.lora import apply_lora, load_lora
+from pixart_delta.pixart_core.lora import load_lora
 from pixart_delta.pixart_core.text import TextEncoder
 from pixart_delta.pixart_core.vae import decode, load_vae
 from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training.config import load_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.data.shards import DataError
+from pixart_delta.training.jobs import Queue
+from pixart_delta.training.jobs.job import Job, JobError, write_job
 from pixart_delta.training.prepare.sources import read_sources
 from pixart_delta.training.run_dir import RunDir, RunDirError
 from pixart_delta.training.settings import ConfigError
@@ -215,6 +219,24 @@ def make_run(folder: Path) -> None:
         run.log(step=step, loss=0.5, learning_rate=1e-4)
 
 
+def make_job(folder: Path) -> None:
+    asked = {"run": "r", "data": "d", "base": "b", "learning_rate": 1e-4, "steps": 9}
+    result = {"state": "stopped", "step": 3, "steps": 9, "loss": 0.5}
+    job = Job("job", "lcd", asked, "cpu", "a night", "paused", "paused at step 3", 1.0, 1e9, result=result, attempt=1)
+    (folder / "records" / "job").mkdir(parents=True)
+    write_job(folder / "records" / "job", job)
+
+
+def read_jobs(folder: Path) -> None:
+    """Listed as the panel does, where a damaged one is seen with the reason, and checked as before a start."""
+    queue = Queue(folder / "jobs", folder / "records")
+    for job in queue.jobs():
+        json.dumps([dataclasses.asdict(job), queue.actions(job), queue.status(job)], allow_nan=False)
+        if "cannot be read" in job.reason:
+            raise JobError(job.reason)
+        queue.checked(job)
+
+
 def make_list(folder: Path, name: str) -> None:
     rows = [{"file_name": f"{index}.png", "text": f"picture, {index}"} for index in range(3)]
     if name.endswith("csv"):
@@ -269,6 +291,7 @@ SAMPLES: dict[str, Sample] = {
         make_recipe, lambda f: load_config("lcd", str(f / "recipe.json"), []), (ConfigError,), names_file=False
     ),
     "run": Sample(make_run, lambda f: read_run(f / "run"), (RunDirError,), only="run/*.json*"),
+    "job": Sample(make_job, read_jobs, (JobError, ConfigError), names_file=False),
     "features": Sample(make_features_here, read_features, (DataError,)),
     **{
         name: Sample(lambda f, name=name: make_list(f, name), lambda f, name=name: read_sources(f / name), (DataError,))

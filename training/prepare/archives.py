@@ -16,8 +16,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...pixart_core.saving import save_json
 from ...pixart_core.textfile import read_json
-from ...pixart_core.weightfile import save_json
 from ..data.shards import DataError
 from ..data.waiting import Get, at_once
 from .inside import OutsideError, check_inside

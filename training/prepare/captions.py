@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...pixart_core.saving import replacing, save_json
 from ...pixart_core.textfile import read_json
-from ...pixart_core.weightfile import replacing, save_json
 
 Encoded = tuple[tuple[str, ...], list[int], np.ndarray]
 """A picture's wordings, their tokens, and their embeddings (tokens, width) one after the other."""

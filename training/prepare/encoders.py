@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,18 +141,18 @@ class Encoders:
         return samples
 
     def _encode_some(self, samples: list[dict[str, Any]], batch: Sequence[Inputs]) -> None:
-        pictures = hints = None
+        shown = {}
         if batch[0].picture is not None:
-            pictures = self._tensor([inputs.picture for inputs in batch])
+            shown["moments.npy"] = self._tensor(inputs.picture for inputs in batch)
         if self.config.hints == "hed":
-            hints = detect(self.hed, pictures).expand(-1, -1, -1, 3)
+            shown["hint.npy"] = detect(self.hed, shown["moments.npy"]).expand(-1, -1, -1, 3)
         elif batch[0].hint is not None:
-            hints = self._tensor([inputs.hint for inputs in batch])
-        for part, shown in (("moments.npy", pictures), ("hint.npy", hints)):
-            if shown is not None and part not in samples[0]:
-                self._add(samples, part, moments(self.vae, shown))
+            shown["hint.npy"] = self._tensor(inputs.hint for inputs in batch)
+        for part, pictures in shown.items():
+            if part not in samples[0]:
+                self._add(samples, part, moments(self.vae, pictures))
                 if self.config.flip:
-                    self._add(samples, flipped(part), moments(self.vae, shown.flip(2)))
+                    self._add(samples, flipped(part), moments(self.vae, pictures.flip(2)))
 
     def encode_captions(self, batch: Sequence[tuple[str, tuple[str, ...]]]) -> list[tuple[np.ndarray, list[int]]]:
         """The embeddings (tokens, width) of all wordings of each picture, one after the other, and their lengths. The
@@ -166,8 +166,7 @@ class Encoders:
         """
         wordings = [text for _, captions in batch for text in captions]
         embeddings, mask = self.text.encode(wordings, self.config.max_tokens, self.config.clean_caption)
-        embeddings, lengths = embeddings.half().cpu().numpy(), mask.sum(1).tolist()
-        rows = iter(zip(embeddings, lengths, strict=True))
+        rows = iter(zip(embeddings.half().cpu().numpy(), mask.sum(1).tolist(), strict=True))
         out = []
         for name, captions in batch:
             own = [embedding[:length] for embedding, length in itertools.islice(rows, len(captions))]
@@ -175,8 +174,9 @@ class Encoders:
             _check_finite(name, "caption.npy", out[-1][0])
         return out
 
-    def _tensor(self, pictures: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(pictures)).to(self.device).float() / 255
+    def _tensor(self, pictures: Iterable[np.ndarray | None]) -> torch.Tensor:
+        there = [picture for picture in pictures if picture is not None]
+        return torch.from_numpy(np.stack(there)).to(self.device).float() / 255
 
     @staticmethod
     def _add(samples: list[dict[str, Any]], part: str, values: torch.Tensor) -> None:

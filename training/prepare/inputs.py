@@ -55,7 +55,8 @@ class InputReader:
 
     def files(self, source: Source) -> list[Path]:
         """Every file that a sample is made from, archives aside; of those that are missing, where it should be."""
-        config, found = self.config, []
+        config = self.config
+        found: list[Path | None] = []
         if self.needs_picture and source.packed is None:
             found.append(source.path)
         if config.latents:
@@ -165,6 +166,7 @@ class InputReader:
 @functools.lru_cache(maxsize=1)
 def _content(source: Source) -> bytes:
     """The file of a picture in an archive; it is looked at, and then its content is named."""
+    assert source.packed is not None
     return source.packed.read()
 
 

@@ -13,9 +13,8 @@ import psutil
 
 from ..config import PrepareConfig
 from ..data.waiting import Get, Interrupted, Patience, at_once
-from ..machine import StopSignal
+from ..machine import StopSignal, duration
 from ..run_dir import RunDir
-from ..status import duration
 
 _STATUS_SECONDS, _WAITING_SECONDS = 1.0, 5.0
 _LINE_SECONDS = {True: 0.1, False: 10.0}
@@ -42,7 +41,7 @@ class Progress:
         """Encoded pictures that need not be encoded again."""
         self._worked = 0
         """Those that took time, unlike those that were done before."""
-        self._began = self._said = self._written = time.monotonic()
+        self._began = self._said = self._written = self._aside = time.monotonic()
         self.get: Get = at_once
         """How what is read is asked for: once, or with patience."""
 
@@ -88,6 +87,10 @@ class Progress:
     def note(self, text: str) -> None:
         """Show what is done now, where pictures are not counted; empty when that is over."""
         is_news = bool(text) != bool(self.status.pop("notice", ""))
+        if is_news and text:
+            self._aside = time.monotonic()
+        elif is_news:  # the rate is that of pictures
+            self._began += time.monotonic() - self._aside
         if text:
             self.status["notice"] = text
             say(text) if is_news else self._print(text)

@@ -152,24 +152,21 @@ def _make(
         # Until all are made there is no dataset: the description of an earlier one would not fit the new shards.
         (output / DESCRIPTION).unlink(missing_ok=True)
     _write_all(todo, config, encoders, progress)
-    made = [shard.finished(output, state, thorough=False) for shard, state in zip(shards, states, strict=True)]
-    if None in made:
-        say(f"this part is done; {made.count(None)} of {len(made)} shards are still to come from the other parts")
+    found = [shard.finished(output, state, thorough=False) for shard, state in zip(shards, states, strict=True)]
+    made = [info for info in found if info is not None]
+    if missing := len(found) - len(made):
+        say(f"this part is done; {missing} of {len(found)} shards are still to come from the other parts")
     else:
         _finish(output, shards, made, config, encoders)
 
 
 def _write_all(todo, config: PrepareConfig, encoders: Encoders, progress: Progress) -> None:
     """Make shards, some at a time: first all their captions, then their pictures."""
-    output = Path(config.output)
     for start in range(0, len(todo), _ROUND):
         some = todo[start : start + _ROUND]
         if not config.embeddings:
             _encode_captions(some, config, encoders, progress)
         _write_shards(some, config, encoders, progress)
-    for leftover in [each for shard, _ in todo for each in output.glob(f".{shard.name}.*.tmp")]:  # of earlier versions
-        if leftover.is_file():
-            leftover.unlink(missing_ok=True)
     progress.end()
 
 
@@ -212,6 +209,9 @@ def _write_shards(some, config: PrepareConfig, encoders: Encoders, progress: Pro
     ]
     ahead = read_ahead(_ReadBatch(config), batches, config.workers, progress.get)
     for shard, state in some:
+        for leftover in output.glob(f".{shard.name}.*.tmp"):  # of earlier versions
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
         kept = _captions(config, shard, state)
         count = -(-len(shard.entries) // size)
         captions = None if config.embeddings else kept.read()

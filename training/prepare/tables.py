@@ -93,7 +93,8 @@ class _Cursor:
         self._held = opened(address, known)
         self._table = _parquet(address, self._held.__enter__())
         self._column = f"{column}.bytes" if f"{column}.bytes" in _leaves(self._table) else column
-        self._group, self._first, self._values = -1, 0, []
+        self._group, self._first = -1, 0
+        self._values: Any = []
         self._batches: Iterator[Any] = iter(())
 
     def read(self, group: int, row: int) -> Any:
@@ -185,7 +186,7 @@ def _chosen(address, setting, what, wanted, guesses, possible, every) -> str:
                 f"{address}: {setting}={wanted} is no column of {what}s; its columns are {', '.join(every)}"
             )
         return wanted
-    found = next((guess for guess in guesses if guess), [])
+    found: list[str] = next((guess for guess in guesses if guess), [])
     if len(found) == 1:
         return found[0]
     if not found:

@@ -130,7 +130,7 @@ def _tar_members(address: str, file: IO[bytes]) -> Iterator[tuple[str, int, tupl
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                tar.members.clear()  # it keeps them all
+                vars(tar)["members"].clear()  # it keeps them all
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
                 if member.isfile():
                     read = functools.partial(_read_member, tar, member)
@@ -143,7 +143,8 @@ def _tar_members(address: str, file: IO[bytes]) -> Iterator[tuple[str, int, tupl
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    return tar.extractfile(member).read()
+    file = tar.extractfile(member)
+    return b"" if file is None else file.read()
 
 
 def _zip_members(address: str, file: IO[bytes]) -> Iterator[tuple[str, int, tuple, Callable[[], bytes]]]:
@@ -159,7 +160,7 @@ def _zip_members(address: str, file: IO[bytes]) -> Iterator[tuple[str, int, tupl
 @functools.lru_cache(maxsize=4)
 def _open_zip(address: str, known: str, _process: int) -> zipfile.ZipFile:
     """A zip, open in this process as long as few others are."""
-    archive = opened(address, known)
-    made = zipfile.ZipFile(archive.__enter__())
-    made.held = archive  # else its file is closed with the context
-    return made
+    held = opened(address, known)
+    archive = zipfile.ZipFile(held.__enter__())
+    vars(archive)["held"] = held  # else its file is closed with the context
+    return archive
