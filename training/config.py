@@ -360,8 +360,8 @@ class PrepareConfig(Settings):
             raise ConfigError(
                 "masks=folder and mask_folder, the folder of masks named as the pictures, need each other"
             )
-        if self.latents and (self.flip or self.masks != "none"):
-            raise ConfigError("flip and masks need the pictures themselves, and latents are cached: leave latents out")
+        if self.latents and (self.flip or self.masks == "alpha"):
+            raise ConfigError("flip and masks=alpha need the pictures, and latents are cached: leave latents out")
         if self.embeddings and self.trigger:
             raise ConfigError(
                 "trigger needs captions to put it before, and embeddings are cached: leave embeddings out"

@@ -170,7 +170,7 @@ def test_masks_that_cannot_be_used_are_reported(models, tmp_path):
     assert why["0000.png"] == "its mask leaves nothing of it to train on" and "of another shape" in why["0001.png"]
     with pytest.raises(ConfigError, match="masks=folder and mask_folder, .* need each other"):
         prepare_settings(tmp_path, models, masks="folder")
-    with pytest.raises(ConfigError, match="flip and masks need the pictures themselves"):
+    with pytest.raises(ConfigError, match="flip and masks=alpha need the pictures"):
         prepare_settings(tmp_path, models, flip=True, latents=str(tmp_path))
 
 

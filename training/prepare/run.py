@@ -268,10 +268,10 @@ def _repeats(shards: list[PlannedShard], repeats: Mapping[str, int]) -> dict[str
     names = [source.name for shard in shards for source, _ in shard.entries]
     found, unmet = {}, set(repeats)
     for number, name in enumerate(names):
-        folder = next((str(each) for each in PurePosixPath(name).parents if str(each) in repeats), None)
-        unmet.discard(folder)
-        if folder is not None and repeats[folder] > 1:
-            found[str(number)] = repeats[folder]
+        folders = [str(each) for each in PurePosixPath(name).parents if str(each) in repeats]
+        unmet.difference_update(folders)
+        if folders and repeats[folders[0]] > 1:
+            found[str(number)] = repeats[folders[0]]
     if unmet:
         raise DataError(
             f"repeats names {', '.join(sorted(unmet))}, and no picture that can be used is in such a folder"
