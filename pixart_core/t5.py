@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .convert import summary
-from .errors import CheckpointError, MissingFileError, field, read_by, read_description
+from .errors import CheckpointError, MissingFileError, field, read_by, read_description, summary
 from .functional import preferred_dtype
 from .weightfile import WeightFile, open_weights
 

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeGuard, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeGuard, TypeVar, get_origin, get_type_hints
 
 from ..pixart_core.textfile import read_json
 
@@ -111,6 +111,18 @@ class Settings:
             choices = f" ({' | '.join(each.metadata['choices'])})" if "choices" in each.metadata else ""
             lines.append(f"  {each.name}={json.dumps(default)}{choices}\n      {each.metadata['help']}")
         return "\n".join(lines)
+
+    @classmethod
+    def form(cls) -> list[dict[str, Any]]:
+        """Every setting as plain values for a form: name, type (int, float, bool, str, list, dict), default, help,
+        whether it is required, and its limits (low, high, choices, path) where it has some."""
+        kinds, rows = get_type_hints(cls), []
+        for each in fields(cls):
+            default = each.default_factory() if each.default is dataclasses.MISSING else each.default
+            kind = getattr(get_origin(kinds[each.name]) or kinds[each.name], "__name__", "str")
+            required = each.name in cls.required
+            rows.append({"name": each.name, "type": kind, "default": default, "required": required, **each.metadata})
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

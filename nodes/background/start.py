@@ -11,8 +11,9 @@ from typing import Any
 
 import comfy.model_management as memory
 
-from ...training.config import COMMANDS, ConfigError
+from ...training.config import COMMANDS, TRAININGS, ConfigError
 from ...training.jobs import TRAIN, Job, process
+from ..bridge import files
 from . import queue as jobs
 from .estimate import estimate_text
 from .paths import checked_settings, inside_roots
@@ -50,6 +51,37 @@ def start_training(
         return "", f"{expected}\n{why}: run this again later to also try one real step."
     job = _queued(command, settings, name, free)
     return job.id, f"{jobs.describe(job)}\n{expected}"
+
+
+def start_form(command: str, name: str, values: dict[str, Any], check_only: bool) -> tuple[str, str]:
+    """`start_training` from the panel's form.
+
+    Args:
+        values: settings that differ from the defaults, all as they come from a browser: every path is checked, `base`,
+            `models` and `hed` may be names of `files.names`, `data` a job's dataset.
+        check_only: only say what it will take.
+
+    Returns, raises: as `start_training`.
+    """
+    data, _ = _dataset(str(values.get("data", "")))
+    settings = node_settings(command, {**values, "data": str(data)}, "", known=("data",))
+    expected = estimate_text(command, settings, data)
+    if check_only:
+        return "", expected
+    job = _queued(command, settings, name, free=False)
+    return job.id, f"{jobs.describe(job)}\n{expected}"
+
+
+def form() -> dict[str, Any]:
+    """What the panel's form is made of: the settings of each training, and what to choose files from."""
+    made = [{"value": job.id, "text": job.name} for job in jobs.queue().jobs() if job.command == "prepare"]
+    chosen = {"base": files.names("model"), "models": files.names("pipeline")}
+    own = ("run", "output")
+    return {
+        "commands": {name: [row for row in COMMANDS[name].form() if row["name"] not in own] for name in TRAININGS},
+        "names": {name: [{"value": each, "text": each} for each in names] for name, names in chosen.items()}
+        | {"data": made},
+    }
 
 
 def node_settings(command: str, values: dict[str, Any], more: str, known: tuple[str, ...] = ()) -> dict[str, Any]:
