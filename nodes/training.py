@@ -12,8 +12,9 @@ from typing import Any, ClassVar, get_type_hints
 from comfy_api.latest import io
 
 from ..training.config import COMMANDS
+from ..training.recipe import AUTO, RECIPES
 from .background import queue as jobs
-from .background.dataset import prepare_dataset
+from .background.dataset import first_folder, prepare_dataset
 from .background.result import find_job, load_result, read_loss, result_stamp
 from .background.start import start_training
 from .bridge import files
@@ -46,7 +47,12 @@ class TrainingNode(io.ComfyNode):
             category=TRAINING_CATEGORY,
             description=cls.ABOUT,
             inputs=[
-                file_input("base", "model", tooltip="The model to start from: a base model, not a distilled one."),
+                file_input(
+                    "base",
+                    "model",
+                    tooltip="The model to start from: a base model, not a distilled one.",
+                    use="training",
+                ),
                 io.String.Input(
                     "dataset",
                     default="",
@@ -80,6 +86,14 @@ class TrainingNode(io.ComfyNode):
                     tooltip="Unload ComfyUI's own models first, so that the training has the memory.",
                 ),
                 more_settings_input("more_settings", cls.COMMAND, " of the trainer"),
+                io.Combo.Input(
+                    "recipe",
+                    options=[AUTO, *RECIPES, NONE],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="Settings for a device of this memory, in place of those at their defaults: what you "
+                    "change wins. auto: by your device's memory and the base's size. none: all as shown.",
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -104,12 +118,14 @@ class TrainingNode(io.ComfyNode):
         run: str,
         free_memory: bool,
         more_settings: str,
+        recipe: str = NONE,  # of a graph that was made before there were any
         **settings: Any,
     ) -> io.NodeOutput:
         values = {"base": base, "data": dataset, **settings}
         if samples_with != NONE:
             values |= {"models": samples_with, "sample_every": sample_every}
-        job, text = start_training(cls.COMMAND, name, values, more_settings, run == RUN[1], free_memory)
+        chosen = "" if recipe == NONE else recipe
+        job, text = start_training(cls.COMMAND, name, values, more_settings, run == RUN[1], free_memory, chosen)
         return io.NodeOutput(job, ui=about_job(text, job))
 
 
@@ -170,6 +186,7 @@ class PixArtDeltaDataset(io.ComfyNode):
                 io.Combo.Input(
                     "folder",
                     options=files.picture_folders(),
+                    default=first_folder(),
                     tooltip="A folder in ComfyUI's input folder: pictures, and beside each a text file of the same "
                     "name with its caption (several lines are different wordings).",
                 ),

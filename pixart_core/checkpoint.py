@@ -96,15 +96,7 @@ def read_pixart(
     Raises:
         CheckpointError: if it is not a PixArt-α/δ transformer, is damaged, or does not fit its configuration.
     """
-    file = open_weights(path)
-    info = identify(file)
-    if info.kind not in ("pixart", "pixart+controlnet") and not (config and info.kind == "sigma"):
-        raise CheckpointError(f"{path} is not a PixArt-α/δ transformer but {info.describe()}")
-    base, _ = sections(file)
-    config = config or info.config
-    if config is None:
-        raise _needs_config(file.path)
-    _require(file.path, base.shapes, config)
+    file, base, config = _checked(path, config)
     if base.left_out:
         logger.warning("%s: the transformer is taken; left out are %s", file.path, summary(base.left_out, 3))
     dtype = _dtype(file, base, dtype)
@@ -116,6 +108,31 @@ def read_pixart(
     if "pos_embed" not in state:
         state["pos_embed"] = position_buffer(config).to(state["blocks.0.attn.proj.weight"])
     return config, state
+
+
+def describe_pixart(path: str | os.PathLike) -> tuple[PixArtConfig, int]:
+    """The configuration of a transformer, and the tokens of its learned unconditional caption (0 = it has none), from
+    names and shapes alone.
+
+    Raises:
+        CheckpointError: as `read_pixart`, but for what only the numbers tell.
+    """
+    _, base, config = _checked(path)
+    return config, base.size("y_embedder.y_embedding", 0)
+
+
+def _checked(path: str | os.PathLike, config: PixArtConfig | None = None) -> tuple[WeightFile, Section, PixArtConfig]:
+    """A file, the transformer in it and its configuration; raises CheckpointError as `read_pixart`."""
+    file = open_weights(path)
+    info = identify(file)
+    if info.kind not in ("pixart", "pixart+controlnet") and not (config and info.kind == "sigma"):
+        raise CheckpointError(f"{path} is not a PixArt-α/δ transformer but {info.describe()}")
+    base, _ = sections(file)
+    config = config or info.config
+    if config is None:
+        raise _needs_config(file.path)
+    _require(file.path, base.shapes, config)
+    return file, base, config
 
 
 def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> torch.dtype | None:

@@ -28,7 +28,6 @@ from .config import make_config
 from .data.contents import current_path
 from .distribute import from_main, like, local, on_main, whole
 from .engine import Engine
-from .machine import require_room
 from .run_dir import RunDir
 from .task import Task, fingerprint
 from .tasks import TASKS
@@ -43,17 +42,6 @@ class Checkpoint:
     """Name -> shape and type."""
     facts: dict[str, Any]
     """`step`, `batches` (micro-batches taken), `numbers`, `frozen`, `global_batch`, `pending` and `checksums`."""
-
-
-def check_disk(run: RunDir, size: float, keep: int) -> None:
-    """Whether a run's checkpoints, of `size` bytes each, will fit beside what is on its disk.
-
-    Raises:
-        DiskError: if they will not.
-    """
-    # One more than are kept, because the newest is written before the oldest is deleted.
-    needed = size * (keep + 1) - sum(file.stat().st_size for file in run.checkpoints())
-    require_room(run.path, needed, f"the checkpoints of {run.path}", f"lower keep_checkpoints ({keep})")
 
 
 def save_checkpoint(run: RunDir, engine: Engine, step: int, keep: int, **facts: Any) -> Path:

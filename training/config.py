@@ -337,9 +337,11 @@ COMMANDS: dict[str, type[Settings]] = {
 TRAININGS = tuple(name for name, kind in COMMANDS.items() if issubclass(kind, TrainConfig))
 
 
-def load_config(command: str, file: str | None, overrides: Iterable[str]) -> Settings:
-    """The settings of a command from a JSON file and `key=value` texts: see `Settings.load`."""
-    return COMMANDS[command].load(file, overrides)
+def load_config(
+    command: str, file: str | None, overrides: Iterable[str], recipe: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings of a command from a recipe, a JSON file and `key=value` texts: see `Settings.load`."""
+    return COMMANDS[command].load(file, overrides, recipe)
 
 
 def make_config(command: str, values: dict[str, Any]) -> Settings:

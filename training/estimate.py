@@ -11,19 +11,24 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
-from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
-from ..pixart_core.identify import inspect_file
+from ..pixart_core.model import PixArt
+from ..pixart_core.textfile import read_json
 from .config import ConfigError, TrainConfig
-from .machine import in_units
+from .data import FeatureDataset
+from .data.dataset import require_hints
+from .machine import in_units, out_of_memory, require_packages, require_room
+from .recipe import recipe_for
 from .run_dir import RunDir
-from .task import DTYPES, Outline
+from .task import DTYPES, Outline, check_data, count_parameters, describe_base
 from .tasks import TASKS
 
 _EFFICIENCY = 0.6
@@ -115,17 +120,58 @@ def estimate(
     )
 
 
-def model_shape(config: TrainConfig) -> PixArtConfig:
-    """The shape of the base model, from its file's names and metadata.
+def check_before(command: str, config: TrainConfig, location: object, description: Mapping[str, Any]) -> PixArtConfig:
+    """Whether a training can begin, as far as names and shapes tell: no weights are loaded.
+
+    Args:
+        location: of the features that it trains on.
+        description: theirs (`FeatureDataset.description`), or what is known of it before they are there.
+
+    Returns:
+        The shape of its base model.
 
     Raises:
-        CheckpointError: as `load_pixart`, which says what is wrong with it.
+        ConfigError, CheckpointError, DataError, ImportError: what `train` would raise.
     """
-    if getattr(config, "model", None):
-        return PixArtConfig.from_dict(config.model)
-    info = inspect_file(config.base)
-    known = info.kind.startswith("pixart") and info.config is not None
-    return info.config if known else load_pixart(config.base).config
+    task = TASKS[command]
+    require_packages(task.packages(config))
+    shape, null_caption = describe_base(task, config)
+    check_data(location, description, config, shape.caption_channels, null_caption)
+    if task.needs_hint:
+        require_hints(location, description)
+    return shape
+
+
+def device_memory(device: torch.device) -> float:
+    """Bytes that a device has in all; of a CPU, and of one that does not say, this machine's."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
+
+
+def pick_recipe(command: str, config: TrainConfig, memory: float) -> str:
+    """The name of the recipe for this base, and a device of so many bytes; raises as `check_before`."""
+    shape, _ = describe_base(TASKS[command], config)
+    return recipe_for(count_parameters(PixArt(shape, device="meta")), memory)
+
+
+def require_memory(expected: Estimate, config: TrainConfig, device: object, size: float) -> None:
+    """Raises ConfigError, as a training that ran out of memory, if it cannot fit a device of `size` bytes."""
+    if expected.memory > size:
+        raise ConfigError(
+            f"{out_of_memory(config.batch_size)}, or train a LoRA. It takes about {in_units(expected.memory)}, and "
+            f"{device} has {in_units(size)}"
+        )
+
+
+def require_room_for_shards(folder: Path) -> None:
+    """Raises DiskError, as `prepare` does, if the disk is too small for the shards that its report promises."""
+    try:
+        report = read_json(folder / "report.json")
+        there = sum(file.stat().st_size for file in folder.glob("*.tar"))
+    except FileNotFoundError:  # the pictures are still being looked at, or the job is at work there
+        return
+    require_room(folder, report.get("bytes", 0) - there, f"the shards of {folder}")
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], None] = lambda: None) -> float:
@@ -168,8 +214,6 @@ def dry_run(command: str, config: TrainConfig) -> None:
     """
     # Whoever wants an estimate alone, as ComfyUI does, needs neither accelerate nor what takes steps.
     from ..pixart_core.vae import load_vae
-    from .checkpoint import check_disk
-    from .data import FeatureDataset
     from .data.contents import identify
     from .distribute import connect
     from .engine import make_engine
@@ -182,10 +226,11 @@ def dry_run(command: str, config: TrainConfig) -> None:
     accelerator = connect(config)
     device = accelerator.device
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
-    expected = estimate(command, config, model_shape(config), height, width, accelerator.num_processes)
+    shape = check_before(command, config, data.location, data.description)
+    expected = estimate(command, config, shape, height, width, accelerator.num_processes)
     duration = time_text(expected, config, device)
     if accelerator.is_main_process:  # the others' host need not have the run's disk
-        check_disk(run, expected.checkpoint, config.keep_checkpoints)
+        run.require_room(expected.checkpoint, config.keep_checkpoints)
     say = print if accelerator.is_main_process else _silent
     say(f"{len(data)} pictures of {len(data.buckets)} sizes, the largest {width}x{height}; on {device}\n{expected}")
     say(duration, flush=True)

@@ -59,12 +59,16 @@ class Finetune(Task):
             return lora_outline(shape, config.lora_rank)
         return Outline(count_parameters(PixArt(shape, device="meta")), 0, shape.depth)
 
+    @classmethod
+    def packages(cls, config):
+        return [*super().packages(config), *(["peft"] if config.lora_rank else [])]
+
     def __init__(self, config: FinetuneConfig):
         if config.lora_rank:
-            base = load_base(config, DTYPES[config.precision], config.caption_drop > 0)
+            base = load_base(type(self), config, DTYPES[config.precision])
             super().__init__(config, add_lora(base, config.lora_rank, config.lora_alpha, config.seed), average=False)
             return
-        model = load_base(config, torch.float32, config.caption_drop > 0) if config.base else _new_model(config)
+        model = load_base(type(self), config, torch.float32) if config.base else _new_model(config)
         super().__init__(config, model.train(), average=config.ema_decay > 0)
 
     def loss(self, model, batch, draws):

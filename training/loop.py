@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from .checkpoint import check_disk, resume, save_checkpoint
+from .checkpoint import resume, save_checkpoint
 from .config import TrainConfig
 from .data import FeatureDataset
 from .data.contents import identify
@@ -22,7 +22,7 @@ from .data.waiting import Interrupted, Patience, StoreBusy
 from .distribute import agreement, connect, on_main
 from .engine import Outcome, make_engine
 from .export import default_name, write_result
-from .machine import DiskError, StopSignal, explain_import
+from .machine import DiskError, StopSignal, explain_import, out_of_memory
 from .monitor import Monitor
 from .run_dir import RunDir, contents_of
 from .sampling import draw_examples
@@ -85,7 +85,7 @@ class Training:
         self.config, self.accelerator, self.run, self.monitor, self.stop = config, accelerator, run, monitor, stop
         self.data = FeatureDataset(config.data, patience=self._patience())
         self.engine = make_engine(command, config, self.data, accelerator)
-        on_main(accelerator, lambda: check_disk(run, self.engine.checkpoint_bytes(), config.keep_checkpoints))
+        on_main(accelerator, lambda: run.require_room(self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
         """Step of the newest checkpoint."""
         self.step = self.batches = 0
@@ -285,10 +285,7 @@ def _explained(error: Exception, run: RunDir, config: TrainConfig) -> Exception:
     if isinstance(error, ImportError):
         return TrainingError(explain_import(error))
     if isinstance(error, torch.OutOfMemoryError):
-        return TrainingError(
-            f"the device is out of memory with batch_size={config.batch_size}: lower it (and raise accumulation), or "
-            "set gradient_checkpointing=true, optimizer=adamw8bit, precision=bf16"
-        )
+        return TrainingError(out_of_memory(config.batch_size))
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return TrainingError(
             f"torch.compile does not work here ({str(error).strip().splitlines()[0]}): it needs a C++ compiler on a "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from typing import Any
 import comfy.model_management as memory
 from comfy.utils import ProgressBar
 
+from ...training.estimate import require_room_for_shards
 from ...training.jobs import Job
-from ...training.prepare.sources import Source, caption_files, read_sources
+from ...training.prepare.sources import CAPTION_SUFFIXES, LISTS, Source, caption_files, read_sources
+from ..bridge import files
 from ..bridge.ui import show
 from . import queue as jobs
 from .paths import allowed_roots, is_allowed
@@ -23,6 +26,8 @@ from .start import node_settings
 _POLL = 0.25
 _PATIENCE = 60.0
 """Seconds that ComfyUI's queue waits for the look at the pictures; the job goes on in any case."""
+_LOOKED_AT = 64
+"""Files of a folder that are looked at to see whether it is one of pictures with captions."""
 _FOLDERS = ("hint_folder", "latents", "embeddings")
 """Settings that may name a folder with files of each picture."""
 
@@ -52,18 +57,41 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
 
     Raises:
         ConfigError, PathError: naming the setting that is wrong.
+        DataError, OutsideError, DiskError: what the job would fail with: there are no pictures, or no room for shards.
         JobError: if the pictures have changed while a training reads the dataset.
         ValueError: if no picture can be used.
     """
     settings = node_settings("prepare", values, more) | {"only_inside": allowed_roots()}
-    sources = _sources(settings)
+    sources = read_sources(
+        settings["input"],
+        settings.get("pictures", ""),
+        settings.get("caption_column", ""),
+        settings["only_inside"],
+        settings.get("encoding", ""),
+    )
     job = _queued(settings, name, _stamp(settings, sources))
     folder = jobs.queue().dataset(job)
     text, job = _report(job, folder / "report.txt")
     if job.state == "failed":
         raise ValueError(f"{job.name}: {job.reason}")
+    if job.state != "done":
+        require_room_for_shards(folder)
     picked = [source.path for source in sources[:: max(1, len(sources) // shown)][:shown]]
     return Dataset(folder, f"{text}{jobs.describe(job)}", job.id, [path for path in picked if is_allowed(path)])
+
+
+def first_folder() -> str | None:
+    """The first of `files.picture_folders` that holds a list or a picture with a caption; None if none does."""
+    return next((name for name in files.picture_folders() if _has_captions(files.picture_folder(name))), None)
+
+
+def _has_captions(folder: str) -> bool:
+    """Whether there is a list, or a caption beside a picture, among the first files of a folder."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in itertools.islice(entries, _LOOKED_AT)]
+    pictures = (Path(folder, name) for name in names if not name.endswith(CAPTION_SUFFIXES))
+    listed = any(name.lower() in LISTS for name in names)
+    return listed or any(file.exists() for picture in pictures for file in caption_files(picture))
 
 
 def _queued(settings: dict[str, Any], name: str, stamp: str) -> Job:
@@ -99,20 +127,6 @@ def _report(job: Job, file: Path) -> tuple[str, Job]:
         return "It is paused: resume it in the panel, then run this again.\n", job
     where = "It waits in the queue" if job.state == "queued" else "The pictures are still being looked at"
     return f"{where}; run this again later for the report.\n", job
-
-
-def _sources(settings: dict[str, Any]) -> list[Source]:
-    """The pictures as `prepare` reads them; none where it will say what is wrong."""
-    try:
-        return read_sources(
-            settings["input"],
-            settings.get("pictures", ""),
-            settings.get("caption_column", ""),
-            settings["only_inside"],
-            settings.get("encoding", ""),
-        )
-    except (ValueError, OSError):
-        return []
 
 
 def _stamp(settings: dict[str, Any], sources: list[Source]) -> str:

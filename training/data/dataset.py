@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class FeatureDataset:
         if small and start == 0 and rank == 0:
             logger.warning("never used, because a batch takes %d pictures of one size: %s", size, ", ".join(small))
         if hint:
-            self._require_hints()
+            require_hints(self.location, self.description)
         planned = self._numbered(size, seed, start, rank, world)
         yield from read_ahead(_Reader(self, seed, hint), planned, workers, self._get)
 
@@ -137,7 +137,7 @@ class FeatureDataset:
             DataError: as `batches`.
         """
         if hint:
-            self._require_hints()
+            require_hints(self.location, self.description)
         largest = max(self.buckets, key=self.buckets.get)
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == largest]
         numbers = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
@@ -146,12 +146,6 @@ class FeatureDataset:
         samples = [self._get(lambda n=number: reader.sample(n, generator_for(0, n))) for number in chosen]
         batch = {name: to_float32(value) for name, value in _collate(samples).items()}
         return batch, [sample["prompt"] for sample in samples]
-
-    def _require_hints(self) -> None:
-        if not self.description.get("hints"):
-            raise DataError(
-                f"{self.location} was prepared without hints: run `prepare` again with hints=hed or a folder"
-            )
 
     def _numbered(self, size: int, seed: int, start: int, rank: int, world: int) -> Iterator[tuple[int, list]]:
         """(number, (row of the whole batch, sample) …) of this process's batches, without end."""
@@ -188,6 +182,12 @@ class FeatureDataset:
                 parts.append(_mix(waiting, generator))
                 waiting = []
         return torch.cat([*parts, _mix(waiting, generator)] if waiting else parts)
+
+
+def require_hints(location: Any, description: Mapping[str, Any]) -> None:
+    """Raises DataError if the samples of a dataset, going by its description, have no hints."""
+    if not description.get("hints"):
+        raise DataError(f"{location} was prepared without hints: run `prepare` again with hints=hed or a folder")
 
 
 def _mix(samples: list[Tensor], generator: torch.Generator) -> Tensor:
