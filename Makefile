@@ -28,8 +28,9 @@ fuzz: setup
 bench: setup
 	$(VENV_PYTHON) -m tools.bench
 
+## lint   ruff, its format, and mypy (a minute the first time, seconds after)
 lint: setup
-	$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m ruff check . && $(VENV_PYTHON) -m ruff format --check . && $(VENV_PYTHON) -m tools.typecheck
 
 setup:
 	@$(PYTHON) tools/setup.py

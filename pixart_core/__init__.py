@@ -6,6 +6,7 @@ Public names are loaded on first use, so that importing the package costs nothin
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 _HOME = {
     "PixArtConfig": "config",
@@ -38,7 +39,7 @@ _HOME = {
 __all__ = list(_HOME)
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .aliases import Device, Operations, PathLike
 from .config import PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
 from .convert import authors_to_diffusers, config_to_diffusers, position_buffer, summary
+from .errors import CheckpointError
 from .identify import METADATA_KEY, Section, control_section, count_blocks, identify, inspect_file, sections
 from .layers import is_in_stream, stream_dtype
 from .model import PixArt
-from .weightfile import CheckpointError, WeightFile, open_weights, save_json, save_weights
+from .weightfile import WeightFile, open_weights, save_json, save_weights
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +76,9 @@ def _needs_config(path: Path) -> CheckpointError:
 
 
 def read_pixart(
-    path: str | os.PathLike,
+    path: PathLike,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    device: Device = None,
     config: PixArtConfig | None = None,
     exact_stream: bool = False,
 ) -> tuple[PixArtConfig, dict[str, Tensor]]:
@@ -100,17 +101,19 @@ def read_pixart(
     if base.left_out:
         logger.warning("%s: the transformer is taken; left out are %s", file.path, summary(base.left_out, 3))
     dtype = _dtype(file, base, dtype)
-    stream = {}
+    stream: dict[str, torch.dtype] = {}
     if exact_stream:
-        stored = {name: file.tensors[base.plan[name][0]].dtype for name in base.plan if is_in_stream(name)}
-        stream = {name: stream_dtype(dtype or each) for name, each in stored.items()}
+        stored = file.require_numbers(names[0] for names in base.plan.values())
+        stream = {
+            name: stream_dtype(dtype or stored[names[0]]) for name, names in base.plan.items() if is_in_stream(name)
+        }
     state = file.assemble(base.plan, dtype, device, stream)
     if "pos_embed" not in state:
         state["pos_embed"] = position_buffer(config).to(state["blocks.0.attn.proj.weight"])
     return config, state
 
 
-def describe_pixart(path: str | os.PathLike) -> tuple[PixArtConfig, int]:
+def describe_pixart(path: PathLike) -> tuple[PixArtConfig, int]:
     """The configuration of a transformer, and the tokens of its learned unconditional caption (0 = it has none), from
     names and shapes alone.
 
@@ -121,13 +124,13 @@ def describe_pixart(path: str | os.PathLike) -> tuple[PixArtConfig, int]:
     return config, base.size("y_embedder.y_embedding", 0)
 
 
-def _checked(path: str | os.PathLike, config: PixArtConfig | None = None) -> tuple[WeightFile, Section, PixArtConfig]:
+def _checked(path: PathLike, config: PixArtConfig | None = None) -> tuple[WeightFile, Section, PixArtConfig]:
     """A file, the transformer in it and its configuration; raises CheckpointError as `read_pixart`."""
     file = open_weights(path)
     info = identify(file)
-    if info.kind not in ("pixart", "pixart+controlnet") and not (config and info.kind == "sigma"):
-        raise CheckpointError(f"{path} is not a PixArt-α/δ transformer but {info.describe()}")
     base, _ = sections(file)
+    if base is None or info.kind not in ("pixart", "pixart+controlnet") and not (config and info.kind == "sigma"):
+        raise CheckpointError(f"{path} is not a PixArt-α/δ transformer but {info.describe()}")
     config = config or info.config
     if config is None:
         raise _needs_config(file.path)
@@ -138,11 +141,11 @@ def _checked(path: str | os.PathLike, config: PixArtConfig | None = None) -> tup
 def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> torch.dtype | None:
     """What to cast a section to: what was asked for; None where it has one type that can be computed with. What is
     float32 in every model does not count."""
-    file.require_numbers([name for names in section.plan.values() for name in names])
+    stored = file.require_numbers([name for names in section.plan.values() for name in names])
     if asked:
         return asked
     counted = [names for target, names in section.plan.items() if not is_in_stream(target)]
-    found = {file.tensors[name].dtype for names in counted for name in names}
+    found = {stored[name] for names in counted for name in names}
     widest = max(found, key=lambda dtype: dtype.itemsize)
     if widest.itemsize == 1:
         return torch.bfloat16
@@ -150,10 +153,10 @@ def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> tor
 
 
 def load_pixart(
-    path: str | os.PathLike,
+    path: PathLike,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    operations=nn,
+    device: Device = None,
+    operations: Operations = nn,
     config: PixArtConfig | None = None,
 ) -> PixArt:
     """A transformer from a file or folder in any known layout, strict, in eval mode.
@@ -177,7 +180,7 @@ def load_pixart(
 
 def save_pixart(
     model_or_state: PixArt | Mapping[str, Tensor],
-    path: str | os.PathLike,
+    path: PathLike,
     layout: str = "authors",
     config: PixArtConfig | None = None,
     dtype: torch.dtype | None = None,
@@ -239,7 +242,9 @@ def _save_sharded(
         save_json({"metadata": split.metadata, "weight_map": split.tensor_to_filename}, folder / f"{name}.index.json")
 
 
-def _model_state(model_or_state, config: PixArtConfig | None, path) -> tuple[PixArtConfig, dict[str, Tensor]]:
+def _model_state(
+    model_or_state: PixArt | ControlNetTransformer | Mapping[str, Tensor], config: PixArtConfig | None, path: PathLike
+) -> tuple[PixArtConfig, dict[str, Tensor]]:
     if isinstance(model_or_state, nn.Module):
         return config or model_or_state.config, dict(model_or_state.state_dict())
     if config is None:
@@ -252,9 +257,9 @@ def _header(kind: str, config: PixArtConfig, metadata: Mapping[str, Any] | None,
 
 
 def read_controlnet(
-    path: str | os.PathLike,
+    path: PathLike,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
+    device: Device = None,
     config: PixArtConfig | None = None,
 ) -> tuple[PixArtConfig, int, str, dict[str, Tensor]]:
     """The base's configuration, copied blocks, wiring (a key of `controlnet.WIRINGS`) and state dict of a ControlNet.
@@ -267,9 +272,9 @@ def read_controlnet(
     """
     file = open_weights(path)
     info = identify(file)
-    if info.kind not in ("controlnet", "pixart+controlnet"):
-        raise CheckpointError(f"{path} is not a PixArt ControlNet but {info.describe()}")
     control = control_section(file)
+    if control is None or info.kind not in ("controlnet", "pixart+controlnet"):
+        raise CheckpointError(f"{path} is not a PixArt ControlNet but {info.describe()}")
     config = config or info.config
     if config is None:
         raise _needs_config(file.path)
@@ -289,10 +294,10 @@ def _require_copies(path: Path, config: PixArtConfig, copies: int, wiring: str) 
 
 
 def load_controlnet(
-    path: str | os.PathLike,
+    path: PathLike,
     dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    operations=nn,
+    device: Device = None,
+    operations: Operations = nn,
     config: PixArtConfig | None = None,
 ) -> ControlNetTransformer:
     """A ControlNet from any layout of `read_controlnet`, strict, in eval mode, memory-mapped.
@@ -307,7 +312,7 @@ def load_controlnet(
 
 def save_controlnet(
     model_or_state: ControlNetTransformer | Mapping[str, Tensor],
-    path: str | os.PathLike,
+    path: PathLike,
     layout: str = "authors",
     config: PixArtConfig | None = None,
     dtype: torch.dtype | None = None,
@@ -328,7 +333,8 @@ def save_controlnet(
     """
     config, state = _model_state(model_or_state, config, path)
     copies = count_blocks(state, "controlnet.")
-    wiring = wiring or getattr(model_or_state, "wiring", ControlNetTransformer.wiring)
+    if wiring is None:
+        wiring = str(getattr(model_or_state, "wiring", ControlNetTransformer.wiring))
     _require_copies(Path(path), config, copies, wiring)
     _require(Path(path), {name: tuple(tensor.shape) for name, tensor in state.items()}, config, copies)
     kind = "controlnet"
@@ -348,9 +354,9 @@ def save_controlnet(
 
 
 def split_controlnet(
-    joint: str | os.PathLike,
-    base_path: str | os.PathLike,
-    control_path: str | os.PathLike,
+    joint: PathLike,
+    base_path: PathLike,
+    control_path: PathLike,
     dtype: torch.dtype | None = None,
 ) -> tuple[Path, Path]:
     """Write the authors' joint file as two safetensors files: the base model and the ControlNet.
@@ -370,9 +376,9 @@ def split_controlnet(
 
 
 def merge_controlnet(
-    base_path: str | os.PathLike,
-    control_path: str | os.PathLike,
-    joint: str | os.PathLike,
+    base_path: PathLike,
+    control_path: PathLike,
+    joint: PathLike,
     dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a base model and a ControlNet, each in any layout, as the authors' joint file (as safetensors).

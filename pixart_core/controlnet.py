@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from .aliases import Attention, Device, DType, Operations
 from .config import PixArtConfig
 from .layers import Block, Conditions
 from .model import PixArt
@@ -15,7 +18,9 @@ from .model import PixArt
 class ControlBlock(nn.Module):
     """A trainable copy of a base block between linears that start at zero."""
 
-    def __init__(self, config: PixArtConfig, first: bool, dtype=None, device=None, operations=nn):
+    def __init__(
+        self, config: PixArtConfig, first: bool, dtype: DType = None, device: Device = None, operations: Operations = nn
+    ):
         super().__init__()
         dim = config.hidden_size
         if first:
@@ -39,29 +44,34 @@ class ControlNetTransformer(nn.Module):
 
     wiring = "transformer"
 
-    def __init__(self, config: PixArtConfig, copy_blocks_num: int = 13, dtype=None, device=None, operations=nn):
+    def __init__(
+        self,
+        config: PixArtConfig,
+        copy_blocks_num: int = 13,
+        dtype: DType = None,
+        device: Device = None,
+        operations: Operations = nn,
+    ):
         super().__init__()
         self.check_copies(config, copy_blocks_num)
         self.config = config
-        self.controlnet = nn.ModuleList(
-            ControlBlock(config, index == 0, dtype=dtype, device=device, operations=operations)
-            for index in range(copy_blocks_num)
-        )
+        copies = (ControlBlock(config, index == 0, dtype, device, operations) for index in range(copy_blocks_num))
+        self.controlnet = cast("Sequence[ControlBlock]", nn.ModuleList(copies))
 
     def forward(
         self,
         base: PixArt,
-        latent,
-        timestep,
-        caption,
-        hint,
-        caption_mask=None,
-        image_size=None,
-        aspect_ratio=None,
+        latent: Tensor,
+        timestep: Tensor,
+        caption: Tensor,
+        hint: Tensor,
+        caption_mask: Tensor | None = None,
+        image_size: Tensor | None = None,
+        aspect_ratio: Tensor | None = None,
         *,
-        attention=None,
-        block_hook=None,
-    ) -> list[Tensor | None]:
+        attention: Attention | None = None,
+        block_hook: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    ) -> Sequence[Tensor | None]:
         """hint (B, in_channels, h, w): scaled latent of the edge map; the rest as in `PixArt.forward`.
 
         `block_hook` is put around the copies; what it runs returns a pair of tensors.
@@ -80,7 +90,7 @@ class ControlNetTransformer(nn.Module):
             residuals.append(residual)
         return self.connect(residuals)
 
-    def connect(self, residuals: list[Tensor]) -> list[Tensor | None]:
+    def connect(self, residuals: list[Tensor]) -> Sequence[Tensor | None]:
         """What each copy says -> what each base block's output takes."""
         return residuals
 
@@ -111,7 +121,12 @@ class ControlNetUNet(ControlNetTransformer):
     wiring = "unet"
 
     def __init__(
-        self, config: PixArtConfig, copy_blocks_num: int | None = None, dtype=None, device=None, operations=nn
+        self,
+        config: PixArtConfig,
+        copy_blocks_num: int | None = None,
+        dtype: DType = None,
+        device: Device = None,
+        operations: Operations = nn,
     ):
         super().__init__(
             config,
@@ -121,8 +136,8 @@ class ControlNetUNet(ControlNetTransformer):
             operations=operations,
         )
 
-    def connect(self, residuals: list[Tensor]) -> list[Tensor | None]:
-        return [None] * (self.config.depth - 1 - len(residuals)) + residuals[::-1]
+    def connect(self, residuals: list[Tensor]) -> Sequence[Tensor | None]:
+        return [*[None] * (self.config.depth - 1 - len(residuals)), *residuals[::-1]]
 
     @staticmethod
     def check_copies(config: PixArtConfig, copy_blocks_num: int) -> None:

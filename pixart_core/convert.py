@@ -59,7 +59,7 @@ def _invert(table: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, int, i
     return {part: (name, index, len(parts)) for name, parts in table.items() for index, part in enumerate(parts)}
 
 
-def _pattern(prefix: str) -> re.Pattern:
+def _pattern(prefix: str) -> re.Pattern[str]:
     return re.compile(re.escape(prefix).replace(r"\{\}", r"(\d+)") + r"(.+?)(\.weight|\.bias)?")
 
 
@@ -67,7 +67,7 @@ _FROM_AUTHORS = [(_pattern(ours), theirs, table) for ours, theirs, table in _SEC
 _FROM_DIFFUSERS = [(_pattern(theirs), ours, _invert(table)) for ours, theirs, table in _SECTIONS]
 
 
-def _look_up(name: str, sections: list[tuple[re.Pattern, str, dict]]) -> tuple[str, Any, str]:
+def _look_up(name: str, sections: list[tuple[re.Pattern[str], str, dict[str, Any]]]) -> tuple[str, Any, str]:
     """(target prefix, table entry, '.weight' or '.bias' or '') of a parameter name; KeyError if it is in no table."""
     for pattern, prefix, table in sections:
         match = pattern.fullmatch(name)

@@ -79,7 +79,14 @@ def read_description(file: Path) -> dict[str, Any]:
     return values
 
 
-def field(values: Mapping[str, Any], name: str, kind: type, default: Any = _MISSING, low=None, high=None) -> Any:
+def field(
+    values: Mapping[str, Any],
+    name: str,
+    kind: type,
+    default: Any = _MISSING,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
     """A value of a description, of the kind and in the range that is wanted. `float` takes whole numbers, too.
 
     Raises:
@@ -94,7 +101,7 @@ def field(values: Mapping[str, Any], name: str, kind: type, default: Any = _MISS
     return value
 
 
-def check(name: str, value: Any, kind: type, low=None, high=None) -> None:
+def check(name: str, value: Any, kind: type, low: float | None = None, high: float | None = None) -> None:
     """Raise ValueError unless `value` is of a kind and in a range; NaN is in none."""
     fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     if not fits:

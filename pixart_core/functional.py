@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .aliases import Device
+
 _GELU = 2 * math.sqrt(2 / math.pi)
 
 
@@ -22,7 +24,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None =
     return out.transpose(1, 2).reshape(batch, -1, channels)
 
 
-def exactly(x: Tensor) -> contextlib.AbstractContextManager:
+def exactly(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Where autocast would compute in half precision, and must not."""
     kind = x.device.type
     active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -37,8 +39,9 @@ def gelu(x: Tensor) -> Tensor:
     compiling = torch.compiler.is_compiling()
     if compiling and x.device.type == "cpu":
         return x * torch.sigmoid(_GELU * x * (1 + 0.044715 * x * x))
+    out = None if compiling or torch.is_grad_enabled() else x
     # In place it saves the largest activation of a forward, and the time to get that memory (a tenth of an MLP's).
-    return F.gelu(x, approximate="tanh", out=None if compiling or torch.is_grad_enabled() else x)
+    return F.gelu(x, approximate="tanh", out=out)  # type: ignore[call-arg]  # torch's stub lacks it
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -60,7 +63,9 @@ def _sincos_1d(positions: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def position_embedding(height: int, width: int, dim: int, base_size: int, scale: float, device=None) -> Tensor:
+def position_embedding(
+    height: int, width: int, dim: int, base_size: int, scale: float, device: Device = None
+) -> Tensor:
     """2-D sin-cos position embedding, (1, height·width, dim) float32.
 
     Any grid is stretched to `base_size` patches a side and divided by `scale`, so that one model serves every
@@ -85,7 +90,7 @@ _WORTH_IT = 1.25
 @functools.lru_cache(maxsize=1)
 def _bfloat16_speed() -> float:
     """How many times as fast as float32 this CPU multiplies bfloat16 matrices; measured once, in a few milliseconds."""
-    best = {}
+    best: dict[torch.dtype, float] = {}
     for _ in range(10):  # in turns and the best of each: what else the machine does shall not decide
         for dtype in (torch.float32, torch.bfloat16):
             x, weight = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
@@ -95,7 +100,7 @@ def _bfloat16_speed() -> float:
     return best[torch.float32] / best[torch.bfloat16]
 
 
-def preferred_dtype(device: torch.device | str | None = None) -> torch.dtype:
+def preferred_dtype(device: Device = None) -> torch.dtype:
     """The dtype inference is fast in on `device`.
 
     A CPU gets bfloat16 only where it multiplies bfloat16 natively: elsewhere it is emulated, measured 100 times slower
@@ -105,7 +110,7 @@ def preferred_dtype(device: torch.device | str | None = None) -> torch.dtype:
     """
     kind = torch.device("cpu" if device is None else device).type
     if kind == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = capabilities.get("amx_bf16", False) or (
             capabilities.get("avx512_bf16", False) and _bfloat16_speed() > _WORTH_IT
         )

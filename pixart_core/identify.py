@@ -6,7 +6,6 @@ that we write, from diffusers' config.json, or from the released shapes; if none
 
 from __future__ import annotations
 
-import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
@@ -16,11 +15,13 @@ from typing import Any
 
 import torch
 
+from .aliases import PathLike
 from .config import KNOWN_CONFIGS, PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
 from .convert import config_from_diffusers, diffusers_sources, summary
+from .errors import CheckpointError
 from .textfile import parse_json
-from .weightfile import CheckpointError, WeightFile, open_weights
+from .weightfile import WeightFile, open_weights
 
 METADATA_KEY = "pixart_delta"
 """Entry in the metadata of safetensors files: JSON with `kind`, `config` and whatever else the maker wanted to say."""
@@ -139,7 +140,7 @@ class FileInfo:
         return f"{what}, which {taker} takes" if taker else f"{what} (it begins with {summary(self.names, 3)})"
 
 
-def inspect_file(path: str | os.PathLike) -> FileInfo:
+def inspect_file(path: PathLike) -> FileInfo:
     """Say what a file or folder is, from names and shapes alone: no weights are read.
 
     Raises:
@@ -339,10 +340,10 @@ def _config(file: WeightFile, base: Section, metadata: Mapping[str, Any]) -> Pix
     if "config" in metadata:
         return _described(file, PixArtConfig.from_dict, metadata["config"])
     if base.layout == "diffusers" and file.described and "config.json" in file.configs:
-        config = _described(file, config_from_diffusers, file.configs["config.json"])
-        return _described(file, lambda _: _with_length(config, base), None)
-    if config := _beside(file, base):
-        return config
+        described = _described(file, config_from_diffusers, file.configs["config.json"])
+        return _described(file, lambda _: _with_length(described, base), None)
+    if beside := _beside(file, base):
+        return beside
     fitting = [config for config in KNOWN_CONFIGS if _has_shape(base, config)]
     return fitting[0] if len(fitting) == 1 else None
 
@@ -361,7 +362,7 @@ def _with_length(config: PixArtConfig, base: Section) -> PixArtConfig:
     return replace(config, model_max_length=length) if length else config
 
 
-def _described(file: WeightFile, read: Callable[[dict], PixArtConfig], values: Any) -> PixArtConfig:
+def _described(file: WeightFile, read: Callable[[dict[str, Any]], PixArtConfig], values: Any) -> PixArtConfig:
     try:
         return read(values)
     except ValueError as error:

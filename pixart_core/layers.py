@@ -13,11 +13,12 @@ bfloat16 0.6 -> 0.06 (tests/bench/bench_precision.py).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
+from .aliases import Attention, Device, DType, Operations
 from .functional import attention as sdpa_attention
 from .functional import exactly, gelu, modulate, timestep_embedding
 
@@ -46,27 +47,32 @@ class Conditions:
     """(B, L, C): projected text, in the dtype of the blocks' products."""
     mask: Tensor | None
     """(B, 1, L) bool, True = real token; None when all are."""
-    attention: Any = sdpa_attention
-    """Callable (q, k, v, heads, mask=None) on (B, N, C) tensors."""
+    attention: Attention = sdpa_attention
     hook: AttentionHook | None = None
     """What stands in for a block's attention layers; None = their own forward."""
 
     def repeat(self, times: int) -> Conditions:
         """The same conditions for a batch repeated `times` times."""
 
-        def tile(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.repeat(times, *[1] * (x.ndim - 1))
+        def tile(x: Tensor) -> Tensor:
+            return x.repeat(times, *[1] * (x.ndim - 1))
 
         return replace(
             self,
             time=tile(self.time),
             modulation=tile(self.modulation),
             caption=tile(self.caption),
-            mask=tile(self.mask),
+            mask=None if self.mask is None else tile(self.mask),
         )
 
 
-def stream_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+@overload
+def stream_dtype(dtype: torch.dtype) -> torch.dtype: ...
+@overload
+def stream_dtype(dtype: None) -> None: ...
+@overload
+def stream_dtype(dtype: DType) -> DType: ...
+def stream_dtype(dtype: DType) -> DType:
     """Type of the modules at the ends of the stream, for products in `dtype`: at least float32."""
     return dtype if dtype is None or dtype.is_floating_point and dtype.itemsize > 4 else torch.float32
 
@@ -79,7 +85,15 @@ def is_in_stream(name: str) -> bool:
 class Mlp(nn.Module):
     """Linear, tanh-approximated GELU, Linear."""
 
-    def __init__(self, in_features, hidden_features, out_features, dtype=None, device=None, operations=nn):
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        dtype: DType = None,
+        device: Device = None,
+        operations: Operations = nn,
+    ):
         super().__init__()
         self.fc1 = operations.Linear(in_features, hidden_features, dtype=dtype, device=device)
         self.fc2 = operations.Linear(hidden_features, out_features, dtype=dtype, device=device)
@@ -91,7 +105,15 @@ class Mlp(nn.Module):
 class PatchEmbed(nn.Module):
     """(B, in_channels, h, w) -> (B, h·w / patch², hidden)."""
 
-    def __init__(self, patch_size, in_channels, hidden_size, dtype=None, device=None, operations=nn):
+    def __init__(
+        self,
+        patch_size: int,
+        in_channels: int,
+        hidden_size: int,
+        dtype: DType = None,
+        device: Device = None,
+        operations: Operations = nn,
+    ):
         super().__init__()
         self.proj = operations.Conv2d(in_channels, hidden_size, patch_size, patch_size, dtype=dtype, device=device)
 
@@ -105,7 +127,7 @@ class ScalarEmbedder(nn.Module):
 
     frequency_dim = 256
 
-    def __init__(self, hidden_size, dtype=None, device=None, operations=nn):
+    def __init__(self, hidden_size: int, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
         self.mlp = nn.Sequential(
             operations.Linear(self.frequency_dim, hidden_size, dtype=dtype, device=device),
@@ -123,7 +145,17 @@ class ScalarEmbedder(nn.Module):
 class CaptionEmbedder(nn.Module):
     """Projects text embeddings; holds the learned null caption (L, caption_channels) as a buffer, as the authors do."""
 
-    def __init__(self, caption_channels, hidden_size, length, dtype=None, device=None, operations=nn):
+    y_embedding: Tensor | None
+
+    def __init__(
+        self,
+        caption_channels: int,
+        hidden_size: int,
+        length: int,
+        dtype: DType = None,
+        device: Device = None,
+        operations: Operations = nn,
+    ):
         super().__init__()
         self.y_proj = Mlp(caption_channels, hidden_size, hidden_size, dtype=dtype, device=device, operations=operations)
         self.register_buffer("y_embedding", torch.zeros(length, caption_channels, dtype=dtype, device=device))
@@ -133,13 +165,15 @@ class CaptionEmbedder(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, dim, num_heads, dtype=None, device=None, operations=nn):
+    def __init__(
+        self, dim: int, num_heads: int, dtype: DType = None, device: Device = None, operations: Operations = nn
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = operations.Linear(dim, dim * 3, dtype=dtype, device=device)
         self.proj = operations.Linear(dim, dim, dtype=dtype, device=device)
 
-    def forward(self, x: Tensor, attention=sdpa_attention) -> Tensor:
+    def forward(self, x: Tensor, attention: Attention = sdpa_attention) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
         return self.proj(attention(q, k, v, self.num_heads))
 
@@ -149,14 +183,16 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    def __init__(self, dim, num_heads, dtype=None, device=None, operations=nn):
+    def __init__(
+        self, dim: int, num_heads: int, dtype: DType = None, device: Device = None, operations: Operations = nn
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.q_linear = operations.Linear(dim, dim, dtype=dtype, device=device)
         self.kv_linear = operations.Linear(dim, dim * 2, dtype=dtype, device=device)
         self.proj = operations.Linear(dim, dim, dtype=dtype, device=device)
 
-    def forward(self, x: Tensor, caption: Tensor, mask: Tensor | None, attention=sdpa_attention) -> Tensor:
+    def forward(self, x: Tensor, caption: Tensor, mask: Tensor | None, attention: Attention = sdpa_attention) -> Tensor:
         q = self.q_linear(x)
         k, v = self.kv_linear(caption).chunk(2, dim=-1)
         return self.proj(attention(q, k, v, self.num_heads, mask=mask))
@@ -178,9 +214,17 @@ def _parts(layer: nn.Module, count: int, *tokens: Tensor) -> tuple[Tensor, ...]:
 class Block(nn.Module):
     """Self-attention, cross-attention and MLP under adaLN-single (PixArt-α, Sec. 2.3)."""
 
-    def __init__(self, dim, num_heads, mlp_ratio=4.0, dtype=None, device=None, operations=nn):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        dtype: DType = None,
+        device: Device = None,
+        operations: Operations = nn,
+    ):
         super().__init__()
-        kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        kwargs: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
         self.attn = SelfAttention(dim, num_heads, **kwargs)
         self.cross_attn = CrossAttention(dim, num_heads, **kwargs)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim, **kwargs)
@@ -204,7 +248,9 @@ class Block(nn.Module):
 class FinalLayer(nn.Module):
     """adaLN and a Linear to patch² · out_channels values a token."""
 
-    def __init__(self, dim, out_features, dtype=None, device=None, operations=nn):
+    def __init__(
+        self, dim: int, out_features: int, dtype: DType = None, device: Device = None, operations: Operations = nn
+    ):
         super().__init__()
         self.linear = operations.Linear(dim, out_features, dtype=dtype, device=device)
         self.scale_shift_table = nn.Parameter(torch.zeros(2, dim, dtype=dtype, device=device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ DDIM_STEPS = 50
 """Timesteps the student was distilled on: 19, 39, …, 999 (skipping interval k = 20, paper App. B.1)."""
 GRIDS = ("diffusers", "official")
 
+ScalarOrTensor = TypeVar("ScalarOrTensor", float, Tensor)
 ModelFn = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -50,7 +52,9 @@ def lcm_timesteps(steps: int, grid: str = "diffusers", strength: float = 1.0) ->
     raise ValueError(f"unknown timestep grid {grid!r}: choose one of {', '.join(GRIDS)}")
 
 
-def boundary_scalings(timestep, sigma_data: float = 0.5, timestep_scaling: float = 10.0):
+def boundary_scalings(
+    timestep: ScalarOrTensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0
+) -> tuple[ScalarOrTensor, ScalarOrTensor]:
     """(c_skip, c_out) of the consistency function f = c_skip · z_t + c_out · ẑ_0 (paper A.1; LCM, Sec. 4.1).
 
     c_skip → 1 and c_out → 0 as t → 0. `timestep` may be a number or a tensor; the result is of its kind (float32).

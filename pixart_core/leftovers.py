@@ -19,7 +19,7 @@ from typing import IO
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # asked for below by this name
     import msvcrt
 
 _LOCK = "lock"

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import re
 import reprlib
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .aliases import PathLike
 from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names, summary
 from .errors import CheckpointError, check, field
 from .identify import METADATA_KEY, inspect_file, own_metadata
@@ -165,7 +165,7 @@ class Lora:
         return out
 
 
-def load_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
+def load_lora(path: PathLike, alpha: float | None = None) -> Lora:
     """A LoRA for PixArt from a file, or from a PEFT or diffusers folder.
 
     Alpha is, in this order: the argument; the file's own `.alpha` numbers; adapter_config.json beside the file; the
@@ -188,13 +188,13 @@ def load_lora(path: str | os.PathLike, alpha: float | None = None) -> Lora:
     return parse_lora(state, str(path), alpha, config, own_metadata(file))
 
 
-def is_for_pixart(path: str | os.PathLike) -> bool:
+def is_for_pixart(path: PathLike) -> bool:
     """Whether an adapter, of whatever kind, changes modules that PixArt has, going by its names.
 
     Raises:
         CheckpointError: as `inspect_file`.
     """
-    return bool(host_state(dict.fromkeys(open_weights(path).tensors)))
+    return bool(host_state(dict.fromkeys(open_weights(path).tensors, torch.empty(0))))
 
 
 def parse_lora(
@@ -227,13 +227,13 @@ def parse_lora(
         up, down = (_matrix(tensors[role], f"{name}: the {role} matrix of {stem}") for role in ("up", "down"))
         if up.shape[1] != down.shape[0]:
             raise CheckpointError(f"{name} is damaged: {stem} has rank {down.shape[0]} and {up.shape[1]}")
-        value = alpha
+        own = alpha
         if alpha is None and "alpha" in tensors:
-            value = _single(tensors["alpha"], f"{name} is damaged: {stem}.alpha")
-        guessed |= value is None and not config and _PEFT in prefix
-        if value is None:
-            value = _from_config(name, _peft_alpha, target, down.shape[0], config, prefix)
-        delta = Delta(key, part, parts, up, down, float(value))
+            own = _single(tensors["alpha"], f"{name} is damaged: {stem}.alpha")
+        guessed |= own is None and not config and _PEFT in prefix
+        if own is None:
+            own = _from_config(name, _peft_alpha, target, down.shape[0], config, prefix)
+        delta = Delta(key, part, parts, up, down, float(own))
         deltas.append(delta)
         if "up_bias" in tensors:
             diffs.append(Diff(_bias(key), part, parts, tensors["up_bias"].float() * delta.scale))
@@ -292,7 +292,7 @@ def _modules(state: Mapping[str, Tensor], name: str) -> tuple[dict[str, dict[str
             raise CheckpointError(f"{name} holds two LoRAs for {match['stem']}: save the one alone")
         tensors[role] = tensor
     mine = [(key, is_lora) for key, is_lora in others if not modules or _is_ours(key, prefixes)]
-    if strange := [_ROLE.fullmatch(key)["stem"] for key, is_lora in mine if is_lora]:
+    if strange := [match["stem"] for key, is_lora in mine if is_lora and (match := _ROLE.fullmatch(key))]:
         raise CheckpointError(f"{name} is a LoRA for another model: PixArt has no {summary(strange, 3)}")
     if whole := [key for key, _ in mine]:
         raise CheckpointError(
@@ -397,7 +397,7 @@ def _by_pattern(config: Mapping[str, Any], name: str, module: str, default: Any)
     return default
 
 
-def _from_config(name: str, read: Callable, *arguments: Any) -> Any:
+def _from_config(name: str, read: Callable[..., Any], *arguments: Any) -> Any:
     """What `read` makes of PEFT's configuration; of a wrong value the LoRA is named."""
     try:
         return read(*arguments)
@@ -484,7 +484,7 @@ def host_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def save_lora(lora: Lora, path: str | os.PathLike, metadata: Mapping[str, Any] | None = None) -> Path:
+def save_lora(lora: Lora, path: PathLike, metadata: Mapping[str, Any] | None = None) -> Path:
     """Save a LoRA as one safetensors file that carries its alpha, atomically."""
     values = {**lora.metadata, **(metadata or {}), "kind": "lora", "rank": lora.rank}
     return save_weights(lora.to_state_dict(), path, {METADATA_KEY: json.dumps(values)})

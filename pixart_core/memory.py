@@ -80,7 +80,7 @@ class VaeShape:
     """Channels of the widest tensors at full resolution; three of them live at once while decoding."""
 
     @classmethod
-    def from_module(cls, vae) -> VaeShape:
+    def from_module(cls, vae: Any) -> VaeShape:
         """From a loaded AutoencoderKL or AutoencoderTiny."""
         tiny = not hasattr(vae.config, "down_block_types")
         channels = vae.config.decoder_block_out_channels[0] if tiny else vae.config.block_out_channels[1]
@@ -214,8 +214,10 @@ def memory_plan(
     }
     stages = []
     for stage in weights:
-        resident = [weights[other] / GB if keep or other == stage else 0.0 for other in weights]
-        stages.append(Stage(stage, *resident, activations[stage] / GB))
+        text_gb, transformer_gb, vae_gb = (
+            weights[other] / GB if keep or other == stage else 0.0 for other in ("encode", "sample", "decode")
+        )
+        stages.append(Stage(stage, text_gb, transformer_gb, vae_gb, activations[stage] / GB))
     leaves = "all models stay" if keep else "each model leaves after its stage"
     title = (
         f"memory for {batch} x {width}x{height} px, {str(dtype).removeprefix('torch.')}, "

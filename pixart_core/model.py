@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .aliases import Attention, Device, DType, Operations
 from .config import PixArtConfig
 from .functional import attention as sdpa_attention
 from .functional import exactly, position_embedding
@@ -29,10 +31,12 @@ class PixArt(nn.Module):
         operations: namespace that Linear and Conv2d are taken from (torch.nn, or ComfyUI's).
     """
 
-    def __init__(self, config: PixArtConfig, dtype=None, device=None, operations=nn):
+    pos_embed: Tensor
+
+    def __init__(self, config: PixArtConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
         self.config = config
-        kwargs = {"dtype": dtype, "device": device, "operations": operations}
+        kwargs: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
         ends = {**kwargs, "dtype": stream_dtype(dtype)}
         dim = config.hidden_size
         self._weights_set_dtype = operations is nn
@@ -45,9 +49,8 @@ class PixArt(nn.Module):
             self.ar_embedder = ScalarEmbedder(dim // 3, **ends)
         # Kept only so that the authors' files load strictly: forward computes the grid of the size it is given.
         self.register_buffer("pos_embed", torch.zeros(1, config.base_size**2, dim, dtype=dtype, device=device))
-        self.blocks = nn.ModuleList(
-            Block(dim, config.num_heads, config.mlp_ratio, **kwargs) for _ in range(config.depth)
-        )
+        blocks = (Block(dim, config.num_heads, config.mlp_ratio, **kwargs) for _ in range(config.depth))
+        self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))  # a ModuleList does not say of what
         self.final_layer = FinalLayer(dim, config.patch_size**2 * config.out_channels, **ends)
 
     def forward(
@@ -60,7 +63,7 @@ class PixArt(nn.Module):
         aspect_ratio: Tensor | None = None,
         control: Sequence[Tensor | None] | None = None,
         *,
-        attention=None,
+        attention: Attention | None = None,
         block_hook: BlockHook | None = None,
     ) -> Tensor:
         """Predict noise (and variance) of a noisy latent.
@@ -91,8 +94,9 @@ class PixArt(nn.Module):
                 x = block(x, cond)
             else:
                 x = block_hook(index, functools.partial(block, cond=cond), x)
-            if control is not None and index < len(control) and control[index] is not None:
-                x = x + control[index].to(x)
+            residual = control[index] if control is not None and index < len(control) else None
+            if residual is not None:
+                x = x + residual.to(x)
         x = self.final_layer(x, cond.time)  # (B, N, p·p·out)
         return self._unpatchify(x, *latent.shape[-2:]).to(latent.dtype)
 
@@ -129,7 +133,14 @@ class PixArt(nn.Module):
         return (self.x_embedder(latent) + position.to(dtype)).contiguous()
 
     def embed_conditions(
-        self, latent, timestep, caption, caption_mask=None, image_size=None, aspect_ratio=None, attention=None
+        self,
+        latent: Tensor,
+        timestep: Tensor,
+        caption: Tensor,
+        caption_mask: Tensor | None = None,
+        image_size: Tensor | None = None,
+        aspect_ratio: Tensor | None = None,
+        attention: Attention | None = None,
     ) -> Conditions:
         """Timestep, micro-conditions and caption as the blocks read them; arguments as in `forward`."""
         dtype = self.stream_dtype()
@@ -190,24 +201,28 @@ class PixArt(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                _zero_bias(module)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
+        _zero_bias(self.x_embedder.proj)
         embedders = [self.t_embedder]
         if self.config.micro_condition:
             embedders += [self.csize_embedder, self.ar_embedder]
-        for linear in [e.mlp[i] for e in embedders for i in (0, 2)] + [
-            self.t_block[1],
-            self.y_embedder.y_proj.fc1,
-            self.y_embedder.y_proj.fc2,
-        ]:
-            nn.init.normal_(linear.weight, std=0.02)
+        for part in (*(each.mlp for each in embedders), self.t_block, self.y_embedder.y_proj):
+            for linear in part.children():
+                if isinstance(linear, nn.Linear):
+                    nn.init.normal_(linear.weight, std=0.02)
         for block in self.blocks:
             nn.init.zeros_(block.cross_attn.proj.weight)
         for table in [self.final_layer.scale_shift_table, *(b.scale_shift_table for b in self.blocks)]:
             nn.init.normal_(table, std=1 / math.sqrt(self.config.hidden_size))
         nn.init.zeros_(self.final_layer.linear.weight)
-        nn.init.normal_(self.y_embedder.y_embedding, std=1 / math.sqrt(self.config.caption_channels))
+        if self.y_embedder.y_embedding is not None:
+            nn.init.normal_(self.y_embedder.y_embedding, std=1 / math.sqrt(self.config.caption_channels))
         side, config = self.config.base_size, self.config
         self.pos_embed.copy_(position_embedding(side, side, config.hidden_size, side, config.interpolation_scale))
         return self
+
+
+def _zero_bias(layer: nn.Linear | nn.Conv2d) -> None:
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import IO, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +30,14 @@ _MAX_PICKLE_BYTES = 16 * 2**20
 """Largest size of the pickle alone; that of a training file of 28 blocks with its optimizer has 0.5 MB."""
 _MAX_DIMENSIONS = 16
 _MAGIC = 0x1950A86A20F9469CFC6C  # what files before PyTorch 1.6 begin with
+
+
+class _Readable(Protocol):
+    """What a pickle is read from."""
+
+    def read(self, count: int, /) -> bytes: ...
+
+    def readline(self) -> bytes: ...
 
 
 @dataclass
@@ -69,7 +77,9 @@ def _other(*_: Any) -> _Other:
     return _Other()
 
 
-def _tensor(storage, offset, shape, stride, *_: Any, dtype: torch.dtype | None = None) -> StoredTensor:
+def _tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, *_: Any, dtype: torch.dtype | None = None
+) -> StoredTensor:
     """torch._utils._rebuild_tensor and _v2, described. Every number has to have a place of its own in the storage."""
     dtype = dtype or storage.dtype
     numbers = (offset, *shape, *stride)
@@ -82,15 +92,15 @@ def _tensor(storage, offset, shape, stride, *_: Any, dtype: torch.dtype | None =
     return StoredTensor(storage, dtype, offset, tuple(shape), tuple(stride))
 
 
-def _tensor_v3(storage, offset, shape, stride, _requires_grad, _hooks, dtype, *_: Any) -> StoredTensor:
-    return _tensor(storage, offset, shape, stride, dtype=dtype)
+def _tensor_v3(*arguments: Any) -> StoredTensor:
+    return _tensor(*arguments[:4], dtype=arguments[6])
 
 
 def _same(value: Any, *_: Any) -> Any:
     return value
 
 
-def _from_type(function: Callable, _kind: Any, arguments: tuple, *_: Any) -> Any:
+def _from_type(function: Any, _kind: Any, arguments: Any, *_: Any) -> Any:
     return _call(function, arguments)
 
 
@@ -100,7 +110,7 @@ def _call(function: Any, arguments: Any) -> Any:
     return function(*arguments)
 
 
-def _dict(*arguments: Any) -> dict:
+def _dict(*arguments: Any) -> dict[Any, Any]:
     if arguments:
         raise ValueError("an OrderedDict that is not made item by item")
     return OrderedDict()
@@ -151,7 +161,13 @@ class _Unpickler(pickle._Unpickler):
     The one in C would be quicker, but keeps its memo in an array as long as the largest index that a file claims.
     """
 
-    def __init__(self, stream, storages: dict[str, _Storage]):
+    # Of the base class, whose published types leave them out.
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]]
+
+    def __init__(self, stream: _Readable, storages: dict[str, _Storage]):
         super().__init__(stream, encoding="utf-8")
         self._storages = storages
 
@@ -195,7 +211,7 @@ class _Unpickler(pickle._Unpickler):
         self.append({})
         self._set(items[::2], items[1::2])
 
-    def _set(self, keys: list, values: list) -> None:
+    def _set(self, keys: list[Any], values: list[Any]) -> None:
         # Hashing a tuple nested 10⁶ deep, as a key, would overflow the stack; so would asking other objects.
         if not isinstance(self.stack[-1], dict) or not all(isinstance(key, _SIMPLE) for key in keys):
             raise ValueError("a mapping whose keys are no names")
@@ -225,7 +241,7 @@ class _CarriesCode(Exception):
 class _Limited:
     """As many bytes of a stream as a pickle may have."""
 
-    def __init__(self, stream, limit: int = _MAX_PICKLE_BYTES):
+    def __init__(self, stream: _Readable, limit: int = _MAX_PICKLE_BYTES):
         self._stream, self._left = stream, limit
 
     def read(self, count: int) -> bytes:
@@ -269,7 +285,7 @@ def read_pickle(file: Path) -> Any:
             raise damaged(file, f"{hint} [{text[:200]}]") from error
 
 
-def _read_zip(file: Path, stream) -> Any:
+def _read_zip(file: Path, stream: IO[bytes]) -> Any:
     with zipfile.ZipFile(stream) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         if len(entries) < len(archive.infolist()):
@@ -298,17 +314,17 @@ def _read_zip(file: Path, stream) -> Any:
     return loaded
 
 
-def _data_start(stream, entry: zipfile.ZipInfo) -> int:
+def _data_start(stream: IO[bytes], entry: zipfile.ZipInfo) -> int:
     """Where the bytes of an entry begin: behind its own header, whose last field may be longer than the directory's."""
     stream.seek(entry.header_offset)
     header = stream.read(30)
     if header[:4] != b"PK\x03\x04":
         raise ValueError("its directory is wrong")
     name, extra = struct.unpack("<HH", header[26:30])
-    return entry.header_offset + 30 + name + extra
+    return entry.header_offset + 30 + int(name) + int(extra)
 
 
-def _read_legacy(file: Path, stream) -> Any:
+def _read_legacy(file: Path, stream: IO[bytes]) -> Any:
     stream.seek(0)
     with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as view:  # whose `read` makes no more than there is
         storages: dict[str, _Storage] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .aliases import Device, DType, PathLike
 from .checkpoint import load_controlnet, load_pixart
 from .controlnet import ControlNetTransformer, hint_rgb
 from .convert import is_transformer
+from .errors import CheckpointError
 from .functional import preferred_dtype
 from .memory import MemoryPlan, TextShape, VaeShape, memory_plan
 from .model import PixArt
 from .resolution import nearest_bin, resize_and_crop
 from .sampling import GUIDANCE, Callback, guided, plan_steps, sample
-from .text import TextEncoder, is_t5
+from .text import EmbeddingCache, TextEncoder, is_t5
 from .vae import FACTOR, decode, encode, is_autoencoder, load_vae, to_pil
-from .weightfile import CheckpointError
 from .weightfolder import find_part, snapshot
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Hint:
     start: float = 0.0
     end: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end <= 1:
             raise ValueError(f"a hint's start and end are 0 … 1 in this order, got {self.start:g} and {self.end:g}")
 
@@ -69,7 +70,15 @@ class Pipeline:
         low_memory: keep only the model on the device that is working; the text encoder leaves memory after a prompt.
     """
 
-    def __init__(self, transformer: PixArt, text: TextEncoder, vae, controlnet=None, device=None, low_memory=False):
+    def __init__(
+        self,
+        transformer: PixArt,
+        text: TextEncoder,
+        vae: Any,
+        controlnet: ControlNetTransformer | PathLike | None = None,
+        device: Device = None,
+        low_memory: bool = False,
+    ):
         if text.width != transformer.config.caption_channels:
             raise ValueError(
                 f"the text encoder {text.folder} makes embeddings {text.width} wide, the transformer "
@@ -85,15 +94,15 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        folder,
-        dtype=None,
-        device=None,
-        quantization=None,
+        folder: PathLike,
+        dtype: DType = None,
+        device: Device = None,
+        quantization: str | None = None,
         *,
-        transformer=None,
-        controlnet=None,
-        cache=None,
-        low_memory=False,
+        transformer: PathLike | None = None,
+        controlnet: ControlNetTransformer | PathLike | None = None,
+        cache: EmbeddingCache | PathLike | None = None,
+        low_memory: bool = False,
     ) -> Pipeline:
         """Open a diffusers pipeline folder: transformer/, text_encoder/, tokenizer/, vae/ and maybe controlnet/.
 
@@ -113,7 +122,7 @@ class Pipeline:
         if not folder.is_dir():
             raise CheckpointError(f"pipeline folder {folder} does not exist: give a folder with model_index.json")
         folder = snapshot(folder)
-        needed = {"text_encoder": is_t5, "vae": is_autoencoder}
+        needed: dict[str, Callable[[Mapping[str, Any]], bool]] = {"text_encoder": is_t5, "vae": is_autoencoder}
         if transformer is None:
             needed["transformer"] = is_transformer
         parts = {name: find_part(folder, name, is_it) for name, is_it in needed.items()}
@@ -234,7 +243,7 @@ class Pipeline:
 
         with self._stage("encode"):
             caption, mask = self._encode(prompts, negative_prompt, guidance > 1, batch, clean_caption)
-        predictor = self.transformer
+        predictor: Callable[..., Tensor] = self.transformer
         if hint is not None and hint.strength != 0:
             with self._stage("hint"):
                 latent = self._hint_latent(hint.image, height, width, len(prompts) * batch)
@@ -244,13 +253,14 @@ class Pipeline:
             shape = (len(prompts) * batch, self.transformer.config.in_channels, height // FACTOR, width // FACTOR)
             noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.device)
             model_fn = guided(predictor, {"caption": caption, "caption_mask": mask}, guidance)
-            return sample(sampler, model_fn, noise, timesteps, generator=generator, callback=callback)
+            return sample(model_fn, noise, timesteps, generator=generator, callback=callback)
 
     @property
     def _dtype(self) -> torch.dtype:
         return self.transformer.product_dtype
 
     def _load_controlnet(self) -> ControlNetTransformer:
+        assert self.controlnet is not None, "`sample` refuses hints without one"
         if not isinstance(self.controlnet, ControlNetTransformer):
             self.controlnet = load_controlnet(self.controlnet, self._dtype, self.device, config=self.transformer.config)
         return self.controlnet
@@ -266,7 +276,9 @@ class Pipeline:
                 )
         return height, width
 
-    def _encode(self, prompts: list[str], negative: str, guided: bool, batch: int, clean_caption: bool):
+    def _encode(
+        self, prompts: list[str], negative: str, guided: bool, batch: int, clean_caption: bool
+    ) -> tuple[Tensor, Tensor]:
         """Captions and masks for every picture; with guidance the unconditional half comes second."""
         length = self.transformer.config.model_max_length
         learned = guided and not negative.strip() and self.transformer.y_embedder.y_embedding is not None
@@ -296,7 +308,7 @@ class Pipeline:
 
         return predict
 
-    def _hint_latent(self, hint, height: int, width: int, count: int) -> Tensor:
+    def _hint_latent(self, hint: Any, height: int, width: int, count: int) -> Tensor:
         if not isinstance(hint, Tensor):
             import numpy
 
@@ -332,7 +344,7 @@ class _Stage:
             self._make_room()
         self.start = time.perf_counter()
 
-    def __exit__(self, *_exception) -> None:
+    def __exit__(self, *_exception: object) -> None:
         if self.pipeline.device.type == "cuda":
             torch.cuda.synchronize(self.pipeline.device)
         self.pipeline.seconds[self.name] = time.perf_counter() - self.start

@@ -60,7 +60,6 @@ def guided(predictor: Callable[..., Tensor], conditions: Mapping[str, Tensor], g
 
 
 def sample(
-    sampler: str,
     model_fn: ModelFn,
     noise: Tensor,
     steps: Sequence[int] | int,
@@ -72,10 +71,9 @@ def sample(
     """The denoised latent (B, C, h, w), float32.
 
     Args:
-        sampler: "lcm" or "dpm".
         model_fn: see `guided`.
         noise: (B, C, h, w).
-        steps: from `plan_steps`.
+        steps: from `plan_steps`: LCM's timesteps, or the number of DPM-Solver++'s steps.
         generator: of the noise of LCM's later steps.
         callback: called as callback(step, denoised) after every step; raising from it stops the run.
         table: ᾱ of another noise schedule than PixArt's, for "lcm".
@@ -83,7 +81,7 @@ def sample(
     Raises:
         ValueError: on a model that returns NaN or infinite values.
     """
-    if sampler == "lcm":
+    if not isinstance(steps, int):
         return sample_lcm(model_fn, noise, steps, generator=generator, callback=callback, table=table)
     return sample_dpm(model_fn, noise, steps, callback)
 

@@ -10,13 +10,14 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .aliases import Device, DType, PathLike
 from .convert import summary
 from .errors import CheckpointError, MissingFileError, read_by, read_description
 from .functional import preferred_dtype
@@ -24,6 +25,9 @@ from .t5_config import T5_VOCABULARY, check_t5, encoder_fields
 from .tokenizer import TOKENIZER_FILES, load_tokenizer
 from .weightfile import open_weights, save_weights
 from .weightfolder import find_part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +82,22 @@ class TextEncoder:
         cache: an `EmbeddingCache`, or a folder for one.
     """
 
-    def __init__(self, folder, tokenizer_folder, dtype=None, device=None, quantization="none", cache=None):
+    def __init__(
+        self,
+        folder: PathLike,
+        tokenizer_folder: PathLike,
+        dtype: DType = None,
+        device: Device = None,
+        quantization: str | None = "none",
+        cache: EmbeddingCache | PathLike | None = None,
+    ):
         self.folder, self.tokenizer_folder = Path(folder), Path(tokenizer_folder)
         self.device = torch.device("cpu" if device is None else device)
         self.quantization = quantization or "none"
         self.dtype = _default_dtype(self.device, self.quantization) if dtype is None else dtype
         self.cache = cache if cache is None or isinstance(cache, EmbeddingCache) else EmbeddingCache(cache)
         self.config = _read_t5_config(self.folder)
-        self._model = None
+        self._model: Any = None
         if self.quantization not in QUANTIZATIONS:
             raise ValueError(f"unknown quantization {quantization!r}: choose one of {', '.join(QUANTIZATIONS)}")
         if self.quantization != "none":
@@ -93,7 +105,14 @@ class TextEncoder:
         check_t5(self.config, open_weights(self.folder))
 
     @classmethod
-    def from_pretrained(cls, path, dtype=None, device=None, quantization="none", cache=None) -> TextEncoder:
+    def from_pretrained(
+        cls,
+        path: PathLike,
+        dtype: DType = None,
+        device: Device = None,
+        quantization: str | None = "none",
+        cache: EmbeddingCache | PathLike | None = None,
+    ) -> TextEncoder:
         """Open a pipeline folder (text_encoder/ and tokenizer/) or a text-encoder folder.
 
         Raises:
@@ -108,7 +127,7 @@ class TextEncoder:
     @property
     def width(self) -> int:
         """Channels of an embedding."""
-        return self.config["d_model"]
+        return int(self.config["d_model"])
 
     @property
     def loaded(self) -> bool:
@@ -116,7 +135,7 @@ class TextEncoder:
         return self._model is not None
 
     @functools.cached_property
-    def tokenizer(self):
+    def tokenizer(self) -> PreTrainedTokenizerFast:
         return load_tokenizer(self.tokenizer_folder)
 
     @functools.cached_property
@@ -167,7 +186,9 @@ class TextEncoder:
         return rows
 
     @torch.no_grad()
-    def encode(self, prompts: str | Sequence[str], max_length: int = MAX_LENGTH, clean_caption: bool = False):
+    def encode(
+        self, prompts: str | Sequence[str], max_length: int = MAX_LENGTH, clean_caption: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Embed prompts, each exactly as it would be alone.
 
         Args:
@@ -185,8 +206,9 @@ class TextEncoder:
         texts = [normalize_prompt(text, clean_caption) for text in ([prompts] if isinstance(prompts, str) else prompts)]
         if not texts:
             raise ValueError("encode needs at least one prompt")
-        embeddings = {text: self._cached(text, max_length) for text in texts}
-        missing = [text for text, embedding in embeddings.items() if embedding is None]
+        cached = {text: self._cached(text, max_length) for text in texts}
+        embeddings = {text: embedding for text, embedding in cached.items() if embedding is not None}
+        missing = [text for text in cached if text not in embeddings]
         for start in range(0, len(missing), _MICRO_BATCH):
             batch = missing[start : start + _MICRO_BATCH]
             for text, embedding in zip(batch, self._run(batch, max_length), strict=True):
@@ -226,7 +248,7 @@ class TextEncoder:
 class EmbeddingCache:
     """A folder with a safetensors file per embedding. Several processes may share it: entries appear whole."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: PathLike):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -260,7 +282,7 @@ class EmbeddingCache:
         return len(entries)
 
 
-def find_text_encoder(path) -> tuple[Path, Path]:
+def find_text_encoder(path: PathLike) -> tuple[Path, Path]:
     """(encoder folder, tokenizer folder) of a pipeline folder, of a text-encoder folder under any name, or of the
     folder that such a one is in.
 
@@ -304,7 +326,7 @@ class _WideLinear(torch.nn.Linear):
         return torch.nn.functional.linear(x.float(), self.weight.float()).to(x.dtype)
 
 
-def is_t5(config: dict[str, Any]) -> bool:
+def is_t5(config: Mapping[str, Any]) -> bool:
     """Whether a config.json describes a T5, whose encoder PixArt reads."""
     return config.get("model_type") == "t5"
 
@@ -322,7 +344,7 @@ def _read_t5_config(folder: Path) -> dict[str, Any]:
     return {"pad_token_id": 0, **config}
 
 
-def weight_files(folder) -> list[Path]:
+def weight_files(folder: PathLike) -> list[Path]:
     """The files that hold the weights of `folder`, in the order they are read.
 
     Raises:
@@ -364,7 +386,7 @@ def _require_bitsandbytes(device: torch.device) -> None:
         raise ValueError(f'bitsandbytes does not run on {device.type}: choose quantization "none", or the device cpu')
 
 
-def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str):
+def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str) -> Any:
     """T5EncoderModel in eval mode on `device`, read and quantised one tensor at a time.
 
     transformers' own loading holds every shard mapped until the last tensor is quantised: 14 GB resident for T5-XXL in
@@ -405,7 +427,7 @@ def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantizatio
     return model.eval().requires_grad_(False)
 
 
-def _replace_linears(model, compute: torch.dtype, quantization: str) -> None:
+def _replace_linears(model: Any, compute: torch.dtype, quantization: str) -> None:
     """Swap Linear layers for bitsandbytes' as transformers does: all but `wo`, whose outliers 8 bits cannot hold."""
     from transformers import BitsAndBytesConfig
     from transformers.integrations import replace_with_bnb_linear
@@ -422,8 +444,9 @@ def _replace_linears(model, compute: torch.dtype, quantization: str) -> None:
     model.config.quantization_config = config
 
 
-def _parameter(old: torch.nn.Parameter, tensor: Tensor, dtype: torch.dtype, device: torch.device):
+def _parameter(old: torch.nn.Parameter, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:
     """`tensor` as a parameter of the kind of `old`: mapped if it needs no cast; bitsandbytes' kinds quantise here."""
     if type(old) is torch.nn.Parameter:
         return torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
-    return type(old)(tensor, requires_grad=False, **old.__dict__).to(device)
+    kind: Any = type(old)
+    return kind(tensor, requires_grad=False, **old.__dict__).to(device)

@@ -6,15 +6,21 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from .aliases import PathLike
 from .errors import CheckpointError, MissingFileError, read_by
 from .textfile import decode
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
 
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 """Either is enough; the first that a folder has is read."""
 
 
-def load_tokenizer(folder):
+def load_tokenizer(folder: PathLike) -> PreTrainedTokenizerFast:
     """transformers' tokenizer for the T5 vocabulary of a folder.
 
     Only tokenizer.json or spiece.model is read. The other files (tokenizer_config.json, special_tokens_map.json,
@@ -38,7 +44,7 @@ def load_tokenizer(folder):
     return _tokenizer(_rules(file))
 
 
-def complete_tokenizer(folder):
+def complete_tokenizer(folder: PathLike) -> PreTrainedTokenizerFast:
     """Write tokenizer.json and tokenizer_config.json beside a spiece.model, for every version of transformers.
 
     transformers' save_pretrained writes what only its own version, and later ones, read back.
@@ -68,7 +74,7 @@ def complete_tokenizer(folder):
     return tokenizer
 
 
-def _rules(file: Path):
+def _rules(file: Path) -> Tokenizer:
     """The tokenizers.Tokenizer of a file, that ends every text in one token. Raises CheckpointError."""
     with read_by("tokenizers", file, "a tokenizer"):
         rules = _from_json(file) if file.suffix == ".json" else _from_sentencepiece(file)
@@ -78,7 +84,7 @@ def _rules(file: Path):
     return rules
 
 
-def _tokenizer(rules):
+def _tokenizer(rules: Tokenizer) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     (end,) = rules.encode("").tokens
@@ -87,7 +93,7 @@ def _tokenizer(rules):
     return PreTrainedTokenizerFast(tokenizer_object=rules, clean_up_tokenization_spaces=False, **known)
 
 
-def _from_json(file: Path):
+def _from_json(file: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     rules = Tokenizer.from_str(decode(file.read_bytes()))
@@ -96,7 +102,7 @@ def _from_json(file: Path):
     return rules
 
 
-def _from_sentencepiece(file: Path):
+def _from_sentencepiece(file: Path) -> Tokenizer:
     """The rules of a SentencePiece model, as transformers' T5Tokenizer has them."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -106,9 +112,9 @@ def _from_sentencepiece(file: Path):
     rules = Tokenizer(models.Unigram([piece[:2] for piece in pieces], unk_id=trained["unk_id"], byte_fallback=False))
     if charsmap:  # none where the text is left as it is
         rules.normalizer = normalizers.Precompiled(charsmap)
-    space = {"replacement": "▁", "prepend_scheme": "always"}
-    rules.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**space)])
-    rules.decoder = decoders.Metaspace(**space)
+    words, spaces = pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace("▁", "always")
+    rules.pre_tokenizer = pre_tokenizers.Sequence([words, spaces])
+    rules.decoder = decoders.Metaspace("▁", "always")
     end = pieces[trained["eos_id"]][0]
     template = {"single": f"$A {end}", "pair": f"$A {end} $B {end}", "special_tokens": [(end, trained["eos_id"])]}
     rules.post_processor = processors.TemplateProcessing(**template)
@@ -123,7 +129,8 @@ def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float, int]], dict
     The numbers are those of sentencepiece_model.proto. The module that SentencePiece generates from it works with the
     very newest protobuf only, which others' packages hold back.
     """
-    pieces, trained, charsmap = [], {"model_type": 1, "unk_id": 0, "eos_id": 2}, b""
+    pieces: list[tuple[str, float, int]] = []
+    trained, charsmap = {"model_type": 1, "unk_id": 0, "eos_id": 2}, b""
     for field, value in _fields(data):
         if field == 1:  # SentencePiece
             piece = {1: b"", 2: bytes(4), 3: 1, **dict(_fields(value))}
@@ -137,8 +144,11 @@ def _read_sentencepiece(data: bytes) -> tuple[list[tuple[str, float, int]], dict
     return pieces, trained, charsmap
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of the fields of a protocol buffer message; one cut short raises IndexError or ValueError."""
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value) of the fields of a protocol buffer message; a value is a whole number or bytes.
+
+    One cut short raises IndexError or ValueError.
+    """
     position = 0
 
     def varint() -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .aliases import Device, DType, PathLike
 from .convert import summary
 from .errors import CheckpointError, check, read_by, read_description
 from .functional import preferred_dtype
@@ -25,13 +27,13 @@ _DEPTHS = ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def default_dtype(device: torch.device | str | None = None) -> torch.dtype:
+def default_dtype(device: Device = None) -> torch.dtype:
     """float32 on a CPU, as ComfyUI has it there: bfloat16's 8 bits can show in a picture; else what is fast."""
     device = torch.device("cpu" if device is None else device)
     return torch.float32 if device.type == "cpu" else preferred_dtype(device)
 
 
-def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str | None = None):
+def load_vae(path: PathLike, dtype: DType = None, device: Device = None) -> Any:
     """Load an autoencoder folder (config.json and weights), or the vae/ of a pipeline folder.
 
     Returns:
@@ -59,7 +61,7 @@ def load_vae(path, dtype: torch.dtype | None = None, device: torch.device | str 
     file = open_weights(folder)
     _bound(config, file)
     with read_by("diffusers", folder, "an autoencoder"), torch.device("meta"):
-        vae = getattr(diffusers, kind).from_config(config)
+        vae = getattr(diffusers, str(kind)).from_config(config)
     stored = {_current_name(name): name for name in file.tensors}
     expected = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
     wrong = [
@@ -98,7 +100,7 @@ def _current_name(name: str) -> str:
 
 
 @torch.no_grad()
-def decode(vae, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+def decode(vae: Any, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Latent (B, 4, h, w), scaled as the transformer sees it -> pictures (B, 8h, 8w, 3), float32 in 0 … 1.
 
     Args:
@@ -124,7 +126,7 @@ def decode(vae, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def encode(vae, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def encode(vae: Any, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Pictures (B, H, W, 3) in 0 … 1, H and W multiples of 8 -> latent (B, 4, H/8, W/8), scaled, float32.
 
     Args:
@@ -143,7 +145,7 @@ def encode(vae, images: Tensor, generator: torch.Generator | None = None) -> Ten
 
 
 @torch.no_grad()
-def moments(vae, images: Tensor) -> Tensor:
+def moments(vae: Any, images: Tensor) -> Tensor:
     """Pictures as for `encode` -> mean and deviation of AutoencoderKL's posterior (B, 8, H/8, W/8), unscaled, float32;
     from AutoencoderTiny, which has no posterior, the latent (B, 4, H/8, W/8)."""
     encoded = _encode(vae, images)
@@ -159,7 +161,7 @@ def to_pil(images: Tensor) -> list[Any]:
     return [Image.fromarray(image) for image in (images * 255).round().to(torch.uint8).cpu().numpy()]
 
 
-def _encode(vae, images: Tensor):
+def _encode(vae: Any, images: Tensor) -> Any:
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % FACTOR or images.shape[2] % FACTOR:
         raise ValueError(
             f"pictures to encode are (B, H, W, 3) with H and W multiples of {FACTOR}, got shape {tuple(images.shape)}"
@@ -167,7 +169,7 @@ def _encode(vae, images: Tensor):
     return vae.encode((images.permute(0, 3, 1, 2) * 2 - 1).to(vae.device, vae.dtype))
 
 
-def is_autoencoder(config: dict[str, Any]) -> bool:
+def is_autoencoder(config: Mapping[str, Any]) -> bool:
     """Whether a config.json describes an autoencoder of a class that PixArt's pictures are decoded with."""
     return config.get("_class_name") in _CLASSES
 
@@ -188,7 +190,7 @@ def _find_vae(path: Path) -> Path:
     return folder
 
 
-def _check_latents(vae, folder: Path) -> None:
+def _check_latents(vae: Any, folder: Path) -> None:
     kl = hasattr(vae.config, "down_block_types")
     blocks = vae.config.block_out_channels if kl else vae.config.encoder_block_out_channels
     factor = 2 ** (len(blocks) - 1)

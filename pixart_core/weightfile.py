@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .aliases import Device, PathLike
 from .convert import summary
 from .errors import CheckpointError, damaged, read_description
 from .leftovers import temporary_folder
@@ -90,24 +91,29 @@ class WeightFile:
                     out.update((name, file.get_tensor(name)) for name in group)
         return out
 
-    def require_numbers(self, names: Iterable[str] | None = None) -> None:
-        """Raise CheckpointError where tensors (default: all) are no floating-point numbers, but quantised ones, say."""
-        wrong = {
-            name: self.tensors[name].dtype
-            for name in (self.tensors if names is None else names)
-            if not getattr(self.tensors[name].dtype, "is_floating_point", False)
+    def require_numbers(self, names: Iterable[str] | None = None) -> dict[str, torch.dtype]:
+        """The types of tensors (default: all), all of them floating-point numbers.
+
+        Raises:
+            CheckpointError: where they are something else, quantised ones, say.
+        """
+        found = {name: self.tensors[name].dtype for name in (self.tensors if names is None else names)}
+        numbers = {
+            name: dtype for name, dtype in found.items() if isinstance(dtype, torch.dtype) and dtype.is_floating_point
         }
+        wrong = {name: dtype for name, dtype in found.items() if name not in numbers}
         if wrong:
             raise CheckpointError(
                 f"{self.path} holds weights quantised to {next(iter(wrong.values()))} ({summary(wrong)}): load it with "
                 "ComfyUI's own loader, or take a 16- or 32-bit version"
             )
+        return numbers
 
     def assemble(
         self,
         plan: Mapping[str, tuple[str, ...]],
         dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
+        device: Device = None,
         others: Mapping[str, torch.dtype] | None = None,
     ) -> dict[str, Tensor]:
         """Make target tensors, each from the rows of one or more stored ones, without ever holding two copies.
@@ -178,7 +184,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(x.isfinite()) for x in tensor.aminmax())
 
 
-def open_weights(path: str | os.PathLike, part: str = "transformer") -> WeightFile:
+def open_weights(path: PathLike, part: str = "transformer") -> WeightFile:
     """List the tensors of a file, a sharded file (index, shard or folder), or a diffusers or PEFT folder.
 
     Args:
@@ -305,9 +311,7 @@ def _only_tensors(file: Path, state: Mapping[Any, Any]) -> dict[str, StoredTenso
     return dict(state)
 
 
-def save_weights(
-    state: Mapping[str, Tensor], path: str | os.PathLike, metadata: Mapping[str, str] | None = None
-) -> Path:
+def save_weights(state: Mapping[str, Tensor], path: PathLike, metadata: Mapping[str, str] | None = None) -> Path:
     """Write a safetensors file so that `path` is, at any moment, the old file, the new one, or absent.
 
     Raises:

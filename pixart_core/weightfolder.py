@@ -66,7 +66,7 @@ class WeightSet:
         return (index and index[1] or "") + self._base[len(self._stem) :]
 
     @property
-    def rank(self) -> tuple:
+    def rank(self) -> tuple[object, ...]:
         """Sorts sets by which is to be taken: one of which nothing is there last, else by container, variant and name.
         One that is there in part is not passed over: it is a download that has to be finished."""
         stem = _STEMS.index(self._stem) if self.conventional else len(_STEMS)

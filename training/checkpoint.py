@@ -41,7 +41,8 @@ class Checkpoint:
     tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
     """Name -> shape and type."""
     facts: dict[str, Any]
-    """`step`, `batches` (micro-batches taken), `numbers`, `frozen`, `global_batch`, `pending` and `checksums`."""
+    """`step`, `batches` (micro-batches taken), `whole_batches` (see `FeatureDataset.batches`), `numbers`, `frozen`,
+    `global_batch`, `pending` and `checksums`."""
 
 
 def save_checkpoint(run: RunDir, engine: Engine, step: int, keep: int, **facts: Any) -> Path:
@@ -189,6 +190,8 @@ def read_facts(file: Any, path: Path) -> dict[str, Any]:
     named = re.fullmatch(r"step_(\d+)", path.stem)
     if "step" not in facts or named and int(named[1]) != facts["step"]:
         raise ValueError(f"it is called {path.stem} and says that its step is {facts.get('step')}")
+    if not isinstance(facts.get("whole_batches", True), bool):
+        raise ValueError(f"its whole_batches is {reprlib.repr(facts['whole_batches'])}")
     pending = facts.get("pending", [])
     if not isinstance(pending, list) or not all(isinstance(x, (int, float)) and math.isfinite(x) for x in pending):
         raise ValueError(f"its pending losses are {reprlib.repr(pending)}")

@@ -75,7 +75,12 @@ class DistillConfig(TrainConfig):
     """What `lcd` and `lcm-lora` share (paper Algorithm 1; values of App. B.1 and the authors' code)."""
 
     base: str = path("the teacher, which the student starts from")
-    guidance: float = setting(4.5, "guidance scale ω that is distilled into the student", low=0.0, high=1000.0)
+    guidance: float = setting(
+        4.5,
+        "guidance scale ω that is distilled into the student; samplers count it as 1 + ω (cfg)",
+        low=0.0,
+        high=1000.0,
+    )
     loss: str = setting("huber", "distance of prediction and target", choices=("huber", "l2"))
     huber_c: float = setting(0.001, "c of the pseudo-Huber distance", low=0.0, high=1e6)
     beta_schedule: str = setting(

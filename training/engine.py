@@ -46,9 +46,9 @@ class StepResult:
     step: int
     """Steps taken, this one included."""
     loss: Tensor
-    """Scalar: this process's mean over its micro-batches."""
+    """Scalar: this process's part of the mean over the step's pictures; the mean of all processes' parts is that."""
     gradient_norm: Tensor
-    """Scalar, before clipping, of all processes together."""
+    """Scalar, before clipping, of all processes together: of the mean over the step's pictures."""
     learning_rate: float
     keys: list[str]
     """Names of this process's samples."""
@@ -130,18 +130,25 @@ class Engine:
         return self.config.batch_size * self.accelerator.num_processes
 
     def step(self, number: int, batches: Iterator[dict[str, Any]]) -> StepResult:
-        """Take step `number` (from 0) with the next `accumulation` batches."""
+        """Take step `number` (from 0) with the next `accumulation` batches.
+
+        A batch with fewer pictures than usual counts for so much less: its share of loss and gradient is theirs, and
+        so is that of the step, whose mean gradient is clipped first.
+        """
         rate = self._set_learning_rate(number)
-        loss, keys, waited = torch.zeros((), device=self.device), [], 0.0
+        loss, keys, waited, shares = torch.zeros((), device=self.device), [], 0.0, 0.0
         for micro in range(self.config.accumulation):
             begin = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - begin
-            keys += batch.pop("keys")
+            own = batch.pop("keys")
+            keys += own
+            shares += batch.pop("share").item()
             with accumulating(self.model, last=micro + 1 == self.config.accumulation):
-                loss += self._backward(batch, number, micro)
-        norm = self._update(number)
-        return StepResult(number + 1, loss, norm, rate, keys, waited)
+                loss += self._backward(batch, number, micro, len(own))
+        share = shares / self.config.accumulation
+        norm = self._update(number, share)
+        return StepResult(number + 1, loss / share, norm, rate, keys, waited)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a run's next step depends on, by name, as it is (sharded tensors are sharded): `model.NAME`,
@@ -183,20 +190,28 @@ class Engine:
         """Inside, the main process's `task` can draw samples and export; all processes must enter."""
         return whole_networks(self.accelerator, self.task, self.skeletons)
 
-    def _backward(self, batch: dict[str, Tensor], number: int, micro: int) -> Tensor:
+    def _backward(self, batch: dict[str, Tensor], number: int, micro: int, count: int) -> Tensor:
+        """Add a micro-batch's gradient; returns its part of the loss.
+
+        Args:
+            count: pictures that are this process's. With none it has a copy of the first row, which counts nothing:
+                the other processes wait for its pass.
+        """
         batch = {name: to_float32(to_device(value, self.device)) for name, value in batch.items()}
-        rows = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rows = slice(rank, rank + count * world, world) if count else slice(1)
         draws = Draws(self.config.seed, number, micro, self.global_batch, rows, self.device)
+        weight = count / self.config.batch_size
         with self.task.autocast():  # ends before the backward pass, and with it the half copies that it keeps
-            loss = self.task.loss(self.model, batch, draws) / self.config.accumulation
+            loss = self.task.loss(self.model, batch, draws) * weight / self.config.accumulation
         self.scaler.scale(loss).backward()
         return loss.detach()
 
-    def _update(self, number: int) -> Tensor:
-        """Clip, step, average; returns the gradient's norm."""
+    def _update(self, number: int, share: float) -> Tensor:
+        """Clip, step, average; returns the norm of the mean gradient, of which the gradient is this share."""
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_norm or math.inf
-        norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), limit * share)) / share
         scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -21,6 +21,7 @@ from .data.remote import Location
 from .data.waiting import Interrupted, Patience, StoreBusy
 from .distribute import agreement, connect, on_main
 from .engine import Outcome, make_engine
+from .estimate import pictures_text
 from .export import default_name, write_result
 from .machine import DiskError, StopSignal, explain_import, out_of_memory
 from .monitor import Monitor
@@ -90,7 +91,10 @@ class Training:
         """Step of the newest checkpoint."""
         self.step = self.batches = 0
         """Steps taken, and micro-batches that they took: the position in the data."""
+        self.whole = False
+        """Whether it leaves pictures out, as a run that an earlier version began: see `FeatureDataset.batches`."""
         self._resume(command)
+        self._say_pictures()
         self._asked: set[str] = set()
         self._unread: collections.deque[Outcome] = collections.deque()
         self._ahead = 1 if accelerator.device.type == "cuda" else 0
@@ -106,6 +110,7 @@ class Training:
             self.accelerator.num_processes,
             self._workers(),
             self.engine.task.needs_hint,
+            self.whole,
         )
         while self.step < config.steps and "stop" not in self._asked:
             wishes = self._wishes()
@@ -188,13 +193,29 @@ class Training:
     def _batches_to_skip(self, facts: dict[str, Any]) -> int:
         """Micro-batches to leave out, because their pictures were seen."""
         before, now = facts["global_batch"], self.engine.global_batch
-        if before != now:
-            self.monitor.say(
-                f"a micro-batch had {before} pictures over all processes and now has {now}: from here the data comes "
-                "in another order"
-            )
         batches = facts.get("batches", self.step * self.config.accumulation)  # not in a file of an earlier version
-        return batches * before // now
+        whole = facts.get("whole_batches", True)  # as all of earlier versions are
+        if before == now:
+            self.whole = whole and self.data.pictures_per_epoch(now) > self.data.pictures_per_epoch(now, whole=True)
+            return batches
+        self.monitor.say(
+            f"a micro-batch had {before} pictures over all processes and now has {now}: from here the data comes "
+            "in another order"
+        )
+        per_epoch = self.data.batches_per_epoch(before, whole) or 1
+        return batches * self.data.batches_per_epoch(now) // per_epoch
+
+    def _say_pictures(self) -> None:
+        """What an epoch trains on, in log and status."""
+        size = self.engine.global_batch
+        text = pictures_text(self.data.buckets, size, self.whole)
+        self.monitor.status["pictures"] = text
+        self.monitor.say(text)
+        if self.whole:
+            self.monitor.say(
+                "this run was begun by an earlier version, which took whole batches alone, and goes on as it began: "
+                "a new run, in a new folder, takes every picture"
+            )
 
     def _wishes(self) -> list[str]:
         """What is asked of the next step. A request is taken here, once."""
@@ -257,6 +278,7 @@ class Training:
             self.step,
             self.config.keep_checkpoints,
             batches=self.batches,
+            whole_batches=self.whole,
             pending=self.monitor.pending,
         )
         self.saved = self.step

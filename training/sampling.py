@@ -86,6 +86,8 @@ def sample_latents(
     null: Tensor | None,
     seed: int = 0,
     table: Tensor | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
 ) -> Tensor:
     """Latents for the captions (and hints) of a batch.
 
@@ -96,6 +98,7 @@ def sample_latents(
         null: unconditional caption (L, D) for the guidance of "dpm"; None = no guidance.
         seed: of the noise.
         table: see `sample_lcm`.
+        steps, guidance: None = what the sampler is used with.
 
     Returns:
         (B, 4, h, w), float32.
@@ -107,8 +110,8 @@ def sample_latents(
         conditions["caption"] = torch.cat([caption, null[: caption.shape[1]].to(caption).expand_as(caption)])
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(batch["latent"].shape, generator=generator).to(batch["caption"].device)
-    model_fn = guided(predictor, conditions, GUIDANCE[sampler])
-    return denoise(sampler, model_fn, noise, plan_steps(sampler), generator=generator, table=table)
+    model_fn = guided(predictor, conditions, GUIDANCE[sampler] if guidance is None else guidance)
+    return denoise(model_fn, noise, plan_steps(sampler, steps), generator=generator, table=table)
 
 
 def pictures(vae: Any, latents: Iterable[Tensor]) -> list[Image]:

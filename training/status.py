@@ -19,7 +19,7 @@ def describe_run(folder: str) -> str:
     status = run.read_status()
     lines = {"command": run.read_config()["command"], "state": _state(run, status)}
     lines |= {"step": f"{status['step']} of {status['steps']}", **_progress(status)}
-    for name in ("device", "waiting", "notice", "checkpoint", "export", "message"):
+    for name in ("pictures", "device", "waiting", "notice", "checkpoint", "export", "message"):
         lines[name] = status.get(name)
     return "\n".join(f"{name}: {value}" for name, value in lines.items() if value is not None)
 

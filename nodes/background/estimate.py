@@ -12,7 +12,15 @@ import torch
 
 from ...pixart_core.textfile import read_json
 from ...training.config import make_config
-from ...training.estimate import FeatureDataset, check_before, estimate, in_units, require_memory, time_text
+from ...training.estimate import (
+    FeatureDataset,
+    check_before,
+    estimate,
+    in_units,
+    pictures_text,
+    require_memory,
+    time_text,
+)
 from ...training.run_dir import RunDir
 
 
@@ -42,9 +50,10 @@ def check_and_estimate(command: str, settings: dict[str, Any], data: Prepared, r
     config = make_config(command, {**settings, "run": "run"})
     description = FeatureDataset(data.folder).description if data.ready else data.promised
     shape = check_before(command, config, data.folder, description)
-    size = _largest(data.folder)
-    if size is None:
+    sizes = _sizes(data.folder)
+    if not sizes:
         return "The dataset is still being looked at: the estimate comes with the next run."
+    size = max(sizes, key=lambda size: size[0] * size[1])
     device = memory.get_torch_device()
     total = memory.get_total_memory(device)
     expected = estimate(command, config, shape, *size)
@@ -61,16 +70,18 @@ def check_and_estimate(command: str, settings: dict[str, Any], data: Prepared, r
             short.append(f"This cannot be trained: {error}")
     with torch.inference_mode():
         duration = time_text(expected, config, device, memory.throw_exception_if_processing_interrupted)
-    return "\n".join([str(expected), f"{device} has {in_units(total)}", duration, *short])
+    pictures = pictures_text(sizes, config.batch_size)
+    return "\n".join([pictures, str(expected), f"{device} has {in_units(total)}", duration, *short])
 
 
-def _largest(data: Path) -> tuple[int, int] | None:
-    """Height, width of the largest pictures of a dataset, from its description, or from the report before that."""
+def _sizes(data: Path) -> dict[tuple[int, int], int]:
+    """Height, width -> pictures of a dataset, from its description, or from the report before that."""
+    counts: dict[tuple[int, int], int] = {}
     if (data / "dataset.json").exists():
-        sizes = [shard["bucket"] for shard in read_json(data / "dataset.json").get("shards", ())]
+        for shard in read_json(data / "dataset.json").get("shards", ()):
+            size = tuple(shard["bucket"])
+            counts[size] = counts.get(size, 0) + shard["count"]
     elif (data / "report.json").exists():
         buckets = read_json(data / "report.json")["buckets"]
-        sizes = [[int(part) for part in name.split("x")] for name in buckets]
-    else:
-        sizes = []
-    return max((tuple(size) for size in sizes), key=lambda size: size[0] * size[1], default=None)
+        counts = {tuple(int(part) for part in name.split("x")): count for name, count in buckets.items()}
+    return counts

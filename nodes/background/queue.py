@@ -110,6 +110,7 @@ def view(job: Job, waits: Mapping[str, str] | None = None) -> dict[str, Any]:
         "after": job.after,
         **numbers,
         "says": last_line(queue().log_file(job)) if quiet else "",
+        "pictures": plain_text(str(status.get("pictures") or ""))[:200],
         "export": Path(str(status.get("export") or "")).name,
         "checkpoint": Path(str(status.get("checkpoint") or "")).name,
         "actions": queue().actions(job),

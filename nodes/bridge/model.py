@@ -35,6 +35,7 @@ from ...pixart_core.weightfile import CheckpointError, open_weights
 from .conds import aspect_ratio, caption_conds, size_conds
 from .hint import with_ready_hints
 from .patches import BlockPatches, compares_sides, without_effect
+from .preview import latent_format
 from .ui import say
 
 DISTILLED = "pixart_delta_distilled"
@@ -169,6 +170,7 @@ class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
                 "config": config,
             }
         )
+        self.latent_format = latent_format(config)
 
     def get_model(self, state_dict, prefix="", device=None):
         return PixArtDelta(self, device=device).eval()

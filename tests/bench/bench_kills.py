@@ -1,12 +1,13 @@
 """Fifty `kill -9` at random moments, saves included: never a corrupt or missing checkpoint, never an orphan process.
 
-    python tests/bench/bench_kills.py [--kills 50] [--seed 0]
+    python tests/bench/bench_kills.py [--kills 50] [--seed 0] [--ragged]
 
-The four trainings run from the command line on a tiny base, with reading processes, buckets and accumulation, and save
-after every step. Every sixth kill falls anywhere into the start, a third of them wait for a step and then for the first
-sign of a save, the others for a step and a random moment. After each, the newest checkpoint has to be readable and no
-older than before, and every process gone. In the end the same command has to have given the losses and weights of a run
-without a break, bit by bit. Exits with 1 if anything fails.
+With --ragged most sizes have fewer pictures than a batch takes. The four trainings run from the command line on a
+tiny base, with reading processes, buckets and accumulation, and save after every step. Every sixth kill falls
+anywhere into the start, a third of them wait for a step and then for the first sign of a save, the others for a step
+and a random moment. After each, the newest checkpoint has to be readable and no older than before, and every process
+gone. In the end the same command has to have given the losses and weights of a run without a break, bit by bit. Exits
+with 1 if anything fails.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ sys.path.insert(0, str(ROOT))
 
 import tests.conftest  # noqa: E402, F401  registers the root folder as a package
 from tests.training.runs_fixture import COMMANDS, losses, make_material, same_weights, settings  # noqa: E402
+from tests.training.shards_fixture import BUCKETS  # noqa: E402
 
+RAGGED = {(64, 64): 1, (48, 80): 3, (80, 48): 5, (32, 128): 7, (128, 32): 9}
+"""Height, width in px -> pictures, at a batch of two."""
 START_SECONDS = 6
 ORPHAN_SECONDS = 10
 STEPS_BETWEEN_KILLS = 8
@@ -37,11 +41,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ragged", action="store_true", help="on pictures of sizes that do not fill a batch")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     problems, killed, in_saves = [], 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        material = make_material(Path(folder))
+        material = make_material(Path(folder), RAGGED if arguments.ragged else BUCKETS)
         for number, command in enumerate(COMMANDS):
             wanted = (number + 1) * arguments.kills // len(COMMANDS) - number * arguments.kills // len(COMMANDS)
             trial = Trial(command, material, Path(folder), wanted, rng)

@@ -80,6 +80,7 @@ class Batches:
             "caption_mask": (torch.arange(self.tokens) < lengths).to(torch.uint8),
             "image_size": torch.full((rows, 2), 8.0 * self.side),
             "aspect_ratio": torch.ones(rows, 1),
+            "share": torch.tensor(1.0),
             "keys": [""] * rows,
         }
 

@@ -115,6 +115,28 @@ def check_inpainting_keeps_what_is_outside_the_mask(s: Setup) -> None:
     assert (out[..., :7] - picture[..., :7]).abs().mean() > 0.1
 
 
+def check_previews_of_the_bundled_family_have_its_colours(s: Setup) -> None:
+    """A bundled scene's preview is near the scene, and far from it in the colours of Stable Diffusion's latents."""
+    import comfy.latent_formats
+    import latent_preview
+    import numpy
+    from PIL import Image
+
+    nano = ROOT / "models" / "nano"
+    scene = torch.from_numpy(numpy.array(Image.open(nano / "scenes/000001.png").convert("RGB"))).float()[None] / 255
+    latent = s.part("pixart_core.vae").encode(s.part("pixart_core.vae").load_vae(nano), scene)
+    small = torch.nn.functional.avg_pool2d(scene.movedim(-1, 1), 8)[0].movedim(0, -1)
+
+    def apart(form) -> float:
+        bias = getattr(form, "latent_rgb_factors_bias", None)
+        previewer = latent_preview.Latent2RGBPreviewer(form.latent_rgb_factors, bias)
+        preview = numpy.asarray(previewer.decode_latent_to_preview(latent), numpy.float32) / 255
+        return float((torch.from_numpy(preview) - small).abs().mean())
+
+    ours = s.load(str(nano / "transformer"), "float32").model.latent_format
+    assert apart(ours) < 0.12 < 0.2 < apart(comfy.latent_formats.SD15())
+
+
 def native(path: Path):
     """The file in ComfyUI's own loader."""
     import comfy.sd

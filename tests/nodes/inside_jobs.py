@@ -23,7 +23,10 @@ DESCRIPTION = {
     "caption_channels": 64,
     "max_tokens": 40,
     "hints": "",
-    "shards": [{"name": "128x128_00000.tar", "bucket": [128, 128], "count": 2, "bytes": 1, "sha256": "0" * 64}],
+    "shards": [
+        {"name": f"128x128_{number}.tar", "bucket": [128, 128], "count": count, "bytes": 1, "sha256": "0" * 64}
+        for number, count in enumerate((12, 5))
+    ],
 }
 """Of a dataset without hints."""
 
@@ -106,6 +109,7 @@ def check_too_little_memory_or_room_is_refused(setup):
         assert not setup.jobs.queue().jobs() or "small" not in [job.name for job in setup.jobs.queue().jobs()]
     _, text = setup.train("small")
     assert "cannot be trained" not in text and "together" in text
+    assert "17 of 17 pictures, 1 size, 8 to 9 in a batch" in text, text
     with little_memory:
         assert setup.train("small")[1].startswith("small: queued")
 

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,18 @@ from safetensors.torch import load_file
 
 import pixart_core as pc
 from tests.fixtures_nano import nano_config, random_pixart
-from tests.training.shards_fixture import make_features
+from tests.training.shards_fixture import BUCKETS, make_features
 
 COMMANDS = ("finetune", "lcd", "lcm-lora", "controlnet")
 PATIENCE = 900  # no process here computes for half a minute where it has a core to itself
 """Seconds after which a process of a test hangs."""
 
 
-def make_material(folder: Path) -> dict[str, str]:
-    """A tiny base and features in two buckets, as settings."""
+def make_material(folder: Path, buckets: Mapping[tuple[int, int], int] = BUCKETS) -> dict[str, str]:
+    """A tiny base and features in some buckets, as settings."""
     config = nano_config(depth=3)
     pc.save_pixart(random_pixart(config), folder / "base.safetensors")
-    features = make_features(folder / "features", width=config.caption_channels)
+    features = make_features(folder / "features", buckets, width=config.caption_channels)
     return {"base": str(folder / "base.safetensors"), "data": str(features)}
 
 

@@ -14,7 +14,7 @@ from pixart_delta.training import estimate as estimates
 from pixart_delta.training.cli import main
 from pixart_delta.training.config import ConfigError, load_config, make_config
 from pixart_delta.training.draws import Draws
-from pixart_delta.training.estimate import estimate, matmul_rate
+from pixart_delta.training.estimate import estimate, matmul_rate, pictures_text
 from pixart_delta.training.machine import GB
 from pixart_delta.training.recipe import SIZES, recipe_for, recipe_values
 from pixart_delta.training.run_dir import RunDir
@@ -217,6 +217,24 @@ def test_a_dry_run_does_one_step_and_writes_nothing(command, material, tmp_path,
     assert re.search(r"one step: loss \d\.\d+, gradient \d", said.out) and not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_says_how_many_pictures_are_trained_on(material, tmp_path, capsys):
+    for batch_size, words in (
+        (3, "21 of 21 pictures, 2 sizes; the largest"),
+        (50, "21 of 21 pictures, 2 sizes, 9 to 12 in a batch; the largest"),
+    ):
+        status, said = call("lcd", material, tmp_path / "run", capsys, batch_size=batch_size)
+        assert status == 0 and said.out.startswith(words)
+
+
+def test_pictures_in_words():
+    few = {(64, 64): 1, (48, 80): 2, (80, 48): 3, (32, 128): 5, (128, 32): 9}
+    assert pictures_text(few, 16) == "20 of 20 pictures, 5 sizes, 1 to 9 in a batch"
+    assert pictures_text(few, 4, whole=True) == "12 of 20 pictures, 5 sizes"
+    assert pictures_text({(64, 64): 17}, 16) == "17 of 17 pictures, 1 size, 8 to 9 in a batch"
+    assert pictures_text({(64, 64): 3}, 16) == "3 of 3 pictures, 1 size, 3 in a batch"
+    assert pictures_text({(64, 64): 32}, 16) == "32 of 32 pictures, 1 size"
+
+
 def test_a_dry_run_gives_the_loss_of_the_first_step(material, tmp_path, capsys):
     _, said = call("lcd", material, tmp_path / "run", capsys)
     run = runs_fixture.run_here("lcd", runs_fixture.settings("lcd", material, tmp_path / "run", steps=1))
@@ -233,7 +251,6 @@ def test_a_dry_run_in_float16_may_overflow_at_first(material, tmp_path, capsys):
         ({"models": "nowhere"}, "nowhere does not exist"),
         ({"data": "nowhere"}, "is not a folder of prepared features"),
         ({"base": "nowhere.safetensors"}, "nowhere.safetensors"),
-        ({"batch_size": 50}, "lower batch_size"),
         ({"learning_rate": "nan"}, "learning_rate is nan: a finite number is wanted"),
         (
             {"keep_checkpoints": 10**6},

@@ -1,13 +1,18 @@
-"""Batches of prepared features: each of one picture size, in an order that the seed and a number decide."""
+"""Batches of prepared features: each of one picture size, in an order that the seed and a number decide.
+
+Every picture comes once in an epoch. The pictures of a size are dealt out evenly to as many batches as they need, so a
+batch may have fewer pictures than was asked for. It then counts for so much less (`share`), and every picture weighs
+the same in an epoch's gradients. Two other ways were thought of: filling batches up by repeats costs more and teaches
+nothing new, and batches of several sizes need several passes through the model, on each process equally many.
+"""
 
 from __future__ import annotations
 
 import itertools
-import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +24,6 @@ from .readahead import read_ahead
 from .remote import Location
 from .shards import KIND, VERSION, DataError, ShardInfo
 from .waiting import Get, Patience, at_once
-
-logger = logging.getLogger(__name__)
 
 CAPTION_PADDING = 8
 """Captions of a batch are padded to the longest, rounded up to this: few shapes, so few graphs to compile."""
@@ -91,39 +94,52 @@ class FeatureDataset:
         world: int = 1,
         workers: int = 0,
         hint: bool = False,
+        whole: bool = False,
     ) -> Iterator[dict[str, Any]]:
         """Endless batches of one of `world` processes, beginning at batch number `start` of the same sequence.
 
-        The batches of all processes are planned as one of world · batch_size, of which this one takes every world-th
-        row: how many processes share the work changes nothing. No sample comes twice in an epoch.
+        The batches of all processes are planned as one of at most world · batch_size, of which this one takes every
+        world-th row: how many processes share the work changes nothing. Every sample comes once in an epoch.
 
         Args:
-            batch_size: pictures of this process.
+            batch_size: pictures of this process, at most.
             seed: of the order, the wordings and the latents.
             workers: processes that read ahead; 0 reads here.
             hint: whether hints are wanted.
+            whole: only whole batches, so that some samples are left out of each epoch: the plan of earlier versions.
 
         Yields:
             latent (b, 4, h, w), scaled, drawn from the autoencoder's posterior; caption (b, L, D); caption_mask (b, L);
-            image_size (b, 2) in px; aspect_ratio (b, 1); hint (b, 4, h, w) if wanted; keys: names of the pictures.
-            The caption is in half precision, as it is stored, the mask uint8, the rest float32.
+            image_size (b, 2) in px; aspect_ratio (b, 1); hint (b, 4, h, w) if wanted; share (): pictures of all
+            processes, as a share of world · batch_size; keys: names of this process's pictures. The caption is in half
+            precision, as it is stored, the mask uint8, the rest float32. A process for which a batch has no picture
+            gets another's, and no keys: what it computes counts for nothing.
 
         Raises:
-            DataError: if no bucket fills a batch, hints are wanted and there are none, or a shard is damaged.
+            DataError: if hints are wanted and there are none, a shard is damaged, or no size fills a whole batch.
         """
         size = batch_size * world
-        small = [f"{height}x{width} ({count})" for (height, width), count in self.buckets.items() if count < size]
-        if len(small) == len(self.buckets):
+        if not self.batches_per_epoch(size, whole):
             raise DataError(
-                f"{self.location}: no bucket holds the {size} pictures of a batch: lower batch_size to at most "
-                f"{max(self.buckets.values(), default=0) // world}, or prepare more pictures"
+                f"{self.location}: no size has the {size} pictures of a batch, and this run was begun by an earlier "
+                "version, which took whole batches alone: begin a new run, in a new folder, which takes every picture"
             )
-        if small and start == 0 and rank == 0:
-            logger.warning("never used, because a batch takes %d pictures of one size: %s", size, ", ".join(small))
         if hint:
             require_hints(self.location, self.description)
-        planned = self._numbered(size, seed, start, rank, world)
+        planned = self._numbered(size, seed, start, rank, world, whole)
         yield from read_ahead(_Reader(self, seed, hint), planned, workers, self._get)
+
+    def batches_per_epoch(self, size: int, whole: bool = False) -> int:
+        """Batches of at most `size` pictures, over all processes, that an epoch has.
+
+        Args:
+            whole: see `batches`.
+        """
+        return sum(count // size if whole else -(-count // size) for count in self.buckets.values())
+
+    def pictures_per_epoch(self, size: int, whole: bool = False) -> int:
+        """Pictures that an epoch has: all of them, unless only whole batches are taken."""
+        return sum(count // size * size for count in self.buckets.values()) if whole else len(self)
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
         """The shard that holds a sample, and its row there."""
@@ -147,28 +163,26 @@ class FeatureDataset:
         batch = {name: to_float32(value) for name, value in _collate(samples).items()}
         return batch, [sample["prompt"] for sample in samples]
 
-    def _numbered(self, size: int, seed: int, start: int, rank: int, world: int) -> Iterator[tuple[int, list]]:
-        """(number, (row of the whole batch, sample) …) of this process's batches, without end."""
-        per_epoch = sum(count // size for count in self.buckets.values())
+    def _numbered(
+        self, size: int, seed: int, start: int, rank: int, world: int, whole: bool
+    ) -> Iterator[_PlannedBatch]:
+        """This process's batches, without end."""
+        per_epoch = self.batches_per_epoch(size, whole)
         for epoch in itertools.count(start // per_epoch):
-            plan = self._plan(size, seed, epoch)
+            plan = self._plan(size, seed, epoch, whole)
             for index in range(start % per_epoch if epoch == start // per_epoch else 0, per_epoch):
-                rows = plan[index]
-                yield epoch * per_epoch + index, [(row, int(rows[row])) for row in range(rank, size, world)]
+                rows = list(enumerate(plan[index].tolist()))
+                own = rows[rank::world]
+                yield _PlannedBatch(epoch * per_epoch + index, own or rows[:1], len(rows) / size, not own)
 
-    def _plan(self, size: int, seed: int, epoch: int) -> Tensor:
-        """Sample numbers (batches, size) of an epoch."""
+    def _plan(self, size: int, seed: int, epoch: int, whole: bool) -> list[Tensor]:
+        """Sample numbers of each batch of an epoch."""
         generator = generator_for(seed, epoch)
-        queues = [
-            self._shuffled(bucket, generator)[: count // size * size].view(-1, size)
-            for bucket, count in self.buckets.items()
-        ]
+        queues = [_dealt_out(self._shuffled(bucket, generator), size, whole) for bucket in self.buckets]
         turns = torch.repeat_interleave(torch.tensor([len(queue) for queue in queues]))
         turns = turns[torch.randperm(len(turns), generator=generator)]
-        plan = torch.empty(len(turns), size, dtype=torch.int64)
-        for index, queue in enumerate(queues):
-            plan[turns == index] = queue
-        return plan
+        following = [iter(queue) for queue in queues]
+        return [next(following[turn]) for turn in turns.tolist()]
 
     def _shuffled(self, bucket: tuple[int, int], generator: torch.Generator) -> Tensor:
         """The samples of a bucket: shards in random order, samples in random order within windows of shards."""
@@ -190,6 +204,24 @@ def require_hints(location: Any, description: Mapping[str, Any]) -> None:
         raise DataError(f"{location} was prepared without hints: run `prepare` again with hints=hed or a folder")
 
 
+class _PlannedBatch(NamedTuple):
+    """A process's part of a batch."""
+
+    number: int
+    rows: list[tuple[int, int]]
+    """(row of the whole batch, sample)."""
+    share: float
+    idle: bool
+    """Whether the row is another process's, because there is none for this one."""
+
+
+def _dealt_out(samples: Tensor, size: int, whole: bool) -> Sequence[Tensor]:
+    """Samples in batches of at most `size`, as few and as even as can be; or in whole ones, and the rest left out."""
+    if whole:
+        return samples[: len(samples) // size * size].view(-1, size).unbind()
+    return samples.tensor_split(-(-len(samples) // size))
+
+
 def _mix(samples: list[Tensor], generator: torch.Generator) -> Tensor:
     together = torch.cat(samples)
     return together[torch.randperm(len(together), generator=generator)]
@@ -201,9 +233,10 @@ class _Reader:
     def __init__(self, dataset: FeatureDataset, seed: int, hint: bool):
         self.dataset, self.seed, self.hint = dataset, seed, hint
 
-    def __call__(self, planned: tuple[int, list[tuple[int, int]]]) -> dict[str, Any]:
-        number, rows = planned
-        return _collate([self.sample(sample, generator_for(self.seed, number, row)) for row, sample in rows])
+    def __call__(self, planned: _PlannedBatch) -> dict[str, Any]:
+        samples = [self.sample(sample, generator_for(self.seed, planned.number, row)) for row, sample in planned.rows]
+        batch = _collate(samples) | {"share": torch.tensor(planned.share)}
+        return batch | ({"keys": []} if planned.idle else {})
 
     def sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
         info, row = self.dataset.locate(sample)

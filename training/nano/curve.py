@@ -1,62 +1,59 @@
-"""How a distillation converges: every checkpoint of a run in 4 steps, beside its teacher in 14 and in 4 (paper Fig. 2).
+"""How a distillation converges (paper Fig. 2): every checkpoint of a run in 1, 2, 4 and 8 steps, from before its first
+step on, beside its teacher at the guidance that it learns.
 
-Attributes right and the Fréchet distance to drawn scenes, both over captions that nothing was trained on.
+Attributes right and the Fréchet distance to drawn scenes, both over captions that nothing was trained on, as the mean
+of several seeds with its 95 % interval. A run is sampled on the noise schedule that it was trained on.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import random
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from ...pixart_core.checkpoint import load_pixart
 from ...pixart_core.pipeline import Pipeline
-from ...pixart_core.vae import encode
 from ..checkpoint import restore
 from ..run_dir import RunDir
-from ..sampling import pictures
-from .evaluate import SEED, held_out_prompts, latents, score
-from .frechet import features, frechet_distance
-from .scenes import draw
+from .exam import SEEDS, Exam
+
+STEPS = (1, 2, 4, 8)
+TEACHER_STEPS = (14, 4)
 
 
-class Exam:
-    """Held-out captions, and what the latents of scenes drawn for them look like."""
-
-    def __init__(self, pipeline: Pipeline, count: int, drawings: int = 4):
-        self.pipeline, self.prompts = pipeline, held_out_prompts(count)
-        rng = random.Random(SEED)
-        scenes = [(draw(scene, size, rng.randrange(2**31)), size) for scene, _, size in self.prompts * drawings]
-        self.reference = torch.cat([features(self._encode(picture)) for picture, _ in scenes])
-
-    def _encode(self, picture) -> Tensor:
-        return encode(self.pipeline.vae, torch.from_numpy(np.asarray(picture, np.float32) / 255)[None])
-
-    def mark(self, **options) -> dict[str, float]:
-        """attributes (percent right) and distance of the pipeline as it is; options as for `Pipeline.sample`."""
-        made = latents(self.pipeline, self.prompts, **options)
-        found = torch.cat([features(latent[None]) for latent in made])
-        shares = score(pictures(self.pipeline.vae, made), self.prompts)
-        return {"attributes": shares["all"], "distance": frechet_distance(found, self.reference)}
-
-
-def curve(run: Path, exam: Exam) -> list[dict[str, float]]:
-    """step, attributes and distance of every checkpoint, oldest first."""
+def curve(run: Path, exam: Exam, steps: Sequence[int] = STEPS, seeds: Sequence[int] = SEEDS) -> list[dict]:
+    """step and, for each number of sampling steps, the marks of every checkpoint; first what it started from."""
     points = []
-    for path in RunDir(run).checkpoints():
-        task, _, step = restore(str(path))
-        exam.pipeline.transformer = task.predictor()
-        points.append({"step": step, **exam.mark(steps=4)})
+    for path in (None, *RunDir(run).checkpoints()):
+        task, _, step = restore(str(path or run))
+        if path is None:
+            predictor, step = load_pixart(task.config.base, torch.float32).eval(), 0
+        else:
+            predictor = task.predictor()
+        marks = {str(count): exam.mark(predictor, count, seeds, table=task.table) for count in steps}
+        points.append({"step": step, "marks": marks})
         print(json.dumps({"run": run.name, **points[-1]}), flush=True)
     return points
 
 
-def plot(curves: dict[str, list[dict[str, float]]], lines: dict[str, dict[str, float]], path: Path) -> None:
-    """Both measures over training steps as a picture, the teacher as level lines."""
+def teacher_marks(teacher: Path, guidance: float, exam: Exam, seeds: Sequence[int] = SEEDS) -> dict[str, dict]:
+    """Marks of a base model with DPM-Solver++.
+
+    Args:
+        guidance: ω as distilled; conventional classifier-free guidance is 1 + ω.
+    """
+    model = load_pixart(teacher, torch.float32).eval()
+    null = model.null_caption(1, model.config.model_max_length)[0]
+    options = {"sampler": "dpm", "null": null, "guidance": 1 + guidance}
+    return {f"teacher, {count} steps": exam.mark(model, count, seeds, **options) for count in TEACHER_STEPS}
+
+
+def plot(curves: dict[str, list[dict]], lines: dict[str, dict], steps: Sequence[int], path: Path) -> None:
+    """Both measures over training steps as a picture with the intervals as bands, the teacher as level lines."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
@@ -67,12 +64,19 @@ def plot(curves: dict[str, list[dict[str, float]]], lines: dict[str, dict[str, f
         strict=True,
     ):
         for name, points in curves.items():
-            axes.plot([p["step"] for p in points], [p[measure] for p in points], marker="o", ms=3, label=name)
-        for (name, values), style in zip(lines.items(), ("--", ":"), strict=True):
-            axes.axhline(values[measure], color="grey", linestyle=style, label=name)
+            for count in steps:
+                x = [point["step"] for point in points]
+                y, half = zip(*(point["marks"][str(count)][measure] for point in points), strict=True)
+                (line,) = axes.plot(x, y, marker="o", ms=3, label=f"{name}, {count} step{'s' * (count > 1)}")
+                low, high = ([a + sign * b for a, b in zip(y, half, strict=True)] for sign in (-1, 1))
+                axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+        for (name, values), style in zip(lines.items(), itertools.cycle(("--", ":"))):
+            axes.axhline(values[measure][0], color="grey", linestyle=style, label=name)
         axes.set(xlabel="training step", ylabel=label)
+        if measure == "distance":
+            axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend()
+    axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
 
@@ -83,12 +87,17 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="lcd or lcm-lora runs that kept their checkpoints")
     parser.add_argument("--teacher", type=Path, help="the runs' base; else the folder's own")
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="of sampling")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, 1 to 10")
     parser.add_argument("--plot", type=Path, help="PNG or SVG to write")
     options = parser.parse_args(arguments)
     teacher = options.teacher or options.models / "base/pixart_nano_base.safetensors"
-    exam = Exam(Pipeline.from_pretrained(options.models, transformer=str(teacher)), options.count)
-    lines = {f"teacher, {steps} steps": exam.mark(steps=steps, sampler="dpm") for steps in (14, 4)}
+    exam, seeds = Exam(Pipeline.from_pretrained(options.models), options.count), range(options.seeds)
+    guidance = {restore(str(run))[0].config.guidance for run in options.runs}
+    if len(guidance) > 1:
+        parser.error(f"the runs learn different guidance scales ({sorted(guidance)}): plot those of each apart")
+    lines = teacher_marks(teacher, guidance.pop(), exam, seeds)
     print(json.dumps(lines), flush=True)
-    curves = {run.name: curve(run, exam) for run in options.runs}
+    curves = {run.name: curve(run, exam, options.steps, seeds) for run in options.runs}
     if options.plot is not None:
-        plot(curves, lines, options.plot)
+        plot(curves, lines, options.steps, options.plot)

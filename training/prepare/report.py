@@ -14,7 +14,7 @@ from .sources import Source
 from .survey import PROBLEMS, Finding
 
 _FEW = 16
-"""Pictures of a bucket that are few: a batch of the usual size takes more."""
+"""Pictures of a bucket that are few: they do not fill a batch of the usual size."""
 _NAMED = 20
 """Pictures left out for one reason that report.txt names; report.json names all."""
 
@@ -57,8 +57,8 @@ class Report:
         lines += [f"  {size:>9} {count:>9}" + ("  few" if count < _FEW else "") for size, count in self.buckets.items()]
         if any(count < _FEW for count in self.buckets.values()):
             lines.append(
-                "  A batch takes pictures of one bucket: train with batch_size no larger than a bucket that is "
-                "to be used, or prepare with multi_aspect=false"
+                "  A batch takes pictures of one bucket: of a few it has fewer than batch_size, and counts for so much "
+                "less. All are trained on; with multi_aspect=false batches would be full"
             )
         lines.append(f"{self.shards} shards, about {in_units(self.bytes)}; {in_units(self.free)} are free")
         return printable("\n".join(lines))

@@ -70,6 +70,7 @@ export class Detail {
             loss: job.loss !== undefined && number(job.loss),
             learning_rate: job.learning_rate !== undefined && number(job.learning_rate),
             rate: job.seconds_per_step !== undefined && tFor(job, "seconds_per_step", { value: number(job.seconds_per_step) }),
+            pictures: job.pictures,
             memory: job.memory > 0 && bytes(job.memory),
             device: job.device,
             command: job.command,

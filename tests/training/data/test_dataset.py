@@ -37,6 +37,7 @@ def test_what_a_batch_holds(features):
         "caption_mask": (4, batch["caption"].shape[1]),
         "image_size": (4, 2),
         "aspect_ratio": (4, 1),
+        "share": (),
     }
     kinds = {name: value.dtype for name, value in batch.items() if name != "keys"}
     assert kinds.pop("caption") == torch.float16 and kinds.pop("caption_mask") == torch.uint8
@@ -54,12 +55,14 @@ def test_the_number_of_a_batch_decides_about_it(features, workers):
     assert {tuple(batch["latent"].shape[2:]) for batch in straight} == {(8, 8), (6, 10)}
 
 
-def test_processes_share_a_batch_by_rows(features):
-    whole = take(features, 10)
+@pytest.mark.parametrize("whole", [False, True])
+def test_processes_share_a_batch_by_rows(features, whole):
+    together = take(features, 10, whole=whole)
+    assert ({len(batch["keys"]) for batch in together} == {4}) == whole
     for rank in (0, 1):
-        for full, part in zip(whole, take(features, 10, batch_size=2, rank=rank, world=2), strict=True):
+        for full, part in zip(together, take(features, 10, batch_size=2, rank=rank, world=2, whole=whole), strict=True):
             length = part["caption"].shape[1]
-            rows = {name: value[rank::2] for name, value in full.items()}
+            rows = {name: value if name == "share" else value[rank::2] for name, value in full.items()}
             assert same(part, {**rows, **{name: rows[name][:, :length] for name in ("caption", "caption_mask")}})
             assert not full["caption_mask"][rank::2, length:].any()
 
@@ -68,11 +71,24 @@ def test_processes_share_a_batch_by_rows(features):
 def test_every_sample_once_an_epoch(features, monkeypatch, window):
     monkeypatch.setattr(data_module, "SHUFFLE_WINDOW", window)
     epochs = [
-        [name for batch in take(features, 10, batch_size=2, start=start) for name in batch["keys"]]
-        for start in (0, 10, 20)
+        [name for batch in take(features, 11, batch_size=2, start=start) for name in batch["keys"]]
+        for start in (0, 11, 22)
     ]
-    assert all(len(names) == len(set(names)) == 20 for names in epochs)  # 6 + 4 batches; one of 9 is left over
+    assert all(len(names) == len(set(names)) == 21 for names in epochs)  # 6 + 5 batches
     assert len(set(map(tuple, epochs))) == 3
+
+
+def test_earlier_runs_leave_out_what_fills_no_batch(features):
+    names = [name for batch in take(features, 10, batch_size=2, whole=True) for name in batch["keys"]]
+    assert len(names) == len(set(names)) == 20  # 6 + 4 batches; one of 9 is left over
+    with pytest.raises(DataError, match="no size has the 16 pictures of a batch, .* begun by an earlier version.*new"):
+        take(features, 1, batch_size=8, world=2, whole=True)
+
+
+def test_where_batches_come_out_even_nothing_is_as_in_no_earlier_version(tmp_path):
+    """So that runs that left nothing out go on bit by bit."""
+    folder = make_features(tmp_path, {(64, 64): 12, (48, 80): 8})
+    assert all(map(same, take(folder, 12), take(folder, 12, whole=True)))
 
 
 def test_a_window_bounds_how_many_shards_are_open(tmp_path, monkeypatch):
@@ -142,13 +158,6 @@ def test_a_folder_that_is_no_dataset(tmp_path):
         (tmp_path / "dataset.json").write_text(text)
         with pytest.raises(DataError, match=message):
             FeatureDataset(tmp_path)
-
-
-def test_batches_that_no_bucket_fills(features, caplog):
-    with pytest.raises(DataError, match="no bucket holds the 64 pictures of a batch: lower batch_size to at most 6"):
-        take(features, 1, batch_size=32, world=2)
-    take(features, 1, batch_size=10)
-    assert "never used, because a batch takes 10 pictures of one size: 48x80 (9)" in caplog.text
 
 
 def test_hints_that_were_not_prepared(tmp_path):

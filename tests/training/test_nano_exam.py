@@ -1,0 +1,77 @@
+"""The measure of distillations: the run's own schedule, the teacher's guidance, intervals over seeds, step 0."""
+
+import json
+
+import pytest
+import torch
+from pixart_delta.pixart_core.pipeline import Pipeline
+from pixart_delta.training.nano import curve as curves
+from pixart_delta.training.nano import exam as exams
+from pixart_delta.training.run_dir import RunDir
+
+from tests.conftest import ROOT
+from tests.training.runs_fixture import make_features, run_here, settings
+
+NANO = ROOT / "models" / "nano"
+BASE = NANO / "base" / "pixart_nano_base.safetensors"
+
+
+@pytest.fixture(scope="module")
+def exam():
+    """The bundled family, on as few captions as a Fréchet distance can be computed of."""
+    return exams.Exam(Pipeline.from_pretrained(NANO), 66, drawings=1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two steps of LCD from the bundled base on the scaled-linear schedule, both kept."""
+    folder = tmp_path_factory.mktemp("curve")
+    width = 64
+    material = {"base": str(BASE), "data": str(make_features(folder / "features", width=width))}
+    values = settings("lcd", material, folder / "run", steps=2, checkpoint_every=1, accumulation=1, guidance=3.0)
+    return run_here("lcd", values | {"beta_schedule": "scaled_linear", "keep_checkpoints": 5}).path
+
+
+def test_the_bundled_student_beats_its_base_in_one_step(exam):
+    student, base = (curves.load_pixart(path, torch.float32).eval() for path in (NANO / "transformer", BASE))
+    marks = [exam.mark(model, 1, seeds=(0,)) for model in (student, base)]
+    (student, _), (base, _) = (mark["attributes"] for mark in marks)
+    assert student > base + 5
+    (student, _), (base, _) = (mark["distance"] for mark in marks)
+    assert student < base
+
+
+def test_a_curve_begins_before_the_first_step_and_uses_the_runs_schedule(exam, run, monkeypatch, tmp_path):
+    tables = []
+
+    def noted(predictor, steps, seeds, table=None, **_options):
+        tables.append(table)
+        return {"attributes": [50.0 + steps, 1.0], "distance": [3.0, 0.5]}
+
+    monkeypatch.setattr(exam, "mark", noted)
+    points = curves.curve(run, exam, steps=(1, 2), seeds=(0,))
+    assert [point["step"] for point in points] == [0, 1, 2] and len(RunDir(run).checkpoints()) == 2
+    assert all(set(point["marks"]) == {"1", "2"} for point in points)
+    scaled = curves.restore(str(run))[0].table
+    assert len(tables) == 6 and all(torch.equal(table, scaled) for table in tables)
+    curves.plot({"run": points}, {"teacher": {"attributes": [99, 1], "distance": [1, 0]}}, (1, 2), tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_the_teacher_is_guided_as_the_student_learns(exam, monkeypatch):
+    asked = []
+
+    def noted(*_arguments, guidance=None, sampler=None, null=None, **_options):
+        asked.append((sampler, guidance, null.shape[-1]))
+        return {}
+
+    monkeypatch.setattr(exam, "mark", noted)
+    curves.teacher_marks(BASE, 3.0, exam)
+    assert asked == [("dpm", 4.0, 64)] * len(curves.TEACHER_STEPS)
+
+
+def test_an_interval_is_students():
+    assert exams.interval([2.0]) == [2.0, 0.0]
+    mean, half = exams.interval([1.0, 2.0, 3.0])
+    assert mean == 2.0 and half == pytest.approx(4.303 / 3**0.5)
+    json.dumps([mean, half])

@@ -1,0 +1,88 @@
+"""The measure of a nano model: attributes right and Fréchet distance over captions that nothing was trained on."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...pixart_core.pipeline import Pipeline
+from ...pixart_core.vae import FACTOR, encode
+from ..sampling import pictures, sample_latents
+from .evaluate import SEED, held_out_prompts, score
+from .frechet import features, frechet_distance
+from .scenes import draw
+
+SEEDS = (0, 1, 2)
+_BATCH = 25
+# Student's t for 95 % on both sides, by the number of seeds less one.
+_T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+class Exam:
+    """Held-out captions, encoded once, and what the latents of scenes drawn for them look like.
+
+    Args:
+        pipeline: its text encoder and autoencoder are used.
+        count: captions; a Fréchet distance of 64 features needs more than 64.
+        drawings: scenes drawn for each caption.
+    """
+
+    def __init__(self, pipeline: Pipeline, count: int, drawings: int = 4):
+        self.vae, self.prompts = pipeline.vae, held_out_prompts(count)
+        length = pipeline.transformer.config.model_max_length
+        texts = [text for _, text, _ in self.prompts]
+        parts = [pipeline.text.encode(texts[i : i + _BATCH], length) for i in range(0, count, _BATCH)]
+        self.caption, self.mask = (torch.cat(part) for part in zip(*parts, strict=True))
+        rng = random.Random(SEED)
+        scenes = [draw(scene, size, rng.randrange(2**31)) for scene, _, size in self.prompts * drawings]
+        self.reference = torch.cat([features(self._encode(picture)) for picture in scenes])
+
+    def mark(
+        self, predictor: Callable[..., Tensor], steps: int, seeds: Sequence[int] = SEEDS, **options
+    ) -> dict[str, list[float]]:
+        """attributes (percent right) and distance, each as mean and half of its 95 % interval over the seeds.
+
+        Args:
+            predictor: see `Task.predictor`.
+            options: sampler, table, null and guidance of `sample_latents`.
+        """
+        marks = [self._mark_once(predictor, steps, seed, **options) for seed in seeds]
+        return {name: interval([mark[name] for mark in marks]) for name in marks[0]}
+
+    def _mark_once(self, predictor, steps: int, seed: int, **options) -> dict[str, float]:
+        made = self._latents(predictor, steps, seed, **options)
+        found = torch.cat([features(latent[None]) for latent in made])
+        shares = score(pictures(self.vae, made), self.prompts)
+        return {"attributes": shares["all"], "distance": frechet_distance(found, self.reference)}
+
+    def _latents(self, predictor, steps: int, seed: int, sampler: str = "lcm", null: Tensor | None = None, **options):
+        made: dict[int, Tensor] = {}
+        for height, width in sorted({size for _, _, size in self.prompts}):
+            rows = [index for index, prompt in enumerate(self.prompts) if prompt[2] == (height, width)]
+            for start in range(0, len(rows), _BATCH):
+                chunk = rows[start : start + _BATCH]
+                batch = {
+                    "latent": torch.empty(len(chunk), 4, height // FACTOR, width // FACTOR),
+                    "caption": self.caption[chunk],
+                    "caption_mask": self.mask[chunk],
+                }
+                noise = seed * 1000 + start
+                batch = sample_latents(predictor, batch, sampler, null, noise, steps=steps, **options)
+                made |= zip(chunk, batch, strict=True)
+        return [made[index] for index in range(len(self.prompts))]
+
+    def _encode(self, picture) -> Tensor:
+        return encode(self.vae, torch.from_numpy(np.asarray(picture, np.float32) / 255)[None])
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    """Mean, and half the width of its 95 % interval (Student's t); 0 for a single value, of which nothing is known."""
+    if len(values) == 1:
+        return [float(values[0]), 0.0]
+    spread = statistics.stdev(values) / len(values) ** 0.5
+    return [statistics.fmean(values), _T95[len(values) - 1] * spread]
