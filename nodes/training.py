@@ -94,6 +94,15 @@ class TrainingNode(io.ComfyNode):
                     tooltip="Settings for a device of this memory, in place of those at their defaults: what you "
                     "change wins. auto: by your device's memory and the base's size. none: all as shown.",
                 ),
+                io.String.Input(
+                    "sample_prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Own prompts for the samples, one a line: each is a row of the grid, with the same noise "
+                    "every time, first before the training begins. Empty: captions of the dataset.",
+                ),
+                setting_input(cls.COMMAND, "validation", optional=True),
             ],
             outputs=[
                 io.String.Output(
@@ -119,9 +128,11 @@ class TrainingNode(io.ComfyNode):
         free_memory: bool,
         more_settings: str,
         recipe: str = NONE,  # of a graph that was made before there were any
+        sample_prompts: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
-        values = {"base": base, "data": dataset, **settings}
+        prompts = [line.strip() for line in sample_prompts.splitlines() if line.strip()]
+        values = {"base": base, "data": dataset, "sample_prompts": prompts, **settings}
         if samples_with != NONE:
             values |= {"models": samples_with, "sample_every": sample_every}
         chosen = "" if recipe == NONE else recipe
@@ -155,12 +166,16 @@ class PixArtDeltaFineTune(TrainingNode):
     ABOUT = "Goes on training a base model, or a LoRA on it, on your own pictures. Runs in the background."
 
 
-def setting_input(command: str, name: str, advanced: bool = False) -> io.Input:
+def setting_input(command: str, name: str, advanced: bool = False, optional: bool = False) -> io.Input:
     """The input of a setting of the trainer."""
     kind = COMMANDS[command]
     setting = kind.__dataclass_fields__[name]
     limits, default = setting.metadata, setting.default
-    about = {"tooltip": f"{limits['help'][0].upper()}{limits['help'][1:]}.", "advanced": advanced or None}
+    about = {
+        "tooltip": f"{limits['help'][0].upper()}{limits['help'][1:]}.",
+        "advanced": advanced or None,
+        "optional": optional,
+    }
     if "choices" in limits:
         return io.Combo.Input(name, options=list(limits["choices"]), default=default, **about)
     wanted = get_type_hints(kind)[name]

@@ -61,13 +61,36 @@ class TrainConfig(Settings):
     keep_checkpoints: int = setting(2, "checkpoints to keep", low=1, high=MILLION)
     sample_every: int = setting(
         0,
-        "steps between grids of samples; 0 = only when asked for. lcd and lcm-lora draw them in 4 steps; finetune and "
-        "controlnet in 14 steps with guidance (DPM-Solver++), because their base is no few-step model",
+        "steps between grids of samples, of which one is drawn before the first step; 0 = only when asked for. lcd and "
+        "lcm-lora draw them in 4 steps; finetune and controlnet in 14 steps with guidance (DPM-Solver++), because "
+        "their base is no few-step model",
         low=0,
         high=BILLION,
     )
     sample_count: int = setting(4, "pictures of a grid of samples", low=1, high=1024)
+    sample_prompts: list = setting(
+        list,
+        "JSON list of own prompts for the samples: each is a row of sample_count pictures, with the same noise every "
+        "time; empty = captions of the data",
+    )
+    prompt_file: str = path("text file of own prompts for the samples, one a line, such as a caption file")
+    validation: float = setting(
+        0.0,
+        "share of the pictures that is held out; the loss on it is shown beside that of the training, by four bands "
+        "of timesteps",
+        low=0.0,
+        high=0.9,
+    )
+    validation_data: str = path("folder or URL of other prepared features, held out instead of a share")
+    validation_every: int = setting(100, "steps between two looks at what is held out", low=1, high=BILLION)
     tensorboard: bool = setting(True, "also write TensorBoard events, if tensorboard is installed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(isinstance(each, str) and each.strip() for each in self.sample_prompts):
+            raise ConfigError(f"sample_prompts is {self.sample_prompts!r:.200}: a JSON list of prompts is wanted")
+        if self.validation and self.validation_data:
+            raise ConfigError("validation and validation_data are both set: hold out a share, or take other features")
 
 
 @dataclass(kw_only=True)

@@ -25,8 +25,12 @@ from .estimate import pictures_text
 from .export import default_name, write_result
 from .machine import DiskError, StopSignal, explain_import, out_of_memory
 from .monitor import Monitor
+from .prompts import Prompts, encode_prompts, own_prompts
 from .run_dir import RunDir, contents_of
-from .sampling import draw_examples
+from .sampling import draw_examples, draw_prompts
+from .task import describe_base
+from .tasks import TASKS
+from .validation import held_out
 
 EXPLODED = 1e4
 """No objective here has a loss of more than a few: noise has unit variance, and so have latents."""
@@ -85,7 +89,11 @@ class Training:
     ):
         self.config, self.accelerator, self.run, self.monitor, self.stop = config, accelerator, run, monitor, stop
         self.data = FeatureDataset(config.data, patience=self._patience())
+        self._prompts: Prompts | None = None
+        """The run's own, of the main process."""
+        on_main(accelerator, lambda: self._encode_prompts(command))
         self.engine = make_engine(command, config, self.data, accelerator)
+        self.validation = held_out(config, self.data, self.engine.task)
         on_main(accelerator, lambda: run.require_room(self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
         """Step of the newest checkpoint."""
@@ -112,6 +120,7 @@ class Training:
             self.engine.task.needs_hint,
             self.whole,
         )
+        self._look_before_the_first_step()
         while self.step < config.steps and "stop" not in self._asked:
             wishes = self._wishes()
             try:
@@ -122,6 +131,8 @@ class Training:
                 return
             self.step += 1
             self.batches += config.accumulation
+            if self._is_due(config.validation_every) or self.step == config.steps:
+                self._validate()
             self._read(Outcome(result, wishes, self.accelerator))
             if self._asked_for("sample") or self._is_due(config.sample_every):
                 self._sample()
@@ -130,6 +141,24 @@ class Training:
                 self._export("running", "saved")
             elif self._is_due(config.checkpoint_every):
                 self._save()
+
+    def _look_before_the_first_step(self) -> None:
+        """What later samples and losses are compared with."""
+        if self.step == 0:
+            self._validate()
+            if self.config.sample_every and self.config.models:
+                self._sample()
+
+    def _validate(self) -> None:
+        """The loss on what is held out. All processes compute it: a sharded network needs them all."""
+        if self.validation is not None:
+            self.monitor.validated(self.step, self.validation.losses(self.engine.task, self.engine.model))
+
+    def _encode_prompts(self, command: str) -> None:
+        if not own_prompts(self.config):
+            return
+        shape, _ = describe_base(TASKS[command], self.config)
+        self._prompts = encode_prompts(self.config, self.run, self.accelerator.device, shape.model_max_length)
 
     def _patience(self) -> Patience:
         """How the data is waited for: said in status and log, and given up when somebody asks to stop."""
@@ -289,8 +318,9 @@ class Training:
             on_main(self.accelerator, self._draw_samples)
 
     def _draw_samples(self) -> None:
+        task, count = self.engine.task, self.config.sample_count
         try:
-            drawn = draw_examples(self.engine.task, self.config.sample_count)
+            drawn = draw_prompts(task, self._prompts, count) if self._prompts else draw_examples(task, count)
         except StoreBusy as error:
             self.monitor.say(f"step {self.step}: no samples, because their captions cannot be read now: {error}")
             return

@@ -45,6 +45,7 @@ _SAME_RUN = (
     "w_embedding",
     "copy_blocks",
     "wiring",
+    "validation",
 )
 """Settings that say what is trained, and on what: they may not change between two halves of a run."""
 _ANY_TIME = (
@@ -57,6 +58,10 @@ _ANY_TIME = (
     "keep_checkpoints",
     "sample_every",
     "sample_count",
+    "sample_prompts",
+    "prompt_file",
+    "validation_data",
+    "validation_every",
     "tensorboard",
     "gradient_checkpointing",
     "compile",
@@ -173,7 +178,9 @@ class RunDir:
         differing = [
             f"{name} was {earlier['config'].get(name)!r} and is {config.get(name)!r}"
             for name in _SAME_RUN
-            if earlier["config"].get(name) != config.get(name) and not self._moved(earlier, name, config, identify)
+            # What an earlier version did not know was off.
+            if (earlier["config"].get(name) or None) != (config.get(name) or None)
+            and not self._moved(earlier, name, config, identify)
         ]
         if earlier["command"] != command:
             differing = [f"its command was {earlier['command']}, not {command}"]

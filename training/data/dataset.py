@@ -69,6 +69,8 @@ class FeatureDataset:
         except (KeyError, TypeError) as error:
             raise DataError(f"{self.location}/dataset.json is damaged: run `prepare` again ({error!r})") from error
         self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
+        self._held = np.zeros(len(self), bool)
+        """Samples that are in no batch."""
 
     def __getstate__(self) -> dict[str, Any]:
         """The dataset as a reading process gets it, which does not wait itself: it tells the one that started it."""
@@ -81,9 +83,45 @@ class FeatureDataset:
     def buckets(self) -> dict[tuple[int, int], int]:
         """Pictures of each size (height, width in px)."""
         counts: dict[tuple[int, int], int] = {}
-        for shard in self.shards:
-            counts[shard.bucket] = counts.get(shard.bucket, 0) + shard.count
-        return counts
+        for index, shard in enumerate(self.shards):
+            held = int(self._held[self._starts[index] : self._starts[index + 1]].sum())
+            counts[shard.bucket] = counts.get(shard.bucket, 0) + shard.count - held
+        return {size: count for size, count in counts.items() if count}
+
+    def hold_out(self, share: float) -> list[int]:
+        """Take a share of the pictures, at least one, out of all batches; returns their numbers. The same ones every
+        time.
+
+        Raises:
+            DataError: if none would be left.
+        """
+        count = max(1, round(share * len(self)))
+        if count >= len(self):
+            raise DataError(f"{self.location} holds {len(self)} pictures: validation={share} leaves none to train on")
+        chosen = torch.randperm(len(self), generator=generator_for(len(self)))[:count].sort().values.tolist()
+        self._held[chosen] = True
+        return chosen
+
+    def some(
+        self, numbers: Sequence[int], batch_size: int, hint: bool = False
+    ) -> list[tuple[list[int], dict[str, Any]]]:
+        """These samples in batches of one size, as those of `batches`, with their numbers: the same every time.
+
+        Raises:
+            DataError: as `batches`.
+        """
+        if hint:
+            require_hints(self.location, self.description)
+        reader, sizes = _Reader(self, 0, hint), {}
+        for number in numbers:
+            sizes.setdefault(self.locate(number)[0].bucket, []).append(number)
+        groups = [each[at : at + batch_size] for each in sizes.values() for at in range(0, len(each), batch_size)]
+        out = []
+        for group in groups:
+            samples = [self._get(lambda n=number: reader.sample(n, generator_for(0, n))) for number in group]
+            batch = _collate(samples)
+            out.append((group, {name: value for name, value in batch.items() if isinstance(value, Tensor)}))
+        return out
 
     def batches(
         self,
@@ -139,7 +177,7 @@ class FeatureDataset:
 
     def pictures_per_epoch(self, size: int, whole: bool = False) -> int:
         """Pictures that an epoch has: all of them, unless only whole batches are taken."""
-        return sum(count // size * size for count in self.buckets.values()) if whole else len(self)
+        return sum(count // size * size for count in self.buckets.values()) if whole else sum(self.buckets.values())
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
         """The shard that holds a sample, and its row there."""
@@ -156,7 +194,8 @@ class FeatureDataset:
             require_hints(self.location, self.description)
         largest = max(self.buckets, key=self.buckets.get)
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == largest]
-        numbers = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
+        every = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
+        numbers = (number for number in every if not self._held[number])
         reader = _Reader(self, 0, hint)
         chosen = itertools.islice(numbers, count)
         samples = [self._get(lambda n=number: reader.sample(n, generator_for(0, n))) for number in chosen]
@@ -187,11 +226,12 @@ class FeatureDataset:
     def _shuffled(self, bucket: tuple[int, int], generator: torch.Generator) -> Tensor:
         """The samples of a bucket: shards in random order, samples in random order within windows of shards."""
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == bucket]
-        window = max(1, SHUFFLE_WINDOW * self.buckets[bucket] // len(self))
+        window = max(1, SHUFFLE_WINDOW * self.buckets[bucket] // sum(self.buckets.values()))
         parts, waiting = [], []
         for index in torch.randperm(len(shards), generator=generator).tolist():
             shard = shards[index]
-            waiting.append(torch.arange(self._starts[shard], self._starts[shard + 1]))
+            first, last = self._starts[shard], self._starts[shard + 1]
+            waiting.append(torch.arange(first, last)[torch.from_numpy(~self._held[first:last])])
             if sum(map(len, waiting)) >= window:
                 parts.append(_mix(waiting, generator))
                 waiting = []

@@ -9,7 +9,7 @@ const MOST = 3000; // points; with more the whole is read anew, thinned by the s
 
 export class Chart {
     element = h("figure", { class: "pxd-chart", "aria-label": t("chart") });
-    #data = [[], [], []];
+    #data = [[], [], [], []];
     #generation = 0;
     #logarithmic = localStorage.getItem("pixart_delta.logarithmic") === "1";
 
@@ -35,7 +35,8 @@ export class Chart {
             if (since < 0) this.#clear();
             return;
         }
-        const fresh = [columns.step, columns.loss ?? [], columns.learning_rate ?? []];
+        const empty = columns.step.map(() => null);
+        const fresh = [columns.step, columns.loss ?? empty, columns.learning_rate ?? empty, columns.validation ?? empty];
         this.#data = since < 0 ? fresh : this.#data.map((old, i) => [...old, ...fresh[i]]);
         this.#draw();
     }
@@ -43,7 +44,7 @@ export class Chart {
     /** Forget what was read: a resumed run takes its last steps again. The old curve is seen until the new one is read. */
     reset() {
         this.#generation += 1;
-        this.#data = [[], [], []];
+        this.#data = [[], [], [], []];
     }
 
     destroy() {
@@ -61,7 +62,7 @@ export class Chart {
 
     #draw() {
         this.note.hidden = true;
-        const data = [this.#data[0], this.#positive(this.#data[1]), this.#data[2]];
+        const data = [this.#data[0], this.#positive(this.#data[1]), this.#data[2], this.#positive(this.#data[3])];
         if (this.plot) this.plot.setData(data);
         else this.plot = new uPlot(this.#options(), data, this.place);
         this.element.dataset.points = this.#data[0].length;
@@ -104,6 +105,8 @@ export class Chart {
                 { label: t("steps"), value },
                 { label: t("loss"), scale: "loss", stroke: () => colour("--pxd-loss"), width: 1.5, spanGaps: true, value },
                 { label: t("learning_rate"), scale: "rate", stroke: () => colour("--pxd-rate"), width: 1, dash: [4, 3], value },
+                // Of the pictures held out; most lines of metrics have none.
+                { label: t("validation"), scale: "loss", stroke: () => colour("--pxd-validation"), width: 1.5, spanGaps: true, value },
             ],
             axes: [axis("x", 2, 28), axis("loss", 3, 48), axis("rate", 1, 56)],
         };
