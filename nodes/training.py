@@ -12,7 +12,7 @@ from typing import Any, ClassVar, get_type_hints
 from comfy_api.latest import io
 
 from ..training.config import COMMANDS
-from ..training.recipe import AUTO, RECIPES
+from ..training.recipes import AUTO, RECIPES
 from .background import queue as jobs
 from .background.dataset import first_folder, prepare_dataset
 from .background.result import find_job, load_result, read_loss, result_stamp

@@ -28,9 +28,14 @@ from .config import make_config
 from .data.contents import current_path
 from .distribute import from_main, like, local, on_main, whole
 from .engine import Engine
+from .optimizers import average_weights
 from .run_dir import RunDir
 from .task import Task, fingerprint
 from .tasks import TASKS
+
+
+_Z = "optimizer.z."
+"""Of schedule-free AdamW's second sequence."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +270,9 @@ def _load_weights(task: Task, file: Path) -> int:
                 if network is not None:
                     names = [name for name in opened.keys() if name.startswith(part)]
                     state = {name.removeprefix(part): opened.get_tensor(name) for name in names}
+                    if part == "model." and facts["numbers"].get("kind") == "schedulefree":
+                        names = [name for name in opened.keys() if name.startswith(_Z)]
+                        average_weights(state, {name.removeprefix(_Z): opened.get_tensor(name) for name in names}, 0.9)
                     _load_network(network, state)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file} cannot be read as a checkpoint of this run: {error}") from error

@@ -11,7 +11,7 @@ from typing import Any
 from .config import COMMANDS, TRAININGS, ConfigError, load_config
 from .launcher import adopt
 from .machine import explain_import
-from .recipe import AUTO, RECIPES, recipe_values
+from .recipes import AUTO, RECIPES, recipe_values
 from .status import describe_run
 
 NANO_PARTS = ("autoencoder", "text_encoder", "scenes", "hed", "evaluate", "evaluate_control", "curve", "family")

@@ -15,6 +15,13 @@ MILLION, BILLION = 10**6, 10**9
 """Bounds of counts that have none in themselves: beyond them is a slip, or somebody who wants to do harm."""
 
 
+LORA_KINDS = ("lora", "dora", "lokr")
+LORA_KINDS_HELP = (
+    "lora; dora learns the size of each row besides, for more time and memory; lokr is a Kronecker product, which "
+    "reaches further with fewer numbers. ComfyUI's own loader and ours load all of them"
+)
+
+
 @dataclass(kw_only=True)
 class TrainConfig(Settings):
     """Settings that every training command has."""
@@ -35,7 +42,11 @@ class TrainConfig(Settings):
     final_learning_rate: float = setting(0.0, "end of the cosine schedule, as a share of the peak", low=0.0, high=1.0)
     warmup_steps: int = setting(100, "steps of linear warm-up", low=0, high=BILLION)
     optimizer: str = setting(
-        "adamw", "adamw8bit keeps both moments in 8 bit (bitsandbytes)", choices=("adamw", "adamw8bit")
+        "adamw",
+        "adamw8bit keeps both moments in 8 bit (bitsandbytes); prodigy finds the learning rate itself, and wants "
+        "learning_rate=1 (prodigyopt); adafactor keeps next to nothing, its learning_rate is a share of each weight's "
+        "size: 1e-3 to 1e-2; schedulefree is AdamW that needs no schedule, with a larger learning_rate (schedulefree)",
+        choices=("adamw", "adamw8bit", "prodigy", "adafactor", "schedulefree"),
     )
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", low=0.0, high=100.0)
     adam_beta2: float = setting(0.999, "AdamW's second beta", low=0.0, high=1.0)
@@ -89,6 +100,15 @@ class TrainConfig(Settings):
         super().__post_init__()
         if not all(isinstance(each, str) and each.strip() for each in self.sample_prompts):
             raise ConfigError(f"sample_prompts is {self.sample_prompts!r:.200}: a JSON list of prompts is wanted")
+        if self.optimizer == "prodigy" and not 0.1 <= self.learning_rate <= 10:
+            raise ConfigError(
+                f"learning_rate is {self.learning_rate}: optimizer=prodigy finds the rate itself and multiplies it by "
+                "this number: set learning_rate=1"
+            )
+        if self.optimizer == "schedulefree" and self.schedule != "constant":
+            raise ConfigError(f"schedule is {self.schedule}: optimizer=schedulefree needs none, leave it constant")
+        if self.sharding == "fsdp" and self.optimizer in ("prodigy", "adafactor", "schedulefree"):
+            raise ConfigError(f"optimizer is {self.optimizer}: with sharding=fsdp use adamw or adamw8bit")
         if self.validation and self.validation_data:
             raise ConfigError("validation and validation_data are both set: hold out a share, or take other features")
 
@@ -150,6 +170,7 @@ class LcmLoraConfig(DistillConfig):
 
     command: ClassVar[str] = "lcm-lora"
 
+    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS)
     lora_rank: int = setting(32, "rank of the LoRA layers", low=1, high=65536)
     lora_alpha: float = setting(
         8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6
@@ -180,6 +201,14 @@ class FinetuneConfig(TrainConfig):
         low=1.0,
         high=1e9,
     )
+    min_snr_gamma: float = setting(
+        0.0,
+        "γ of min-SNR weighting: the loss counts min(1, γ / SNR), so that the easy, nearly clean timesteps count less; "
+        "5 is usual, 0 = off",
+        low=0.0,
+        high=1e9,
+    )
+    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS)
     lora_rank: int = setting(
         0, "train LoRA layers of this rank on the frozen base; 0 = train the whole model", low=0, high=65536
     )
@@ -189,6 +218,10 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.min_snr_gamma and self.snr_weight_cap != 1.0:
+            raise ConfigError("min_snr_gamma and snr_weight_cap are both set: one favours what the other does not")
+        if self.lora_kind != "lora" and not self.lora_rank:
+            raise ConfigError(f"lora_kind is {self.lora_kind}, and lora_rank 0: set lora_rank, or leave lora_kind out")
         if bool(self.model) == bool(self.base):
             raise ConfigError("give either base (a checkpoint) or model (the shape of a new one)")
         if self.lora_rank and not self.base:

@@ -202,7 +202,7 @@ class LcmLora(Distillation):
 
     @classmethod
     def outline(cls, config, shape):
-        return lora_outline(shape, config.lora_rank, cls.extra_forwards)
+        return lora_outline(shape, config.lora_rank, cls.extra_forwards, config.lora_kind)
 
     @classmethod
     def packages(cls, config):
@@ -210,7 +210,8 @@ class LcmLora(Distillation):
 
     def __init__(self, config: LcmLoraConfig):
         base = load_base(type(self), config, DTYPES[config.precision])
-        super().__init__(config, add_lora(base, config.lora_rank, config.lora_alpha, config.seed), average=False)
+        lora = add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind)
+        super().__init__(config, lora, average=False)
         self.teacher = WithoutLora(self.model)
 
 

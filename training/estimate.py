@@ -26,7 +26,8 @@ from .config import ConfigError, TrainConfig
 from .data import FeatureDataset
 from .data.dataset import require_hints
 from .machine import in_units, out_of_memory, require_packages, require_room
-from .recipe import recipe_for
+from .optimizers import STATE_BYTES
+from .recipes import recipe_for
 from .run_dir import RunDir
 from .task import DTYPES, Outline, check_data, count_parameters, describe_base
 from .tasks import TASKS
@@ -53,7 +54,7 @@ class Estimate:
     """Bytes of averaged weights."""
     gradients: float
     moments: float
-    """Bytes of AdamW's two moments."""
+    """Bytes of what the optimiser keeps: AdamW's two moments."""
     activations: float
     """Bytes at the widest moment."""
     flops: float
@@ -105,17 +106,17 @@ def estimate(
     trained = outline.trained
     averaged = getattr(config, "ema_decay", 0.0) > 0
     share = 1 / processes if config.sharding == "fsdp" else 1
-    moment = 1 if config.optimizer == "adamw8bit" else 4
+    kept = STATE_BYTES[config.optimizer]
     tokens = math.ceil(height / 8 / shape.patch_size) * math.ceil(width / 8 / shape.patch_size)
     return Estimate(
         weights=trained * (4 * share + (0 if half == 4 or config.gradient_checkpointing else half)),
         frozen=outline.frozen * half,
         average=4 * trained * averaged * share,
         gradients=4 * trained * share,
-        moments=2 * moment * trained * share,
+        moments=kept * trained * share,
         activations=_activations(outline, config, shape, tokens, half),
         flops=_flops(outline, config, shape, tokens) * config.batch_size * config.accumulation,
-        checkpoint=trained * (4 + 4 * averaged + 2 * moment),
+        checkpoint=trained * (4 + 4 * averaged + kept),
         kept=config.keep_checkpoints,
     )
 

@@ -25,12 +25,12 @@ from .estimate import pictures_text
 from .export import default_name, write_result
 from .machine import DiskError, StopSignal, explain_import, out_of_memory
 from .monitor import Monitor
-from .prompts import Prompts, encode_prompts, own_prompts
+from .watch.prompts import Prompts, encode_prompts, own_prompts
 from .run_dir import RunDir, contents_of
 from .sampling import draw_examples, draw_prompts
 from .task import describe_base
 from .tasks import TASKS
-from .validation import held_out
+from .watch.validation import held_out
 
 EXPLODED = 1e4
 """No objective here has a loss of more than a few: noise has unit variance, and so have latents."""
@@ -152,7 +152,9 @@ class Training:
     def _validate(self) -> None:
         """The loss on what is held out. All processes compute it: a sharded network needs them all."""
         if self.validation is not None:
-            self.monitor.validated(self.step, self.validation.losses(self.engine.task, self.engine.model))
+            with self.engine.evaluated():
+                losses = self.validation.losses(self.engine.task, self.engine.model)
+            self.monitor.validated(self.step, losses)
 
     def _encode_prompts(self, command: str) -> None:
         if not own_prompts(self.config):

@@ -46,6 +46,7 @@ _SAME_RUN = (
     "copy_blocks",
     "wiring",
     "validation",
+    "lora_kind",
 )
 """Settings that say what is trained, and on what: they may not change between two halves of a run."""
 _ANY_TIME = (

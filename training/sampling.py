@@ -19,7 +19,7 @@ from .config import ConfigError, SampleConfig
 from .data import FeatureDataset
 from .data.contents import current_path
 from .data.waiting import Patience
-from .prompts import Prompts
+from .watch.prompts import Prompts
 from .task import Task
 
 if TYPE_CHECKING:

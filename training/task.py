@@ -22,6 +22,7 @@ from .config import ConfigError, TrainConfig
 from .data import FeatureDataset
 from .data.dataset import CAPTION_PADDING, padded, require_hints
 from .draws import Draws
+from .optimizers import PACKAGES
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -106,7 +107,7 @@ class Task(ABC):
     @classmethod
     def packages(cls, config: TrainConfig) -> list[str]:
         """Packages that a training with these settings imports besides what ComfyUI and our nodes have."""
-        return ["accelerate", *(["bitsandbytes"] if config.optimizer == "adamw8bit" else [])]
+        return ["accelerate", *([PACKAGES[config.optimizer]] if config.optimizer in PACKAGES else [])]
 
     @classmethod
     def reads_null_caption(cls, config: TrainConfig) -> bool:

@@ -15,7 +15,7 @@ import comfy.model_management as memory
 from ...training.config import COMMANDS, ConfigError, make_config
 from ...training.estimate import pick_recipe
 from ...training.jobs import TRAIN, Job, check_name, process
-from ...training.recipe import AUTO, recipe_values
+from ...training.recipes import AUTO, recipe_values
 from ...training.run_dir import RunDir
 from . import queue as jobs
 from .estimate import Prepared, check_and_estimate

@@ -8,8 +8,8 @@ from typing import get_type_hints
 import pytest
 from pixart_delta.training.cli import main
 from pixart_delta.training.config import COMMANDS, TRAININGS, ConfigError, load_config, make_config
-from pixart_delta.training.recipe import RECIPES as RECIPES_BY_NAME
-from pixart_delta.training.recipe import recipe_values
+from pixart_delta.training.recipes import RECIPES as RECIPES_BY_NAME
+from pixart_delta.training.recipes import recipe_values
 
 NEEDED = {"run": "r", "data": "d", "base": "b"}
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "training/recipes").glob("*.json"))

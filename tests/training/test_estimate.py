@@ -16,7 +16,7 @@ from pixart_delta.training.config import ConfigError, load_config, make_config
 from pixart_delta.training.draws import Draws
 from pixart_delta.training.estimate import estimate, matmul_rate, pictures_text
 from pixart_delta.training.machine import GB
-from pixart_delta.training.recipe import SIZES, recipe_for, recipe_values
+from pixart_delta.training.recipes import SIZES, recipe_for, recipe_values
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.tasks import TASKS
 

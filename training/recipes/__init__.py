@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..pixart_core.textfile import read_json
-from .settings import ConfigError
+from ...pixart_core.textfile import read_json
+from ..settings import ConfigError
 
-FOLDER = Path(__file__).with_name("recipes")
+FOLDER = Path(__file__).parent
 SIZES = (8, 12, 16, 24, 32)
 """GB of a device."""
 NANO = "nano"

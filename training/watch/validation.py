@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .config import TrainConfig
-from .data import FeatureDataset
-from .data.dataset import to_float32
-from .draws import Draws, to_device
-from .task import Task
+from ..config import TrainConfig
+from ..data import FeatureDataset
+from ..data.dataset import to_float32
+from ..draws import Draws, to_device
+from ..task import Task
 
 BANDS = 4
 """The first is the least noisy quarter of the timesteps, where details are decided, the last the noisiest."""

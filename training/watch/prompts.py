@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..pixart_core.text import TextEncoder
-from .config import ConfigError, TrainConfig
-from .prepare.words import TextError, lines, read_text
-from .run_dir import RunDir
+from ...pixart_core.text import TextEncoder
+from ..config import ConfigError, TrainConfig
+from ..prepare.words import TextError, lines, read_text
+from ..run_dir import RunDir
 
 Prompts = tuple[list[str], Tensor, Tensor]
 """Prompts, their embeddings (P, tokens, D) float32 and masks (P, tokens) on the CPU."""
