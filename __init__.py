@@ -5,7 +5,7 @@ from __future__ import annotations
 WEB_DIRECTORY = "./web"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> object:
     """ComfyUI's V3 entry point."""
     from .nodes import PixArtDeltaExtension
 

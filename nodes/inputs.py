@@ -6,6 +6,7 @@ The first argument of every input is its id, by which saved workflows know it.
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -25,20 +26,20 @@ def file_input(id: str, kind: str, tooltip: str, use: str = "") -> io.Input:
     return io.Combo.Input(id, options=files.names(kind), default=files.first_usable(kind, use), tooltip=tooltip)
 
 
-def fingerprint(**kinds: str) -> classmethod:
+def fingerprint(**kinds: str) -> classmethod[Any, ..., str]:
     """`fingerprint_inputs` of a node that runs again when a file changes: id of an input -> kind of its file."""
 
-    def stamp(cls, **inputs) -> str:
+    def stamp(_node: type, /, **inputs: str) -> str:
         return "".join(files.stamp(kind, inputs[id]) for id, kind in kinds.items())
 
     return classmethod(stamp)
 
 
-def _now(cls, **_inputs) -> float:
+def _now(_node: type, /, **_inputs: object) -> float:
     return time.time()
 
 
-always = classmethod(_now)
+always: classmethod[Any, ..., float] = classmethod(_now)
 """`fingerprint_inputs` of a node that runs each time: its job may have gone on, or have been deleted."""
 
 

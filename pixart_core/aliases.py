@@ -24,3 +24,6 @@ class Operations(Protocol):
 
     @property
     def Conv2d(self) -> type[nn.Conv2d]: ...
+
+    @property
+    def GroupNorm(self) -> type[nn.GroupNorm]: ...

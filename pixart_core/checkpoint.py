@@ -19,6 +19,7 @@ from .errors import CheckpointError
 from .identify import METADATA_KEY, Section, control_section, count_blocks, identify, inspect_file, sections
 from .layers import is_in_stream, stream_dtype
 from .model import PixArt
+from .modelspec import modelspec
 from .weightfile import WeightFile, open_weights, save_json, save_weights
 
 logger = logging.getLogger(__name__)
@@ -253,7 +254,8 @@ def _model_state(
 
 
 def _header(kind: str, config: PixArtConfig, metadata: Mapping[str, Any] | None, **more: Any) -> dict[str, str]:
-    return {METADATA_KEY: json.dumps({**(metadata or {}), "kind": kind, "config": config.to_dict(), **more})}
+    about = {**(metadata or {}), "kind": kind, "config": config.to_dict(), **more}
+    return {METADATA_KEY: json.dumps(about), **modelspec(kind, about, config)}
 
 
 def read_controlnet(

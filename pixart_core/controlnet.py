@@ -30,8 +30,8 @@ class ControlBlock(nn.Module):
         )
         self.after_proj = operations.Linear(dim, dim, dtype=dtype, device=device)
 
-    def forward(self, hint: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
-        hint = self.copied_block(hint, cond)
+    def forward(self, hint: Tensor, cond: Conditions, keys_values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        hint = self.copied_block(hint, cond, keys_values)
         return hint, self.after_proj(hint.to(cond.caption.dtype))
 
 
@@ -71,24 +71,35 @@ class ControlNetTransformer(nn.Module):
         *,
         attention: Attention | None = None,
         block_hook: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        conditions: Conditions | None = None,
+        keys_values: Sequence[Tensor] | None = None,
     ) -> Sequence[Tensor | None]:
         """hint (B, in_channels, h, w): scaled latent of the edge map; the rest as in `PixArt.forward`.
 
-        `block_hook` is put around the copies; what it runs returns a pair of tensors.
+        `block_hook` is put around the copies; what it runs returns a pair of tensors. `conditions` are as in
+        `PixArt.forward`, `keys_values` those of the copies for them, from `keys_values`.
 
         Returns residuals (B, tokens, hidden): item i belongs to the output of base block i; None: nothing does.
         """
-        cond = base.embed_conditions(latent, timestep, caption, caption_mask, image_size, aspect_ratio, attention)
-        tokens = base.blocks[0](base.embed_latent(latent), cond)
-        x = tokens + self.controlnet[0].before_proj(base.embed_latent(hint).to(cond.caption.dtype))
+        cond = conditions
+        if cond is None:
+            cond = base.embed_conditions(latent, timestep, caption, caption_mask, image_size, aspect_ratio, attention)
+        first = None if cond.keys_values is None else cond.keys_values[0]
+        tokens = base.blocks[0](base.embed_latent(latent, cond.position), cond, first)
+        embedded = base.embed_latent(hint, cond.position)
+        x = tokens + self.controlnet[0].before_proj(embedded.to(cond.caption.dtype))
         residuals = []
         for index, block in enumerate(self.controlnet):
-            if block_hook is None:
-                x, residual = block(x, cond)
-            else:
+            if block_hook is not None:
                 x, residual = block_hook(index, functools.partial(block, cond=cond), x)
+            else:
+                x, residual = block(x, cond, None if keys_values is None else keys_values[index])
             residuals.append(residual)
         return self.connect(residuals)
+
+    def keys_values(self, caption: Tensor) -> tuple[Tensor, ...]:
+        """What the copies' cross-attentions make of a caption (B, L, hidden), as in `Conditions.keys_values`."""
+        return tuple(block.copied_block.cross_attn.kv_linear(caption) for block in self.controlnet)
 
     def connect(self, residuals: list[Tensor]) -> Sequence[Tensor | None]:
         """What each copy says -> what each base block's output takes."""

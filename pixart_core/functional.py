@@ -118,3 +118,13 @@ def preferred_dtype(device: Device = None) -> torch.dtype:
     if kind == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.float16 if kind == "mps" else torch.bfloat16
+
+
+def sampling_dtype(device: torch.device | str | None = None) -> torch.dtype:
+    """The dtype that a transformer samples in on `device`, when nobody asks for one.
+
+    `preferred_dtype`, but on CUDA float16: its products are as fast as bfloat16's and have eight times the precision,
+    and the stream of tokens, which is what grows, is float32 in either.
+    """
+    kind = torch.device("cpu" if device is None else device).type
+    return torch.float16 if kind == "cuda" else preferred_dtype(device)

@@ -50,6 +50,11 @@ class Conditions:
     attention: Attention = sdpa_attention
     hook: AttentionHook | None = None
     """What stands in for a block's attention layers; None = their own forward."""
+    keys_values: tuple[Tensor, ...] | None = None
+    """(B, L, 2·C) of each block: what its cross-attention makes of the caption, where that was computed before (see
+    `PixArt.embed_steps`)."""
+    position: Tensor | None = None
+    """(1, N, C): the grid of the tokens, likewise."""
 
     def repeat(self, times: int) -> Conditions:
         """The same conditions for a batch repeated `times` times."""
@@ -63,6 +68,7 @@ class Conditions:
             modulation=tile(self.modulation),
             caption=tile(self.caption),
             mask=None if self.mask is None else tile(self.mask),
+            keys_values=None if self.keys_values is None else tuple(map(tile, self.keys_values)),
         )
 
 
@@ -192,9 +198,17 @@ class CrossAttention(nn.Module):
         self.kv_linear = operations.Linear(dim, dim * 2, dtype=dtype, device=device)
         self.proj = operations.Linear(dim, dim, dtype=dtype, device=device)
 
-    def forward(self, x: Tensor, caption: Tensor, mask: Tensor | None, attention: Attention = sdpa_attention) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        caption: Tensor,
+        mask: Tensor | None,
+        attention: Attention = sdpa_attention,
+        keys_values: Tensor | None = None,
+    ) -> Tensor:
+        """x (B, N, C), caption (B, L, C), mask (B, 1, L), keys_values (B, L, 2·C) of the caption if there are any."""
         q = self.q_linear(x)
-        k, v = self.kv_linear(caption).chunk(2, dim=-1)
+        k, v = (self.kv_linear(caption) if keys_values is None else keys_values).chunk(2, dim=-1)
         return self.proj(attention(q, k, v, self.num_heads, mask=mask))
 
     def project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
@@ -230,15 +244,16 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim, **kwargs)
         self.scale_shift_table = nn.Parameter(torch.zeros(6, dim, dtype=stream_dtype(dtype), device=device))
 
-    def forward(self, x: Tensor, cond: Conditions) -> Tensor:
-        """x (B, N, C) -> (B, N, C), of the stream's dtype."""
+    def forward(self, x: Tensor, cond: Conditions, keys_values: Tensor | None = None) -> Tensor:
+        """x (B, N, C) -> (B, N, C), of the stream's dtype. keys_values: see `CrossAttention`; a hook reads the caption
+        instead, which it may change."""
         dtype = cond.caption.dtype  # of the products
         table = self.scale_shift_table.to(dtype=x.dtype, device=x.device)[None] + cond.modulation
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)  # (B, 1, C) each
         tokens = modulate(x, shift_msa, scale_msa).to(dtype)
         if cond.hook is None:
             x = torch.addcmul(x, gate_msa, self.attn(tokens, cond.attention))
-            x = x + self.cross_attn(x.to(dtype), cond.caption, cond.mask, cond.attention)
+            x = x + self.cross_attn(x.to(dtype), cond.caption, cond.mask, cond.attention, keys_values)
         else:
             x = torch.addcmul(x, gate_msa, cond.hook.self_attention(self.attn, tokens, cond))
             x = x + cond.hook.cross_attention(self.cross_attn, x.to(dtype), cond)

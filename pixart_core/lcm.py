@@ -13,6 +13,7 @@ from .schedule import NUM_TIMESTEPS, add_noise, predict_x0, signal_and_noise
 MAX_STEPS = 8
 DDIM_STEPS = 50
 """Timesteps the student was distilled on: 19, 39, …, 999 (skipping interval k = 20, paper App. B.1)."""
+DDIM_SKIP = NUM_TIMESTEPS // DDIM_STEPS
 GRIDS = ("diffusers", "official")
 
 ScalarOrTensor = TypeVar("ScalarOrTensor", float, Tensor)
@@ -21,8 +22,7 @@ ModelFn = Callable[[Tensor, Tensor], Tensor]
 
 def ddim_timesteps() -> list[int]:
     """The 50 distillation timesteps 19, 39, …, 999."""
-    skip = NUM_TIMESTEPS // DDIM_STEPS
-    return list(range(skip - 1, NUM_TIMESTEPS, skip))
+    return list(range(DDIM_SKIP - 1, NUM_TIMESTEPS, DDIM_SKIP))
 
 
 def lcm_timesteps(steps: int, grid: str = "diffusers", strength: float = 1.0) -> list[int]:
@@ -108,6 +108,10 @@ def sample_lcm(
     if noises is not None and len(noises) < len(timesteps) - 1:
         raise ValueError(f"{len(timesteps)} steps need {len(timesteps) - 1} noises, got {len(noises)}")
     latent = noise.float()
+    # All noises before the first step: a copy from the host in between would wait for the step before it.
+    later = len(timesteps) - 1
+    fresh = [_draw(latent, generator) for _ in range(later)] if noises is None else list(noises[:later])
+    fresh = [each.to(latent) for each in fresh]
     for step, timestep in enumerate(timesteps):
         t = torch.full((latent.shape[0],), timestep, device=latent.device, dtype=torch.long)
         epsilon = model_fn(latent, t).float()
@@ -115,14 +119,26 @@ def sample_lcm(
         if callback is not None:
             callback(step, denoised)
         if step + 1 < len(timesteps):
-            fresh = noises[step].to(latent) if noises is not None else _draw(latent, generator)
-            latent = add_noise(denoised, fresh, torch.full_like(t, timesteps[step + 1]), table)
-    if not torch.isfinite(denoised).all():
-        raise ValueError(
+            latent = add_noise(denoised, fresh[step], torch.full_like(t, timesteps[step + 1]), table)
+    return require_finite(denoised)
+
+
+class NotFiniteError(ValueError):
+    """A model returned NaN or infinite values."""
+
+
+def require_finite(latent: Tensor) -> Tensor:
+    """What came out of a sampling, if it is numbers; waits for it.
+
+    Raises:
+        NotFiniteError: else.
+    """
+    if not torch.isfinite(latent).all():
+        raise NotFiniteError(
             "the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
             "(try bfloat16 or float32)"
         )
-    return denoised
+    return latent
 
 
 def _draw(like: Tensor, generator: torch.Generator | None) -> Tensor:

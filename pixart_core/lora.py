@@ -24,6 +24,7 @@ from .aliases import PathLike
 from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names, summary
 from .errors import CheckpointError, check, field
 from .identify import METADATA_KEY, inspect_file, own_metadata
+from .modelspec import modelspec
 from .textfile import parse_json
 from .weightfile import WeightFile, open_weights, save_weights
 
@@ -487,4 +488,4 @@ def host_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def save_lora(lora: Lora, path: PathLike, metadata: Mapping[str, Any] | None = None) -> Path:
     """Save a LoRA as one safetensors file that carries its alpha, atomically."""
     values = {**lora.metadata, **(metadata or {}), "kind": "lora", "rank": lora.rank}
-    return save_weights(lora.to_state_dict(), path, {METADATA_KEY: json.dumps(values)})
+    return save_weights(lora.to_state_dict(), path, {METADATA_KEY: json.dumps(values), **modelspec("lora", values)})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .lcm import ModelFn, lcm_timesteps, sample_lcm
+from .lcm import ModelFn, lcm_timesteps, require_finite, sample_lcm
 from .schedule import BETA_END, BETA_START, NUM_TIMESTEPS
 
 STEPS = {"lcm": 4, "dpm": 14}
@@ -26,6 +28,7 @@ def plan_steps(sampler: str, steps: int | None = None, grid: str = "diffusers") 
 
     Raises:
         ValueError: on another sampler, grid or number of steps.
+        ImportError: for "dpm" without diffusers.
     """
     if sampler not in STEPS:
         raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(STEPS)}")
@@ -34,6 +37,10 @@ def plan_steps(sampler: str, steps: int | None = None, grid: str = "diffusers") 
         return lcm_timesteps(steps, grid)
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= NUM_TIMESTEPS:
         raise ValueError(f"DPM-Solver++ takes 1 to {NUM_TIMESTEPS} steps, got {steps!r}")
+    if importlib.util.find_spec("diffusers") is None:  # said before anything is loaded or encoded
+        raise ImportError(
+            "DPM-Solver++ is diffusers', which is missing: pip install diffusers. The sampler lcm does without"
+        )
     return steps
 
 
@@ -96,6 +103,24 @@ def sample_dpm(model_fn: ModelFn, noise: Tensor, steps: int, callback: Callback 
     Raises:
         ValueError: on a model that returns NaN or infinite values.
     """
+    scheduler = _dpm_scheduler(steps)
+    scheduler.set_begin_index(0)  # else it looks its first timestep up
+    latent = noise.float() * scheduler.init_noise_sigma
+    for step, timestep in enumerate(scheduler.timesteps):
+        epsilon = model_fn(latent, torch.full((len(latent),), int(timestep), device=latent.device))
+        latent = scheduler.step(epsilon, timestep, latent, return_dict=False)[0]
+        if callback is not None:
+            callback(step, scheduler.model_outputs[-1])
+    return require_finite(latent)
+
+
+def dpm_timesteps(steps: int) -> list[int]:
+    """Timesteps of a `sample_dpm` run, first to last."""
+    return [int(timestep) for timestep in _dpm_scheduler(steps).timesteps]
+
+
+def _dpm_scheduler(steps: int) -> Any:
+    """Its timesteps and sigmas stay on the CPU: reading one there waits for nothing."""
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(
@@ -107,16 +132,5 @@ def sample_dpm(model_fn: ModelFn, noise: Tensor, steps: int, callback: Callback 
         algorithm_type="dpmsolver++",
         prediction_type="epsilon",
     )
-    scheduler.set_timesteps(steps, noise.device)
-    latent = noise.float() * scheduler.init_noise_sigma
-    for step, timestep in enumerate(scheduler.timesteps):
-        epsilon = model_fn(latent, timestep.expand(len(latent)))
-        latent = scheduler.step(epsilon, timestep, latent, return_dict=False)[0]
-        if callback is not None:
-            callback(step, scheduler.model_outputs[-1])
-    if not torch.isfinite(latent).all():
-        raise ValueError(
-            "the model returned NaN or infinite values: the checkpoint is damaged, or its dtype overflows "
-            "(try bfloat16 or float32)"
-        )
-    return latent
+    scheduler.set_timesteps(steps, "cpu")
+    return scheduler

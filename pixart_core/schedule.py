@@ -36,8 +36,14 @@ def signal_and_noise(timestep: Tensor, like: Tensor, table: Tensor | None = None
 
 def look_up(table: Tensor, timestep: Tensor) -> Tensor:
     """A table's values (…) at `timestep` (…), float32, on the timestep's device. Tables are made in float64 on the CPU
-    and leave it in float32: Apple's GPUs have nothing wider."""
-    return table.float().to(timestep.device)[timestep.long()]
+    and leave it in float32, once for each device: Apple's GPUs have nothing wider, and a copy from the host waits."""
+    return _on_device(table, timestep.device)[timestep.long()]
+
+
+@functools.lru_cache(maxsize=32)  # a tensor is known by its identity
+@torch.inference_mode(False)  # whoever comes next may want gradients
+def _on_device(table: Tensor, device: torch.device) -> Tensor:
+    return table.float().to(device)
 
 
 @functools.lru_cache(maxsize=4)  # a tensor is known by its identity

@@ -1,27 +1,29 @@
-"""Pictures to latents and back: diffusers' AutoencoderKL (released weights) or AutoencoderTiny (the nano family)."""
+"""Pictures to latents and back by an AutoencoderKL (released weights) or AutoencoderTiny (the nano family)."""
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .aliases import Device, DType, PathLike
+from .aliases import Device, DType, Operations, PathLike
+from .autoencoder import CLASSES
+from .autoencoder_config import KLConfig, TinyConfig, read_config
 from .convert import summary
-from .errors import CheckpointError, check, read_by, read_description
+from .errors import CheckpointError, read_description
 from .functional import preferred_dtype
 from .resolution import resize_and_crop
-from .weightfile import WeightFile, open_weights
+from .weightfile import WeightFile, open_weights, save_json, save_weights
 from .weightfolder import find_part
 
 FACTOR = 8
 """Pixels a latent pixel stands for, each way."""
 LATENT_CHANNELS = 4
-_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 _DEPTHS = ("layers_per_block", "num_encoder_blocks", "num_decoder_blocks")
 """Fields of their config.json that say how many layers are built."""
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -33,35 +35,37 @@ def default_dtype(device: Device = None) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else preferred_dtype(device)
 
 
-def load_vae(path: PathLike, dtype: DType = None, device: Device = None) -> Any:
+def load_vae(path: PathLike, dtype: DType = None, device: Device = None, operations: Operations = nn) -> Any:
     """Load an autoencoder folder (config.json and weights), or the vae/ of a pipeline folder.
 
+    Args:
+        path: the folder.
+        dtype: of the weights; None = `default_dtype`.
+        device: of the weights; None = CPU.
+        operations: namespace that layers are taken from, see `autoencoder`.
+
     Returns:
-        diffusers' AutoencoderKL or AutoencoderTiny, whichever config.json says, in eval mode.
+        AutoencoderKL or AutoencoderTiny, whichever config.json says, in eval mode.
 
     Raises:
         CheckpointError: on a missing or damaged folder, or a model that is not a 4-channel f8 autoencoder.
-        ImportError: if diffusers is missing.
     """
-    try:
-        import diffusers
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"the autoencoder is diffusers' and {error.name} is missing: pip install diffusers"
-        ) from error
-
     folder = _find_vae(Path(path))
-    config = read_description(folder / "config.json")
-    kind = config.get("_class_name")
-    if not is_autoencoder(config):
+    description = read_description(folder / "config.json")
+    kind = description.get("_class_name")
+    if not is_autoencoder(description):
         raise CheckpointError(
             f"{folder} holds {kind or 'no diffusers model'}; PixArt-α's autoencoder is one of "
-            f"{', '.join(_CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)"
+            f"{', '.join(CLASSES)} (Stable Diffusion 1.x's, f8, {LATENT_CHANNELS} channels)"
         )
     file = open_weights(folder)
-    _bound(config, file)
-    with read_by("diffusers", folder, "an autoencoder"), torch.device("meta"):
-        vae = getattr(diffusers, str(kind)).from_config(config)
+    _bound(description, file)
+    module, config_kind = CLASSES[str(kind)]
+    try:
+        config = read_config(config_kind, description)
+    except ValueError as error:
+        raise CheckpointError(f"the autoencoder {folder}: {error} in config.json") from error
+    vae = module(config, device="meta", operations=operations)
     stored = {_current_name(name): name for name in file.tensors}
     expected = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
     wrong = [
@@ -71,12 +75,23 @@ def load_vae(path: PathLike, dtype: DType = None, device: Device = None) -> Any:
     ]
     if wrong:
         raise CheckpointError(f"{folder} does not hold the weights its config.json describes: {summary(wrong)}")
-    _check_latents(vae, folder)
+    _check_latents(config, folder)
     file.require_numbers()
     dtype = dtype or default_dtype(device)
     state = {name: file.read([stored[name]])[stored[name]].to(device or "cpu", dtype) for name in expected}
     vae.load_state_dict(state, strict=True, assign=True)
     return vae.eval().requires_grad_(False)
+
+
+def save_vae(vae: Any, folder: Path) -> None:
+    """Write an autoencoder of ours as `load_vae` and diffusers read it: config.json and weights.
+
+    Raises:
+        CheckpointError: when it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json({"_class_name": type(vae).__name__, **asdict(vae.config)}, folder / "config.json")
+    save_weights(vae.state_dict(), folder / "diffusion_pytorch_model.safetensors")
 
 
 def _bound(config: dict[str, Any], file: WeightFile) -> None:
@@ -171,7 +186,7 @@ def _encode(vae: Any, images: Tensor) -> Any:
 
 def is_autoencoder(config: Mapping[str, Any]) -> bool:
     """Whether a config.json describes an autoencoder of a class that PixArt's pictures are decoded with."""
-    return config.get("_class_name") in _CLASSES
+    return config.get("_class_name") in tuple(CLASSES)
 
 
 def _find_vae(path: Path) -> Path:
@@ -190,21 +205,15 @@ def _find_vae(path: Path) -> Path:
     return folder
 
 
-def _check_latents(vae: Any, folder: Path) -> None:
-    kl = hasattr(vae.config, "down_block_types")
-    blocks = vae.config.block_out_channels if kl else vae.config.encoder_block_out_channels
-    factor = 2 ** (len(blocks) - 1)
-    if vae.config.latent_channels != LATENT_CHANNELS or factor != FACTOR:
+def _check_latents(config: KLConfig | TinyConfig, folder: Path) -> None:
+    if (config.latent_channels, config.factor) != (LATENT_CHANNELS, FACTOR):
         raise CheckpointError(
-            f"the autoencoder {folder} has {vae.config.latent_channels} latent channels and factor "
-            f"{factor}; PixArt-α needs {LATENT_CHANNELS} channels and factor {FACTOR}, as Stable "
+            f"the autoencoder {folder} has {config.latent_channels} latent channels and factor "
+            f"{config.factor}; PixArt-α needs {LATENT_CHANNELS} channels and factor {FACTOR}, as Stable "
             "Diffusion 1.x's"
         )
-    try:
-        check("scaling_factor", vae.config.scaling_factor, float, 1e-6, 1e6)
-    except ValueError as error:
-        raise CheckpointError(f"the autoencoder {folder}: {error} in config.json") from error
-    with read_by("diffusers", folder, "an autoencoder"), torch.device("meta"), torch.no_grad():
-        shape = tuple(vae.decode(torch.zeros(1, LATENT_CHANNELS, 2, 2)).sample.shape)
-    if shape != (1, 3, 2 * FACTOR, 2 * FACTOR):
-        raise CheckpointError(f"the autoencoder {folder} makes {shape} of a latent of 2 x 2, and not (1, 3, 16, 16)")
+    if (config.in_channels, config.out_channels) != (3, 3):
+        raise CheckpointError(
+            f"the autoencoder {folder} takes {config.in_channels} channels and gives {config.out_channels}, and not "
+            "pictures of 3"
+        )

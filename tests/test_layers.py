@@ -36,7 +36,7 @@ STANDARD_LIBRARY_ONLY = (
     "training/storage.py",
     "training/machine.py",
     "training/launcher.py",
-    "training/status.py",
+    "training/cli.py",
 )
 COMFYUI = {"app", "comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths"} | {
     "latent_preview",

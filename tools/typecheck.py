@@ -1,4 +1,4 @@
-"""mypy over the rooms and tools, as the one package that they are inside ComfyUI: `python -m tools.typecheck`.
+"""mypy over the rooms, as the one package that they are inside ComfyUI: `python -m tools.typecheck`.
 
 The relative imports lead out of `nodes` and `training` into the folder above, whose name is whatever it was cloned as.
 mypy wants a name that Python could import, so the rooms are linked into a folder of a fixed one. What is strict and
@@ -15,7 +15,7 @@ from mypy import api
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".mypy_cache"
 PACKAGE = CACHE / "as_package" / "pixart_delta"
-CHECKED = ("__init__.py", "pixart_core", "training", "nodes", "tools")
+CHECKED = ("__init__.py", "pixart_core", "training", "nodes")
 
 
 def main() -> int:

@@ -22,17 +22,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..pixart_core.convert import summary
+from ..pixart_core.errors import CheckpointError
 from ..pixart_core.textfile import parse_json
-from ..pixart_core.weightfile import CheckpointError, save_weights
-from .config import make_config
+from ..pixart_core.weightfile import save_weights
+from .config import make_training
 from .data.contents import current_path
 from .distribute import from_main, like, local, on_main, whole
 from .engine import Engine
 from .optimizers import average_weights
 from .run_dir import RunDir
 from .task import Task, fingerprint
-from .tasks import TASKS
-
+from .tasks import make_task
 
 _Z = "optimizer.z."
 """Of schedule-free AdamW's second sequence."""
@@ -111,8 +111,8 @@ def newest_readable(run: RunDir, say: Callable[[str], None]) -> Checkpoint | Non
     for path in reversed(run.checkpoints()):
         try:
             checkpoint = _read(path)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
-            problems.append((path, error))
+        except (OSError, SafetensorError, ValueError, KeyError) as problem:
+            problems.append((path, problem))
             continue
         for bad, error in problems:
             aside = bad.with_suffix(".damaged")
@@ -149,7 +149,7 @@ def restore(path: str, base: str = "") -> tuple[Task, RunDir, int]:
             raise CheckpointError(f"{run.path} has no checkpoint yet: wait for one, or ask for it (`save`)")
         file = newest.path
     settings = about["config"] | {"base": current_path("base", about["config"], run.path, base)}
-    task = TASKS[about["command"]](make_config(about["command"], settings))
+    task = make_task(about["command"], make_training(about["command"], settings))
     return task, run, _load_weights(task, file)
 
 
@@ -208,7 +208,7 @@ def read_facts(file: Any, path: Path) -> dict[str, Any]:
 
 def _checksums(state: Mapping[str, Tensor]) -> dict[str, int]:
     def checksum(tensor: Tensor) -> int:
-        return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy())
+        return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
     with ThreadPoolExecutor() as pool:  # zlib lets go of the interpreter
         return dict(zip(state, pool.map(checksum, state.values()), strict=True))
@@ -221,6 +221,8 @@ def _check_fit(checkpoint: Checkpoint, engine: Engine) -> None:
     differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)] + strange
     if differing:
         problem = f"its weights are of another shape ({summary(differing)})"
+    elif checkpoint.facts["numbers"].get("kind", engine.config.optimizer) != engine.config.optimizer:
+        problem = f"its optimizer was {checkpoint.facts['numbers']['kind']}, not {engine.config.optimizer}"
     elif checkpoint.facts["frozen"] != engine.frozen_fingerprint:
         problem = "the weights it was trained on, those of base, are others now"
     else:
@@ -237,7 +239,7 @@ def _fill(engine: Engine, checkpoint: Checkpoint) -> None:
     accelerator = engine.accelerator
     file = safe_open(checkpoint.path, "pt") if accelerator.is_main_process else None
     for name, (shape, dtype) in checkpoint.tensors.items():
-        tensor = from_main(accelerator, file and file.get_tensor(name), shape, dtype)
+        tensor = from_main(accelerator, None if file is None else file.get_tensor(name), shape, dtype)
         if name in targets:
             local(targets[name]).copy_(local(like(tensor, targets[name])))
         else:

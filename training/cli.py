@@ -1,4 +1,4 @@
-"""Command line of the trainings."""
+"""Command line of the trainings. Standard library only, until a command needs more."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import argparse
 import importlib
 import logging
 import sys
+import time
 from typing import Any
 
-from .config import COMMANDS, TRAININGS, ConfigError, load_config
+from .config import (
+    COMMANDS,
+    TRAININGS,
+    ConfigError,
+    ExportConfig,
+    PrepareConfig,
+    SampleConfig,
+    TrainConfig,
+    load_config,
+)
 from .launcher import adopt
-from .machine import explain_import
+from .machine import duration, explain_import, in_units
 from .recipes import AUTO, RECIPES, recipe_values
-from .status import describe_run
+from .run_dir import RunDir
 
 NANO_PARTS = ("autoencoder", "text_encoder", "scenes", "hed", "evaluate", "evaluate_control", "curve", "family")
 _DRY_RUN = {name: "check everything, print what it will take, do one step, write nothing" for name in TRAININGS}
@@ -103,12 +113,12 @@ def _run(options: argparse.Namespace) -> None:
         name = _chosen(options.recipe, command, config)
         config = load_config(command, options.config, options.set, recipe_values(command, name)).located()
         print(f"recipe {name}", flush=True)
-    if command == "prepare":
+    if isinstance(config, PrepareConfig):
         adopt()
         from .prepare.run import prepare
 
         prepare(config, options.dry_run)
-    elif command in TRAININGS:
+    elif isinstance(config, TrainConfig):
         if options.dry_run:
             from .estimate import dry_run
 
@@ -117,11 +127,47 @@ def _run(options: argparse.Namespace) -> None:
             from .loop import train
 
             train(command, config, options.private)
-    elif command == "sample":
+    elif isinstance(config, SampleConfig):
         from .sampling import sample
 
         print(sample(config))
-    else:
+    elif isinstance(config, ExportConfig):
         from .export import export
 
         print(export(config))
+
+
+def describe_run(folder: str) -> str:
+    """One line each of what is known; lines of the form `name: value`.
+
+    Raises:
+        RunDirError: if the folder holds no run.
+    """
+    run = RunDir(folder)
+    status = run.read_status()
+    lines = {"command": run.read_config()["command"], "state": _state(run, status)}
+    lines |= {"step": f"{status['step']} of {status['steps']}", **_progress(status)}
+    for name in ("pictures", "device", "waiting", "notice", "checkpoint", "export", "message"):
+        lines[name] = status.get(name)
+    return "\n".join(f"{name}: {value}" for name, value in lines.items() if value is not None)
+
+
+def _state(run: RunDir, status: dict[str, Any]) -> str:
+    under_way = status["state"] in ("preparing", "running")
+    if under_way and not run.is_running():
+        return f"killed, {duration(time.time() - status['time'])} ago or less: the same command resumes it"
+    return f"{status['state']}, process {status['pid']}" if under_way else status["state"]
+
+
+def _progress(status: dict[str, Any]) -> dict[str, str | None]:
+    left = status.get("seconds_left") if status["state"] in ("preparing", "running") else None
+    left = {"left": None if left is None else duration(left)}
+    if "loss" not in status:  # before the first step, or of `prepare`
+        return left
+    return {
+        "loss": f"{status['loss']:.5f}",
+        "learning rate": f"{status['learning_rate']:.3g}",
+        "seconds a step": f"{status['seconds_per_step']:.3g}",
+        **left,
+        "memory": f"{in_units(status['memory'])} at most",
+    }

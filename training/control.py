@@ -85,7 +85,8 @@ def variational_bound(latent: Tensor, noisy: Tensor, epsilon: Tensor, variance: 
 
 def _posterior(timestep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """β_t, the posterior's variance (for t = 0, where it is 0, that of t = 1), and the weights of z_0 and z_t."""
-    return tuple(look_up(table, timestep) for table in _posterior_tables())
+    beta, posterior, from_x0, from_noisy = (look_up(table, timestep) for table in _posterior_tables())
+    return beta, posterior, from_x0, from_noisy
 
 
 @functools.cache
@@ -119,6 +120,7 @@ class ControlNet(Task):
     needs_hint = True
     sampler = "dpm"
     config: ControlNetConfig
+    model: ControlNetTransformer
 
     @classmethod
     def outline(cls, config, shape):

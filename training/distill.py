@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..pixart_core.functional import timestep_embedding
+from ..pixart_core.functional import exactly, timestep_embedding
 from ..pixart_core.layers import ScalarEmbedder
-from ..pixart_core.lcm import DDIM_STEPS, consistency, ddim_step, ddim_timesteps
+from ..pixart_core.lcm import DDIM_SKIP, DDIM_STEPS, consistency, ddim_step
 from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import add_noise, alphas_cumprod, predict_x0
-from .config import DistillConfig, LcdConfig, LcmLoraConfig
-from .draws import Draws
+from .config import LcdConfig, LcmLoraConfig
+from .data.draws import Draws
 from .lora import WithoutLora, add_lora, lora_outline
 from .task import DTYPES, Outline, Task, count_parameters, load_base
 
@@ -63,7 +63,7 @@ def distance(prediction: Tensor, target: Tensor, loss: str = "huber", huber_c: f
 
 def lcd_loss(
     student: Callable[..., Tensor],
-    teacher: PixArt,
+    teacher: PixArt | WithoutLora,
     ema: Callable[..., Tensor],
     batch: Mapping[str, Tensor],
     noise: Tensor,
@@ -91,9 +91,8 @@ def lcd_loss(
         options: for the student's forward with gradient: block_hook and attention of `PixArt.forward`.
     """
     latent = batch["latent"]
-    grid = torch.tensor(ddim_timesteps(), device=latent.device)
-    start = grid[index]
-    end = (start - (grid[1] - grid[0])).clamp(min=0)
+    start = DDIM_SKIP * (index + 1) - 1
+    end = (start - DDIM_SKIP).clamp(min=0)
     noisy = add_noise(latent, noise, start, table)
     embedded = guidance if isinstance(guidance, Tensor) else None
     epsilon = _epsilon(student, noisy, start, batch, embedded, **(options or {}))
@@ -115,7 +114,7 @@ def _guided_ddim_step(teacher, noisy, start, end, batch, guidance, table) -> Ten
     null = teacher.null_caption(len(noisy), batch["caption"].shape[1]).to(batch["caption"])
     double = {name: torch.cat([batch[name]] * 2) for name in _CONDITIONS if name in batch}
     double["caption"] = torch.cat([batch["caption"], null])
-    with torch.autocast(noisy.device.type, enabled=False):  # frozen: computes in the type of its weights, without casts
+    with exactly(noisy):  # frozen: computes in the type of its weights, without casts
         both = _epsilon(teacher, torch.cat([noisy, noisy]), torch.cat([start, start]), double)
     epsilon, unconditional = both.chunk(2)
     x0, x0_unconditional = predict_x0(noisy, epsilon, start, table), predict_x0(noisy, unconditional, start, table)
@@ -128,7 +127,10 @@ def _guided_ddim_step(teacher, noisy, start, end, batch, guidance, table) -> Ten
 class Distillation(Task):
     """A student that learns a step of a guided teacher (paper Algorithm 1)."""
 
-    config: DistillConfig
+    config: LcdConfig | LcmLoraConfig
+    model: PixArt
+    ema: PixArt | None
+    teacher: PixArt | WithoutLora
     extra_forwards = 3
     """Without a gradient, each step: the teacher's two, and the target's."""
 
@@ -190,7 +192,7 @@ class Lcd(Distillation):
         return config.w_min + (config.w_max - config.w_min) * draws.uniform()
 
     def result(self, average=True):
-        network = super().result(average)
+        network = self.ema if average and self.ema is not None else self.model
         return with_fixed_guidance(network, self.config.guidance) if self.config.w_embedding else network
 
 
@@ -215,7 +217,7 @@ class LcmLora(Distillation):
         self.teacher = WithoutLora(self.model)
 
 
-class GuidedTimestepEmbedder(nn.Module):
+class GuidedTimestepEmbedder(ScalarEmbedder):
     """PixArt's timestep embedder with a projection of ω's sinusoid, zero at first, added to the timestep's (LCM, 4.1):
     a student that is told ω beside the timestep (the paper's ω_Embed ablation, Fig. 2).
 
@@ -226,7 +228,7 @@ class GuidedTimestepEmbedder(nn.Module):
     """Factor of ω before its sinusoid, as in LCM."""
 
     def __init__(self, embedder: ScalarEmbedder):
-        super().__init__()
+        nn.Module.__init__(self)  # whose layers are those of `embedder`
         self.mlp = embedder.mlp
         self.projection = nn.Linear(embedder.frequency_dim, embedder.frequency_dim, bias=False)
         nn.init.zeros_(self.projection.weight)
@@ -238,10 +240,10 @@ class GuidedTimestepEmbedder(nn.Module):
 
     def fold(self, guidance: float) -> ScalarEmbedder:
         """The plain embedder that does the same for one ω: what ω adds is a constant, so it becomes part of a bias."""
-        plain = ScalarEmbedder(self.mlp[2].out_features)
+        plain = ScalarEmbedder(len(self.mlp.get_parameter("2.bias")))
         plain.mlp = copy.deepcopy(self.mlp)
         constant = self._embed(torch.full((1,), guidance, device=self.projection.weight.device))[0]
-        plain.mlp[0].bias.data += plain.mlp[0].weight @ constant
+        plain.mlp.get_parameter("0.bias").data += plain.mlp.get_parameter("0.weight") @ constant
         return plain
 
     def _embed(self, guidance: Tensor) -> Tensor:
@@ -252,5 +254,6 @@ class GuidedTimestepEmbedder(nn.Module):
 def with_fixed_guidance(model: PixArt, guidance: float) -> PixArt:
     """A plain PixArt that does what a student with a `GuidedTimestepEmbedder` does for one ω; a copy."""
     plain = copy.deepcopy(model)
+    assert isinstance(model.t_embedder, GuidedTimestepEmbedder)
     plain.t_embedder = model.t_embedder.fold(guidance)
     return plain

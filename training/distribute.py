@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -70,7 +70,8 @@ def _device_kind() -> str:
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "cpu"
     if hasattr(torch, "accelerator"):  # torch 2.6
-        return torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return "cpu" if found is None else found.type
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -96,7 +97,7 @@ def _give_devices(kind: str) -> None:
 def agreement(accelerator: Accelerator) -> Callable[[bool, bool], tuple[bool, bool]]:
     """`Patience`'s `agree` for the processes of a run; all of them must ask for it, and then call it equally often. It
     goes over the CPU, so that a GPU need not wait for what it computes."""
-    group = torch.distributed.new_group(backend="gloo")
+    group: Any = torch.distributed.new_group(backend="gloo")  # declared as None or a number, too
 
     def agree(ready: bool, stop: bool) -> tuple[bool, bool]:
         missing = torch.tensor([not ready, stop], dtype=torch.int32)
@@ -126,7 +127,7 @@ def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
     return outcome[0]
 
 
-def spread(accelerator: Accelerator, config: TrainConfig, model: nn.Module, others: list[nn.Module]) -> nn.Module:
+def spread(accelerator: Accelerator, config: TrainConfig, model: nn.Module, others: Sequence[nn.Module]) -> nn.Module:
     """The trained network ready for its forward passes on this process: itself, in DDP, or sharded in place.
 
     Args:
@@ -140,7 +141,8 @@ def spread(accelerator: Accelerator, config: TrainConfig, model: nn.Module, othe
             _shard(network, accelerator.device, reshard=True)
         return model
     devices = None if accelerator.device.type == "cpu" else [accelerator.device]
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
+    options: dict[str, Any] = {_SYNC_BUFFERS: False}
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **options)
 
 
 def _shard(network: nn.Module, device: torch.device, reshard: bool | None = None) -> None:
@@ -183,7 +185,7 @@ def like(tensor: Tensor, example: Tensor) -> Tensor:
     return tensor.to(example.device)
 
 
-def from_main(accelerator: Accelerator, tensor: Tensor | None, shape: list[int], dtype: torch.dtype) -> Tensor:
+def from_main(accelerator: Accelerator, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The main process's tensor on the device of every process. The others give None."""
     if tensor is None:
         tensor = torch.empty(shape, dtype=dtype)

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from .config import TrainConfig
 from .data import FeatureDataset
 from .data.dataset import to_float32
+from .data.draws import Draws, to_device
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
-from .draws import Draws, to_device
 from .optimizers import STATE_BYTES, evaluated, group_numbers, make_optimizer, set_group_numbers
 from .run_dir import REQUESTS
-from .task import Task, fingerprint
-from .tasks import TASKS
+from .task import Task, decided, fingerprint
+from .tasks import make_task
 
 
 def make_engine(command: str, config: TrainConfig, data: FeatureDataset, accelerator: Accelerator) -> Engine:
@@ -35,7 +35,8 @@ def make_engine(command: str, config: TrainConfig, data: FeatureDataset, acceler
         ConfigError: if a setting, or the data, does not fit the base model.
         CheckpointError: if the base is none.
     """
-    task = TASKS[command](config)
+    config = decided(config, accelerator.device)
+    task = make_task(command, config)
     task.check_data(data)
     return Engine(config, task, accelerator)
 
@@ -50,6 +51,8 @@ class StepResult:
     """Scalar: this process's part of the mean over the step's pictures; the mean of all processes' parts is that."""
     gradient_norm: Tensor
     """Scalar, before clipping, of all processes together: of the mean over the step's pictures."""
+    scale: Tensor
+    """Scalar: what the loss is multiplied with for the next step, see `torch.amp.GradScaler`; 1 where it is off."""
     learning_rate: float
     keys: list[str]
     """Names of this process's samples."""
@@ -58,8 +61,8 @@ class StepResult:
 
 
 class Outcome:
-    """What a step gave, the same on all processes. Making one waits for nothing; reading `loss`, `norm` or `wishes`
-    waits for the step.
+    """What a step gave, the same on all processes. Making one waits for nothing; reading `loss`, `norm`, `scale` or
+    `wishes` waits for the step.
 
     Args:
         wishes: what this process was asked for (see `run_dir.REQUESTS`); `wishes` are those of all.
@@ -67,7 +70,7 @@ class Outcome:
 
     def __init__(self, result: StepResult, wishes: list[str], accelerator: Accelerator):
         self.result, self._own_wishes, self._processes = result, wishes, accelerator.num_processes
-        numbers = torch.stack([result.loss, result.gradient_norm]).float()
+        numbers = torch.stack([result.loss, result.gradient_norm, result.scale]).float()
         if self._processes > 1:
             asked = torch.tensor([float(name in wishes) for name in REQUESTS]).to(numbers.device, non_blocking=True)
             numbers = torch.cat([numbers / self._processes, asked])
@@ -92,10 +95,14 @@ class Outcome:
         return self._get()[1]
 
     @property
+    def scale(self) -> float:
+        return self._get()[2]
+
+    @property
     def wishes(self) -> set[str]:
         if self._processes == 1:
             return set(self._own_wishes)
-        return {name for name, asked in zip(REQUESTS, self._get()[2:], strict=True) if asked}
+        return {name for name, asked in zip(REQUESTS, self._get()[3:], strict=True) if asked}
 
 
 class Engine:
@@ -149,13 +156,13 @@ class Engine:
                 loss += self._backward(batch, number, micro, len(own))
         share = shares / self.config.accumulation
         norm = self._update(number, share)
-        return StepResult(number + 1, loss / share, norm, rate, keys, waited)
+        return StepResult(number + 1, loss / share, norm, self._scale(), rate, keys, waited)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a run's next step depends on, by name, as it is (sharded tensors are sharded): `model.NAME`,
         `ema.NAME`, and `optimizer.KEY.NAME` of each trained parameter."""
         frozen = {name for name, each in self.task.model.named_parameters() if not each.requires_grad}
-        out = {}
+        out: dict[str, Tensor] = {}
         for part, network in (("model", self.task.model), ("ema", self.task.ema)):
             if network is not None:
                 state = network.state_dict()
@@ -225,20 +232,30 @@ class Engine:
         self.scaler.unscale_(self.optimizer)
         limit = self.config.clip_norm or math.inf
         norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), limit * share)) / share
-        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.scaler.get_scale() >= scale:  # else the gradient overflowed float16, and the step was left out
-            self._average(number + 1)
+        self._average(number + 1, norm)
         return norm
 
     @torch.no_grad()
-    def _average(self, step: int) -> None:
+    def _average(self, step: int, norm: Tensor) -> None:
         if self.task.ema is None:
             return
         ema, model = ([local(each) for each in net.parameters()] for net in (self.task.ema, self.task.model))
-        torch._foreach_lerp_(ema, model, 1 - self.task.ema_decay(step))
+        share = 1 - self.task.ema_decay(step)
+        if not self.scaler.is_enabled():
+            torch._foreach_lerp_(ema, model, share)
+            return
+        # A gradient that overflowed float16 left the step out, and so the average. Whether it did is known on the
+        # device alone: asking would wait for the step.
+        if_taken = torch.where(norm.isfinite(), share, 0.0).to(torch.float32)
+        for average, weights in zip(ema, model, strict=True):
+            average.lerp_(weights, if_taken)
+
+    def _scale(self) -> Tensor:
+        """The scaler's factor for the next step, on the device; `get_scale` would wait for it."""
+        return self.scaler.scale(torch.ones((), device=self.device))
 
     def _set_learning_rate(self, number: int) -> float:
         rate = learning_rate(self.config, number)

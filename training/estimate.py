@@ -29,7 +29,7 @@ from .machine import in_units, out_of_memory, require_packages, require_room
 from .optimizers import STATE_BYTES
 from .recipes import recipe_for
 from .run_dir import RunDir
-from .task import DTYPES, Outline, check_data, count_parameters, describe_base
+from .task import DTYPES, Outline, check_data, count_parameters, decided, describe_base
 from .tasks import TASKS
 
 _EFFICIENCY = 0.6
@@ -97,6 +97,7 @@ def estimate(
     """What a process of a training takes.
 
     Args:
+        config: precision=auto is counted as half precision, see `task.decided`.
         shape: of the base model.
         height, width: of the largest pictures, px.
         processes: of the training; with sharding=fsdp each keeps its share of what is trained, and of the average.
@@ -219,7 +220,7 @@ def time_text(
     expected: Estimate, config: TrainConfig, device: torch.device, check: Callable[[], None] = lambda: None
 ) -> str:
     """A line about the time of a step and of all of them, by the speed of the device: see `matmul_rate`."""
-    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision], check))
+    seconds = expected.seconds(matmul_rate(device, DTYPES[decided(config, device).precision], check))
     whole = datetime.timedelta(seconds=round(seconds * config.steps))
     return f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"
 
@@ -237,12 +238,13 @@ def dry_run(command: str, config: TrainConfig) -> None:
     from .engine import make_engine
 
     run = RunDir(config.run)
+    accelerator = connect(config)
+    device = accelerator.device
+    config = decided(config, device, run)
     run.check_config(command, config.to_dict(), identify)
     if config.models:
         load_vae(config.models)
     data = FeatureDataset(config.data)
-    accelerator = connect(config)
-    device = accelerator.device
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
     shape = check_before(command, config, data.location, data.description)
     expected = estimate(command, config, shape, height, width, accelerator.num_processes)
@@ -304,7 +306,7 @@ def _activations(outline: Outline, config: TrainConfig, shape: PixArtConfig, tok
     if outline.passed_blocks:  # of these the first keeps nothing: no gradient goes on from it
         blocks = [trained + half] * outline.trained_blocks + [frozen] * (outline.passed_blocks - 1)
     widest = max(blocks) + half * 2 * ratio  # the gradients of the MLP's hidden layer
-    kept = half * len(blocks) if config.gradient_checkpointing else sum(blocks) - max(blocks)
+    kept = 4 * len(blocks) if config.gradient_checkpointing else sum(blocks) - max(blocks)  # tokens, in float32
     teacher = 2 * (4 + half * (1 + 2 * ratio)) if outline.extra_forwards else 0
     return unit * (kept + max(widest, teacher))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch
 from torch import nn
 
 from ..pixart_core.checkpoint import read_pixart, save_controlnet, save_pixart
+from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.identify import METADATA_KEY
 from ..pixart_core.lora import Lora, save_lora
+from ..pixart_core.model import PixArt
+from ..pixart_core.modelspec import modelspec
 from ..pixart_core.weightfile import save_json, save_weights
 from .checkpoint import restore
 from .config import ConfigError, ExportConfig
-from .lora import read_lora
+from .lora import adapter_kind, adapter_state, read_lora
 from .task import DTYPES, Task
 
 LAYOUTS = {
@@ -56,7 +60,7 @@ def kind_of(model: nn.Module) -> str:
     """pixart, lora or controlnet."""
     if isinstance(model, ControlNetTransformer):
         return "controlnet"
-    return "lora" if read_lora(model) else "pixart"
+    return "lora" if adapter_kind(model) else "pixart"
 
 
 def default_name(model: nn.Module, layout: str = "comfyui") -> str:
@@ -80,14 +84,21 @@ def write_result(
 
     Folders and files are described by their names alone, because the file leaves this machine.
     """
-    config = task.config.to_dict()
-    config |= {name: Path(config[name]).name for name in ("run", "data", "base", "models")}
+    settings = fields(task.config)
+    named = {each.name for each in settings if each.metadata.get("path")}
+    config = {name: Path(value).name if name in named else value for name, value in task.config.to_dict().items()}
+    config.pop("sample_prompts")  # somebody's own words
     description = {"training": {"command": task.command, "step": step, "config": config}}
     return write_weights(task.result(average), path, layout, dtype, description, task.config.base)
 
 
 def write_weights(
-    model: nn.Module, path: Path, layout: str, dtype: torch.dtype, description: Mapping[str, Any], base: str
+    model: PixArt | ControlNetTransformer,
+    path: Path,
+    layout: str,
+    dtype: torch.dtype,
+    description: Mapping[str, Any],
+    base: str,
 ) -> Path:
     """Write a trained network.
 
@@ -107,20 +118,31 @@ def write_weights(
     known = LAYOUTS[kind]
     if layout not in known:
         raise ConfigError(f"layout is {layout!r}: a {kind} is written as {', '.join(known[:-1])} or {known[-1]}")
-    if kind == "lora":
-        lora = _cast(read_lora(model), dtype)
-        return save_lora(lora, path, description) if layout == "comfyui" else save_peft(lora, path, description, model)
+    adapter = adapter_kind(model)
+    if adapter in ("dora", "lokr"):
+        if layout != "comfyui":
+            raise ConfigError(f"layout is {layout!r}: a {adapter} is written as comfyui alone")
+        state = {name: tensor.to(dtype) for name, tensor in adapter_state(model).items()}
+        about = {**description, "kind": "lora", "adapter": adapter}
+        return save_weights(state, path, {METADATA_KEY: json.dumps(about), **modelspec("lora", about)})
+    if (found := read_lora(model)) is not None:
+        lora = _cast(found, dtype)
+        return (
+            save_lora(lora, path, description)
+            if layout == "comfyui"
+            else save_peft(lora, path, description, model.config)
+        )
     names = "diffusers" if layout == "diffusers" else "authors"
-    if kind == "pixart":
+    if isinstance(model, PixArt):
         return save_pixart(model, path, names, dtype=dtype, metadata=description)
     joint = read_pixart(base)[1] if layout == "joint" else None
     return save_controlnet(model, path, names, dtype=dtype, metadata=description, base=joint)
 
 
-def save_peft(lora: Lora, folder: Path, description: Mapping[str, Any], model: nn.Module) -> Path:
+def save_peft(lora: Lora, folder: Path, description: Mapping[str, Any], shape: PixArtConfig) -> Path:
     """Write a LoRA as the folder that `PeftModel.from_pretrained(diffusers' PixArt transformer, folder)` reads.
 
-    model: that the LoRA is of, for the shape of convolutions.
+    shape: of the model that the LoRA is of, for that of convolutions.
     """
     from peft import LoraConfig
 
@@ -128,12 +150,12 @@ def save_peft(lora: Lora, folder: Path, description: Mapping[str, Any], model: n
     for name, tensor in lora.to_state_dict().items():
         if not name.endswith(".alpha"):
             state["base_model.model." + name.removeprefix("transformer.")] = tensor
-    config = model.config
     down, up = (f"base_model.model.pos_embed.proj.lora_{side}.weight" for side in "AB")
-    state[down] = state[down].view(-1, config.in_channels, config.patch_size, config.patch_size)
+    state[down] = state[down].view(-1, shape.in_channels, shape.patch_size, shape.patch_size)
     state[up] = state[up][:, :, None, None]
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(state, folder / "adapter_model.safetensors", {METADATA_KEY: json.dumps(description)})
+    about = modelspec("lora", description)
+    save_weights(state, folder / "adapter_model.safetensors", {METADATA_KEY: json.dumps(description), **about})
     alpha = lora.deltas[0].alpha
     adapter = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=_PEFT_TARGETS, inference_mode=True)
     values = {**adapter.to_dict(), "target_modules": _PEFT_TARGETS}  # as a list: PEFT's own is an unordered set

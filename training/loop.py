@@ -25,11 +25,11 @@ from .estimate import pictures_text
 from .export import default_name, write_result
 from .machine import DiskError, StopSignal, explain_import, out_of_memory
 from .monitor import Monitor
-from .watch.prompts import Prompts, encode_prompts, own_prompts
 from .run_dir import RunDir, contents_of
 from .sampling import draw_examples, draw_prompts
-from .task import describe_base
+from .task import decided, describe_base
 from .tasks import TASKS
+from .watch.prompts import Prompts, encode_prompts, own_prompts
 from .watch.validation import held_out
 
 EXPLODED = 1e4
@@ -53,6 +53,7 @@ def train(command: str, config: TrainConfig, private: str = "") -> None:
     """
     accelerator = connect(config)
     run = RunDir(config.run, private)
+    config = on_main(accelerator, lambda: decided(config, accelerator.device, run))
     monitor = Monitor(run, config, accelerator.device, silent=not accelerator.is_main_process)
     with contextlib.ExitStack() as held:
         says = "saving and stopping after this step" if accelerator.is_main_process else ""
@@ -165,7 +166,7 @@ class Training:
     def _patience(self) -> Patience:
         """How the data is waited for: said in status and log, and given up when somebody asks to stop."""
         several = self.accelerator.num_processes > 1 and Location(self.config.data).is_remote
-        agree = {"agree": agreement(self.accelerator)} if several else {}
+        agree: dict[str, Any] = {"agree": agreement(self.accelerator)} if several else {}
         return Patience(self.monitor.say, self.monitor.waiting, self._is_asked_to_stop, **agree)
 
     def _is_asked_to_stop(self) -> bool:
@@ -199,7 +200,7 @@ class Training:
     def _resume(self, command: str) -> None:
         """Go to where the newest checkpoint is, if there is one."""
         checkpoint = resume(self.run, self.engine, self.monitor.say)
-        facts = {"step": 0, "pending": []} if checkpoint is None else checkpoint.facts
+        facts: dict[str, Any] = {"step": 0, "pending": []} if checkpoint is None else checkpoint.facts
         self.step = facts["step"]
         if checkpoint is not None:
             on_main(self.accelerator, lambda: self._keep_settings(command))
@@ -281,8 +282,7 @@ class Training:
 
     def _check(self, outcome: Outcome) -> None:
         """Raise if a step's loss exploded. All processes see the same loss, so all raise."""
-        scaler = self.engine.scaler
-        overflow_is_normal = scaler.is_enabled() and scaler.get_scale() >= 1
+        overflow_is_normal = self.engine.scaler.is_enabled() and outcome.scale >= 1
         good = math.isfinite(outcome.loss) and outcome.loss < EXPLODED
         if good and (math.isfinite(outcome.norm) or overflow_is_normal):
             return
@@ -325,6 +325,9 @@ class Training:
             drawn = draw_prompts(task, self._prompts, count) if self._prompts else draw_examples(task, count)
         except StoreBusy as error:
             self.monitor.say(f"step {self.step}: no samples, because their captions cannot be read now: {error}")
+            return
+        except ImportError as error:
+            self.monitor.say(f"no samples: {error}")
             return
         if drawn is None:
             self.monitor.say("no samples: the setting `models` names no pipeline folder to make them with")

@@ -29,6 +29,13 @@ def in_units(size: float) -> str:
     return f"{size / GB:.2f} GB" if size >= 0.1 * GB else f"{size / 1e6:.1f} MB"
 
 
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
 def require_room(folder: Path, needed: float, what: str, way_out: str = "") -> None:
     """Whether a disk has room.
 
@@ -57,8 +64,8 @@ def require_room(folder: Path, needed: float, what: str, way_out: str = "") -> N
 
 def explain_import(error: ImportError) -> str:
     """What cannot be imported, and the command that installs it into this very Python."""
-    missing = isinstance(error, ModuleNotFoundError) and error.name
-    problem = f"{error.name.partition('.')[0]} is not installed" if missing else str(error)
+    module = error.name if isinstance(error, ModuleNotFoundError) else None
+    problem = f"{module.partition('.')[0]} is not installed" if module else str(error)
     return f'{problem}. What training needs is installed by: {sys.executable} -m pip install "{_ROOT}[train]"'
 
 
@@ -92,7 +99,7 @@ class StopSignal:
         self._before = {kind: signal.signal(kind, self._receive) for kind in (signal.SIGTERM, signal.SIGINT)}
         return self
 
-    def __exit__(self, *_exception) -> None:
+    def __exit__(self, *_exception: object) -> None:
         for kind, handler in self._before.items():
             signal.signal(kind, handler)
 

@@ -14,8 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .config import TrainConfig
+from .machine import duration
 from .run_dir import RunDir, RunDirError
-from .status import duration
 from .storage import replacing
 
 _STATUS_SECONDS = 0.5
@@ -56,7 +56,7 @@ class Monitor:
         self._mark: tuple[int, float] = (0, time.monotonic())
         self._waited = 0.0
         self._board: Any = None
-        self._bar: tqdm | None = None
+        self._bar: Any = None
 
     def begin(self, step: int, pending: list[float]) -> None:
         """Steps are next: `step` are taken, `pending` is what the checkpoint had."""
@@ -171,7 +171,8 @@ class Monitor:
     def _log(self, step: int, norm: float | None, rate: float, seconds: float, waited: float) -> None:
         loss = sum(self.pending) / len(self.pending)
         self.status["loss"] = loss
-        norm = norm if math.isfinite(norm) else None  # overflowed float16: the step was left out, JSON has no infinity
+        if norm is not None and not math.isfinite(norm):
+            norm = None  # overflowed float16: the step was left out, JSON has no infinity
         values = {
             "loss": loss,
             "gradient_norm": norm,

@@ -23,12 +23,13 @@ _FIXED = ("params", "lr", "weight_decay")
 
 def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     """The optimiser of a training. Matrices decay, biases and tables do not."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, each in parameters.items():
         (matrices if each.ndim >= 2 and not name.endswith("scale_shift_table") else rest).append(each)
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    adam = {"lr": config.learning_rate, "betas": (0.9, config.adam_beta2), "eps": config.adam_epsilon}
+    adam: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, config.adam_beta2), "eps": config.adam_epsilon}
     if config.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit  # takes seconds to import
 
@@ -56,7 +57,9 @@ def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
     counts = [{name: plain(value) for name, value in group.items()} for group in optimizer.param_groups]
     kept = (bool, int, float)
-    return [{name: value for name, value in group.items() if name not in _FIXED and type(value) in kept} for group in counts]
+    return [
+        {name: value for name, value in group.items() if name not in _FIXED and type(value) in kept} for group in counts
+    ]
 
 
 def set_group_numbers(optimizer: torch.optim.Optimizer, numbers: list[dict[str, Any]]) -> None:
@@ -69,16 +72,17 @@ def set_group_numbers(optimizer: torch.optim.Optimizer, numbers: list[dict[str, 
 def evaluated(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Inside, the trained weights are those to use: with schedule-free AdamW the average, and not where the gradient is
     taken. Afterwards they are what they were to the last bit, as its own way back is not."""
-    if not hasattr(optimizer, "eval"):
+    free: Any = optimizer
+    if not hasattr(free, "eval"):
         yield
         return
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     before = [parameter.detach().clone() for parameter in trained]
-    optimizer.eval()
+    free.eval()
     try:
         yield
     finally:
-        optimizer.train()
+        free.train()
         with torch.no_grad():
             for parameter, value in zip(trained, before, strict=True):
                 parameter.copy_(value)

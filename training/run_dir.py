@@ -49,6 +49,8 @@ _SAME_RUN = (
     "lora_kind",
 )
 """Settings that say what is trained, and on what: they may not change between two halves of a run."""
+_OFF = {"lora_kind": "lora"}
+"""What a setting that is not there meant; for others it is nothing."""
 _ANY_TIME = (
     "run",
     "steps",
@@ -180,7 +182,7 @@ class RunDir:
             f"{name} was {earlier['config'].get(name)!r} and is {config.get(name)!r}"
             for name in _SAME_RUN
             # What an earlier version did not know was off.
-            if (earlier["config"].get(name) or None) != (config.get(name) or None)
+            if (earlier["config"].get(name) or _OFF.get(name)) != (config.get(name) or _OFF.get(name))
             and not self._moved(earlier, name, config, identify)
         ]
         if earlier["command"] != command:
@@ -214,7 +216,9 @@ class RunDir:
             )
 
     @staticmethod
-    def _moved(earlier: dict[str, Any], name: str, config: dict[str, Any], identify: Callable | None) -> bool:
+    def _moved(
+        earlier: dict[str, Any], name: str, config: dict[str, Any], identify: Callable[[str, str], object] | None
+    ) -> bool:
         """Whether a setting names the same files as before in another place."""
         was, now = earlier["config"].get(name) or "", config.get(name) or ""
         if identify is None or name not in _SAME_CONTENT or not was or not now:

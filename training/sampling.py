@@ -19,8 +19,8 @@ from .config import ConfigError, SampleConfig
 from .data import FeatureDataset
 from .data.contents import current_path
 from .data.waiting import Patience
-from .watch.prompts import Prompts
 from .task import Task
+from .watch.prompts import Prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image

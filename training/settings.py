@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeGuard, TypeVar, get_type_hints
 
 from ..pixart_core.textfile import read_json
 
@@ -110,7 +110,7 @@ class Settings:
         each = cls.__dataclass_fields__.get(name)
         if each is None:
             return None
-        return each.default_factory() if each.default is dataclasses.MISSING else each.default
+        return each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
 
     @classmethod
     def describe(cls) -> str:
@@ -126,7 +126,7 @@ class Settings:
         """Plain values, ready for JSON."""
         return dataclasses.asdict(self)
 
-    def located(self) -> Settings:
+    def located(self: Kind) -> Kind:
         """The same with every local path absolute and `~` expanded, so that it means the same from any directory.
 
         URLs stay, and links are not followed: where they lead may change.
@@ -136,7 +136,7 @@ class Settings:
         return dataclasses.replace(self, **{name: os.path.abspath(os.path.expanduser(x)) for name, x in local.items()})
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether this is a number that JSON and a float can say: no infinity, no NaN, no true, nothing beyond 1e308."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # asked for below by this name
     import msvcrt
 
 Result = TypeVar("Result")

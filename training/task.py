@@ -7,8 +7,8 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,51 @@ from torch.utils.checkpoint import checkpoint
 
 from ..pixart_core.checkpoint import describe_pixart, load_pixart
 from ..pixart_core.config import PixArtConfig
+from ..pixart_core.controlnet import ControlNetTransformer
+from ..pixart_core.functional import preferred_dtype
 from ..pixart_core.layers import Block
 from ..pixart_core.model import PixArt
-from .config import ConfigError, TrainConfig
+from .config import (
+    ConfigError,
+    ControlNetConfig,
+    DistillConfig,
+    FinetuneConfig,
+    LcdConfig,
+    LcmLoraConfig,
+    TrainConfig,
+)
 from .data import FeatureDataset
 from .data.dataset import CAPTION_PADDING, padded, require_hints
-from .draws import Draws
+from .data.draws import Draws
 from .optimizers import PACKAGES
+from .run_dir import RunDir
 
+Training = FinetuneConfig | LcdConfig | LcmLoraConfig | ControlNetConfig
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+Kind = TypeVar("Kind", bound=TrainConfig)
+
+
+def decided(config: Kind, device: torch.device, run: RunDir | None = None) -> Kind:
+    """The settings with precision=auto as it is on this device; others as they are.
+
+    run: what goes on in it keeps the precision that it began with, on whatever device, and so do runs of versions in
+        which another one was the default.
+    """
+    if config.precision != "auto":
+        return config
+    if run is not None and run.has_begun():
+        before = run.read_config()["config"].get("precision")
+        if before in DTYPES:
+            return replace(config, precision=before)
+    fast = preferred_dtype(device)
+    if device.type == "cpu":
+        precision = "fp32"
+    else:
+        precision = config.half if fast == torch.bfloat16 else _NAMES[fast]
+    return replace(config, precision=precision)
 
 
 @dataclass(frozen=True)
@@ -59,7 +95,7 @@ class Task(ABC):
     sampler: ClassVar[str] = "lcm"
     """What samples are made with: "lcm" in 4 steps, or "dpm" in 14 with guidance."""
 
-    def __init__(self, config: TrainConfig, model: nn.Module, average: bool):
+    def __init__(self, config: Training, model: PixArt | ControlNetTransformer, average: bool):
         self.config = config
         self.model = model
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if average else None
@@ -82,7 +118,7 @@ class Task(ABC):
 
     def ema_decay(self, step: int) -> float:
         """Decay of the average after `step` steps."""
-        return self.config.ema_decay
+        return getattr(self.config, "ema_decay", 0.0)
 
     def compile(self) -> None:
         """Compile the blocks in place: all of a network share one graph, so this takes seconds and not minutes."""
@@ -91,7 +127,7 @@ class Task(ABC):
                 if isinstance(module, Block):
                     module.compile()
 
-    def result(self, average: bool = True) -> nn.Module:
+    def result(self, average: bool = True) -> PixArt | ControlNetTransformer:
         """What the training made: the averaged network, or the trained one where there is none or none is wanted."""
         return self.ema if average and self.ema is not None else self.model
 
@@ -112,7 +148,7 @@ class Task(ABC):
     @classmethod
     def reads_null_caption(cls, config: TrainConfig) -> bool:
         """Whether a training with these settings needs the base's learned unconditional caption."""
-        return config.caption_drop > 0
+        return isinstance(config, FinetuneConfig | DistillConfig | ControlNetConfig) and config.caption_drop > 0
 
     @classmethod
     def check_shape(cls, config: TrainConfig, shape: PixArtConfig) -> None:
@@ -121,7 +157,7 @@ class Task(ABC):
 
     def null_caption(self) -> Tensor | None:
         """The base's learned unconditional caption (L, D), if it has one."""
-        return self.model.y_embedder.y_embedding
+        return self.model.y_embedder.y_embedding if isinstance(self.model, PixArt) else None
 
     def check_data(self, data: FeatureDataset) -> None:
         """See `check_data`."""
@@ -140,13 +176,17 @@ class Task(ABC):
         """The precision that the losses are made for, and samples too."""
         if self.config.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device.type, DTYPES[self.config.precision])
+        # Without its cache, which would keep a half copy of every trained weight until the backward pass begins (1.2 GB
+        # of the real model), though each is used once.
+        return torch.autocast(self.device.type, DTYPES[self.config.precision], cache_enabled=False)
 
     def with_captions_dropped(self, batch: Mapping[str, Tensor], draws: Draws) -> Mapping[str, Tensor]:
         """The batch, a share of whose captions (`caption_drop`) are the null caption."""
         if not self.config.caption_drop:
             return batch
-        return drop_captions(batch, self.null_caption(), draws.uniform() < self.config.caption_drop)
+        null = self.null_caption()
+        assert null is not None, "`load_base` refuses such a base"
+        return drop_captions(batch, null, draws.uniform() < self.config.caption_drop)
 
     def forward_options(self) -> dict[str, Any]:
         """Options for the forward pass of a network that a gradient flows through; see `PixArt.forward`."""
@@ -183,7 +223,7 @@ def describe_base(task: type[Task], config: TrainConfig) -> tuple[PixArtConfig, 
     Raises:
         CheckpointError, ConfigError: as `load_base`.
     """
-    if getattr(config, "model", None):
+    if isinstance(config, FinetuneConfig) and config.model:
         shape = PixArtConfig.from_dict(config.model)
         return shape, shape.model_max_length
     shape, null = describe_pixart(config.base)

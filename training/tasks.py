@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from .config import TrainConfig
 from .control import ControlNet
 from .distill import Lcd, LcmLora
 from .finetune import Finetune
 from .task import Task
 
 TASKS: dict[str, type[Task]] = {task.command: task for task in (Finetune, Lcd, LcmLora, ControlNet)}
+
+
+def make_task(command: str, config: TrainConfig) -> Task:
+    """The task of a command, its networks made."""
+    return TASKS[command](config)  # type: ignore[call-arg, arg-type]  # each takes its own settings alone

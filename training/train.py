@@ -3,6 +3,7 @@ imports work from any directory and no path is edited."""
 
 import importlib
 import importlib.util
+import io
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def register() -> None:
         spec = importlib.util.spec_from_file_location(
             NAME, root / "__init__.py", submodule_search_locations=[str(root)]
         )
+        assert spec is not None and spec.loader is not None, f"{root} is a folder with an __init__.py"
         module = importlib.util.module_from_spec(spec)
         sys.modules[NAME] = module
         spec.loader.exec_module(module)
@@ -25,5 +27,6 @@ register()  # here, because spawned helper processes (Windows, macOS) import thi
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):  # file names may hold what a console, or no encoding at all, can show
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(importlib.import_module(f"{NAME}.training.cli").main())

@@ -16,7 +16,7 @@ from comfy.utils import ProgressBar
 
 from ...training.estimate import require_room_for_shards
 from ...training.jobs import Job
-from ...training.prepare.sources import CAPTION_SUFFIXES, LISTS, Source, caption_files, read_sources
+from ...training.prepare.sources import LISTS, Source, caption_files, read_sources
 from ..bridge import files
 from ..bridge.ui import show
 from . import queue as jobs
@@ -89,9 +89,9 @@ def _has_captions(folder: str) -> bool:
     """Whether there is a list, or a caption beside a picture, among the first files of a folder."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in itertools.islice(entries, _LOOKED_AT)]
-    pictures = (Path(folder, name) for name in names if not name.endswith(CAPTION_SUFFIXES))
     listed = any(name.lower() in LISTS for name in names)
-    return listed or any(file.exists() for picture in pictures for file in caption_files(picture))
+    pairs = ((picture, file) for picture in map(Path(folder).joinpath, names) for file in caption_files(picture))
+    return listed or any(file != picture and file.exists() for picture, file in pairs)
 
 
 def _queued(settings: dict[str, Any], name: str, stamp: str) -> Job:

@@ -11,10 +11,11 @@ import comfy.model_management as memory
 import torch
 
 from ...pixart_core.textfile import read_json
-from ...training.config import make_config
+from ...training.config import make_training
 from ...training.estimate import (
     FeatureDataset,
     check_before,
+    decided,
     estimate,
     in_units,
     pictures_text,
@@ -47,7 +48,7 @@ def check_and_estimate(command: str, settings: dict[str, Any], data: Prepared, r
     Raises:
         CheckpointError, ConfigError, DataError, DiskError, ImportError: what the job would fail with.
     """
-    config = make_config(command, {**settings, "run": "run"})
+    config = make_training(command, {**settings, "run": "run"})
     description = FeatureDataset(data.folder).description if data.ready else data.promised
     shape = check_before(command, config, data.folder, description)
     sizes = _sizes(data.folder)
@@ -56,6 +57,7 @@ def check_and_estimate(command: str, settings: dict[str, Any], data: Prepared, r
     size = max(sizes, key=lambda size: size[0] * size[1])
     device = memory.get_torch_device()
     total = memory.get_total_memory(device)
+    config = decided(config, device)
     expected = estimate(command, config, shape, *size)
     short = []
     for check in (
@@ -82,6 +84,7 @@ def _sizes(data: Path) -> dict[tuple[int, int], int]:
             size = tuple(shard["bucket"])
             counts[size] = counts.get(size, 0) + shard["count"]
     elif (data / "report.json").exists():
-        buckets = read_json(data / "report.json")["buckets"]
-        counts = {tuple(int(part) for part in name.split("x")): count for name, count in buckets.items()}
+        for name, count in read_json(data / "report.json")["buckets"].items():
+            height, width = name.split("x")
+            counts[int(height), int(width)] = count
     return counts

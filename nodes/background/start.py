@@ -12,7 +12,7 @@ from typing import Any
 
 import comfy.model_management as memory
 
-from ...training.config import COMMANDS, ConfigError, make_config
+from ...training.config import COMMANDS, ConfigError, make_training
 from ...training.estimate import pick_recipe
 from ...training.jobs import TRAIN, Job, check_name, process
 from ...training.recipes import AUTO, recipe_values
@@ -70,7 +70,7 @@ def start_training(
     if estimate_only:
         why = "The dataset is not ready yet" if busy is None else f"{busy.name} has the device now"
         return "", f"{about}{expected}\n{why}: run this again later to also try one real step."
-    if starts:
+    if job is None or starts:
         job = _queued(command, settings, name, job, free)
     return job.id, f"{jobs.describe(job)}\n{about}{expected}"
 
@@ -105,7 +105,7 @@ def node_settings(
 def _recipe(command: str, name: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """A line about a recipe, and its settings."""
     if name == AUTO:
-        config = make_config(command, {**settings, "run": _PLACEHOLDER})
+        config = make_training(command, {**settings, "run": _PLACEHOLDER})
         name = pick_recipe(command, config, memory.get_total_memory(memory.get_torch_device()))
     values = recipe_values(command, name)
     return f"recipe {name}: {', '.join(f'{key} {value}' for key, value in values.items())}\n", values
@@ -127,11 +127,11 @@ def _queued(command: str, settings: dict[str, Any], name: str, job: Job | None, 
     if free:
         jobs.free_memory()
     if job is None:
-        job = jobs.queue().create(command, settings, name, jobs.device())
+        queued = jobs.queue().create(command, settings, name, jobs.device())
     else:
-        job = jobs.queue().act(job.id, "retry")
+        queued = jobs.queue().act(job.id, "retry") or job
     jobs.watcher().wake()
-    return job
+    return queued
 
 
 def _dry_run(command: str, settings: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import comfy.quant_ops as quant_ops
 import comfy.sd
@@ -18,13 +19,18 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ...pixart_core.errors import CheckpointError
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.text import T5_VOCABULARY, find_text_encoder
+from ...pixart_core.t5_config import T5_VOCABULARY
+from ...pixart_core.text import find_text_encoder
 from ...pixart_core.tokenizer import load_tokenizer
-from ...pixart_core.weightfile import CheckpointError, WeightFile, open_weights
+from ...pixart_core.weightfile import WeightFile, open_weights
 from .prompt import cut_tokens, prompt_text
 
-_SCALES = {"int8_tensorwise": {"per_channel": True}, "float8_e4m3fn": {"scale": "recalculate"}}
+_SCALES: dict[str, dict[str, Any]] = {
+    "int8_tensorwise": {"per_channel": True},
+    "float8_e4m3fn": {"scale": "recalculate"},
+}
 """How finely a weight is scaled: int8 by rows, fp8 as a whole."""
 
 

@@ -19,7 +19,7 @@ class Padded(comfy.conds.CONDRegular):
         one, two = self.cond, other.cond
         return one.shape[:1] + one.shape[2:] == two.shape[:1] + two.shape[2:] and one.device == two.device
 
-    def concat(self, others) -> Tensor:
+    def concat(self, others) -> Tensor | None:
         parts = [self.cond, *(other.cond for other in others)]
         length = max(part.shape[1] for part in parts)
         rest = [0, 0] * (self.cond.ndim - 2)

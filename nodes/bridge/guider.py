@@ -108,17 +108,18 @@ def _fitting_samples(model, latent: dict) -> Tensor:
 
 def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list[int], noises) -> Tensor:
     """`sample_lcm` as a k-diffusion sampler: x = z·√(1 + σ²) and denoised = x − σ·ε."""
-    sigma_of = dict(zip(timesteps, sigmas.tolist(), strict=False))
+    numbers = sigmas.tolist()  # once: reading one of a GPU's in between waits for the step before it
+    upcoming = iter(numbers)
 
-    def epsilon(latent: Tensor, t: Tensor) -> Tensor:
-        sigma = sigma_of[int(t[0])]
+    def epsilon(latent: Tensor, _timestep: Tensor) -> Tensor:
+        sigma = next(upcoming)
         noisy = latent * math.sqrt(1 + sigma**2)
         return (noisy - model(noisy, noisy.new_full((len(noisy),), sigma), **extra_args)) / sigma
 
     def report(step: int, denoised: Tensor) -> None:
         callback({"x": denoised, "i": step, "sigma": sigmas[step], "sigma_hat": sigmas[step], "denoised": denoised})
 
-    start = x / math.sqrt(1 + float(sigmas[0]) ** 2)
+    start = x / math.sqrt(1 + numbers[0] ** 2)
     return sample_lcm(epsilon, start, timesteps, noises, callback=report)
 
 
@@ -175,7 +176,7 @@ def _on_lcm_grid(sigmas: Tensor, grid: Tensor) -> bool:
     difference, places = (sigmas[:, None] / grid - 1).abs().min(dim=1)
     if difference.max() > 1e-3:
         return False
-    places, count, total = places.tolist(), len(places), len(grid)
+    taken, count, total = places.tolist(), len(places), len(grid)
     walks = [[i * total // n for i in range(n)] for n in range(count, total + 1)]
     walks += [[i * (total // n) for i in range(n)] for n in range(count, MAX_STEPS + 1)]  # the authors' grid
-    return any(places == walk[start : start + count] for walk in walks for start in range(len(walk) - count + 1))
+    return any(taken == walk[start : start + count] for walk in walks for start in range(len(walk) - count + 1))

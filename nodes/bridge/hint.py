@@ -41,7 +41,7 @@ def with_ready_hints(executor, guider, sigmas, extra_args, callback, noise, *res
     patcher = guider.model_patcher
     with contextlib.ExitStack() as stack:
         for control in _controls(guider.conds):
-            require_fit(pixart_control(control), patcher.model.diffusion_model.config)
+            require_fit(_net(control), patcher.model.diffusion_model.config)
             if _acts(control, sigmas) and noise.ndim == 4:
                 stack.enter_context(_ready(control, noise.shape, patcher.load_device))
         return executor(guider, sigmas, extra_args, callback, noise, *rest, **kwargs)
@@ -58,6 +58,11 @@ def _controls(conds: dict[str, list[dict]]) -> list:
     return [control for control in found.values() if pixart_control(control) is not None]
 
 
+def _net(control) -> ControlNetTransformer:
+    """The network of one of `_controls`."""
+    return control.control_model.net
+
+
 def _acts(control, sigmas: Tensor) -> bool:
     """Whether a step of this run lies between the control's start and end."""
     if control.timestep_range is None:
@@ -70,7 +75,7 @@ def _acts(control, sigmas: Tensor) -> bool:
 @contextlib.contextmanager
 def _ready(control, shape: torch.Size, device: torch.device) -> Iterator[None]:
     """Within it, a control and its copies on other devices hold the hint at the picture's size, and as its latent."""
-    net, vae = pixart_control(control), control.vae or control.extra_args.get(VAE)
+    net, vae = _net(control), control.vae or control.extra_args.get(VAE)
     require_vae(vae, net.config.in_channels)
     copies = {device: control} | getattr(control, "multigpu_clones", {})
     before = [(copy, copy.cond_hint_original, copy.vae) for copy in copies.values()]

@@ -25,13 +25,13 @@ from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import read_pixart
 from ...pixart_core.config import PixArtConfig
-from ...pixart_core.errors import read_description
+from ...pixart_core.errors import CheckpointError, read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
 from ...pixart_core.lora import OtherAdapterError, host_state, load_lora, require_fit
 from ...pixart_core.memory import memory_plan
 from ...pixart_core.model import PixArt
-from ...pixart_core.weightfile import CheckpointError, open_weights
+from ...pixart_core.weightfile import open_weights
 from .conds import aspect_ratio, caption_conds, size_conds
 from .hint import with_ready_hints
 from .patches import BlockPatches, compares_sides, without_effect
@@ -60,7 +60,10 @@ class PixArtUNet(PixArt):
         self.pe_interpolation, self.pe_precision = config.interpolation_scale, None
         self._named: tuple = (None, set())
 
-    def forward(self, x, timesteps, context, control=None, transformer_options=None, **conds) -> Tensor:
+    # As ComfyUI calls it, with names of its own.
+    def forward(  # type: ignore[override]
+        self, x, timesteps, context, control=None, transformer_options=None, **conds
+    ) -> Tensor:
         """x (B, 4, h, w), timesteps (B,), context (B, L, C) -> epsilon (B, 4, h, w)."""
         options = transformer_options or {}
         wrappers = comfy.patcher_extension.get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options)
@@ -139,7 +142,10 @@ class PixArtDelta(comfy.model_base.PixArt):
         and a latent rounded before it would undo that."""
         return torch.float32
 
-    def _apply_model(self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **kwargs):
+    def _apply_model(
+        self, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, control_base=None, **kwargs
+    ) -> Tensor:
+        """`control_base` is for the control alone."""
         options = {**(transformer_options or {}), PRODUCT_DTYPE: self.product_dtype()}
         return super()._apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
@@ -152,9 +158,6 @@ class PixArtDelta(comfy.model_base.PixArt):
             conds |= size_conds(kwargs)
         # The base model of a PixArt control, which ComfyUI's ControlNet passes on.
         return conds | {"control_base": comfy.conds.CONDConstant(weakref.ref(self))}
-
-    def _apply_model(self, *args, control_base=None, **kwargs) -> Tensor:
-        return super()._apply_model(*args, **kwargs)  # `control_base` is for the control alone
 
 
 class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class BlockPatches:
         self.in_attention = any(map(self.patches.get, _IN_ATTENTION)) or any(
             map(self.replacements.get, ("attn1", "attn2"))
         )
-        self.changed: dict[str, Tensor] = {}
+        self.changed: dict[str, Any] = {}
         self.extra: dict = {}
 
     def __call__(self, index: int, run: partial, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""VAE: diffusers' AutoencoderTiny of any width as one of ComfyUI's autoencoders."""
+"""VAE: an AutoencoderTiny of any width as one of ComfyUI's autoencoders."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management as memory
 import comfy.model_patcher
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ...pixart_core import vae as core_vae
-from ...pixart_core.errors import read_by
+from ...pixart_core.errors import CheckpointError, read_by
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.weightfile import CheckpointError, open_weights
+from ...pixart_core.weightfile import open_weights
 
 LATENT_SCALE = 0.18215
 """What ComfyUI multiplies a latent by before PixArt-α sees it (latent_formats.SD15)."""
@@ -24,11 +25,11 @@ KL_CHANNELS = 128
 
 
 class TinyAutoencoder(nn.Module):
-    """diffusers' AutoencoderTiny of any width as ComfyUI calls an autoencoder: pixels in −1 … 1, raw latents."""
+    """An AutoencoderTiny of any width as ComfyUI calls an autoencoder: pixels in −1 … 1, raw latents."""
 
-    def __init__(self, vae: nn.Module):
+    def __init__(self, vae: Any):
         super().__init__()
-        self.vae = vae
+        self.vae: Any = vae  # diffusers' class, of which this knows two methods
         self.to_model = LATENT_SCALE / vae.config.scaling_factor
 
     def encode(self, pixels: Tensor) -> Tensor:

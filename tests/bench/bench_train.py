@@ -47,9 +47,9 @@ from pixart_delta.pixart_core.lcm import DDIM_STEPS, consistency, ddim_step, ddi
 from pixart_delta.pixart_core.model import PixArt  # noqa: E402
 from pixart_delta.pixart_core.schedule import add_noise, predict_x0  # noqa: E402
 from pixart_delta.training.config import LcdConfig, load_config, make_config  # noqa: E402
+from pixart_delta.training.data.draws import Draws  # noqa: E402
 from pixart_delta.training.distill import distance  # noqa: E402
 from pixart_delta.training.distribute import connect  # noqa: E402
-from pixart_delta.training.draws import Draws  # noqa: E402
 from pixart_delta.training.engine import Engine  # noqa: E402
 from pixart_delta.training.estimate import estimate  # noqa: E402
 from pixart_delta.training.machine import GB  # noqa: E402

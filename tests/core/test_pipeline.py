@@ -9,6 +9,8 @@ from PIL import Image
 
 import pixart_core as pc
 from pixart_core.checkpoint import CheckpointError, load_controlnet
+from pixart_core.functional import sampling_dtype
+from pixart_core.layers import is_in_stream
 from pixart_core.sampling import sample_dpm
 from pixart_core.vae import encode
 from tests.fixtures_nano import make_text_encoder, nano_config, random_pixart
@@ -397,3 +399,30 @@ def test_models_that_return_nan(pipe, sampler):
     pipeline = pc.Pipeline(broken, pipe.text, pipe.vae)
     with pytest.raises(ValueError, match="the model returned NaN or infinite values"):
         pipeline("a house", 2, sampler=sampler)
+
+
+def test_a_model_that_overflows_float16_goes_on_in_bfloat16_where_that_was_our_choice(pipe, caplog):
+    """The first network with which a picture is infinite is widened, said, and the picture made anew."""
+
+    def broken():
+        model = random_pixart(nano_config())
+        model.blocks[0].mlp.fc2.weight.data.fill_(6e4)
+        for name, each in model.named_parameters():
+            if not is_in_stream(name):
+                each.data = each.data.half()
+        return pc.Pipeline(model, pipe.text, pipe.vae)
+
+    asked = broken()
+    with pytest.raises(ValueError, match="its dtype overflows"):
+        asked.sample("a house", 2, **SIZE)
+    chosen = broken()
+    chosen._may_widen = True
+    assert chosen.sample("a house", 2, **SIZE).isfinite().all()
+    assert chosen.transformer.product_dtype == torch.bfloat16 and chosen.transformer.stream_dtype() == torch.float32
+    assert "overflows float16: it goes on in bfloat16" in caplog.text
+    assert pc.Pipeline.from_pretrained(pipe.text.folder.parent, device="cpu")._may_widen
+
+
+def test_a_gpu_samples_in_float16_and_others_in_what_they_are_fast_in():
+    assert sampling_dtype("cuda") == torch.float16
+    assert sampling_dtype("cpu") == pc.preferred_dtype("cpu") and sampling_dtype("mps") == torch.float16

@@ -269,6 +269,18 @@ def check_default_dtype_is_the_fast_one(s: Setup) -> None:
     assert memory.unet_dtype(device=torch.device("cpu"), weight_dtype=torch.float16) == torch.float32
 
 
+def check_products_are_in_the_dtype_that_computes(s: Setup) -> None:
+    """The stream of tokens is float32 in every dtype, the blocks' products are not."""
+    model = s.load(str(s.family / "transformer"), "bfloat16").clone()
+    model.set_model_compute_dtype(torch.bfloat16)
+    seen = set()
+    block = model.model.diffusion_model.blocks[1]
+    for layer in (block.attn.qkv, block.cross_attn.q_linear, block.cross_attn.kv_linear, block.mlp.fc1):
+        layer.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
+    s.sample(s.sampling.add_lcm_sampling(model), steps=1)
+    assert seen == {torch.bfloat16}, seen
+
+
 def check_text_encoder_equals_transformers(s: Setup) -> None:
     """Plain and 8-bit, by our node's path and by the stock one; long prompts are cut at 120 tokens."""
     encoder = s.part("pixart_core.text").TextEncoder.from_pretrained(s.family, dtype=torch.float32)

@@ -131,7 +131,7 @@ def test_a_number_that_is_none_is_refused_from_everywhere(text, tmp_path):
         ({"compile": 1}, "compile is 1: true or false is wanted"),
         ({"run": 3}, "run is 3: text is wanted"),
         ({"loss": "l1"}, "loss is 'l1': choose one of huber, l2"),
-        ({"precision": "fp8"}, "choose one of fp32, bf16, fp16"),
+        ({"precision": "fp8"}, "choose one of auto, fp32, bf16, fp16"),
         ({"caption_drop": 1.5}, "caption_drop is 1.5: it must be between 0.0 and 1.0"),
         ({"data": ""}, "data is not set: folder or URL of prepared features"),
         ({"base": ""}, "base is not set: the teacher, which the student starts from"),

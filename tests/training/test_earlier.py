@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import ExportConfig, make_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.export import export
 from pixart_delta.training.loop import train
 from pixart_delta.training.run_dir import RunDir
-from pixart_delta.training.status import describe_run
 
 import pixart_core as pc
 

@@ -13,7 +13,7 @@ from pixart_delta.pixart_core.memory import transformer_parameters
 from pixart_delta.training import estimate as estimates
 from pixart_delta.training.cli import main
 from pixart_delta.training.config import ConfigError, load_config, make_config
-from pixart_delta.training.draws import Draws
+from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.estimate import estimate, matmul_rate, pictures_text
 from pixart_delta.training.machine import GB
 from pixart_delta.training.recipes import SIZES, recipe_for, recipe_values

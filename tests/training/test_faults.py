@@ -104,9 +104,9 @@ def test_an_overflow_of_float16_leaves_the_step_out(material, tmp_path, monkeypa
 def test_endless_overflows_of_float16_stop_the_run(material, tmp_path, monkeypatch):
     update = Engine._update
 
-    def overflow(self, number):
+    def overflow(self, *values):
         next(iter(self.parameters.values())).grad[0] = torch.inf
-        return update(self, number)
+        return update(self, *values)
 
     scale_from(monkeypatch, 2)
     monkeypatch.setattr(Engine, "_update", overflow)

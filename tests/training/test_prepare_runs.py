@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 from pixart_delta.training import cli
+from pixart_delta.training.cli import describe_run
 from pixart_delta.training.data import FeatureDataset, shards
 from pixart_delta.training.data.shards import DataError
 from pixart_delta.training.prepare import progress, run, survey
@@ -14,7 +15,6 @@ from pixart_delta.training.prepare.encoders import Encoders
 from pixart_delta.training.prepare.plan import remove_others
 from pixart_delta.training.prepare.run import prepare
 from pixart_delta.training.run_dir import RunDir, RunDirError
-from pixart_delta.training.status import describe_run
 
 from tests.training.picture_fixture import prepare_settings as settings
 from tests.training.picture_fixture import shard_bytes

@@ -9,12 +9,12 @@ import torch
 from pixart_delta.pixart_core import weightfile
 from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training import checkpoint
+from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.export import export
 from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDir, RunDirError
-from pixart_delta.training.status import describe_run
 from safetensors import safe_open
 from safetensors.torch import load_file
 

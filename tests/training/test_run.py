@@ -15,15 +15,15 @@ from pixart_delta.pixart_core.identify import inspect_file
 from pixart_delta.training import engine as engine_module
 from pixart_delta.training import loop
 from pixart_delta.training import monitor as monitor_module
+from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
+from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.distribute import connect
-from pixart_delta.training.draws import Draws
 from pixart_delta.training.engine import Engine, learning_rate
 from pixart_delta.training.loop import Training, TrainingError
 from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDir
-from pixart_delta.training.status import describe_run
 from pixart_delta.training.tasks import TASKS
 from safetensors.torch import load_file
 

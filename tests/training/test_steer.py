@@ -7,10 +7,10 @@ import torch
 from PIL import Image
 from pixart_delta.training.config import ConfigError, make_config
 from pixart_delta.training.data import DataError, FeatureDataset
-from pixart_delta.training.draws import Draws
+from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.monitor import Monitor
-from pixart_delta.training.watch.prompts import own_prompts
 from pixart_delta.training.run_dir import RunDirError
+from pixart_delta.training.watch.prompts import own_prompts
 from pixart_delta.training.watch.validation import NAMES, BandDraws
 
 from tests.conftest import ROOT

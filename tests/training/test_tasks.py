@@ -9,8 +9,8 @@ from pixart_delta.pixart_core.checkpoint import save_controlnet, save_pixart
 from pixart_delta.pixart_core.lora import apply_lora
 from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training.config import ConfigError, make_config
+from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.distill import with_fixed_guidance
-from pixart_delta.training.draws import Draws
 from pixart_delta.training.lora import read_lora
 from pixart_delta.training.sampling import sample_latents
 from pixart_delta.training.tasks import TASKS

@@ -8,6 +8,7 @@ nothing new, and batches of several sizes need several passes through the model,
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...pixart_core.textfile import parse_json
-from ..draws import generator_for
+from .draws import generator_for
 from .readahead import read_ahead
 from .remote import Location
 from .shards import KIND, VERSION, DataError, ShardInfo
@@ -112,13 +113,14 @@ class FeatureDataset:
         """
         if hint:
             require_hints(self.location, self.description)
-        reader, sizes = _Reader(self, 0, hint), {}
+        reader = _Reader(self, 0, hint)
+        sizes: dict[tuple[int, int], list[int]] = {}
         for number in numbers:
             sizes.setdefault(self.locate(number)[0].bucket, []).append(number)
         groups = [each[at : at + batch_size] for each in sizes.values() for at in range(0, len(each), batch_size)]
         out = []
         for group in groups:
-            samples = [self._get(lambda n=number: reader.sample(n, generator_for(0, n))) for number in group]
+            samples = [self._get(functools.partial(reader.sample, each, generator_for(0, each))) for each in group]
             batch = _collate(samples)
             out.append((group, {name: value for name, value in batch.items() if isinstance(value, Tensor)}))
         return out
@@ -192,13 +194,13 @@ class FeatureDataset:
         """
         if hint:
             require_hints(self.location, self.description)
-        largest = max(self.buckets, key=self.buckets.get)
+        largest = max(self.buckets, key=self.buckets.__getitem__)
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == largest]
         every = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
         numbers = (number for number in every if not self._held[number])
         reader = _Reader(self, 0, hint)
         chosen = itertools.islice(numbers, count)
-        samples = [self._get(lambda n=number: reader.sample(n, generator_for(0, n))) for number in chosen]
+        samples = [self._get(functools.partial(reader.sample, number, generator_for(0, number))) for number in chosen]
         batch = {name: to_float32(value) for name, value in _collate(samples).items()}
         return batch, [sample["prompt"] for sample in samples]
 
@@ -336,9 +338,9 @@ def to_float32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype == torch.float16 else value
 
 
-def _draw(moments: np.ndarray, scale: float, generator: torch.Generator) -> Tensor:
+def _draw(stored: np.ndarray, scale: float, generator: torch.Generator) -> Tensor:
     """A latent from its posterior, scaled; from an autoencoder without deviations, the latent itself."""
-    moments = torch.from_numpy(moments).float()
+    moments = torch.from_numpy(stored).float()
     if len(moments) == 4:
         return moments * scale
     mean, deviation = moments.chunk(2)
@@ -355,7 +357,7 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     caption = samples[0]["caption"].new_zeros(len(samples), padded(max(lengths)), samples[0]["caption"].shape[1])
     for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
         caption[row, :length] = sample["caption"]
-    together = {
+    together: dict[str, Tensor] = {
         name: torch.stack([sample[name] for sample in samples]) for name in ("latent", "hint") if name in samples[0]
     }
     for name in ("image_size", "aspect_ratio"):

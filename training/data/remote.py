@@ -172,13 +172,13 @@ def _explained(url: str, cache: Path) -> Iterator[None]:
         raise (DataError if _is_final(error) else StoreBusy)(problem) from error
 
 
-def _is_final(error: Exception) -> bool:
+def _is_final(error: BaseException) -> bool:
     """Whether asking again is of no use. Some of fsspec's file systems call everything FileNotFoundError, also a server
     that is busy, which its cause then tells."""
     causes = [error]
     while (cause := causes[-1].__cause__) is not None:
         causes.append(cause)
-    statuses = [each.status for each in causes if isinstance(getattr(each, "status", None), int)]
+    statuses = [status for each in causes if isinstance(status := getattr(each, "status", None), int)]
     if statuses:
         return all(status in _GONE for status in statuses)
     if isinstance(error, FileNotFoundError):

@@ -135,23 +135,24 @@ def _decode(part: str, data: bytearray) -> Any:
     if part == "json":
         return json.loads(data)
     begin = _NPY_PREFIX + int.from_bytes(data[_NPY_PREFIX - 2 : _NPY_PREFIX], "little")
-    shape, order, dtype = _array_header(bytes(data[:begin]))
+    shape, fortran, dtype = _array_header(bytes(data[:begin]))
     if math.prod(shape) * dtype.itemsize != len(data) - begin:
         raise ValueError(f"{part} holds {len(data) - begin} bytes for an array {shape} of {dtype}")
-    return np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape, order=order)
+    return np.frombuffer(data, dtype, math.prod(shape), begin).reshape(shape, order="F" if fortran else "C")
 
 
 @functools.lru_cache(maxsize=1024)
-def _array_header(header: bytes) -> tuple[tuple[int, ...], str, np.dtype]:
-    """Shape, order and type that the head of an .npy file (version 1) names. Kept: there are few different ones, and
-    numpy takes longer to read one than to read the array."""
+def _array_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns come first, and type that the head of an .npy file (version 1) names.
+
+    Kept: there are few different ones, and numpy takes longer to read one than to read the array."""
     file = io.BytesIO(header)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("an array is not in version 1 of numpy's format")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if dtype.hasobject:
         raise ValueError("an array holds Python objects, which are not read: they could carry code")
-    return shape, "F" if fortran else "C", dtype
+    return shape, fortran, dtype
 
 
 def hash_file(path: Path) -> str:
@@ -199,7 +200,8 @@ def write_shard(folder: Path, name: str, bucket: tuple[int, int], samples: Itera
             for sample in samples:
                 tar.write(sample)
                 count += 1
-    return ShardInfo(name, tuple(bucket), count, stream.bytes, stream.digest.hexdigest())
+    height, width = bucket
+    return ShardInfo(name, (height, width), count, stream.bytes, stream.digest.hexdigest())
 
 
 def write_description(folder: Path, shards: Iterable[ShardInfo], **values: Any) -> None:

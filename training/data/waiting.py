@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..status import duration
+from ..machine import duration
 from .shards import DataError
 
 Result = TypeVar("Result")

@@ -47,15 +47,15 @@ def read_metrics(file: Path, since: int = -1, points: int = POINTS) -> dict[str,
     return {"columns": {name: [row.get(name) for row in picked] for name in names}, "thinned": thinned}
 
 
-def _spread(rows: list[dict], points: int) -> list[dict]:
+def _spread(rows: list[dict[str, Any]], points: int) -> list[dict[str, Any]]:
     if len(rows) <= points:
         return rows
     return [rows[round(i * (len(rows) - 1) / (points - 1))] for i in range(points)]
 
 
-def _sample(source: BinaryIO, start: int, size: int, points: int, since: int) -> list[dict]:
+def _sample(source: BinaryIO, start: int, size: int, points: int, since: int) -> list[dict[str, Any]]:
     """One line at each of `points` evenly spread offsets, and the last line, of those above `since`."""
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     for i in range(points):
         row = _line_from(source, start + i * (size - start) // points)
         if row is not None and row["step"] > (rows[-1]["step"] if rows else since):
@@ -78,7 +78,7 @@ def _first_after(source: BinaryIO, step: int, size: int) -> int:
     return low
 
 
-def _line_from(source: BinaryIO, offset: int) -> dict | None:
+def _line_from(source: BinaryIO, offset: int) -> dict[str, Any] | None:
     """The first whole line that begins at or after an offset."""
     source.seek(max(0, offset - 1))
     if offset > 0:

@@ -17,26 +17,32 @@ from pathlib import Path
 
 from ..launcher import alone
 
-WINDOWS = sys.platform == "win32"
 _WAY = 5
 """Levels of priority by which a job gives way."""
 
 
-def spawn(arguments: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen:
+def spawn(arguments: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own (Ctrl-C in the server's terminal does not reach it).
 
     It gives way: whoever makes pictures, or only looks at the panel, does not wait for a core that it holds.
     """
-    if WINDOWS:
+    if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
-        apart = {"creationflags": flags | subprocess.BELOW_NORMAL_PRIORITY_CLASS}
+        flags |= subprocess.BELOW_NORMAL_PRIORITY_CLASS
     else:
-        apart = {"start_new_session": True}
+        flags = 0
     with log.open("ab") as out:
         child = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=dict(environment), cwd=log.parent, **apart
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=dict(environment),
+            cwd=log.parent,
+            creationflags=flags,
+            start_new_session=sys.platform != "win32",
         )
-    if not WINDOWS:
+    if sys.platform != "win32":
         _give_way(child.pid)
     return child
 
@@ -105,7 +111,7 @@ def _plain_numbers(listed: str) -> list[int]:
 
 def identity(pid: int) -> str | None:
     """What no other process of this number has, or None when none runs (a zombie does not run)."""
-    if WINDOWS:
+    if sys.platform == "win32":
         return _windows_identity(pid)
     if Path("/proc/self/stat").exists():
         try:
@@ -132,7 +138,7 @@ def find(argument: str) -> int | None:
             with contextlib.suppress(OSError):
                 if folder.name.isdigit() and os.fsencode(argument) in (folder / "cmdline").read_bytes().split(b"\0"):
                     return int(folder.name)
-    elif not WINDOWS:
+    elif sys.platform != "win32":
         for line in subprocess.run(["ps", "-axo", "pid=,command="], capture_output=True, text=True).stdout.splitlines():
             pid, _, command = line.strip().partition(" ")
             if argument in command and int(pid) != os.getpid():
@@ -142,13 +148,13 @@ def find(argument: str) -> int | None:
 
 def lists_arguments() -> bool:
     """Whether `find` can be believed when it finds nothing."""
-    return not WINDOWS
+    return sys.platform != "win32"
 
 
 def end(pid: int, force: bool = False) -> None:
     """Ask a process of `spawn`, and what it started, to end; with force, end them unsaved."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        if WINDOWS:
+        if sys.platform == "win32":
             os.kill(pid, signal.SIGTERM)  # Windows has no gentle way; requests go by file
         elif force:
             os.killpg(pid, signal.SIGKILL)
@@ -160,6 +166,8 @@ def _windows_identity(pid: int) -> str | None:
     import ctypes
     from ctypes import wintypes
 
+    if sys.platform != "win32":
+        return None
     kernel = ctypes.WinDLL("kernel32", use_last_error=True)
     kernel.OpenProcess.restype = wintypes.HANDLE
     handle = kernel.OpenProcess(0x1000, False, pid)  # PROCESS_QUERY_LIMITED_INFORMATION

@@ -239,7 +239,7 @@ class Queue(Store):
         """End the process now; what was not saved is lost."""
         job.wanted = job.wanted or "paused"
         self.put(job, "stopping", "ended without saving")
-        if process.runs(job.pid, job.identity):
+        if job.pid is not None and process.runs(job.pid, job.identity):
             process.end(job.pid, force=True)
         return job
 

@@ -32,7 +32,7 @@ class Runner:
 
     def __init__(self, store: Store, python: str = sys.executable):
         self.store, self.python = store, python
-        self.children: dict[str, subprocess.Popen] = {}
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
         self._waiting_since: dict[str, float] = {}
 
     def launch(self, job: Job) -> None:

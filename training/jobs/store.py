@@ -47,7 +47,7 @@ class Store:
         check: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
     ):
         self.root, self.records, self._check = Path(root), Path(records), check
-        self._cache: dict[str, tuple[tuple, Job]] = {}
+        self._cache: dict[str, tuple[tuple[int, ...], Job]] = {}
         self._thread_lock = threading.RLock()
 
     # --- jobs ---
@@ -129,7 +129,7 @@ class Store:
         folder = self.records / job_id
         try:
             info = os.stat(folder / FILE)
-            stamp = (info.st_mtime_ns, info.st_ino, info.st_size)
+            stamp: tuple[int, ...] = (info.st_mtime_ns, info.st_ino, info.st_size)
         except OSError:
             stamp = ()
         kept = self._cache.get(job_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from pathlib import Path
 
@@ -12,6 +11,9 @@ import torch
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
+from ...pixart_core.autoencoder import AutoencoderTiny
+from ...pixart_core.autoencoder_config import TinyConfig
+from ...pixart_core.vae import save_vae
 from .scenes import draw, random_scene
 
 SIZES = ((128, 128), (96, 160), (160, 96))
@@ -53,18 +55,10 @@ def moment_penalty(latent: Tensor) -> Tensor:
     return mean.square().mean() + (std - 1).square().mean()
 
 
-def build(channels: int):
+def build(channels: int) -> AutoencoderTiny:
     """A narrow AutoencoderTiny with 4 latent channels; its raw latent is the model's latent (scaling factor 1)."""
-    from diffusers import AutoencoderTiny
-
     widths = (channels,) * 4
-    return AutoencoderTiny(
-        encoder_block_out_channels=widths,
-        decoder_block_out_channels=widths,
-        num_encoder_blocks=(0, 1, 2, 3),
-        num_decoder_blocks=(3, 3, 2, 1),
-        scaling_factor=1.0,
-    )
+    return AutoencoderTiny(TinyConfig(widths, widths, (0, 1, 2, 3), (3, 3, 2, 1), scaling_factor=1.0))
 
 
 def psnr(vae, pictures: Tensor) -> float:
@@ -101,10 +95,7 @@ def train(
                 f"latent std {latent.std().item():.2f} max {latent.abs().max().item():.1f}",
                 flush=True,
             )
-    vae.half().save_pretrained(output)
-    description = json.loads((output / "config.json").read_text("utf-8"))
-    description.pop("block_out_channels")  # diffusers writes it and then warns about it at every load
-    (output / "config.json").write_text(json.dumps(description, indent=2) + "\n", "utf-8")
+    save_vae(vae.half(), output)
 
 
 def main(arguments: list[str]) -> None:

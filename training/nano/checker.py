@@ -120,5 +120,5 @@ def _thing(pixels, time, ground, horizon) -> str:
     distances = {name: _distance(rows, colours).min(-1) for name, colours in parts.items()}
     unit = min(pixels.shape[:2]) ** 2
     area = {name: ((d < _NEAR) & (d < other)).sum() / unit for name, d in distances.items()}
-    best = max(area, key=area.get)
+    best = max(area, key=area.__getitem__)
     return best if area[best] > _SMALLEST_THING else "none"

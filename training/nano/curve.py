@@ -18,6 +18,7 @@ import torch
 from ...pixart_core.checkpoint import load_pixart
 from ...pixart_core.pipeline import Pipeline
 from ..checkpoint import restore
+from ..config import DistillConfig
 from ..run_dir import RunDir
 from .exam import SEEDS, Exam
 
@@ -30,10 +31,9 @@ def curve(run: Path, exam: Exam, steps: Sequence[int] = STEPS, seeds: Sequence[i
     points = []
     for path in (None, *RunDir(run).checkpoints()):
         task, _, step = restore(str(path or run))
+        predictor = task.predictor()
         if path is None:
             predictor, step = load_pixart(task.config.base, torch.float32).eval(), 0
-        else:
-            predictor = task.predictor()
         marks = {str(count): exam.mark(predictor, count, seeds, table=task.table) for count in steps}
         points.append({"step": step, "marks": marks})
         print(json.dumps({"run": run.name, **points[-1]}), flush=True)
@@ -93,7 +93,8 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     teacher = options.teacher or options.models / "base/pixart_nano_base.safetensors"
     exam, seeds = Exam(Pipeline.from_pretrained(options.models), options.count), range(options.seeds)
-    guidance = {restore(str(run))[0].config.guidance for run in options.runs}
+    configs = [restore(str(run))[0].config for run in options.runs]
+    guidance = {config.guidance for config in configs if isinstance(config, DistillConfig)}
     if len(guidance) > 1:
         parser.error(f"the runs learn different guidance scales ({sorted(guidance)}): plot those of each apart")
     lines = teacher_marks(teacher, guidance.pop(), exam, seeds)

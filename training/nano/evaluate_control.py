@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from ...pixart_core.controlnet import ControlNetTransformer
 from ...pixart_core.hed import HED, detect, load_hed
 from ...pixart_core.pipeline import Pipeline
 from ..checkpoint import restore
@@ -92,7 +93,9 @@ def curve(run: Path, pipeline: Pipeline, measure: Callable[..., dict[str, float]
     points, dtype = [], pipeline.transformer.product_dtype
     for path in RunDir(run).checkpoints():
         task, _, step = restore(str(path))
-        pipeline.controlnet = task.result().eval().to(pipeline.device, dtype)
+        network = task.result()
+        assert isinstance(network, ControlNetTransformer), f"{run} is no `controlnet` run"
+        pipeline.controlnet = network.eval().to(pipeline.device, dtype)
         points.append((step, measure(1.0, step=step)["f1"]))
     return points
 

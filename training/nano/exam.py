@@ -72,8 +72,8 @@ class Exam:
                     "caption_mask": self.mask[chunk],
                 }
                 noise = seed * 1000 + start
-                batch = sample_latents(predictor, batch, sampler, null, noise, steps=steps, **options)
-                made |= zip(chunk, batch, strict=True)
+                latents = sample_latents(predictor, batch, sampler, null, noise, steps=steps, **options)
+                made |= zip(chunk, latents, strict=True)
         return [made[index] for index in range(len(self.prompts))]
 
     def _encode(self, picture) -> Tensor:

@@ -82,7 +82,8 @@ def build() -> HED:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if module.out_channels > 1 else "linear")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     nn.init.constant_(net.norm, 128 / _SCALE)
     return net
 
@@ -91,7 +92,7 @@ def build() -> HED:
 def fold_scale(net: HED) -> HED:
     """The same network for inputs in 0 … 255."""
     net.norm.mul_(_SCALE)
-    net.block1.convs[0].weight.div_(_SCALE)
+    net.get_parameter("block1.convs.0.weight").div_(_SCALE)
     return net
 
 
@@ -197,7 +198,9 @@ def main(arguments: list[str]) -> None:
     if (learnt or held_out) and not teacher:
         parser.error("--photographs and --held-out need --teacher")
     full = load_hed(teacher) if teacher else None
-    crops = Crops(remember(full, teacher, photographs(learnt), options["output"] / "edges")) if learnt else None
+    crops = (
+        Crops(remember(full, teacher, photographs(learnt), options["output"] / "edges")) if full and learnt else None
+    )
     saved = train(**options, crops=crops)
-    if held_out:
+    if full and held_out:
         report(saved, full, held_out)

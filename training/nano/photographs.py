@@ -45,8 +45,8 @@ def read(path: Path, side: int) -> Tensor:
     with Image.open(path) as file:
         picture = ImageOps.exif_transpose(file).convert("RGB")
     scale = side / min(picture.size)
-    size = tuple(min(max(round(length * scale / 16), 1) * 16, side * 4 // 3 // 16 * 16) for length in picture.size)
-    fitted = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+    width, height = (min(max(round(length * scale / 16), 1) * 16, side * 4 // 3 // 16 * 16) for length in picture.size)
+    fitted = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous()
 
 

@@ -53,8 +53,8 @@ class Scene:
 
 ATTRIBUTES = tuple(field.name for field in fields(Scene))
 ALL_SCENES = tuple(
-    Scene(*values, ground, thing)
-    for *values, ground in itertools.product(TIMES, SIDES, MOUNTAINS, GROUNDS)
+    Scene(time, side, mountains, ground, thing)
+    for time, side, mountains, ground in itertools.product(TIMES, SIDES, MOUNTAINS, GROUNDS)
     for thing in THINGS[ground]
 )
 
@@ -142,7 +142,8 @@ _NO_COLOUR = (255, 0, 255)
 
 def tinted(colour: tuple[int, int, int], time: str, factor: float = 1.0) -> tuple[int, int, int]:
     """A colour of the ground or of a thing in the light of `time`."""
-    return tuple(min(255, round(channel * tint * factor)) for channel, tint in zip(colour, SKY[time][3], strict=True))
+    red, green, blue = (min(255, round(c * tint * factor)) for c, tint in zip(colour, SKY[time][3], strict=True))
+    return red, green, blue
 
 
 def draw(scene: Scene, size: tuple[int, int] = (128, 128), seed: int = 0) -> Image.Image:

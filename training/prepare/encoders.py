@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +93,13 @@ class Encoders:
             DataError: naming the picture whose features are not finite in half precision.
         """
         samples = [{**inputs.cached} for inputs in batch]
-        pictures = None
-        if batch[0].picture is not None:
-            pictures = self._tensor([inputs.picture for inputs in batch])
         if "moments.npy" not in samples[0]:
-            self._add(samples, "moments.npy", moments(self.vae, pictures))
+            self._add(samples, "moments.npy", moments(self.vae, self._tensor(inputs.picture for inputs in batch)))
         if self.config.hints == "hed":
-            self._add(samples, "hint.npy", moments(self.vae, detect(self.hed, pictures).expand(-1, -1, -1, 3)))
+            edges = detect(self.hed, self._tensor(inputs.picture for inputs in batch))
+            self._add(samples, "hint.npy", moments(self.vae, edges.expand(-1, -1, -1, 3)))
         elif batch[0].hint is not None:
-            self._add(samples, "hint.npy", moments(self.vae, self._tensor([inputs.hint for inputs in batch])))
+            self._add(samples, "hint.npy", moments(self.vae, self._tensor(inputs.hint for inputs in batch)))
         if not self.config.embeddings:
             self._add_captions(samples, batch)
         for inputs, sample in zip(batch, samples, strict=True):
@@ -113,14 +111,14 @@ class Encoders:
     def _add_captions(self, samples: list[dict[str, Any]], batch: Sequence[Inputs]) -> None:
         wordings = [text for inputs in batch for text in inputs.captions]
         embeddings, mask = self.text.encode(wordings, self.config.max_tokens, self.config.clean_caption)
-        embeddings, lengths = embeddings.half().cpu().numpy(), mask.sum(1).tolist()
-        rows = iter(zip(embeddings, lengths, strict=True))
+        rows = iter(zip(embeddings.half().cpu().numpy(), mask.sum(1).tolist(), strict=True))
         for inputs, sample in zip(batch, samples, strict=True):
             own = [embedding[:length] for embedding, length in itertools.islice(rows, len(inputs.captions))]
             sample["caption.npy"], sample["tokens"] = np.concatenate(own), list(map(len, own))
 
-    def _tensor(self, pictures: list[np.ndarray]) -> torch.Tensor:
-        return torch.from_numpy(np.stack(pictures)).to(self.device).float() / 255
+    def _tensor(self, pictures: Iterable[np.ndarray | None]) -> torch.Tensor:
+        there = [picture for picture in pictures if picture is not None]
+        return torch.from_numpy(np.stack(there)).to(self.device).float() / 255
 
     @staticmethod
     def _add(samples: list[dict[str, Any]], part: str, values: torch.Tensor) -> None:

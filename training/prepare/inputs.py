@@ -50,7 +50,8 @@ class InputReader:
 
     def files(self, source: Source) -> list[Path]:
         """Every file that a sample is made from; of those that are missing, where it should be."""
-        config, found = self.config, []
+        config = self.config
+        found: list[Path | None] = []
         if self.needs_picture:
             found.append(source.path)
         if config.latents:

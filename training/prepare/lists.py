@@ -104,7 +104,7 @@ def _separator(file: Path, text: str) -> tuple[str, int]:
             f"{file}, line 1: no column is for the pictures' names ({' or '.join(NAME_COLUMNS)}); the first line has "
             f"to name the columns, found {first!r:.80}"
         )
-    return max(found, key=found.get), 0
+    return max(found, key=found.__getitem__), 0
 
 
 def _header(file: Path, line: int, cells: list[str]) -> list[str]:

@@ -12,9 +12,8 @@ from typing import Any
 import psutil
 
 from ..config import PrepareConfig
-from ..machine import StopSignal
+from ..machine import StopSignal, duration
 from ..run_dir import RunDir
-from ..status import duration
 
 _STATUS_SECONDS = 1.0
 _LINE_SECONDS = {True: 0.1, False: 10.0}

@@ -86,7 +86,7 @@ def _first(texts: Iterable[str]) -> list[str]:
 
 def left_out(sources: list[Source], findings: list[Finding]) -> dict[str, list[tuple[str, str]]]:
     """Problem -> name and why of every picture that has it; in the order of PROBLEMS."""
-    out = {problem: [] for problem in PROBLEMS}
+    out: dict[str, list[tuple[str, str]]] = {problem: [] for problem in PROBLEMS}
     for source, finding in zip(sources, findings, strict=True):
         if finding.problem:
             out[finding.problem].append((source.name, finding.why))

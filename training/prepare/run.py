@@ -123,9 +123,10 @@ def _make(
         # Until all are made there is no dataset: the description of an earlier one would not fit the new shards.
         (output / DESCRIPTION).unlink(missing_ok=True)
     _write_all(todo, config, encoders, progress)
-    made = [shard.finished(output, state, thorough=False) for shard, state in zip(shards, states, strict=True)]
-    if None in made:
-        say(f"this part is done; {made.count(None)} of {len(made)} shards are still to come from the other parts")
+    found = [shard.finished(output, state, thorough=False) for shard, state in zip(shards, states, strict=True)]
+    made = [info for info in found if info is not None]
+    if missing := len(found) - len(made):
+        say(f"this part is done; {missing} of {len(found)} shards are still to come from the other parts")
     else:
         _finish(output, shards, made, config, encoders)
 

@@ -9,7 +9,7 @@ a list       metadata.jsonl, .csv or .tsv (Hugging Face imagefolder): file_name 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -103,14 +103,15 @@ def find_sources(
         raise DataError(f"{location} does not exist: give a folder of pictures, or a list of them")
     lists = _lists_in(location) if location.is_dir() else [location]
     contents = look_into(location, only_inside) if location.is_dir() else None
-    if lists:
+    found: Iterable[Source]
+    if lists or contents is None:
         found = _listed(lists[0], pictures, column, only_inside, encoding)
     else:
         found = (Source(name, location / name) for name in contents.pictures + contents.outside)
     sources: dict[str, Source] = {}
     for source in found:
         if (before := sources.get(source.name)) is not None:  # the authors list a picture once for each prompt
-            source = replace(source, listed=before.listed + source.listed)
+            source = replace(source, listed=(before.listed or ()) + (source.listed or ()))
         sources[source.name] = source
     if not sources:
         known = "the list names none" if lists else ", ".join(sorted(suffixes()))
@@ -156,8 +157,10 @@ def _listed(
         said = row[column] if column else next((row[key] for key in CAPTION_COLUMNS if row.get(key)), None)
         if isinstance(said, list) and not all(isinstance(each, str) for each in said):
             raise DataError(f"{file}, entry {number}: a caption is no text: {said!r:.80}")
-        size = (row.get("height"), row.get("width"))
-        size = size if all(type(side) is int and side > 0 for side in size) else None
+        height, width = row.get("height"), row.get("width")
+        size = None
+        if type(height) is int and type(width) is int and height > 0 and width > 0:
+            size = height, width
         name = _as_here(name.strip(), root)
         yield Source(name, root / name, _wordings(said), size)
 

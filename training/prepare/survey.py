@@ -11,6 +11,7 @@ import json
 import os
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 from ...pixart_core.textfile import read_json
 from ...pixart_core.weightfile import save_json
@@ -155,7 +156,12 @@ def _load(file: Path, state: str) -> list[Finding]:
         return []
     if stored.get("state") != state:
         return []
-    return [Finding(*row[:5], tuple(row[5]), *row[6:8], tuple(row[8])) for row in stored["findings"]]
+    return [_finding(row) for row in stored["findings"]]
+
+
+def _finding(row: list[Any]) -> Finding:
+    values: list[Any] = [tuple(each) if isinstance(each, list) else each for each in row]
+    return Finding(*values)
 
 
 def _without_duplicates(sources: list[Source], findings: list[Finding], keep: bool) -> list[Finding]:

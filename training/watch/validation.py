@@ -10,7 +10,7 @@ from torch import Tensor
 from ..config import TrainConfig
 from ..data import FeatureDataset
 from ..data.dataset import to_float32
-from ..draws import Draws, to_device
+from ..data.draws import Draws, to_device
 from ..task import Task
 
 BANDS = 4

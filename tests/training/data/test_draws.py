@@ -1,7 +1,7 @@
 """Random numbers of a step: the same whatever the number of processes, different for every place."""
 
 import torch
-from pixart_delta.training.draws import Draws
+from pixart_delta.training.data.draws import Draws
 
 
 def numbers(draws):
