@@ -110,7 +110,8 @@ def read_config(kind: type[C], values: Mapping[str, Any]) -> C:
         ValueError: naming a field, its value and what is wanted.
     """
     known = {field.name for field in fields(kind)}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known})
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
+    return kind(**given)
 
 
 def _check_common(config: KLConfig | TinyConfig) -> None:

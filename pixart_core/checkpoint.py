@@ -20,7 +20,8 @@ from .identify import METADATA_KEY, Section, control_section, count_blocks, iden
 from .layers import is_in_stream, stream_dtype
 from .model import PixArt
 from .modelspec import modelspec
-from .weightfile import WeightFile, open_weights, save_json, save_weights
+from .saving import save_json, save_weights
+from .weightfile import WeightFile, open_weights
 
 logger = logging.getLogger(__name__)
 

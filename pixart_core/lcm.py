@@ -1,14 +1,13 @@
-"""Latent consistency models on PixArt's schedule: timesteps, boundary condition, sampler and the DDIM solver step."""
+"""Latent consistency models on PixArt's schedule: their timesteps, and the sampler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from .schedule import NUM_TIMESTEPS, add_noise, predict_x0, signal_and_noise
+from .schedule import NUM_TIMESTEPS, add_noise, consistency
 
 MAX_STEPS = 8
 DDIM_STEPS = 50
@@ -16,7 +15,6 @@ DDIM_STEPS = 50
 DDIM_SKIP = NUM_TIMESTEPS // DDIM_STEPS
 GRIDS = ("diffusers", "official")
 
-ScalarOrTensor = TypeVar("ScalarOrTensor", float, Tensor)
 ModelFn = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -50,30 +48,6 @@ def lcm_timesteps(steps: int, grid: str = "diffusers", strength: float = 1.0) ->
     if grid == "official":
         return origin[:: len(origin) // steps][:steps]
     raise ValueError(f"unknown timestep grid {grid!r}: choose one of {', '.join(GRIDS)}")
-
-
-def boundary_scalings(
-    timestep: ScalarOrTensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0
-) -> tuple[ScalarOrTensor, ScalarOrTensor]:
-    """(c_skip, c_out) of the consistency function f = c_skip · z_t + c_out · ẑ_0 (paper A.1; LCM, Sec. 4.1).
-
-    c_skip → 1 and c_out → 0 as t → 0. `timestep` may be a number or a tensor; the result is of its kind (float32).
-    """
-    scaled = (timestep.float() if isinstance(timestep, Tensor) else float(timestep)) * timestep_scaling
-    return sigma_data**2 / (scaled**2 + sigma_data**2), scaled / (scaled**2 + sigma_data**2) ** 0.5
-
-
-def consistency(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
-    """f_θ(z_t, t) from a noise prediction: noisy, epsilon (B, C, h, w); timestep (B,)."""
-    shape = (-1, *[1] * (noisy.ndim - 1))
-    c_skip, c_out = (c.view(shape) for c in boundary_scalings(timestep))
-    return c_skip * noisy + c_out * predict_x0(noisy, epsilon, timestep, table)
-
-
-def ddim_step(x0: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
-    """Deterministic DDIM: the point at `timestep` (B,) of the ODE through a prediction (solver Ψ of Algorithm 1)."""
-    signal, sigma = signal_and_noise(timestep, x0, table)
-    return signal * x0 + sigma * epsilon
 
 
 @torch.no_grad()

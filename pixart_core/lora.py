@@ -6,27 +6,22 @@ diffusers) or flattened (OneTrainer, kohya), and keep alpha in four different pl
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import math
 import re
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .aliases import PathLike
 from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names, summary
+from .delta import Delta, Diff, Lora
 from .errors import CheckpointError, check, field
-from .identify import METADATA_KEY, inspect_file, own_metadata
-from .modelspec import modelspec
+from .identify import inspect_file, own_metadata
 from .textfile import parse_json
-from .weightfile import WeightFile, open_weights, save_weights
+from .weightfile import WeightFile, open_weights
 
 logger = logging.getLogger(__name__)
 
@@ -72,98 +67,6 @@ _FLAT_BLOCK, _FLAT_TOP = _flat(BLOCK_NAMES), _flat(TOP_NAMES)
 _HEADS = {name.split(".")[0] for table in (TOP_NAMES, *TOP_NAMES.values()) for name in table}
 _HEADS |= {"blocks", "transformer_blocks", "controlnet", "controlnet_blocks"}
 """What the names of PixArt's modules begin with."""
-
-
-@dataclass(frozen=True)
-class Delta:
-    """One change of one weight, or of some rows of a fused one."""
-
-    key: str
-    """The authors' name of the weight."""
-    part: int
-    """Which of `parts` equal groups of rows is changed: q, k, v of a fused matrix."""
-    parts: int
-    """1 = the whole weight."""
-    up: Tensor
-    """(rows, rank)."""
-    down: Tensor
-    """(rank, columns)."""
-    alpha: float
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.down.shape[0]
-
-    @property
-    def rows(self) -> slice | None:
-        """The changed rows; None = all."""
-        height = self.up.shape[0]
-        return None if self.parts == 1 else slice(self.part * height, (self.part + 1) * height)
-
-    def matrix(self) -> Tensor:
-        """up · down · alpha / rank, (rows, columns) float32."""
-        return self.scale * (self.up.float() @ self.down.float())
-
-
-@dataclass(frozen=True)
-class Diff:
-    """A change of one weight or bias (or some rows of a fused one) that is stored as it is."""
-
-    key: str
-    part: int
-    parts: int
-    value: Tensor
-    """A change of the weight's shape, or of its part's."""
-    replaces: bool = False
-    """Whether the value takes the weight's place instead of being added."""
-
-    @property
-    def rows(self) -> slice | None:
-        """As `Delta.rows`."""
-        height = self.value.shape[0]
-        return None if self.parts == 1 else slice(self.part * height, (self.part + 1) * height)
-
-
-@dataclass(frozen=True)
-class Lora:
-    """A LoRA in the authors' names."""
-
-    name: str
-    """Where it came from, for messages."""
-    deltas: tuple[Delta, ...]
-    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
-    diffs: tuple[Diff, ...] = ()
-    """Beside the low-rank changes: of biases mostly, as ComfyUI's LoraSave extracts them."""
-    left_out: tuple[str, ...] = ()
-    """Names in the file that are not of the transformer: a text encoder's, an embedding's."""
-
-    @property
-    def rank(self) -> int:
-        """The largest rank in it."""
-        return max((delta.down.shape[0] for delta in self.deltas), default=0)
-
-    def to_state_dict(self) -> dict[str, Tensor]:
-        """Diffusers' names below `transformer.`, with alpha: what ComfyUI's own LoRA loaders read."""
-        out: dict[str, Tensor] = {}
-        for delta in self.deltas:
-            names = diffusers_names(delta.key)
-            if delta.parts > 1:
-                changes = [(names[delta.part], delta.up)]
-            else:  # a LoRA of a whole fused matrix: each part takes its rows of `up`, all share `down`
-                changes = list(zip(names, delta.up.chunk(len(names)), strict=True))
-            for name, up in changes:
-                stem = "transformer." + name.removesuffix(".weight")
-                out[f"{stem}.lora_A.weight"] = delta.down.clone()
-                out[f"{stem}.lora_B.weight"] = up.clone()
-                out[f"{stem}.alpha"] = torch.tensor(float(delta.alpha))
-        for diff in self.diffs:
-            names = diffusers_names(diff.key)
-            chosen = [names[diff.part]] if diff.parts > 1 else names
-            for name, value in zip(chosen, diff.value.chunk(len(chosen)), strict=True):
-                end = "set_weight" if diff.replaces else "diff_b" if name.endswith(".bias") else "diff"
-                stem = "transformer." + name.removesuffix(".weight").removesuffix(".bias")
-                out[f"{stem}.{end}"] = value.clone()
-        return out
 
 
 def load_lora(path: PathLike, alpha: float | None = None) -> Lora:
@@ -428,48 +331,6 @@ def _adapter_metadata(file: WeightFile) -> dict[str, Any]:
     return {key.split(".", 1)[-1]: values[key] for key in ours}
 
 
-def require_fit(lora: Lora, weights: Mapping[str, Tensor]) -> None:
-    """Raises CheckpointError if a weight (authors' name) that the LoRA changes is missing or of another shape."""
-    for delta in lora.deltas:
-        expected = (delta.parts * delta.up.shape[0], delta.down.shape[1])
-        found = tuple(weights[delta.key].flatten(1).shape) if delta.key in weights else None
-        if found != expected:
-            raise CheckpointError(
-                f"{lora.name} does not fit this PixArt model: {delta.key} is "
-                f"{list(found) if found else 'missing'}, the LoRA is made for {list(expected)}"
-            )
-    for diff in lora.diffs:
-        expected = (diff.parts * diff.value.shape[0], *diff.value.shape[1:]) if diff.value.ndim else ()
-        found = tuple(weights[diff.key].shape) if diff.key in weights else None
-        if found != expected:
-            raise CheckpointError(
-                f"{lora.name} does not fit this PixArt model: {diff.key} is "
-                f"{list(found) if found else 'missing'}, the LoRA is made for {list(expected)}"
-            )
-
-
-@torch.no_grad()
-def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
-    """Add `strength` times a LoRA to a model's weights, in place, in float32. The negative strength takes it off again.
-
-    Raises:
-        CheckpointError: before anything is changed, if a weight is missing or of another shape.
-    """
-    weights = dict(model.named_parameters())
-    require_fit(lora, weights)
-    if strength == 0:
-        return
-    for delta in lora.deltas:
-        weight = weights[delta.key]
-        rows = weight if delta.rows is None else weight[delta.rows]
-        change = strength * delta.matrix().to(weight.device)
-        rows.copy_((rows.float() + change.reshape(rows.shape)).to(weight.dtype))
-    for diff in lora.diffs:
-        weight = weights[diff.key]
-        rows, value = weight if diff.rows is None else weight[diff.rows], diff.value.to(weight.device).float()
-        rows.copy_((value if diff.replaces else rows.float() + strength * value).to(weight.dtype))
-
-
 def host_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of an adapter of any kind under names that ComfyUI's own LoRA loader knows a PixArt model by."""
     out = {}
@@ -483,9 +344,3 @@ def host_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours = f"diffusion_model.{name}" if parts == 1 else f"transformer.{diffusers_names(name)[part]}"
             out[ours.removesuffix(".weight") + key[end:]] = tensor
     return out
-
-
-def save_lora(lora: Lora, path: PathLike, metadata: Mapping[str, Any] | None = None) -> Path:
-    """Save a LoRA as one safetensors file that carries its alpha, atomically."""
-    values = {**lora.metadata, **(metadata or {}), "kind": "lora", "rank": lora.rank}
-    return save_weights(lora.to_state_dict(), path, {METADATA_KEY: json.dumps(values), **modelspec("lora", values)})

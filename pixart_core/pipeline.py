@@ -19,13 +19,15 @@ from .convert import is_transformer
 from .errors import CheckpointError
 from .functional import sampling_dtype
 from .graphs import Graphs
+from .layers import compile_blocks
 from .lcm import NotFiniteError
 from .memory import MemoryPlan, TextShape, VaeShape, memory_plan
 from .model import PixArt
 from .resolution import nearest_bin, resize_and_crop
 from .sampling import GUIDANCE, Callback, dpm_timesteps, guided, plan_steps, sample
 from .steps import Control, Steps
-from .text import EmbeddingCache, TextEncoder, is_t5
+from .t5 import is_t5
+from .text import EmbeddingCache, TextEncoder
 from .vae import FACTOR, decode, encode, is_autoencoder, load_vae, to_pil
 from .weightfolder import find_part, snapshot
 
@@ -74,6 +76,7 @@ class Pipeline:
         graphs: on a CUDA device capture what a size launches, and replay it from the third use on (see `graphs`): a
             picture at batch 1 then no longer waits for Python, and takes memory for its activations for good. Never
             with low_memory.
+        compile: torch.compile the blocks and the decoder, in place: some seconds once, which torch keeps on disk.
     """
 
     _may_widen = False
@@ -88,6 +91,7 @@ class Pipeline:
         device: Device = None,
         low_memory: bool = False,
         graphs: bool = True,
+        compile: bool = False,
     ):
         if text.width != transformer.config.caption_channels:
             raise ValueError(
@@ -97,7 +101,10 @@ class Pipeline:
         self.transformer, self.text, self.vae = transformer, text, vae
         self.device = torch.device("cpu" if device is None else device)
         self.low_memory = low_memory
-        self.graphs = Graphs() if graphs and not low_memory else None
+        self.graphs = text.graphs = Graphs() if graphs and not low_memory else None
+        if compile:
+            compile_blocks(transformer)
+            vae.decoder.compile()
         self.seconds: dict[str, float] = {}
         """Seconds of the last call: encode, sample, decode."""
         self.controlnet = controlnet
@@ -115,6 +122,7 @@ class Pipeline:
         cache: EmbeddingCache | PathLike | None = None,
         low_memory: bool = False,
         graphs: bool = True,
+        compile: bool = False,
     ) -> Pipeline:
         """Open a diffusers pipeline folder: transformer/, text_encoder/, tokenizer/, vae/ and maybe controlnet/.
 
@@ -127,7 +135,7 @@ class Pipeline:
             quantization: of the text encoder: None or "none", "int8", "int4".
             transformer, controlnet: other files or folders to take these from.
             cache: folder, or `EmbeddingCache`, that keeps embeddings.
-            low_memory, graphs: see `Pipeline`.
+            low_memory, graphs, compile: see `Pipeline`.
 
         Raises:
             CheckpointError: naming the folder or file that is missing, damaged or of another kind.
@@ -154,7 +162,7 @@ class Pipeline:
         )
         if controlnet is None and (folder / "controlnet").is_dir():
             controlnet = folder / "controlnet"
-        pipeline = cls(model, text, load_vae(folder, dtype, device), controlnet, device, low_memory, graphs)
+        pipeline = cls(model, text, load_vae(folder, dtype, device), controlnet, device, low_memory, graphs, compile)
         pipeline._may_widen = dtype is None
         logger.info("%s", pipeline.memory_plan())
         return pipeline
@@ -202,7 +210,7 @@ class Pipeline:
         size = nearest_bin(*asked, self.transformer.config.input_size * FACTOR) if use_bins else asked
         latent = self.sample(prompt, steps, seed, width=size[1], height=size[0], **options)
         with self._stage("decode"):
-            return to_pil(decode(self.vae, latent, asked))
+            return to_pil(decode(self.vae, latent, asked, self.graphs))
 
     @torch.no_grad()
     def sample(

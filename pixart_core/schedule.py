@@ -1,8 +1,12 @@
-"""The diffusion process PixArt was trained with: 1000 steps, β linear from 1e-4 to 0.02 (paper App. B.1, Fig. 3)."""
+"""The diffusion process PixArt was trained with: 1000 steps, β linear from 1e-4 to 0.02 (paper App. B.1, Fig. 3).
+
+With what a noise prediction means on it: ẑ_0, the consistency function, a DDIM step.
+"""
 
 from __future__ import annotations
 
 import functools
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +14,8 @@ from torch import Tensor
 NUM_TIMESTEPS = 1000
 BETA_START = 1e-4
 BETA_END = 2e-2
+
+ScalarOrTensor = TypeVar("ScalarOrTensor", float, Tensor)
 
 
 @functools.cache
@@ -62,3 +68,27 @@ def predict_x0(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor |
     """The inverse of `add_noise`: ẑ_0 from z_t and a noise prediction."""
     signal, sigma = signal_and_noise(timestep, noisy, table)
     return (noisy - sigma * epsilon) / signal
+
+
+def boundary_scalings(
+    timestep: ScalarOrTensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0
+) -> tuple[ScalarOrTensor, ScalarOrTensor]:
+    """(c_skip, c_out) of the consistency function f = c_skip · z_t + c_out · ẑ_0 (paper A.1; LCM, Sec. 4.1).
+
+    c_skip → 1 and c_out → 0 as t → 0. `timestep` may be a number or a tensor; the result is of its kind (float32).
+    """
+    scaled = (timestep.float() if isinstance(timestep, Tensor) else float(timestep)) * timestep_scaling
+    return sigma_data**2 / (scaled**2 + sigma_data**2), scaled / (scaled**2 + sigma_data**2) ** 0.5
+
+
+def consistency(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
+    """f_θ(z_t, t) from a noise prediction: noisy, epsilon (B, C, h, w); timestep (B,)."""
+    shape = (-1, *[1] * (noisy.ndim - 1))
+    c_skip, c_out = (c.view(shape) for c in boundary_scalings(timestep))
+    return c_skip * noisy + c_out * predict_x0(noisy, epsilon, timestep, table)
+
+
+def ddim_step(x0: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
+    """Deterministic DDIM: the point at `timestep` (B,) of the ODE through a prediction (solver Ψ of Algorithm 1)."""
+    signal, sigma = signal_and_noise(timestep, x0, table)
+    return signal * x0 + sigma * epsilon

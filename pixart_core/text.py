@@ -1,4 +1,4 @@
-"""Prompts to T5 embeddings: the authors' preprocessing, 8- and 4-bit loading, leaving memory, a cache on disk."""
+"""Prompts to T5 embeddings: the authors' preprocessing, leaving memory, a cache on disk."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import importlib.util
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from .aliases import Device, DType, PathLike
-from .convert import summary
-from .errors import CheckpointError, MissingFileError, read_by, read_description
+from .errors import CheckpointError, MissingFileError, read_by
 from .functional import preferred_dtype
-from .t5_config import T5_VOCABULARY, check_t5, encoder_fields
+from .graphs import Graphs
+from .saving import save_weights
+from .t5 import QUANTIZATIONS, T5_VOCABULARY, check_t5, is_t5, load_t5, read_t5_config, require_bitsandbytes
 from .tokenizer import TOKENIZER_FILES, load_tokenizer
-from .weightfile import open_weights, save_weights
+from .weightfile import open_weights
 from .weightfolder import find_part
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ logger = logging.getLogger(__name__)
 
 MAX_LENGTH = 120
 """Tokens a PixArt-α caption is cut to (paper Sec. 3.1 of PixArt-α)."""
-QUANTIZATIONS = ("none", "int8", "int4")
 _MICRO_BATCH = 8
 """Prompts encoded at once: bounds the activations, however many prompts come in."""
+_LENGTHS = 16
+"""Tokens that a GPU's batch is padded to a multiple of."""
 
 
 def normalize_prompt(text: str, clean_caption: bool = False) -> str:
@@ -96,12 +98,14 @@ class TextEncoder:
         self.quantization = quantization or "none"
         self.dtype = _default_dtype(self.device, self.quantization) if dtype is None else dtype
         self.cache = cache if cache is None or isinstance(cache, EmbeddingCache) else EmbeddingCache(cache)
-        self.config = _read_t5_config(self.folder)
+        self.config = read_t5_config(self.folder)
         self._model: Any = None
+        self.graphs: Graphs | None = None
+        """Replays what was captured of earlier prompts; a `Pipeline` shares its own."""
         if self.quantization not in QUANTIZATIONS:
             raise ValueError(f"unknown quantization {quantization!r}: choose one of {', '.join(QUANTIZATIONS)}")
         if self.quantization != "none":
-            _require_bitsandbytes(self.device)
+            require_bitsandbytes(self.device)
         check_t5(self.config, open_weights(self.folder))
 
     @classmethod
@@ -151,7 +155,7 @@ class TextEncoder:
         """Bring the weights into memory and return transformers' T5EncoderModel."""
         if self._model is None:
             logger.info("loading the text encoder %s (%s, %s)", self.folder, self.dtype, self.quantization)
-            self._model = _load_t5(self.folder, self.dtype, self.device, self.quantization)
+            self._model = load_t5(self.folder, self.dtype, self.device, self.quantization)
         return self._model
 
     def unload(self) -> None:
@@ -227,9 +231,11 @@ class TextEncoder:
         """One pass of the encoder: a (tokens, width) tensor a text. Padded to the longest text only, under a mask."""
         rows = self.tokenize(texts, max_length)
         longest = max(map(len, rows))
+        if self.device.type == "cuda":  # a few lengths only, each of which is one graph
+            longest = min(max_length, -(-longest // _LENGTHS) * _LENGTHS)
         ids = torch.tensor([row + [self.config["pad_token_id"]] * (longest - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        hidden = self.load()(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).last_hidden_state
+        hidden = self._forward(ids.to(self.device), mask.to(self.device))
         result = [hidden[index, : len(row)].to(self.dtype) for index, row in enumerate(rows)]
         if not all(torch.isfinite(embedding).all() for embedding in result):
             raise ValueError(
@@ -237,6 +243,17 @@ class TextEncoder:
                 f"damaged, or overflow {self.dtype} (use bfloat16 or float32)"
             )
         return result
+
+    def _forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Token ids and their mask (B, L) -> (B, L, width)."""
+        model = self.load()
+
+        def run(ids: Tensor, mask: Tensor) -> Tensor:
+            return cast(Tensor, model(input_ids=ids, attention_mask=mask).last_hidden_state)
+
+        if self.graphs is None or self.quantization != "none":  # bitsandbytes asks the device for numbers
+            return run(ids, mask)
+        return self.graphs("encode", run, [ids, mask], self.graphs.state([model]))
 
     def _key(self, text: str, max_length: int) -> str:
         return hashlib.sha256(json.dumps([text, self.identity, max_length]).encode()).hexdigest()
@@ -313,37 +330,6 @@ def _default_dtype(device: torch.device, quantization: str) -> torch.dtype:
     return torch.bfloat16 if dtype == torch.float16 or quantization != "none" else dtype
 
 
-def _compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What weights of `dtype` are multiplied in."""
-    slow = device.type == "cpu" and dtype == torch.bfloat16 and preferred_dtype(device) == torch.float32
-    return torch.float32 if slow else dtype
-
-
-class _WideLinear(torch.nn.Linear):
-    """A Linear layer that multiplies in float32, whatever its weight is kept in."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.linear(x.float(), self.weight.float()).to(x.dtype)
-
-
-def is_t5(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json describes a T5, whose encoder PixArt reads."""
-    return config.get("model_type") == "t5"
-
-
-def _read_t5_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
-    if not file.is_file():
-        raise MissingFileError(f"{folder} has no config.json: a text encoder is a transformers folder of a T5 encoder")
-    config = read_description(file)
-    if not is_t5(config):
-        kind = config.get("model_type") or config.get("_class_name") or "different"
-        raise CheckpointError(f"{folder} holds a {kind} model; PixArt reads T5 (v1.1 XXL for the released weights)")
-    for name in ("transformers_version", "_name_or_path"):  # say nothing about the weights
-        config.pop(name, None)
-    return {"pad_token_id": 0, **config}
-
-
 def weight_files(folder: PathLike) -> list[Path]:
     """The files that hold the weights of `folder`, in the order they are read.
 
@@ -373,80 +359,3 @@ def _return_freed_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
         if trim is not None:
             trim(0)
-
-
-def _require_bitsandbytes(device: torch.device) -> None:
-    missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"8- and 4-bit text encoding needs {' and '.join(missing)}: pip install {' '.join(missing)}, "
-            'or choose quantization "none"'
-        )
-    if device.type not in ("cpu", "cuda", "xpu"):
-        raise ValueError(f'bitsandbytes does not run on {device.type}: choose quantization "none", or the device cpu')
-
-
-def _load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str) -> Any:
-    """T5EncoderModel in eval mode on `device`, read and quantised one tensor at a time.
-
-    transformers' own loading holds every shard mapped until the last tensor is quantised: 14 GB resident for T5-XXL in
-    8-bit, where one tensor at a time takes 6.
-    """
-    from transformers import T5Config, T5EncoderModel
-
-    compute = _compute_dtype(dtype, device)
-    config, file = _read_t5_config(folder), open_weights(folder)
-    check_t5(config, file)
-    with read_by("transformers", folder, "a T5 encoder"), torch.device("meta"):
-        model = T5EncoderModel(T5Config(**encoder_fields(config)))
-    if quantization != "none":
-        _replace_linears(model, compute, quantization)
-    if compute != dtype:
-        for module in model.modules():
-            if type(module) is torch.nn.Linear:  # T5's have no bias
-                module.__class__ = _WideLinear
-    model.set_input_embeddings(model.shared)  # one matrix, whichever of its two names the files use
-    wanted = dict(model.named_parameters())
-    unexpected = []
-    for stored in file.tensors:
-        name = "shared.weight" if stored == "encoder.embed_tokens.weight" else stored
-        if name.startswith(("decoder.", "lm_head.")):
-            continue  # a whole T5: PixArt reads its encoder
-        if name not in wanted or wanted[name].shape != file.tensors[stored].shape:
-            unexpected.append(name)
-            continue
-        file.require_numbers([stored])
-        module = model.get_submodule(name.rpartition(".")[0])
-        module.weight = _parameter(module.weight, file.read([stored])[stored], dtype, device)
-    missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    for problem, names in (("unknown or of another shape", unexpected), ("missing", missing)):
-        if names:
-            raise CheckpointError(
-                f"{folder} does not hold the weights its config.json describes: {problem} are {summary(sorted(names))}"
-            )
-    return model.eval().requires_grad_(False)
-
-
-def _replace_linears(model: Any, compute: torch.dtype, quantization: str) -> None:
-    """Swap Linear layers for bitsandbytes' as transformers does: all but `wo`, whose outliers 8 bits cannot hold."""
-    from transformers import BitsAndBytesConfig
-    from transformers.integrations import replace_with_bnb_linear
-
-    settings = (
-        {"load_in_8bit": True}
-        if quantization == "int8"
-        else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
-    )
-    config = BitsAndBytesConfig(**settings)
-    # It would say for every layer of every prompt that LLM.int8 multiplies in float16, as its paper does.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    replace_with_bnb_linear(model, modules_to_not_convert=["wo"], quantization_config=config)
-    model.config.quantization_config = config
-
-
-def _parameter(old: torch.nn.Parameter, tensor: Tensor, dtype: torch.dtype, device: torch.device) -> torch.nn.Parameter:
-    """`tensor` as a parameter of the kind of `old`: mapped if it needs no cast; bitsandbytes' kinds quantise here."""
-    if type(old) is torch.nn.Parameter:
-        return torch.nn.Parameter(tensor.to(device, dtype), requires_grad=False)
-    kind: Any = type(old)
-    return kind(tensor, requires_grad=False, **old.__dict__).to(device)

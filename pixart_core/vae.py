@@ -6,7 +6,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from .autoencoder_config import KLConfig, TinyConfig, read_config
 from .convert import summary
 from .errors import CheckpointError, read_description
 from .functional import preferred_dtype
+from .graphs import Graphs
 from .resolution import resize_and_crop
-from .weightfile import WeightFile, open_weights, save_json, save_weights
+from .saving import save_json, save_weights
+from .weightfile import WeightFile, open_weights
 from .weightfolder import find_part
 
 FACTOR = 8
@@ -115,11 +117,12 @@ def _current_name(name: str) -> str:
 
 
 @torch.no_grad()
-def decode(vae: Any, latent: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+def decode(vae: Any, latent: Tensor, size: tuple[int, int] | None = None, graphs: Graphs | None = None) -> Tensor:
     """Latent (B, 4, h, w), scaled as the transformer sees it -> pictures (B, 8h, 8w, 3), float32 in 0 … 1.
 
     Args:
         size: (height, width) in px to resize and crop the pictures to, see `resolution.resize_and_crop`.
+        graphs: replays what was captured of an earlier call.
 
     Raises:
         ValueError: on another number of channels, or an autoencoder that returns NaN or infinite values.
@@ -128,8 +131,12 @@ def decode(vae: Any, latent: Tensor, size: tuple[int, int] | None = None) -> Ten
         raise ValueError(
             f"this autoencoder decodes latents (B, {vae.config.latent_channels}, h, w), got shape {tuple(latent.shape)}"
         )
-    scaled = latent.to(vae.device, torch.float32) / vae.config.scaling_factor
-    images = vae.decode(scaled.to(vae.dtype)).sample.float()
+
+    def run(scaled: Tensor) -> Tensor:
+        return cast(Tensor, vae.decode(scaled).sample)
+
+    scaled = (latent.to(vae.device, torch.float32) / vae.config.scaling_factor).to(vae.dtype)
+    images = (run(scaled) if graphs is None else graphs("decode", run, [scaled], graphs.state([vae]))).float()
     if not torch.isfinite(images).all():
         raise ValueError(
             "the autoencoder returned NaN or infinite values: its weights are damaged, or its dtype "

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from ..pixart_core.convert import summary
 from ..pixart_core.errors import CheckpointError
+from ..pixart_core.saving import save_weights
 from ..pixart_core.textfile import parse_json
-from ..pixart_core.weightfile import save_weights
 from .config import make_training
 from .data.contents import current_path
 from .distribute import from_main, like, local, on_main, whole

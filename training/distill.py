@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from ..pixart_core.functional import exactly, timestep_embedding
 from ..pixart_core.layers import ScalarEmbedder
-from ..pixart_core.lcm import DDIM_SKIP, DDIM_STEPS, consistency, ddim_step
+from ..pixart_core.lcm import DDIM_SKIP, DDIM_STEPS
 from ..pixart_core.model import PixArt
-from ..pixart_core.schedule import add_noise, alphas_cumprod, predict_x0
+from ..pixart_core.schedule import add_noise, alphas_cumprod, consistency, ddim_step, predict_x0
 from .config import LcdConfig, LcmLoraConfig
 from .data.draws import Draws
 from .lora import WithoutLora, add_lora, lora_outline
@@ -96,10 +96,11 @@ def lcd_loss(
     noisy = add_noise(latent, noise, start, table)
     embedded = guidance if isinstance(guidance, Tensor) else None
     epsilon = _epsilon(student, noisy, start, batch, embedded, **(options or {}))
-    prediction = consistency(noisy, epsilon, start, table)
     with torch.no_grad():
-        x_prev = _guided_ddim_step(teacher, noisy, start, end, batch, guidance, table)
+        guided = _guided_epsilon(teacher, noisy, start, batch, guidance)
+        x_prev = ddim_step(predict_x0(noisy, guided, start, table), guided, end, table)
         target = consistency(x_prev, _epsilon(ema, x_prev, end, batch, embedded), end, table)
+    prediction = consistency(noisy, epsilon, start, table)
     return LcdResult(distance(prediction, target, loss, huber_c), prediction, target, x_prev, noisy, start, end)
 
 
@@ -109,19 +110,20 @@ def _epsilon(model, latent, timestep, batch, guidance=None, **options) -> Tensor
     return out[:, : latent.shape[1]].float()
 
 
-def _guided_ddim_step(teacher, noisy, start, end, batch, guidance, table) -> Tensor:
-    """Ψ(z, t_{n+k}, t_n, c) with guidance; conditional and unconditional in one batched forward."""
+def _guided_epsilon(teacher, noisy, start, batch, guidance) -> Tensor:
+    """The teacher's noise prediction with guidance; conditional and unconditional in one batched forward.
+
+    ẑ_0 is linear in it, so this is also what guides the ẑ_0 of the solver Ψ.
+    """
     null = teacher.null_caption(len(noisy), batch["caption"].shape[1]).to(batch["caption"])
     double = {name: torch.cat([batch[name]] * 2) for name in _CONDITIONS if name in batch}
     double["caption"] = torch.cat([batch["caption"], null])
-    with exactly(noisy):  # frozen: computes in the type of its weights, without casts
+    with exactly(start):  # frozen: computes in the type of its weights, without casts
         both = _epsilon(teacher, torch.cat([noisy, noisy]), torch.cat([start, start]), double)
     epsilon, unconditional = both.chunk(2)
-    x0, x0_unconditional = predict_x0(noisy, epsilon, start, table), predict_x0(noisy, unconditional, start, table)
     if isinstance(guidance, Tensor):
         guidance = guidance[:, None, None, None]
-    guided_x0 = x0 + guidance * (x0 - x0_unconditional)
-    return ddim_step(guided_x0, epsilon + guidance * (epsilon - unconditional), end, table)
+    return epsilon + guidance * (epsilon - unconditional)
 
 
 class Distillation(Task):

@@ -15,11 +15,11 @@ from torch import nn
 from ..pixart_core.checkpoint import read_pixart, save_controlnet, save_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
+from ..pixart_core.delta import Lora, save_lora
 from ..pixart_core.identify import METADATA_KEY
-from ..pixart_core.lora import Lora, save_lora
 from ..pixart_core.model import PixArt
 from ..pixart_core.modelspec import modelspec
-from ..pixart_core.weightfile import save_json, save_weights
+from ..pixart_core.saving import save_json, save_weights
 from .checkpoint import restore
 from .config import ConfigError, ExportConfig
 from .lora import adapter_kind, adapter_state, read_lora

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.convert import BLOCK_NAMES, diffusers_names
-from ..pixart_core.lora import Delta, Lora
+from ..pixart_core.delta import Delta, Lora
 from ..pixart_core.model import PixArt
 from .task import Outline, count_parameters
 

@@ -18,7 +18,7 @@ from ..pixart_core.checkpoint import describe_pixart, load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.functional import preferred_dtype
-from ..pixart_core.layers import Block
+from ..pixart_core.layers import compile_blocks
 from ..pixart_core.model import PixArt
 from .config import (
     ConfigError,
@@ -120,12 +120,9 @@ class Task(ABC):
         """Decay of the average after `step` steps."""
         return getattr(self.config, "ema_decay", 0.0)
 
-    def compile(self) -> None:
-        """Compile the blocks in place: all of a network share one graph, so this takes seconds and not minutes."""
-        for network in (self.model, *self.frozen, *([] if self.ema is None else [self.ema])):
-            for module in network.modules():
-                if isinstance(module, Block):
-                    module.compile()
+    def compile(self, **options: Any) -> None:
+        """Compile the blocks of all networks in place; see `compile_blocks`."""
+        compile_blocks(self.model, *self.frozen, *([] if self.ema is None else [self.ema]), **options)
 
     def result(self, average: bool = True) -> PixArt | ControlNetTransformer:
         """What the training made: the averaged network, or the trained one where there is none or none is wanted."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...pixart_core.errors import CheckpointError
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.t5_config import T5_VOCABULARY
+from ...pixart_core.t5 import T5_VOCABULARY
 from ...pixart_core.text import find_text_encoder
 from ...pixart_core.tokenizer import load_tokenizer
 from ...pixart_core.weightfile import WeightFile, open_weights

@@ -179,9 +179,9 @@ def _is_described(folder: Path, kind: str) -> bool:
     file = folder / ("adapter_config.json" if kind == "lora" else "config.json")
     if not file.is_file():
         return False
-    from ...pixart_core import convert, text, vae
+    from ...pixart_core import convert, t5, vae
 
-    asks = {"model": convert.is_transformer, "text_encoder": text.is_t5, "vae": vae.is_autoencoder}
+    asks = {"model": convert.is_transformer, "text_encoder": t5.is_t5, "vae": vae.is_autoencoder}
     try:
         return kind == "lora" or (kind in asks and asks[kind](read_description(file)))
     except CheckpointError:

@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import read_pixart
 from ...pixart_core.config import PixArtConfig
+from ...pixart_core.delta import require_fit
 from ...pixart_core.errors import CheckpointError, read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
-from ...pixart_core.lora import OtherAdapterError, host_state, load_lora, require_fit
+from ...pixart_core.lora import OtherAdapterError, host_state, load_lora
 from ...pixart_core.memory import memory_plan
 from ...pixart_core.model import PixArt
 from ...pixart_core.weightfile import open_weights

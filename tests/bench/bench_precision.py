@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 import pixart_core as pc
-from pixart_core.lcm import consistency, ddim_timesteps
+from pixart_core.lcm import ddim_timesteps
+from pixart_core.schedule import consistency
 from pixart_core.text import TextEncoder
 from pixart_core.vae import encode, load_vae
 from tests import conftest  # noqa: F401 - registers the root folder as a package

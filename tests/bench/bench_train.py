@@ -43,9 +43,9 @@ from pixart_delta.pixart_core.checkpoint import load_pixart, save_pixart  # noqa
 from pixart_delta.pixart_core.config import PIXART_1024_MS, PixArtConfig  # noqa: E402
 from pixart_delta.pixart_core.convert import authors_to_diffusers, config_to_diffusers  # noqa: E402
 from pixart_delta.pixart_core.functional import preferred_dtype  # noqa: E402
-from pixart_delta.pixart_core.lcm import DDIM_STEPS, consistency, ddim_step, ddim_timesteps  # noqa: E402
+from pixart_delta.pixart_core.lcm import DDIM_STEPS, ddim_timesteps  # noqa: E402
 from pixart_delta.pixart_core.model import PixArt  # noqa: E402
-from pixart_delta.pixart_core.schedule import add_noise, predict_x0  # noqa: E402
+from pixart_delta.pixart_core.schedule import add_noise, consistency, ddim_step, predict_x0  # noqa: E402
 from pixart_delta.training.config import LcdConfig, load_config, make_config  # noqa: E402
 from pixart_delta.training.data.draws import Draws  # noqa: E402
 from pixart_delta.training.distill import distance  # noqa: E402

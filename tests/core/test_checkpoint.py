@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import pixart_core as pc
-from pixart_core import convert, weightfile
+from pixart_core import convert, saving, weightfile
 from pixart_core.checkpoint import (
     CheckpointError,
     load_controlnet,
@@ -460,7 +460,7 @@ def test_bad_destinations(model, tmp_path, name, layout, message):
 
 def test_disk_that_is_too_small_is_seen_before_writing(model, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(weightfile.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CheckpointError, match="takes 0.00 GB, but only 0.00 GB are free there"):
         pc.save_pixart(model, tmp_path / "model.safetensors")
     assert not list(tmp_path.iterdir())

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import pixart_core as pc
-from pixart_core.lcm import consistency, ddim_step, ddim_timesteps
-from pixart_core.schedule import add_noise, alphas_cumprod, predict_x0
+from pixart_core.lcm import ddim_timesteps
+from pixart_core.schedule import add_noise, alphas_cumprod, consistency, ddim_step, predict_x0
 
 
 def test_schedule_is_the_linear_one_of_the_paper():

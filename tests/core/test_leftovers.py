@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from pixart_delta.pixart_core.leftovers import remove_leftovers, temporary_folder
-from pixart_delta.pixart_core.weightfile import replacing, save_json, save_weights
+from pixart_delta.pixart_core.saving import replacing, save_json, save_weights
 
 
 def kill_within(write, folder):
@@ -44,7 +44,7 @@ from pathlib import Path
 import importlib.util, sys
 sys.path.insert(0, {os.getcwd()!r})
 import tests.conftest
-from pixart_delta.pixart_core.weightfile import save_weights
+from pixart_delta.pixart_core.saving import save_weights
 print("ready", flush=True)
 while True:
     save_weights({{"a": torch.zeros(16, 2**20)}}, Path({str(tmp_path)!r}) / "a.safetensors")

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 import pixart_core as pc
 from pixart_core import convert
-from pixart_core.lora import apply_lora, load_lora, parse_lora, save_lora
+from pixart_core.delta import apply_lora, save_lora
+from pixart_core.lora import load_lora, parse_lora
 from pixart_core.weightfile import CheckpointError
 
 CONFIG = pc.PixArtConfig(

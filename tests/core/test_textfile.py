@@ -10,8 +10,9 @@ import torch
 from pixart_delta.pixart_core.checkpoint import load_pixart, save_pixart
 from pixart_delta.pixart_core.config import PixArtConfig
 from pixart_delta.pixart_core.model import PixArt
+from pixart_delta.pixart_core.saving import save_json
 from pixart_delta.pixart_core.textfile import decode, parse_json, printable, read_json
-from pixart_delta.pixart_core.weightfile import CheckpointError, save_json
+from pixart_delta.pixart_core.weightfile import CheckpointError
 
 WORDS = "Žluťoučký kůň: 馬"
 SMALL = PixArtConfig(

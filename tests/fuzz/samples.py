@@ -22,8 +22,9 @@ from tests import conftest  # noqa: F401  registers the root folder as pixart_de
 from pixart_delta import pixart_core as pc
 from pixart_delta.pixart_core import convert
 from pixart_delta.pixart_core.checkpoint import load_controlnet, save_controlnet
+from pixart_delta.pixart_core.delta import apply_lora
 from pixart_delta.pixart_core.hed import HED, load_hed
-from pixart_delta.pixart_core.lora import apply_lora, load_lora
+from pixart_delta.pixart_core.lora import load_lora
 from pixart_delta.pixart_core.text import TextEncoder
 from pixart_delta.pixart_core.vae import decode, load_vae
 from pixart_delta.pixart_core.weightfile import CheckpointError

@@ -1,9 +1,18 @@
-"""Shared by the tests in a browser: one Chromium, because Playwright's sync API can be started once in a thread."""
+"""What tests of the nodes share.
+
+One interpreter for each script of checks, because ComfyUI's top-level modules (`nodes`, `server`) must be the first of
+their names; one Chromium, because Playwright's sync API can be started once in a thread.
+"""
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import shutil
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +22,44 @@ from tools.comfy_server import ComfyServer, comfyui_trees
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def checks_in(script: str) -> list[str]:
+    """The functions check_… of a script in this folder."""
+    parts = ast.parse(Path(__file__).with_name(script).read_text(encoding="utf-8")).body
+    return [each.name for each in parts if isinstance(each, ast.FunctionDef) and each.name.startswith("check_")]
+
+
+def pytest_generate_tests(metafunc) -> None:
+    """A test of an `inside_check` runs once for each check of the script that its module names as INSIDE."""
+    if "inside_check" in metafunc.fixturenames:
+        metafunc.parametrize("inside_check", checks_in(metafunc.module.INSIDE))
+
+
+@pytest.fixture(scope="session")
+def run_inside(comfyui_path, tmp_path_factory) -> Callable[[str, Callable[[Path], Path]], dict[str, str]]:
+    """run_inside(script, make): check -> "" or what went wrong; one interpreter runs all of a script, once.
+
+    make: what the script is to be given, made in a new folder.
+    """
+    found: dict[str, dict[str, str]] = {}
+
+    def run(script: str, make: Callable[[Path], Path]) -> dict[str, str]:
+        if script not in found:
+            file, folder = Path(__file__).with_name(script), make(tmp_path_factory.mktemp(Path(script).stem))
+            result = subprocess.run(
+                [sys.executable, str(file), str(comfyui_path), str(folder), *checks_in(script)],
+                timeout=590,
+                capture_output=True,
+                text=True,
+                cwd=comfyui_path,
+                env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            )
+            assert result.returncode == 0, result.stderr[-3000:]
+            found[script] = json.loads(result.stdout.splitlines()[-1])
+        return found[script]
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -391,7 +391,7 @@ def check_hed_node_is_the_core(s: Setup) -> None:
     torch.manual_seed(0)
     network = hed.HED((4, 4, 4, 4, 4))
     path = s.family.parent / "hed.safetensors"
-    s.part("pixart_core.weightfile").save_weights(network.state_dict(), path)
+    s.part("pixart_core.saving").save_weights(network.state_dict(), path)
     images = torch.rand(3, 64, 80, 3)
     found = bridge.soft_edges(str(path), "1", images, False, False, 0, "float32")
     expected = hed.detect(network, images).expand(-1, -1, -1, 3)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,40 +12,18 @@ from safetensors.torch import save_file
 
 import pixart_core as pc
 from pixart_core.checkpoint import merge_controlnet
+from pixart_core.delta import Delta, Lora, save_lora
 from pixart_core.hed import HED, detect
 from pixart_core.identify import inspect_file
-from pixart_core.lora import Delta, Lora, save_lora
 from tests.fixtures_nano import make_nano_folder
 from tests.nodes.graphs import PROMPT, difference, ksampler, node, pictures, text_to_image
 
-SCRIPT = Path(__file__).with_name("inside_control.py")
-CHECKS = [
-    part.name
-    for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
-    if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")
-]
+INSIDE = "inside_control.py"
 
 
-@pytest.fixture(scope="session")
-def outcomes(comfyui_path, tmp_path_factory) -> dict[str, str]:
-    """Check of inside_control.py -> "" or what went wrong; one interpreter runs them all."""
-    family = make_nano_folder(tmp_path_factory.mktemp("inside_control") / "nano", depth=4)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), str(comfyui_path), str(family), *CHECKS],
-        timeout=3600,
-        capture_output=True,
-        text=True,
-        cwd=comfyui_path,
-        env=environment,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_inside(outcomes, check):
-    assert outcomes[check] == "", outcomes[check]
+def test_inside(run_inside, inside_check):
+    found = run_inside(INSIDE, lambda folder: make_nano_folder(folder / "nano", depth=4))
+    assert found[inside_check] == "", found[inside_check]
 
 
 @pytest.fixture(scope="session")

@@ -2,42 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-
 from tests.fixtures_nano import make_nano_folder
 
-SCRIPT = Path(__file__).with_name("inside.py")
-CHECKS = [
-    part.name
-    for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
-    if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")
-]
+INSIDE = "inside.py"
 
 
-@pytest.fixture(scope="session")
-def outcomes(comfyui_path, tmp_path_factory) -> dict[str, str]:
-    """Check -> "" or what went wrong; one interpreter runs them all."""
-    family = make_nano_folder(tmp_path_factory.mktemp("inside") / "nano")
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), str(comfyui_path), str(family), *CHECKS],
-        timeout=3600,
-        capture_output=True,
-        text=True,
-        cwd=comfyui_path,
-        env=environment,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_inside(outcomes, check):
-    assert outcomes[check] == "", outcomes[check]
+def test_inside(run_inside, inside_check):
+    found = run_inside(INSIDE, lambda folder: make_nano_folder(folder / "nano"))
+    assert found[inside_check] == "", found[inside_check]

@@ -11,7 +11,8 @@ import torch
 
 import pixart_core as pc
 from pixart_core.checkpoint import save_pixart
-from pixart_core.lora import Delta, Lora, apply_lora, load_lora, save_lora
+from pixart_core.delta import Delta, Lora, apply_lora, save_lora
+from pixart_core.lora import load_lora
 from pixart_core.vae import load_vae
 from tests.fixtures_nano import make_nano_folder, nano_config, random_pixart
 from tests.nodes.graphs import PROMPT, difference, ksampler, node, pictures, text_to_image

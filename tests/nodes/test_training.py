@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import ast
-import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,27 +24,12 @@ NODES = [*TRAININGS, "PixArtDeltaDataset", "PixArtDeltaTrainingStatus", "PixArtD
 WORKFLOWS = ("train_lcd", "train_lcm_lora", "train_controlnet")
 FINE_TUNE = "fine_tune"
 JOBS = "/pixart_delta/jobs"
-SCRIPT = Path(__file__).with_name("inside_jobs.py")
-CHECKS = [
-    part.name
-    for part in ast.parse(SCRIPT.read_text(encoding="utf-8")).body
-    if isinstance(part, ast.FunctionDef) and part.name.startswith("check_")
-]
+INSIDE = "inside_jobs.py"
 
 
-@pytest.fixture(scope="module")
-def outcomes(comfyui_path, tmp_path_factory) -> dict[str, str]:
-    """Check of inside_jobs.py -> "" or what went wrong; one interpreter runs them all."""
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [sys.executable, str(SCRIPT), str(comfyui_path), str(tmp_path_factory.mktemp("inside_jobs")), *CHECKS]
-    result = subprocess.run(command, timeout=3600, capture_output=True, text=True, cwd=comfyui_path, env=environment)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("check", CHECKS)
-def test_inside(outcomes, check):
-    assert outcomes[check] == "", outcomes[check]
+def test_inside(run_inside, inside_check):
+    found = run_inside(INSIDE, lambda folder: folder)
+    assert found[inside_check] == "", found[inside_check]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-from pixart_delta.pixart_core.weightfile import CheckpointError, save_weights
+from pixart_delta.pixart_core.saving import save_weights
+from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training.checkpoint import newest_readable, restore
 from pixart_delta.training.data import DataError, FeatureDataset
 from pixart_delta.training.data import shards as shards_module

@@ -18,8 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import pixart_core as pc
+from pixart_core.delta import apply_lora
 from pixart_core.identify import inspect_file
-from pixart_core.lora import apply_lora, load_lora
+from pixart_core.lora import load_lora
 from tests.fixtures_nano import make_nano_folder, nano_config, random_pixart
 from tests.training import runs_fixture
 

@@ -10,7 +10,7 @@ import torch
 from pixart_delta.pixart_core.checkpoint import load_pixart
 from pixart_delta.pixart_core.hed import detect, load_hed
 from pixart_delta.pixart_core.pipeline import Pipeline
-from pixart_delta.pixart_core.weightfile import save_weights
+from pixart_delta.pixart_core.saving import save_weights
 from pixart_delta.training.config import make_config
 from pixart_delta.training.nano import evaluate_control, hed, scenes
 from pixart_delta.training.nano.evaluate_control import ControlTest, edge_f1

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from pixart_delta.pixart_core.hed import HED, detect
+from pixart_delta.pixart_core.saving import save_weights
 from pixart_delta.pixart_core.text import TextEncoder
 from pixart_delta.pixart_core.vae import encode, load_vae, moments
-from pixart_delta.pixart_core.weightfile import save_weights
 from pixart_delta.training import cli
 from pixart_delta.training.config import ConfigError, PrepareConfig
 from pixart_delta.training.data import DataError, FeatureDataset, shards

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from pixart_delta.pixart_core import weightfile
+from pixart_delta.pixart_core import saving
 from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training import checkpoint
 from pixart_delta.training.cli import describe_run
@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_last_bit(command, material, tmp_path):
 
 
 def while_writing():
-    save_file = weightfile.save_file
+    save_file = saving.save_file
 
     def half(state, path, metadata):
         save_file(state, path, metadata)
@@ -85,12 +85,12 @@ def while_writing():
             os.truncate(path, os.path.getsize(path) // 2)
             kill_oneself()
 
-    weightfile.save_file = half
+    saving.save_file = half
 
 
 def before_the_rename():
-    publish = weightfile._publish
-    weightfile._publish = lambda file, path: kill_oneself() if "step_00000004" in path.name else publish(file, path)
+    publish = saving._publish
+    saving._publish = lambda file, path: kill_oneself() if "step_00000004" in path.name else publish(file, path)
 
 
 def before_old_ones_go():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pixart_delta.pixart_core.controlnet import ControlNetTransformer, ControlNetUNet
 from pixart_delta.pixart_core.hed import HED, detect
-from pixart_delta.pixart_core.lcm import boundary_scalings, lcm_timesteps, sample_lcm
+from pixart_delta.pixart_core.lcm import lcm_timesteps, sample_lcm
 from pixart_delta.pixart_core.sampling import sample_dpm
-from pixart_delta.pixart_core.schedule import add_noise, alphas_cumprod
+from pixart_delta.pixart_core.schedule import add_noise, alphas_cumprod, boundary_scalings
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.distribute import connect

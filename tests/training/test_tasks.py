@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 from pixart_delta.pixart_core.checkpoint import save_controlnet, save_pixart
-from pixart_delta.pixart_core.lora import apply_lora
+from pixart_delta.pixart_core.delta import apply_lora
 from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training.config import ConfigError, make_config
 from pixart_delta.training.data.draws import Draws

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pixart_delta.pixart_core import weightfile
+from pixart_delta.pixart_core import saving
 from pixart_delta.training import storage
 from pixart_delta.training.jobs import job
 from safetensors.torch import load_file
@@ -64,7 +64,7 @@ def test_a_file_that_is_open_elsewhere_is_waited_for(monkeypatch):
 def test_weights_that_are_mapped_elsewhere_make_way(tmp_path, monkeypatch):
     """Windows refuses to replace them, and to delete them, until they are let go."""
     file, mapped = tmp_path / "lora.safetensors", set()
-    weightfile.save_weights({"a": torch.zeros(2)}, file)
+    saving.save_weights({"a": torch.zeros(2)}, file)
     mapped.add(file.stat().st_ino)
     replace, unlink = os.replace, Path.unlink
 
@@ -74,9 +74,9 @@ def test_weights_that_are_mapped_elsewhere_make_way(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", lambda source, target: (refuse(target), replace(source, target)))
     monkeypatch.setattr(Path, "unlink", lambda self, *more, **options: (refuse(self), unlink(self, *more, **options)))
-    weightfile.save_weights({"a": torch.ones(2)}, file)
+    saving.save_weights({"a": torch.ones(2)}, file)
     assert load_file(file)["a"].tolist() == [1, 1]
     assert len(list(tmp_path.glob(".lora.safetensors.old-*"))) == 1
     mapped.clear()
-    weightfile.save_weights({"a": torch.ones(2)}, file)
+    saving.save_weights({"a": torch.ones(2)}, file)
     assert not list(tmp_path.glob(".*.old-*"))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...pixart_core.leftovers import temporary_folder
-from ...pixart_core.weightfile import replacing
+from ...pixart_core.saving import replacing
 from ..machine import DiskError
 from .shards import DESCRIPTION, DataError, Shard, ShardInfo, hash_file
 from .waiting import Aside, StoreBusy

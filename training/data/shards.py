@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ...pixart_core.weightfile import replacing, save_json
+from ...pixart_core.saving import replacing, save_json
 
 KIND = "pixart_delta_features"
 VERSION = 2

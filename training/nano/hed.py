@@ -17,7 +17,7 @@ from PIL import ImageFilter
 from torch import Tensor, nn
 
 from ...pixart_core.hed import HED, load_hed
-from ...pixart_core.weightfile import save_weights
+from ...pixart_core.saving import save_weights
 from ..storage import replacing
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
 from .scenes import boundaries, draw, random_scene

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ...pixart_core.hed import HED, detect
-from ...pixart_core.weightfile import save_weights
+from ...pixart_core.saving import save_weights
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SIDES = (768, 512, 320)

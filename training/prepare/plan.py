@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...pixart_core.saving import save_json
 from ...pixart_core.textfile import read_json
-from ...pixart_core.weightfile import save_json
 from ..data.shards import ShardInfo, hash_file
 from .sources import Source
 from .survey import Finding

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ...pixart_core.saving import replacing, save_json
 from ...pixart_core.textfile import printable
-from ...pixart_core.weightfile import replacing, save_json
 from ..machine import in_units
 from .sources import Source
 from .survey import PROBLEMS, Finding

@@ -13,8 +13,8 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...pixart_core.saving import save_json
 from ...pixart_core.textfile import read_json
-from ...pixart_core.weightfile import save_json
 from ..config import PrepareConfig
 from ..data.readahead import read_ahead
 from .inputs import HintError, InputReader, check_hint, check_ratio, digest, pixels
