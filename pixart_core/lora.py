@@ -98,7 +98,7 @@ def is_for_pixart(path: PathLike) -> bool:
     Raises:
         CheckpointError: as `inspect_file`.
     """
-    return bool(host_state(dict.fromkeys(open_weights(path).tensors, torch.empty(0))))
+    return bool(host_state(dict.fromkeys(open_weights(path).tensors, Tensor())))
 
 
 def parse_lora(
