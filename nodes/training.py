@@ -11,13 +11,14 @@ from typing import Any, ClassVar, get_type_hints
 
 from comfy_api.latest import io
 
-from ..training.config import COMMANDS
+from ..training.config import COMMANDS, WITHOUT_WEIGHTS
 from ..training.recipes import AUTO, RECIPES
 from .background import queue as jobs
-from .background.dataset import first_folder, prepare_dataset
+from .background.dataset import first_folder, hints_of_images, prepare_dataset
 from .background.result import find_job, load_result, read_loss, result_stamp
 from .background.start import start_training
 from .bridge import files
+from .bridge.hint_kind import kind_of_image
 from .bridge.pictures import latest_samples, loss_plot, thumbnails
 from .bridge.ui import about_job
 from .inputs import TRAINING_CATEGORY, always, dtype_input, file_input, lora_strength_input, more_settings_input
@@ -228,9 +229,9 @@ class PixArtDeltaDataset(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "hints",
-                    options=[NONE, *files.names("hed")],
-                    tooltip="For a ControlNet: the edge detector whose edges are the hints. none: the dataset has no "
-                    "hints.",
+                    options=[NONE, *files.names("hed"), *WITHOUT_WEIGHTS],
+                    tooltip="For a ControlNet: what finds the hints in the pictures: a HED network, or a detector of "
+                    "controlnet_aux. Others by name in more_settings. none: no hints, or those of hint_images.",
                 ),
                 io.String.Input(
                     "path",
@@ -240,7 +241,14 @@ class PixArtDeltaDataset(io.ComfyNode):
                     "folder, or in a place that who runs the server allows.",
                 ),
                 more_settings_input("more_settings", "prepare"),
+                io.Image.Input(
+                    "hint_images",
+                    optional=True,
+                    tooltip="Hints from any preprocessor node: a batch with one for each picture, in the order of "
+                    "their names.",
+                ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
                 io.String.Output("dataset", display_name="dataset", tooltip="For the training nodes."),
                 io.String.Output("report", display_name="report", tooltip="What was found among the pictures."),
@@ -262,11 +270,15 @@ class PixArtDeltaDataset(io.ComfyNode):
         hints: str,
         path: str,
         more_settings: str,
+        hint_images=None,
     ) -> io.NodeOutput:
         source = path or files.picture_folder(folder)
         values = {"input": source, "models": models, "resolution": resolution, "multi_aspect": multi_aspect}
-        if hints != NONE:
-            values |= {"hints": "hed", "hed": hints}
+        if hint_images is not None:
+            kind, _ = kind_of_image(cls.hidden.prompt, cls.hidden.unique_id, "hint_images")
+            values |= hints_of_images(source, hint_images, kind, more_settings)
+        elif hints != NONE:
+            values |= {"hints": hints} if hints in WITHOUT_WEIGHTS else {"hints": "hed", "hed": hints}
         made = prepare_dataset(name, values, more_settings, _SHOWN)
         found, _, job = made.report.rpartition("\n")
         about = about_job(f"{job}\n{found}", made.job)

@@ -268,6 +268,7 @@ def _load_weights(task: Task, file: Path) -> int:
             facts = read_facts(opened, file)
             if facts["frozen"] != fingerprint(task):
                 raise ValueError(f"the weights it was trained on are not those of base {task.config.base}")
+            task.hint = str(facts.get("hint", ""))
             for part, network in (("model.", task.model), ("ema.", task.ema)):
                 if network is not None:
                     names = [name for name in opened.keys() if name.startswith(part)]

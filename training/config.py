@@ -303,6 +303,12 @@ class ExportConfig(Settings):
     average: bool = setting(True, "the averaged weights, where the run has them, not the last ones")
 
 
+DETECTED = ("canny", "lineart_standard", "lineart", "lineart_anime", "depth", "mlsd", "normal", "softedge", "pose")
+"""Hints that a detector of controlnet_aux finds."""
+WITHOUT_WEIGHTS = ("canny", "lineart_standard")
+"""Those of them that need no file."""
+
+
 @dataclass(kw_only=True)
 class PrepareConfig(Settings):
     """`prepare`: check pictures and captions, then cache what training reads: latents, text embeddings, hints."""
@@ -324,7 +330,17 @@ class PrepareConfig(Settings):
     )
     multi_aspect: bool = setting(True, "sort pictures into buckets by aspect ratio; false crops all to the square")
     hints: str = setting(
-        "none", "for ControlNet: edges that a network finds, or those of a folder", choices=("none", "hed", "folder")
+        "none",
+        "for ControlNet: edges that HED finds, pictures of a folder, or what a detector of controlnet_aux of this name "
+        "finds",
+        choices=("none", "hed", "folder", *DETECTED),
+    )
+    annotators: str = path(
+        "folder with the weights of controlnet_aux's detectors (lllyasviel/Annotators); canny and lineart_standard "
+        "need none"
+    )
+    hint_kind: str = setting(
+        "", "for hints=folder: what they are; the ControlNet remembers it", choices=("", "hed", *DETECTED)
     )
     hint_folder: str = path("for hints=folder: pictures or HED features (.npz) named as the pictures")
     hed: str = path("ControlNetHED.pth or a narrower one, for hints=hed")
@@ -388,10 +404,25 @@ class PrepareConfig(Settings):
                 raise ConfigError(f"encoding is {self.encoding!r}: Python knows none of that name") from error
         if self.hints == "hed" and not self.hed:
             raise ConfigError("hints=hed needs hed: the file of the edge detector, ControlNetHED.pth")
+        if self.hints in DETECTED and bool(self.annotators) == (self.hints in WITHOUT_WEIGHTS):
+            wants = "no annotators" if self.annotators else "annotators: the folder with the weights of its detector"
+            raise ConfigError(f"hints={self.hints} needs {wants}")
+        if self.hint_kind and self.hints != "folder":
+            raise ConfigError(f"hint_kind is set, but hints is {self.hints}: it is for hints=folder, leave it out")
         if self.hints == "folder" and not self.hint_folder:
             raise ConfigError("hints=folder needs hint_folder: the folder of hints named as the pictures")
         if self.hint_folder and self.hints != "folder":
             raise ConfigError(f"hint_folder is set, but hints is {self.hints}: set hints=folder, or leave it out")
+
+    @property
+    def finds_hints(self) -> bool:
+        """Whether hints are found in the pictures."""
+        return self.hints not in ("none", "folder")
+
+    @property
+    def kind_of_hints(self) -> str:
+        """What hints are; "" for those of a folder that nobody said it of."""
+        return self.hints if self.finds_hints else self.hint_kind
 
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> dict[str, Any]:

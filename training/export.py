@@ -88,7 +88,9 @@ def write_result(
     named = {each.name for each in settings if each.metadata.get("path")}
     config = {name: Path(value).name if name in named else value for name, value in task.config.to_dict().items()}
     config.pop("sample_prompts")  # somebody's own words
-    description = {"training": {"command": task.command, "step": step, "config": config}}
+    description: dict[str, Any] = {"training": {"command": task.command, "step": step, "config": config}}
+    if task.hint:
+        description["hint"] = task.hint
     return write_weights(task.result(average), path, layout, dtype, description, task.config.base)
 
 

@@ -310,6 +310,7 @@ class Training:
             self.config.keep_checkpoints,
             batches=self.batches,
             whole_batches=self.whole,
+            hint=self.engine.task.hint,
             pending=self.monitor.pending,
         )
         self.saved = self.step

@@ -100,6 +100,8 @@ class Task(ABC):
         self.model = model
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if average else None
         self.frozen: list[nn.Module] = []
+        self.hint = ""
+        """What its hints are (`PrepareConfig.kind_of_hints`), if that is known."""
 
     @classmethod
     @abstractmethod
@@ -163,6 +165,7 @@ class Task(ABC):
         check_data(data.location, data.description, self.config, self.model.config.caption_channels, length)
         if self.needs_hint:
             require_hints(data.location, data.description)
+            self.hint = str(data.description.get("hint_kind") or data.description["hints"]).replace("folder", "")
 
     @property
     def device(self) -> torch.device:

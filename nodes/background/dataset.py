@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as memory
+import folder_paths
 from comfy.utils import ProgressBar
+from PIL import Image
+from torch import Tensor
 
+from ...training.config import ConfigError
 from ...training.estimate import require_room_for_shards
 from ...training.jobs import Job
 from ...training.prepare.sources import LISTS, Source, caption_files, read_sources
@@ -62,13 +66,7 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
         ValueError: if no picture can be used.
     """
     settings = node_settings("prepare", values, more) | {"only_inside": allowed_roots()}
-    sources = read_sources(
-        settings["input"],
-        settings.get("pictures", ""),
-        settings.get("caption_column", ""),
-        settings["only_inside"],
-        settings.get("encoding", ""),
-    )
+    sources = _pictures(settings)
     job = _queued(settings, name, _stamp(settings, sources))
     folder = jobs.queue().dataset(job)
     text, job = _report(job, folder / "report.txt")
@@ -78,6 +76,34 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
         require_room_for_shards(folder)
     picked = [source.path for source in sources[:: max(1, len(sources) // shown)][:shown]]
     return Dataset(folder, f"{text}{jobs.describe(job)}", job.id, [path for path in picked if is_allowed(path)])
+
+
+def hints_of_images(source: str, images: Tensor, kind: str, more: str) -> dict[str, Any]:
+    """The settings for hints that a batch of IMAGEs (B, H, W, C) holds, one for each picture in the order of their
+    names; they are kept as files in the output folder.
+
+    Args:
+        source, more: the pictures and further settings, as for `prepare_dataset`.
+        kind: what they are, "" if that is not known.
+
+    Raises:
+        ConfigError: if there are more or fewer than pictures.
+    """
+    settings = node_settings("prepare", {"input": source}, more)
+    sources = _pictures(settings | {"only_inside": allowed_roots()})
+    if len(sources) != len(images):
+        raise ConfigError(
+            f"hint_images holds {len(images)} pictures, and {source} {len(sources)}: one hint for each is wanted, in "
+            "the order of their names"
+        )
+    pixels = (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
+    folder = Path(folder_paths.get_output_directory(), "pixart_delta", "hints", hashlib.sha256(pixels).hexdigest()[:16])
+    for source, hint in zip(sources, pixels, strict=True):
+        file = folder / Path(source.name).with_suffix(".png")
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(hint).save(file)
+    return {"hints": "folder", "hint_folder": str(folder), "hint_kind": kind}
 
 
 def first_folder() -> str | None:
@@ -92,6 +118,17 @@ def _has_captions(folder: str) -> bool:
     listed = any(name.lower() in LISTS for name in names)
     pairs = ((picture, file) for picture in map(Path(folder).joinpath, names) for file in caption_files(picture))
     return listed or any(file != picture and file.exists() for picture, file in pairs)
+
+
+def _pictures(settings: dict[str, Any]) -> list[Source]:
+    """The pictures as `prepare` reads them."""
+    return read_sources(
+        settings["input"],
+        settings.get("pictures", ""),
+        settings.get("caption_column", ""),
+        settings["only_inside"],
+        settings.get("encoding", ""),
+    )
 
 
 def _queued(settings: dict[str, Any], name: str, stamp: str) -> Job:

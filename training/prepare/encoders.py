@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import itertools
 import os
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from ...pixart_core.vae import load_vae, moments
 from ..config import ConfigError, PrepareConfig
 from ..data.shards import DataError, hash_file
 from ..task import DTYPES
+from .detectors import Detector
 from .inputs import Inputs
 
 _OFFICIAL_SCALE = 0.18215
@@ -53,11 +55,15 @@ class Encoders:
     def hed(self):
         return load_hed(self.config.hed, device=self.device)
 
+    @functools.cached_property
+    def detector(self) -> Detector:
+        return Detector(self.config, self.device)
+
     @property
     def needs_vae(self) -> bool:
         """Whether anything is left for the autoencoder to do; a folder of hints may hold features only."""
         config = self.config
-        return not config.latents or config.hints == "hed" or bool(config.hint_folder and config.models)
+        return not config.latents or config.finds_hints or bool(config.hint_folder and config.models)
 
     def identity(self) -> dict[str, Any]:
         """Names the networks and settings that decide what a sample holds.
@@ -74,6 +80,8 @@ class Encoders:
             named["text"] = self.text.identity, config.clean_caption
         if config.hints == "hed":
             named["hed"] = hash_file(Path(config.hed))
+        elif config.finds_hints:
+            named["hints"] = config.hints, importlib.metadata.version("controlnet_aux")
         return named
 
     def shape(self) -> tuple[int, int]:
@@ -98,6 +106,9 @@ class Encoders:
         if self.config.hints == "hed":
             edges = detect(self.hed, self._tensor(inputs.picture for inputs in batch))
             self._add(samples, "hint.npy", moments(self.vae, edges.expand(-1, -1, -1, 3)))
+        elif self.config.finds_hints:
+            hints = [self.detector(inputs.picture) for inputs in batch if inputs.picture is not None]
+            self._add(samples, "hint.npy", moments(self.vae, self._tensor(hints)))
         elif batch[0].hint is not None:
             self._add(samples, "hint.npy", moments(self.vae, self._tensor(inputs.hint for inputs in batch)))
         if not self.config.embeddings:

@@ -46,7 +46,7 @@ class InputReader:
         self.config = config
         # The usual suffixes first: on a network disk each look takes a while.
         self.hint_suffixes = (".npz", ".npy", *sorted(suffixes(), key=lambda suffix: (suffix not in _USUAL, suffix)))
-        self.needs_picture = not config.latents or config.hints == "hed"
+        self.needs_picture = not config.latents or config.finds_hints
 
     def files(self, source: Source) -> list[Path]:
         """Every file that a sample is made from; of those that are missing, where it should be."""
