@@ -70,7 +70,7 @@ class PixArtDeltaApplyControlNet(io.ComfyNode):
                 io.Image.Input(
                     "image",
                     tooltip="The hint, of the kind that the ControlNet was trained on: for the released one the edges, "
-                    "white on black, of PixArt-δ HED Preprocessor. One for the whole batch, or one for each picture, of "
+                    "white on black, of PixArt-δ HED Preprocessor. One for the whole batch, or one a picture, of "
                     "its size.",
                 ),
                 io.Vae.Input("vae", tooltip="The VAE that decodes your pictures: PixArt reads the hint through it."),
