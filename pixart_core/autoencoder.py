@@ -19,7 +19,7 @@ from .autoencoder_config import ACTIVATIONS, KLConfig, TinyConfig
 from .functional import attention
 
 _EPS = 1e-6
-"""Of every group normalisation."""
+"""The ε of every group normalisation."""
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Steps:
         return self.graphs("controlled step", predict, inputs, state, control.strength)
 
     def _state(self, graphs: Graphs, *networks: nn.Module) -> Hashable | None:
-        """Of the transformer, or of both: it does not change within a sampling."""
+        """The state of the transformer, or of both networks: it does not change within a sampling."""
         if len(networks) not in self._states:
             self._states[len(networks)] = graphs.state(networks)
         return self._states[len(networks)]

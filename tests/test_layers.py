@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,38 @@ def test_the_process_is_left_alone(path):
             assert node.attr != "path", f"{path.name}:{node.lineno} touches sys.path"
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
             assert ast.unparse(node.value) != "os.environ", f"{path.name}:{node.lineno} sets an environment variable"
+
+
+def test_no_module_imports_itself_by_a_circle():
+    """At module scope: what is imported inside a function is imported when everything is there."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in source_files()}
+
+    def needs(name: str) -> set[str]:
+        targets = {our_target(modules[name], *each) for each in imports(modules[name], module_scope_only=True)}
+        return {each for target in targets if target for each in (target, f"{target}.__init__") if each in modules}
+
+    left = {name: needs(name) - {name} for name in modules}
+    while free := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"these import each other: {sorted(left)}"
+
+
+def test_names_that_occur_twice_are_listed():
+    """One name, one meaning: within a room no file is called as another; across rooms ARCHITECTURE.md lists them."""
+    rooms: dict[str, list[str]] = {}
+    for path in source_files():
+        if path.stem != "__init__" and path != ROOT / "training" / "shards.py":  # which others import by that name
+            rooms.setdefault(path.stem, []).append(room_of(path))
+    # The makers of the bundled family are called as what they make.
+    rooms |= {path.stem: rooms[path.stem][:-1] for path in (ROOT / "training" / "nano").glob("[a-z]*.py")}
+    twice = {name for name, found in rooms.items() if len(set(found)) < len(found)}
+    assert not twice, f"two files of one room have a name: {sorted(twice)}"
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    listed = set(
+        re.findall(r"`(\w+)`", text.partition("## Names that occur twice")[2].partition(": the same thing")[0])
+    )
+    assert listed == {name for name, found in rooms.items() if len(found) > 1}
 
 
 def test_a_planted_violation_is_caught(tmp_path):

@@ -44,7 +44,7 @@ _BUNDLED = {
 }
 _PICTURES = {"bundled/nano scenes": "nano/scenes"}
 HED_WEIGHTS = "ControlNetHED.pth"
-"""Of the released network; always in the list, so that a workflow which names it says what to download."""
+"""The file of the released network; always in the list, so that a workflow which names it says what to download."""
 _DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
 _TRIED = 32
 """Files that are looked into for one that works."""

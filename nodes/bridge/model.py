@@ -135,12 +135,12 @@ class PixArtDelta(comfy.model_base.PixArt):
         comfy.model_base.BaseModel.__init__(self, model_config, device=device, unet_model=PixArtUNet)
 
     def product_dtype(self) -> torch.dtype:
-        """Of the blocks' products: what ComfyUI, or one of its nodes, chose for computing."""
+        """The dtype of the blocks' products: what ComfyUI, or one of its nodes, chose for computing."""
         return super().get_dtype_inference()
 
     def get_dtype_inference(self) -> torch.dtype:
-        """Of what goes into the transformer: its stream of tokens is float32 in every dtype (see `pixart_core.layers`),
-        and a latent rounded before it would undo that."""
+        """The dtype of what goes into the transformer: its stream of tokens is float32 whatever else is not (see
+        `pixart_core.layers`), and a latent rounded before it would undo that."""
         return torch.float32
 
     def _apply_model(

@@ -21,7 +21,7 @@ LATENT_SCALE = 0.18215
 """What ComfyUI multiplies a latent by before PixArt-α sees it (latent_formats.SD15)."""
 
 KL_CHANNELS = 128
-"""Of the first convolution of Stable Diffusion's AutoencoderKL, which ComfyUI's class is laid out for."""
+"""Channels of the first convolution of Stable Diffusion's AutoencoderKL, which ComfyUI's class is laid out for."""
 
 
 class TinyAutoencoder(nn.Module):

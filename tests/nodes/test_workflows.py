@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NANO = ROOT / "models" / "nano"
 CONTROLLED = ("hed_controlnet_4_steps", "hed_controlnet_base_14_steps")
 NAMES = ("text_to_image_4_steps", "text_to_image_8bit_low_vram", "base_model_14_steps", *CONTROLLED)
+EARLIER = ROOT / "tests" / "earlier" / "v87a0225" / "workflows"
 FRONTEND_ONLY = {"MarkdownNote", "Note", "Reroute"}
 
 
@@ -51,9 +53,9 @@ def test_a_note_says_what_to_download_and_where_it_goes(path):
     assert any("huggingface.co" in note and "models/" in note for note in notes)
 
 
-def api_graph(comfy_server, name: str) -> dict:
+def api_graph(comfy_server, name: str, folder: Path = ROOT / "workflows") -> dict:
     """Without the previews of what goes in."""
-    graph = to_api(load_workflow(ROOT / "workflows" / f"{name}.json"), comfy_server.object_info())
+    graph = to_api(load_workflow(folder / f"{name}.json"), comfy_server.object_info())
     return {node_id: node for node_id, node in graph.items() if node["class_type"] != "PreviewImage"}
 
 
@@ -97,6 +99,34 @@ def test_no_warnings_as_shipped(comfy_server, name):
     assert pictures(comfy_server.prompt(graph))
     warnings = [line for line in comfy_server.log[before:].splitlines() if "Warning: " in line]
     assert warnings == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_that_was_saved_earlier_makes_todays_picture(comfy_server, name):
+    earlier = pictures(comfy_server.prompt(api_graph(comfy_server, name, EARLIER)))
+    now = pictures(comfy_server.prompt(api_graph(comfy_server, name)))
+    assert len(earlier) == len(now) == 1 and difference(earlier[0], now[0]) < 1
+
+
+def test_other_workflows_that_were_saved_earlier_are_still_taken(comfy_server):
+    """Those that train, and that use what was trained: ComfyUI finds nothing wrong with them. None comes to run, as one
+    that takes long stands before them."""
+    names = {path.stem for path in EARLIER.glob("*.json")} - set(NAMES)
+    assert len(names) == 4
+    first = api_graph(comfy_server, "base_model_14_steps")
+    first[find_node(first, "KSampler")]["inputs"] |= {"steps": 5000, "seed": 87}
+    running = comfy_server.post("/prompt", {"prompt": first})["prompt_id"]
+    try:
+        for name in sorted(names):
+            graph = to_api(load_workflow(EARLIER / f"{name}.json"), comfy_server.object_info())
+            taken = comfy_server.post("/prompt", {"prompt": graph})
+            comfy_server.post("/queue", {"delete": [taken["prompt_id"]]})
+            assert taken["node_errors"] == {}
+        assert comfy_server.get("/queue")["queue_running"][0][1] == running
+    finally:
+        comfy_server.interrupt()
+        while any(comfy_server.get("/queue").values()):
+            time.sleep(0.1)
 
 
 def test_comfyui_lists_them_as_templates(comfy_server):

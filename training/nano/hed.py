@@ -136,7 +136,7 @@ def see(net: HED, pixels: Tensor) -> list[Tensor]:
 
 
 def step_loss(net: HED, rng: random.Random, batch: int, crops: Crops | None) -> Tensor:
-    """Of scenes alone, or of as many scenes as crops of photographs."""
+    """The loss of a batch of scenes alone, or of as many scenes as crops of photographs."""
     scenes = batch if crops is None else (batch + 1) // 2
     pictures, edges = scene_batch(rng, scenes, rng.choice(SIZES))
     loss = deep_loss(see(net, pictures), edges)
