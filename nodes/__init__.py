@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import checkpoints, conditioning, control, loaders, sampling, training
+from . import checkpoints, conditioning, control, loaders, replacements, sampling, training
 from .background import queue as jobs
 from .background import routes
 from .bridge import files
@@ -38,6 +38,7 @@ NODES: list[type[io.ComfyNode]] = [
 class PixArtDeltaExtension(ComfyExtension):
     async def on_load(self) -> None:
         files.register_folder()
+        await replacements.register()
         if routes.register():
             jobs.watcher()
 

@@ -20,6 +20,7 @@ class PixArtDeltaControlNetLoader(io.ComfyNode):
             node_id="PixArtDeltaControlNetLoader",
             display_name="PixArt-δ ControlNet Loader",
             category=CONTROL_CATEGORY,
+            search_aliases=["load controlnet", "control", "hed", "edges"],
             description="Loads a ControlNet-Transformer for PixArt: the authors' file, which also holds its base model "
             "(both come out), or a ControlNet alone, in the authors' or diffusers' layout.",
             inputs=[
@@ -61,6 +62,7 @@ class PixArtDeltaApplyControlNet(io.ComfyNode):
             node_id="PixArtDeltaApplyControlNet",
             display_name="PixArt-δ Apply ControlNet",
             category=CONTROL_CATEGORY,
+            search_aliases=["controlnet", "control", "edges", "hint", "strength"],
             description="Makes a picture follow a hint, such as the edges of another. Works with base models and with "
             "LCM in 4 steps; several can follow one another.",
             inputs=[
@@ -128,6 +130,7 @@ class PixArtDeltaHEDPreprocessor(io.ComfyNode):
             node_id="PixArtDeltaHEDPreprocessor",
             display_name="PixArt-δ HED Preprocessor",
             category=CONTROL_CATEGORY,
+            search_aliases=["edges", "soft edge", "softedge", "canny", "lineart", "scribble", "outline"],
             description="Soft edges exactly as PixArt's ControlNet was trained on: full resolution, nothing rounded. "
             "Other HED nodes return 8 bits at 512 px, which is not what the model knows.",
             inputs=[
@@ -171,6 +174,14 @@ class PixArtDeltaHEDPreprocessor(io.ComfyNode):
             ],
         )
 
+    @classmethod
+    def validate_inputs(cls, hed_name: str) -> bool | str:
+        """In the place of "not in list": what to download, and where it goes."""
+        try:
+            return bool(files.locate("hed", hed_name))
+        except FileNotFoundError as error:
+            return str(error)
+
     fingerprint_inputs = fingerprint(hed_name="hed")
 
     @classmethod
@@ -190,6 +201,7 @@ class PixArtDeltaExamplePicture(io.ComfyNode):
             node_id="PixArtDeltaExamplePicture",
             display_name="PixArt-δ Example Picture",
             category=CONTROL_CATEGORY,
+            search_aliases=["load image", "sample image", "demo"],
             description="A small picture that comes with the extension, so that the control workflows run as they are. "
             "Put Load Image in its place for your own.",
             inputs=[

@@ -15,7 +15,7 @@ from ..training.config import COMMANDS, WITHOUT_WEIGHTS
 from ..training.recipes import AUTO, RECIPES
 from .background import queue as jobs
 from .background.dataset import first_folder, hints_of_images, prepare_dataset
-from .background.result import find_job, load_result, read_loss, result_stamp
+from .background.result import NEWEST, chosen, find_job, load_result, read_loss, result_stamp, results
 from .background.start import start_training
 from .bridge import files
 from .bridge.hint_kind import kind_of_image
@@ -39,6 +39,8 @@ class TrainingNode(io.ComfyNode):
     ABOUT: ClassVar[str]
     OWN: ClassVar[tuple[str, ...]]
     """Settings that this training has besides the common ones."""
+    ALIASES: ClassVar[list[str]]
+    """Other words that the editor's search finds it by."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -46,6 +48,7 @@ class TrainingNode(io.ComfyNode):
             node_id=cls.__name__,
             display_name=cls.TITLE,
             category=TRAINING_CATEGORY,
+            search_aliases=cls.ALIASES,
             description=cls.ABOUT,
             inputs=[
                 file_input(
@@ -136,13 +139,14 @@ class TrainingNode(io.ComfyNode):
         values = {"base": base, "data": dataset, "sample_prompts": prompts, **settings}
         if samples_with != NONE:
             values |= {"models": samples_with, "sample_every": sample_every}
-        chosen = "" if recipe == NONE else recipe
-        job, text = start_training(cls.COMMAND, name, values, more_settings, run == RUN[1], free_memory, chosen)
+        recipe = "" if recipe == NONE else recipe
+        job, text = start_training(cls.COMMAND, name, values, more_settings, run == RUN[1], free_memory, recipe)
         return io.NodeOutput(job, ui=about_job(text, job))
 
 
 class PixArtDeltaTrainLCD(TrainingNode):
     COMMAND, TITLE, OWN = "lcd", "PixArt-δ Train LCD", ("guidance",)
+    ALIASES = ["train", "distil", "distill", "lcm", "few steps", "fast"]
     ABOUT = (
         "Latent Consistency Distillation, as in the paper: makes a model that draws in 2 to 4 steps from a base "
         "model. Runs in the background."
@@ -151,6 +155,7 @@ class PixArtDeltaTrainLCD(TrainingNode):
 
 class PixArtDeltaTrainLCMLora(TrainingNode):
     COMMAND, TITLE, OWN = "lcm-lora", "PixArt-δ Train LCM-LoRA", ("guidance", "lora_rank")
+    ALIASES = ["train", "distil", "distill", "lora", "lcm", "fast"]
     ABOUT = (
         "The same distillation into a LoRA: a small file that makes its base model draw in 4 steps, for less "
         "memory. Runs in the background."
@@ -159,11 +164,13 @@ class PixArtDeltaTrainLCMLora(TrainingNode):
 
 class PixArtDeltaTrainControlNet(TrainingNode):
     COMMAND, TITLE, OWN = "controlnet", "PixArt-δ Train ControlNet", ("copy_blocks",)
+    ALIASES = ["train", "controlnet", "edges", "hint"]
     ABOUT = "Trains a ControlNet-Transformer on a dataset with hints, such as edges. Runs in the background."
 
 
 class PixArtDeltaFineTune(TrainingNode):
     COMMAND, TITLE, OWN = "finetune", "PixArt-δ Fine-Tune", ("lora_rank",)
+    ALIASES = ["train", "finetune", "lora", "dreambooth", "style"]
     ABOUT = "Goes on training a base model, or a LoRA on it, on your own pictures. Runs in the background."
 
 
@@ -196,6 +203,7 @@ class PixArtDeltaDataset(io.ComfyNode):
             node_id="PixArtDeltaDataset",
             display_name="PixArt-δ Training Dataset",
             category=TRAINING_CATEGORY,
+            search_aliases=["train", "pictures", "captions", "prepare", "cache latents"],
             description="Checks a folder of pictures with captions, says what was found, and caches in the background "
             "what training reads: latents, text embeddings, hints.",
             inputs=[
@@ -292,6 +300,7 @@ class PixArtDeltaTrainingStatus(io.ComfyNode):
             node_id="PixArtDeltaTrainingStatus",
             display_name="PixArt-δ Training Status",
             category=TRAINING_CATEGORY,
+            search_aliases=["train", "loss", "progress", "samples", "monitor"],
             description="How far a training is: its loss as a picture, its latest samples, and the numbers as text. "
             "The panel in the sidebar shows the same, live.",
             inputs=[
@@ -326,16 +335,24 @@ class PixArtDeltaTrainedResult(io.ComfyNode):
             node_id="PixArtDeltaTrainedResult",
             display_name="PixArt-δ Use Trained Result",
             category=TRAINING_CATEGORY,
+            search_aliases=["train", "load trained", "checkpoint", "result", "use lora"],
             description="Loads what a training saved last: a model, a LoRA on its base model, or a ControlNet beside "
             "its base model.",
             inputs=[
                 io.String.Input(
                     "job",
                     default="",
-                    tooltip="Id of a job, from a training node or from the panel. Empty: the newest one with a result.",
+                    tooltip="Id of a job, from a training node or from the panel. Empty: what `result` says.",
                 ),
                 dtype_input("dtype"),
                 lora_strength_input("strength", tooltip="Of a LoRA: 1 is as trained. Other results ignore it."),
+                io.Combo.Input(
+                    "result",
+                    options=results(),
+                    default=NEWEST,
+                    optional=True,
+                    tooltip="Which training; `job` goes before it. Press R when a training has made one since.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The trained model; for a LoRA, its base with it; for a ControlNet, its base."),
@@ -346,10 +363,14 @@ class PixArtDeltaTrainedResult(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, job: str | None = None, **_others) -> str | float:
-        # A linked id is not known here: ask each time.
-        return time.time() if job is None else result_stamp(job)
+    def validate_inputs(cls, result: str = NEWEST) -> bool:
+        return True  # a training is found by its id, also when it has another name by now; `execute` says if it is gone
 
     @classmethod
-    def execute(cls, job: str, dtype: str, strength: float) -> io.NodeOutput:
-        return io.NodeOutput(*load_result(find_job(job, exported=True), dtype, strength))
+    def fingerprint_inputs(cls, job: str | None = None, result: str = NEWEST, **_others) -> str | float:
+        # A linked id is not known here: ask each time.
+        return time.time() if job is None else result_stamp(chosen(job, result))
+
+    @classmethod
+    def execute(cls, job: str, dtype: str, strength: float, result: str = NEWEST) -> io.NodeOutput:
+        return io.NodeOutput(*load_result(find_job(chosen(job, result), exported=True), dtype, strength))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -151,8 +152,10 @@ def _replace_linears(model: Any, compute: torch.dtype, quantization: str) -> Non
         else {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute}
     )
     config = BitsAndBytesConfig(**settings)
-    # It would say for every layer of every prompt that LLM.int8 multiplies in float16, as its paper does.
+    # It would say for every layer of every prompt that LLM.int8 multiplies in float16, as its paper does: newer ones to
+    # their log, those before 0.50 as a warning.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "MatMul8bitLt: inputs will be cast", UserWarning)
     replace_with_bnb_linear(model, modules_to_not_convert=["wo"], quantization_config=config)
     model.config.quantization_config = config
 

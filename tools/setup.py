@@ -4,6 +4,7 @@ Both go into the user's cache, named by what they were made from, and are linked
 `.comfyui/VERSION`), so that a second clone, or a second run, takes a second. Standard library only.
 
     python3 tools/setup.py            make what is missing
+    python3.12 tools/setup.py --no-links      the same for another Python, and print where: the clone keeps its links
     python3 tools/setup.py --clean    remove the links and what runs left behind in this clone
     python3 tools/setup.py --clean --cache    … and the cached environment and ComfyUI releases too
 
@@ -297,7 +298,12 @@ def link_all(environment: Path, comfyui: dict[str, Path]) -> None:
         link(links / version, folder)
 
 
-def setup() -> None:
+def setup(links: bool = True) -> Path:
+    """Make what is missing; returns the environment.
+
+    Args:
+        links: lead `.venv` and `.comfyui` of the clone there.
+    """
     started = time.monotonic()
     check_python()
     cache = cache_folder()
@@ -315,9 +321,12 @@ def setup() -> None:
                 fetch_comfyui(version, comfyui[version], python, log)
         if not complete:
             install(environment, python, next(iter(comfyui.values())), made_from, log)
-        link_all(environment, comfyui)
+        if links:
+            link_all(environment, comfyui)
     if missing or not complete:
-        say(f"ready in {time.monotonic() - started:.0f} s: .venv and .comfyui link into {cache}")
+        what = ".venv and .comfyui link into" if links else "everything is in"
+        say(f"ready in {time.monotonic() - started:.0f} s: {what} {cache}")
+    return environment
 
 
 def clean(with_cache: bool) -> None:
@@ -341,10 +350,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clean", action="store_true", help="remove the links instead")
     parser.add_argument("--cache", action="store_true", help="with --clean: also what they lead to")
+    parser.add_argument(
+        "--no-links", action="store_true", help="leave the clone alone, and print the environment's path"
+    )
     arguments = parser.parse_args()
     try:
         if arguments.clean:
             clean(arguments.cache)
+        elif arguments.no_links:
+            print(setup(links=False))
         else:
             setup()
     except (SetupError, OSError) as error:

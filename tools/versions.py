@@ -2,6 +2,7 @@
 
     python -m tools.versions                 every set, the whole selection (an hour on two cores)
     python -m tools.versions --quick 2025    one set: both hosts' pictures, text in 8 bits, every training
+    python -m tools.versions --python all    the other Pythons that are here, each in an environment of its own (8 GB)
 
 An overlay is a virtual environment of its own in the cached one (`overlays/SET`) that holds what a set names and what
 that needs, and reads everything else, torch above all, from the environment below. pip resolves each set against what
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -53,6 +55,9 @@ WHOLE = (
     "tests/training/test_run.py",
     "tests/training/test_resume.py",
 )
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+"""What the README says. ComfyUI itself is not run again: it is plain Python, whose versions are its own business."""
+ANY_PYTHON = ("tests/test_imports.py", "tests/core", "tests/tools", *QUICK[3:], "tests/training/test_config.py")
 STAMP = "overlay.json"
 """Written into an overlay last; holds what it was made from."""
 
@@ -122,26 +127,65 @@ def check(name: str, environment: Path, tests: Sequence[str], arguments: Sequenc
     return passed
 
 
+def find_python(version: str) -> Path | None:
+    """An interpreter of a version, such as 3.12: on the path, or pyenv's newest; None if there is none."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
+    newest_first = sorted(pyenv.glob(f"{version}.*"), key=lambda path: path.name.split("."), reverse=True)
+    on_path = shutil.which(f"python{version}")
+    for python in ([Path(on_path)] if on_path else []) + [folder / "bin" / "python" for folder in newest_first]:
+        code = "import sys; print('%d.%d' % sys.version_info[:2])"  # pyenv's shims are there for versions that are not
+        found = subprocess.run([python, "-c", code], capture_output=True, text=True)
+        if found.returncode == 0 and found.stdout.strip() == version:
+            return python
+    return None
+
+
+def check_python(version: str, arguments: Sequence[str]) -> bool:
+    """Run what does not need ComfyUI with another Python, in an environment that setup makes; whether all passed.
+
+    Raises:
+        SetupError: when there is no such Python.
+    """
+    if (python := find_python(version)) is None:
+        raise SetupError(f"there is no Python {version} here: install it (pyenv install {version}), or leave it out")
+    line = ""
+    with subprocess.Popen(
+        [python, ROOT / "tools" / "setup.py", "--no-links"], stdout=subprocess.PIPE, text=True
+    ) as made:
+        for line in made.stdout or ():
+            print(line, end="", flush=True)
+    if made.returncode:
+        raise SetupError(f"there is no environment for Python {version}: see above")
+    started, environment = time.monotonic(), Path(line.strip())
+    command = [environment / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not host"]
+    passed = subprocess.run([*command, *ANY_PYTHON, *arguments], cwd=ROOT).returncode == 0
+    say(f"Python {version}: {'passed' if passed else 'FAILED'} in {time.monotonic() - started:.0f} s")
+    return passed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(SETS)}; all when none is named")
     parser.add_argument("--quick", action="store_true", help="the short selection")
+    parser.add_argument("--python", nargs="+", default=[], metavar="3.X", help="other Pythons instead of sets; or: all")
     parser.add_argument("--pytest", default="", help="more arguments of pytest")
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.sets if name not in SETS]:
         parser.error(f"unknown set {unknown[0]}: choose of {', '.join(SETS)}")
+    arguments = re.findall(r"\S+", chosen.pytest)
     environment = (ROOT / ".venv").resolve()
     tests = QUICK if chosen.quick else WHOLE
     try:
-        failed = [
-            name
-            for name in chosen.sets or SETS
-            if not check(name, environment, tests, re.findall(r"\S+", chosen.pytest))
-        ]
+        if chosen.python:
+            here = [version for version in PYTHONS if find_python(version)]
+            versions = here if chosen.python == ["all"] else chosen.python
+            failed = [version for version in versions if not check_python(version, arguments)]
+        else:
+            failed = [name for name in chosen.sets or SETS if not check(name, environment, tests, arguments)]
     except (SetupError, OSError, subprocess.CalledProcessError) as error:
         print(f"[versions] error: {error}", file=sys.stderr)
         return 1
-    say("every set passed" if not failed else f"failed: {', '.join(failed)}")
+    say("all passed" if not failed else f"failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 

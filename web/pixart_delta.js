@@ -6,6 +6,7 @@ import { Lines } from "./panel/lines.mjs";
 import { Panel } from "./panel/panel.mjs";
 import { Store } from "./panel/store.mjs";
 import { loadTexts, t, tFor } from "./panel/text.mjs";
+import { Said } from "./said.mjs";
 
 const store = new Store(api);
 const lines = new Lines(app, store);
@@ -37,6 +38,7 @@ app.registerExtension({
         lines.update();
     },
     async setup() {
+        new Said(app, api);
         addStyle("./vendor/uplot/uPlot.min.css");
         addStyle("./panel/panel.css");
         await loadTexts(api, app);

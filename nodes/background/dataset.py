@@ -22,7 +22,7 @@ from ...training.estimate import require_room_for_shards
 from ...training.jobs import Job
 from ...training.prepare.sources import LISTS, Source, caption_files, read_sources
 from ..bridge import files
-from ..bridge.ui import show
+from ..bridge.ui import show_progress
 from . import queue as jobs
 from .paths import allowed_roots, is_allowed
 from .start import node_settings
@@ -154,10 +154,11 @@ def _report(job: Job, file: Path) -> tuple[str, Job]:
         seen = jobs.view(job)
         if seen["text"] != told:
             told = seen["text"]
-            show(told)
+            show_progress(told)
             bar.update_absolute(seen.get("step", 0), max(1, seen.get("steps", 1)))
         time.sleep(_POLL)
         job = jobs.queue().job(job.id)
+    show_progress("")
     if file.exists():
         return file.read_text(encoding="utf-8"), job
     if job.state == "paused":

@@ -37,14 +37,17 @@ _BUNDLED = {
     },
     "text_encoder": {"bundled/nano": "nano/text_encoder"},
     "vae": {"bundled/nano": "nano/vae"},
-    "lora": {"bundled/nano (LCM-LoRA)": "nano/lcm_lora"},
+    "lora": {
+        "bundled/nano (LCM-LoRA)": "nano/lcm_lora",
+        "bundled/nano (sepia)": "nano/style_lora",
+    },
     "controlnet": {"bundled/nano (HED ControlNet)": "nano/controlnet"},
     "hed": {"bundled/nano (HED)": "nano/hed/hed.safetensors"},
     "pipeline": {"bundled/nano": "nano"},
 }
 _PICTURES = {"bundled/nano scenes": "nano/scenes"}
 HED_WEIGHTS = "ControlNetHED.pth"
-"""The file of the released network; always in the list, so that a workflow which names it says what to download."""
+"""The file of the released network."""
 _DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
 _TRIED = 32
 """Files that are looked into for one that works."""
@@ -69,8 +72,7 @@ def register_folder() -> None:
 
 def names(kind: str) -> list[str]:
     """What a loader of `kind` (a key of `_SEARCHED`) offers, bundled models last."""
-    found = set(_found(kind)) | ({HED_WEIGHTS} if kind == "hed" else set())
-    return sorted(found) + [name for name, path in _BUNDLED[kind].items() if (BUNDLE / path).exists()]
+    return sorted(_found(kind)) + [name for name, path in _BUNDLED[kind].items() if (BUNDLE / path).exists()]
 
 
 def locate(kind: str, name: str) -> str:

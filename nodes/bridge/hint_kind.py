@@ -7,9 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .ui import show
-
-log = logging.getLogger(__name__)
+from .ui import say
 
 # By the names of preprocessor nodes, ours, ComfyUI's and those of other packs; the first that fits counts.
 _NODES = {
@@ -66,8 +64,7 @@ def warn_of_another(trained: str, prompt: Mapping[str, Any] | None, node: str | 
         f"this ControlNet was trained on {trained}, and its image comes from {name}, which makes {kind}: the picture "
         "may not follow it"
     )
-    log.warning(text)
-    show(text)
+    say(text, logging.WARNING)
     return text
 
 

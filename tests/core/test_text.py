@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -153,6 +154,14 @@ def test_half_precision_saves_memory_on_a_cpu_that_multiplies_in_float32(nano, m
     assert 0 < (caption - exact).norm() / exact.norm() < error
     kept = {weight.dtype for weight in text.load().parameters() if weight.is_floating_point()}
     assert kept == {torch.bfloat16} and set(products) == {torch.float32}
+
+
+def test_8_bits_say_nothing_about_their_insides(nano, caplog):
+    """bitsandbytes before 0.50 warns, later ones log, that LLM.int8 casts what it multiplies."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        encoder(nano, dtype=torch.bfloat16, quantization="int8").encode(PROMPTS)
+    assert "MatMul8bitLt" not in caplog.text + "".join(str(warning.message) for warning in warned)
 
 
 def test_sharded_and_pickled_and_whole_t5_weights(nano, copy):

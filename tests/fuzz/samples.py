@@ -6,6 +6,7 @@ LoRA, saves in the other layout, draws a batch.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -31,6 +32,8 @@ from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training.config import load_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.data.shards import DataError
+from pixart_delta.training.jobs import Queue
+from pixart_delta.training.jobs.job import Job, JobError, write_job
 from pixart_delta.training.prepare.sources import read_sources
 from pixart_delta.training.run_dir import RunDir, RunDirError
 from pixart_delta.training.settings import ConfigError
@@ -216,6 +219,24 @@ def make_run(folder: Path) -> None:
         run.log(step=step, loss=0.5, learning_rate=1e-4)
 
 
+def make_job(folder: Path) -> None:
+    asked = {"run": "r", "data": "d", "base": "b", "learning_rate": 1e-4, "steps": 9}
+    result = {"state": "stopped", "step": 3, "steps": 9, "loss": 0.5}
+    job = Job("job", "lcd", asked, "cpu", "a night", "paused", "paused at step 3", 1.0, 1e9, result=result, attempt=1)
+    (folder / "records" / "job").mkdir(parents=True)
+    write_job(folder / "records" / "job", job)
+
+
+def read_jobs(folder: Path) -> None:
+    """Listed as the panel does, where a damaged one is seen with the reason, and checked as before a start."""
+    queue = Queue(folder / "jobs", folder / "records")
+    for job in queue.jobs():
+        json.dumps([dataclasses.asdict(job), queue.actions(job), queue.status(job)], allow_nan=False)
+        if "cannot be read" in job.reason:
+            raise JobError(job.reason)
+        queue.checked(job)
+
+
 def make_list(folder: Path, name: str) -> None:
     rows = [{"file_name": f"{index}.png", "text": f"picture, {index}"} for index in range(3)]
     if name.endswith("csv"):
@@ -270,6 +291,7 @@ SAMPLES: dict[str, Sample] = {
         make_recipe, lambda f: load_config("lcd", str(f / "recipe.json"), []), (ConfigError,), names_file=False
     ),
     "run": Sample(make_run, lambda f: read_run(f / "run"), (RunDirError,), only="run/*.json*"),
+    "job": Sample(make_job, read_jobs, (JobError, ConfigError), names_file=False),
     "features": Sample(make_features_here, read_features, (DataError,)),
     **{
         name: Sample(lambda f, name=name: make_list(f, name), lambda f, name=name: read_sources(f / name), (DataError,))

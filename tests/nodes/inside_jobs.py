@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -245,6 +246,21 @@ def check_a_queued_job_says_what_it_waits_for(setup):
     seen = json.loads(setup.jobs.view_texts(setup.jobs.queue().jobs())[waiting])
     assert (seen["reason"], seen["text"]) == ("waits for holder", "waiting: queued, waits for holder")
     setup.put(busy, "paused")
+
+
+def check_a_job_says_that_it_waits_or_gets_little_of_the_processor(setup):
+    slow, _ = setup.train("slow")
+    setup.put(slow, "running", pid=os.getpid())
+    queue = setup.jobs.queue()
+    run = queue.run_dir(queue.job(slow))
+    little = "gets 7% of the processor time that it could use: other programs keep this machine busy"
+    store = "waiting for the data's store, for 0:01:00: s3://data/dataset.json cannot be read. The store refuses access"
+    for said, shown in (({}, ""), ({"notice": little}, little), ({"notice": little, "waiting": store}, store)):
+        run.write_status("running", step=1, steps=3, **said)
+        _, text = setup.train("slow")
+        assert text.splitlines()[0] == ", ".join(filter(None, ["slow: running", shown, "step 1 of 3"])), text
+        assert json.loads(setup.jobs.view_texts(queue.jobs())[slow])["reason"] == shown
+    setup.put(slow, "paused")
 
 
 def check_a_dataset_is_made_again_when_its_pictures_change(setup):

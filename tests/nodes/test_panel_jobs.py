@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from pixart_delta.training.jobs import process
 
 from tests.nodes.panel import (
     HOSTILE,
@@ -17,6 +19,7 @@ from tests.nodes.panel import (
     open_job,
     open_panel,
     pretend,
+    record,
     row,
     state_of,
     until,
@@ -65,8 +68,8 @@ def made(pretended):
 
 @pytest.fixture
 def graph(panel):
-    """train_lcd opened in the editor: node 1 is the dataset, 2 a stock preview, 3 the training, 4 its status."""
-    workflow = load_workflow(ROOT / "workflows" / "train_lcd.json")
+    """The template of LCD in the editor: node 1 is the dataset, 2 a stock preview, 3 the training, 4 its status."""
+    workflow = load_workflow(ROOT / "workflows" / "PixArt 20 Train LCD.json")
     panel.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
     return workflow
 
@@ -125,6 +128,26 @@ def test_an_estimate_is_shown_under_its_node(panel, pretended, graph):
     )
     panel.evaluate(EXECUTED, [loader, {"text": ["a plan"]}])
     assert set(lines(panel)) == {"3"}
+
+
+def test_what_a_running_job_waits_for_and_that_it_gets_little_is_seen(panel, made, graph):
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as sleeper:
+        try:
+            ours = {"pid": sleeper.pid, "identity": process.identity(sleeper.pid)}
+            folder = made("slow", 700.0, state="running", device="cuda:7", **ours)
+            status = {"state": "running", "pid": sleeper.pid, "time": 1e9, "step": 1, "steps": 9}
+            panel.evaluate(EXECUTED, [3, {"pixart_delta_job": ["slow"]}])
+            for said in (
+                {"notice": "gets 7% of the processor time that it could use: other programs keep this machine busy"},
+                {"waiting": "waiting for the data's store, for 0:01:00: s3://data/dataset.json cannot be read"},
+            ):
+                (record(folder) / "status.json").write_text(json.dumps(status | said))
+                (words,) = said.values()
+                state_of(panel, "slow", "running")
+                open_job(panel, "slow").locator(".pxd-reason", has_text=words).wait_for()
+                until_line(panel, 3, words)
+        finally:
+            sleeper.kill()
 
 
 def test_a_dataset_has_words_of_its_own(panel, made):

@@ -28,6 +28,8 @@ not always noticed."""
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _GONE = (404, 410)
 """HTTP's words for what is not there, and will not be."""
+_REFUSED = (401, 403)
+"""HTTP's words for whom it is not shown."""
 
 
 class Location:
@@ -169,21 +171,49 @@ def _explained(url: str, cache: Path) -> Iterator[None]:
                 f"the disk of the cache {cache} is full: free some space, or set PIXART_DELTA_CACHE to another folder"
             ) from error
         problem = f"{url} cannot be read: {type(error).__name__} {error}".rstrip()
+        if _is_refusal(error):
+            # What is asked for at night may have outlived its key. A new one is found by a new file system only.
+            type(_file_system(url)[0]).clear_instance_cache()
+            problem += (
+                ". The store refuses access: renew its credentials or its permission, and reading goes on by itself"
+            )
         raise (DataError if _is_final(error) else StoreBusy)(problem) from error
 
 
 def _is_final(error: BaseException) -> bool:
     """Whether asking again is of no use. Some of fsspec's file systems call everything FileNotFoundError, also a server
     that is busy, which its cause then tells."""
-    causes = [error]
-    while (cause := causes[-1].__cause__) is not None:
-        causes.append(cause)
-    statuses = [status for each in causes if isinstance(status := getattr(each, "status", None), int)]
-    if statuses:
+    causes = _causes(error)
+    if statuses := _statuses(causes):
         return all(status in _GONE for status in statuses)
     if isinstance(error, FileNotFoundError):
         return not any(isinstance(each, (ConnectionError, TimeoutError)) or _of_network(each) for each in causes)
     return isinstance(error, (ValueError, TypeError, NotImplementedError)) and not _of_network(error)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the store is there and does not let us in. s3fs makes PermissionError of an expired token, which comes
+    as 400; botocore has errors of its own for credentials that are missing or cannot be renewed."""
+    causes = _causes(error)
+    refused = any(isinstance(each, PermissionError) or "Credential" in type(each).__name__ for each in causes)
+    return refused or any(status in _REFUSED for status in _statuses(causes))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    causes = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    return causes
+
+
+def _statuses(causes: list[BaseException]) -> list[int]:
+    """HTTP's numbers in errors of aiohttp (`status`) and botocore (`response`)."""
+    found = []
+    for each in causes:
+        response = getattr(each, "response", None)
+        about = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+        found += [getattr(each, "status", None), about.get("HTTPStatusCode")]
+    return [status for status in found if isinstance(status, int)]
 
 
 def _of_network(error: BaseException) -> bool:

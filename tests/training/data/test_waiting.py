@@ -9,8 +9,10 @@ import threading
 import time
 
 import fsspec
+import fsspec.implementations.local
 import pytest
 from pixart_delta.training.data import DataError, FeatureDataset, remote, waiting
+from pixart_delta.training.data.remote import Location
 from pixart_delta.training.data.waiting import Interrupted, Patience, StoreBusy
 from pixart_delta.training.run_dir import RunDir
 
@@ -100,6 +102,45 @@ def test_a_store_that_is_down_is_waited_for(serve, features, tmp_path):
     assert len(data) == len(FeatureDataset(features)) and shown[-1] == ""
     assert f"127.0.0.1:{port}/dataset.json cannot be read" in said[0] and "waiting for the data's store" in shown[0]
     assert said[-1].startswith("the data is there again after")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_is_named_and_waited_for(status, serve, features, tmp_path):
+    """Credentials expire over night and can be renewed; what was there yesterday is not gone."""
+    url, _ = serve(features, lambda path, number: status if number < 3 else None)
+    said, shown = [], []
+    data = FeatureDataset(url, tmp_path, Patience(said.append, shown.append))
+    assert len(data) == len(FeatureDataset(features)) and shown[-1] == ""
+    assert f"{status}" in shown[0] and "The store refuses access: renew its credentials" in shown[0]
+    assert "The store refuses access" in said[0] and said[-1].startswith("the data is there again after")
+
+
+def test_renewed_credentials_are_taken(features, tmp_path, monkeypatch):
+    """A file system keeps what it was made with: after a refusal another one is made."""
+    monkeypatch.setattr(waiting, "FIRST_PAUSE", 0.02)
+
+    class Store(fsspec.implementations.local.LocalFileSystem):
+        protocol = "guarded"
+        key = "expired"
+
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.mine = Store.key
+
+        def get_file(self, *arguments, **options):
+            if self.mine != "renewed":
+                raise PermissionError("The provided token has expired.")
+            return super().get_file(*arguments, **options)
+
+    fsspec.register_implementation("guarded", Store, clobber=True)
+    shown = []
+
+    def show(text):
+        shown.append(text)
+        Store.key = "renewed"
+
+    data = FeatureDataset(f"guarded://{features}", tmp_path, Patience(lambda _: None, show))
+    assert len(data) == len(FeatureDataset(features)) and "The store refuses access" in shown[0]
 
 
 @pytest.mark.parametrize("status", [404, 410])
@@ -222,8 +263,17 @@ def test_processes_wait_for_each_other_and_stop_together(serve, material, tmp_pa
     assert seen == ["waiting for another process's data"] and run.read_status()["state"] == "stopped"
 
 
+def _raises(error):
+    async def function(*_arguments, **_options):
+        raise error
+
+    return function
+
+
 def test_shards_come_from_a_real_s3_server(features, tmp_path, monkeypatch):
-    pytest.importorskip("s3fs")
+    s3fs = pytest.importorskip("s3fs")
+    from botocore.exceptions import ClientError
+
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
@@ -244,5 +294,9 @@ def test_shards_come_from_a_real_s3_server(features, tmp_path, monkeypatch):
         files.pipe(f"bucket/features/{name}", b"another")
         with pytest.raises(DataError, match=f"{name} is damaged or not the one"):
             take(url, 8, cache=tmp_path / "two")
+        refused = ClientError({"Error": {}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "GetObject")
+        monkeypatch.setattr(type(files), "_call_s3", _raises(s3fs.errors.translate_boto_error(refused)))
+        with pytest.raises(StoreBusy, match="The store refuses access"):
+            Location(url, tmp_path / "three").describe()
     finally:
         server.stop()
