@@ -308,7 +308,13 @@ class PixArtDeltaTrainingStatus(io.ComfyNode):
                     "job",
                     default="",
                     tooltip="Id of a job, from a training node or from the panel. Empty: the newest training.",
-                )
+                ),
+                io.Boolean.Input(
+                    "follow",
+                    default=True,
+                    optional=True,
+                    tooltip="While the job runs, draw the previews behind this node anew whenever it has new samples.",
+                ),
             ],
             outputs=[
                 io.Image.Output("loss", display_name="loss", tooltip="The loss over the steps."),
@@ -321,7 +327,7 @@ class PixArtDeltaTrainingStatus(io.ComfyNode):
     fingerprint_inputs = always
 
     @classmethod
-    def execute(cls, job: str) -> io.NodeOutput:
+    def execute(cls, job: str, follow: bool = True) -> io.NodeOutput:
         found = find_job(job)
         text = jobs.describe(found)
         samples = latest_samples(jobs.queue().run_dir(found).samples())
@@ -353,6 +359,13 @@ class PixArtDeltaTrainedResult(io.ComfyNode):
                     optional=True,
                     tooltip="Which training; `job` goes before it. Press R when a training has made one since.",
                 ),
+                io.Boolean.Input(
+                    "follow",
+                    default=False,
+                    optional=True,
+                    tooltip="Watch it learn: while the job runs, it saves a result after each grid of samples, and the "
+                    "previews behind this node draw your own prompt with it.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The trained model; for a LoRA, its base with it; for a ControlNet, its base."),
@@ -372,5 +385,7 @@ class PixArtDeltaTrainedResult(io.ComfyNode):
         return time.time() if job is None else result_stamp(chosen(job, result))
 
     @classmethod
-    def execute(cls, job: str, dtype: str, strength: float, result: str = NEWEST) -> io.NodeOutput:
+    def execute(
+        cls, job: str, dtype: str, strength: float, result: str = NEWEST, follow: bool = False
+    ) -> io.NodeOutput:
         return io.NodeOutput(*load_result(find_job(chosen(job, result), exported=True), dtype, strength))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .aliases import Device, Operations, PathLike
 from .config import PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
-from .convert import authors_to_diffusers, config_to_diffusers, position_buffer, summary
-from .errors import CheckpointError
+from .convert import authors_to_diffusers, config_to_diffusers, position_buffer
+from .errors import CheckpointError, summary
 from .identify import METADATA_KEY, Section, control_section, count_blocks, identify, inspect_file, sections
 from .layers import is_in_stream, stream_dtype
 from .model import PixArt

@@ -18,8 +18,8 @@ import torch
 from .aliases import PathLike
 from .config import KNOWN_CONFIGS, PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
-from .convert import config_from_diffusers, diffusers_sources, summary
-from .errors import CheckpointError
+from .convert import config_from_diffusers, diffusers_sources
+from .errors import CheckpointError, summary
 from .textfile import parse_json
 from .weightfile import WeightFile, open_weights
 

@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from .aliases import PathLike
-from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names, summary
+from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names
 from .delta import Delta, Diff, Lora
-from .errors import CheckpointError, check, field
+from .errors import CheckpointError, check, field, summary
 from .identify import inspect_file, own_metadata
 from .textfile import parse_json
 from .weightfile import WeightFile, open_weights

@@ -21,8 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..pixart_core.convert import summary
-from ..pixart_core.errors import CheckpointError
+from ..pixart_core.errors import CheckpointError, summary
 from ..pixart_core.saving import save_weights
 from ..pixart_core.textfile import parse_json
 from .config import make_training

@@ -318,7 +318,9 @@ class PrepareConfig(Settings):
 
     input: str = path(
         "folder of pictures with captions beside them (picture.txt or .caption; several lines are different wordings), "
-        "or a list: metadata.jsonl, metadata.csv or data_info.json, or a folder with one"
+        "or a list: metadata.jsonl, metadata.csv or data_info.json, or a folder with one; or archives: tars "
+        "(img2dataset's), Parquet (the Hub's) or zips, a folder of them, a pattern (0*.tar, {00..99}.tar), or several "
+        "with :: between them, each also at a URL (https, s3 …)"
     )
     output: str = path("folder for the dataset and its report; the same command with the same folder resumes")
     models: str = path("pipeline folder (text_encoder/, tokenizer/, vae/) that encodes")
@@ -345,7 +347,10 @@ class PrepareConfig(Settings):
     hint_folder: str = path("for hints=folder: pictures or HED features (.npz) named as the pictures")
     hed: str = path("ControlNetHED.pth or a narrower one, for hints=hed")
     pictures: str = path("folder that a list's names are relative to; empty = where the list is")
-    caption_column: str = setting("", "of a list; empty = text, caption or prompt")
+    caption_column: str = setting(
+        "", "of a list, of Parquet, or in the .json files of a tar; empty = text, caption or prompt, or the only text"
+    )
+    image_column: str = setting("", "of a Parquet file; empty = the only one that holds pictures")
     encoding: str = setting(
         "", "of captions and lists that are no Unicode: cp1252, gbk, shift_jis …; empty = UTF-8, or as their mark says"
     )

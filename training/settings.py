@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, TypeGuard, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeGuard, TypeVar, get_origin, get_type_hints
 
 from ..pixart_core.textfile import read_json
 
@@ -122,6 +122,18 @@ class Settings:
             lines.append(f"  {each.name}={json.dumps(default)}{choices}\n      {each.metadata['help']}")
         return "\n".join(lines)
 
+    @classmethod
+    def form(cls) -> list[dict[str, Any]]:
+        """Every setting as plain values for a form: name, type (int, float, bool, str, list, dict), default, help,
+        whether it is required, and its limits (low, high, choices, path) where it has some."""
+        kinds, rows = get_type_hints(cls), []
+        for each in fields(cls):
+            default = each.default_factory() if each.default is dataclasses.MISSING else each.default
+            kind = getattr(get_origin(kinds[each.name]) or kinds[each.name], "__name__", "str")
+            required = each.name in cls.required
+            rows.append({"name": each.name, "type": kind, "default": default, "required": required, **each.metadata})
+        return rows
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return dataclasses.asdict(self)
@@ -129,11 +141,17 @@ class Settings:
     def located(self: Kind) -> Kind:
         """The same with every local path absolute and `~` expanded, so that it means the same from any directory.
 
-        URLs stay, and links are not followed: where they lead may change.
+        URLs stay, and links are not followed: where they lead may change. Of several, with :: between them, each is
+        looked at.
         """
         named = {each.name: getattr(self, each.name) for each in fields(self) if each.metadata.get("path")}
-        local = {name: text for name, text in named.items() if text and "://" not in text}
-        return dataclasses.replace(self, **{name: os.path.abspath(os.path.expanduser(x)) for name, x in local.items()})
+        return dataclasses.replace(
+            self, **{name: "::".join(map(_absolute, x.split("::"))) for name, x in named.items()}
+        )
+
+
+def _absolute(text: str) -> str:
+    return text if not text or "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -74,7 +74,8 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
         raise ValueError(f"{job.name}: {job.reason}")
     if job.state != "done":
         require_room_for_shards(folder)
-    picked = [source.path for source in sources[:: max(1, len(sources) // shown)][:shown]]
+    loose = [source.path for source in sources if source.packed is None]
+    picked = loose[:: max(1, len(loose) // shown)][:shown]
     return Dataset(folder, f"{text}{jobs.describe(job)}", job.id, [path for path in picked if is_allowed(path)])
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import comfy.model_management as memory
 
-from ...training.config import COMMANDS, ConfigError, make_training
+from ...training.config import COMMANDS, TRAININGS, ConfigError, make_training
 from ...training.estimate import pick_recipe
 from ...training.jobs import TRAIN, Job, check_name, process
 from ...training.recipes import AUTO, recipe_values
 from ...training.run_dir import RunDir
+from ..bridge import files
 from . import queue as jobs
 from .estimate import Prepared, check_and_estimate
 from .paths import checked_settings, inside_roots
@@ -61,10 +62,7 @@ def start_training(
         about, chosen = _recipe(command, recipe, settings)
         settings = node_settings(command, values, more, known=("data",), recipe=chosen)
     busy = jobs.running_on(jobs.device())
-    job = jobs.queue().same(command, settings, name)
-    starts = not estimate_only and (job is None or job.state == "failed")
-    run = RunDir(jobs.queue().root / (name or command)) if job is None else jobs.queue().run_dir(job)
-    expected = check_and_estimate(command, settings, data, run, refuse=starts)
+    job, starts, expected = _checked(command, name, settings, data, not estimate_only)
     if estimate_only and data.ready and busy is None:
         return "", about + _dry_run(command, settings)
     if estimate_only:
@@ -73,6 +71,50 @@ def start_training(
     if job is None or starts:
         job = _queued(command, settings, name, job, free)
     return job.id, f"{jobs.describe(job)}\n{about}{expected}"
+
+
+def start_form(command: str, name: str, values: dict[str, Any], check_only: bool) -> tuple[str, str]:
+    """`start_training` from the panel's form.
+
+    Args:
+        values: settings that differ from the defaults, all as they come from a browser: every path is checked, `base`,
+            `models` and `hed` may be names of `files.names`, `data` a job's dataset.
+        check_only: only say what it will take.
+
+    Returns, raises: as `start_training`.
+    """
+    check_name(name)
+    data = _dataset(str(values.get("data", "")))
+    settings = node_settings(command, {**values, "data": str(data.folder)}, "", known=("data",))
+    job, starts, expected = _checked(command, name, settings, data, not check_only)
+    if check_only:
+        return "", expected
+    if job is None or starts:
+        job = _queued(command, settings, name, job, free=False)
+    return job.id, f"{jobs.describe(job)}\n{expected}"
+
+
+def _checked(
+    command: str, name: str, settings: dict[str, Any], data: Prepared, start: bool
+) -> tuple[Job | None, bool, str]:
+    """The job that was made of these settings before, whether one is to be started, and what it will take. What would
+    fail and is to be started is refused."""
+    job = jobs.queue().same(command, settings, name)
+    starts = start and (job is None or job.state == "failed")
+    run = RunDir(jobs.queue().root / (name or command)) if job is None else jobs.queue().run_dir(job)
+    return job, starts, check_and_estimate(command, settings, data, run, refuse=starts)
+
+
+def form() -> dict[str, Any]:
+    """What the panel's form is made of: the settings of each training, and what to choose files from."""
+    made = [{"value": job.id, "text": job.name} for job in jobs.queue().jobs() if job.command == "prepare"]
+    chosen = {"base": files.names("model"), "models": files.names("pipeline")}
+    own = ("run", "output")
+    return {
+        "commands": {name: [row for row in COMMANDS[name].form() if row["name"] not in own] for name in TRAININGS},
+        "names": {name: [{"value": each, "text": each} for each in names] for name, names in chosen.items()}
+        | {"data": made},
+    }
 
 
 def node_settings(

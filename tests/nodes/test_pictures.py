@@ -43,6 +43,7 @@ def pipeline(family):
         {"steps": 1},
         {"steps": 8, "seed": 11},
         {"grid": "official"},
+        {"grid": "dmd", "steps": 1},
         {"width": 160, "height": 96},
         {"batch": 3},
         {"width": 72, "height": 136},

@@ -273,3 +273,16 @@ def test_every_number_has_bounds():
 def test_values_that_no_run_can_have(name, value, problem):
     with pytest.raises(ConfigError, match=problem):
         make_config("finetune", {"run": "r", "data": "d", **({} if name == "model" else {"base": "b"}), name: value})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_form_has_every_setting_with_a_default_that_the_command_takes(command):
+    kind = COMMANDS[command]
+    rows = kind.form()
+    assert [row["name"] for row in rows] == kind.names()
+    json.dumps(rows, allow_nan=False)
+    types = {"int": int, "float": (int, float), "bool": bool, "str": str, "list": list, "dict": dict}
+    for row in rows:
+        assert isinstance(row["default"], types[row["type"]]) and row["help"], row
+        if row["required"]:
+            assert row["path"], "what has to be given names a file"

@@ -10,6 +10,6 @@ from .layout import Template
 
 def bundled() -> Iterator[Template]:
     """Every template that is made here."""
-    from . import control, pictures, trainings
+    from . import control, live, pictures, trainings
 
-    return itertools.chain(pictures.templates(), control.templates(), trainings.templates())
+    return itertools.chain(pictures.templates(), control.templates(), live.templates(), trainings.templates())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,10 +50,10 @@ class InputReader:
         self.needs_picture = not config.latents or config.finds_hints
 
     def files(self, source: Source) -> list[Path]:
-        """Every file that a sample is made from; of those that are missing, where it should be."""
+        """Every file that a sample is made from, archives aside; of those that are missing, where it should be."""
         config = self.config
         found: list[Path | None] = []
-        if self.needs_picture:
+        if self.needs_picture and source.packed is None:
             found.append(source.path)
         if config.latents:
             found.append(find_cached(config.latents, source.name, (".npy",)))
@@ -76,15 +77,13 @@ class InputReader:
         """
         self._check_places(source)
         cached = {}
-        picture = open_picture(source.path) if self.needs_picture else None
+        picture = open_picture(_content(source) if source.packed else source.path) if self.needs_picture else None
         if self.config.latents:
             cached["moments.npy"] = read_moments(_need(self.config.latents, source, (".npy",)))
         size = (picture.height, picture.width) if picture else source.size or pixels(cached["moments.npy"])
         if self.config.embeddings:
             cached["caption.npy"] = read_embedding(_need(self.config.embeddings, source, (".npz",)))
-        # A cache holds one embedding, of the first prompt if a list says it at all.
-        captions = (source.listed or ("",))[:1] if self.config.embeddings else source.captions(self.config.encoding)
-        inputs = Inputs(source, size, captions, cached=cached)
+        inputs = Inputs(source, size, self._captions(source), cached=cached)
         if bucket is not None and picture is not None:
             inputs.picture = fit(picture, *bucket)
         if self.config.hint_folder:
@@ -93,9 +92,26 @@ class InputReader:
             check_hint(inputs, bucket)
         return inputs
 
+    def captions(self, source: Source) -> tuple[str, ...]:
+        """The wordings alone; raises as `read`."""
+        self._check_places(source)
+        return self._captions(source)
+
+    def _captions(self, source: Source) -> tuple[str, ...]:
+        # A cache holds one embedding, of the first prompt if a list says it at all.
+        return (source.listed or ("",))[:1] if self.config.embeddings else source.captions(self.config.encoding)
+
+    def contents(self, source: Source) -> list[str]:
+        """Names the content of everything that a sample is made from, that of the picture first."""
+        picture = [digest(_content(source))] if source.packed and self.needs_picture else []
+        return picture + [digest(file.read_bytes()) for file in self.files(source) if file.is_file()]
+
     def _check_places(self, source: Source) -> None:
         if self.config.only_inside:
-            for file in (source.path, *self.files(source)):  # the picture first: its name leads to all others
+            for file in (
+                source.path,
+                *self.files(source),
+            ):  # the picture, or its archive, first: it leads to all others
                 check_inside(file, self.config.only_inside)
 
     def _read_hint(self, inputs: Inputs, bucket: tuple[int, int] | None) -> None:
@@ -114,6 +130,13 @@ class InputReader:
             raise HintError(f"its hint is {size} px, of another shape than its {_text(inputs.size)} px")
         if bucket is not None:
             inputs.hint = fit(hint, *bucket)
+
+
+@functools.lru_cache(maxsize=1)
+def _content(source: Source) -> bytes:
+    """The file of a picture in an archive; it is looked at, and then its content is named."""
+    assert source.packed is not None
+    return source.packed.read()
 
 
 def check_hint(inputs: Inputs, bucket: tuple[int, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import io
 import stat
 import warnings
 from pathlib import Path
@@ -69,8 +70,11 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats())
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(file: Path | bytes) -> Image.Image:
     """A picture as RGB, the way up that its camera noted, on white where it is transparent.
+
+    Args:
+        file: where it is, or what it holds.
 
     Raises:
         PictureError: saying what is wrong.
@@ -78,17 +82,18 @@ def open_picture(path: Path) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a large scan; the error is another class
-            if not stat.S_ISREG(path.stat().st_mode):
+            if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
                 raise PictureError("it is no file")  # a pipe would be waited for
-            with Image.open(path, formats=formats()) as file:
-                picture = ImageOps.exif_transpose(file)
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats()) as opened:
+                picture = ImageOps.exif_transpose(opened)
                 picture.load()
     except FileNotFoundError as error:
         raise PictureError("there is no such file") from error
     except PictureError:
         raise
     except Exception as error:  # Pillow's plugins raise whatever their formats lead them to
-        raise PictureError(f"{type(error).__name__}: {error}".split(str(path))[0].rstrip(" '")) from error
+        where = "<_io.BytesIO" if isinstance(file, bytes) else str(file)
+        raise PictureError(f"{type(error).__name__}: {error}".split(where)[0].rstrip(" '")) from error
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
         raise PictureError(f"it has more than 8 bits a channel (mode {picture.mode}): save it as 8-bit RGB")
     if picture.has_transparency_data:

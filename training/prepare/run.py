@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,18 +15,23 @@ from ..config import PrepareConfig
 from ..data.readahead import read_ahead
 from ..data.shards import DESCRIPTION, DataError, Shard, ShardInfo, write_description, write_shard
 from ..machine import require_room
+from .archives import Listing, find_archives
+from .captions import Captions, Encoded, remove_captions
 from .encoders import Encoders
 from .inputs import HintError, InputReader, Inputs
 from .inside import OutsideError
+from .opened import is_url
 from .pictures import PictureError
 from .plan import PlannedShard, plan_shards, remove_others
 from .progress import Progress, follow, say
 from .report import Report, count_buckets, left_out
-from .sources import CaptionError, Source, find_sources
+from .sources import CaptionError, Found, Source, find_packed, find_sources
 from .survey import survey
 
 _LETTERS_PER_TOKEN = 3
 """Letters of English that make a token of T5, rather too few: what is estimated with it is rather too much."""
+_ROUND = 16
+"""Shards whose captions are encoded together, before their pictures."""
 _OVERHEAD = 6000
 """Bytes of a sample besides its arrays: tar headers, padding, JSON."""
 
@@ -63,7 +69,7 @@ def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report
     encoders = Encoders(config)
     progress.say_state("preparing", device=str(encoders.device))
     identity = {} if dry_run else encoders.identity()  # early, because it names missing weights
-    found = find_sources(config.input, config.pictures, config.caption_column, config.only_inside, config.encoding)
+    found = _find(config, part, parts, progress)
     sources = found.sources
     findings = survey(sources, config, part, parts, progress)
     shards = plan_shards(sources, findings, config.shard_size)
@@ -72,7 +78,7 @@ def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report
         pictures=len(sources),
         usable=sum(not finding.problem for finding in findings),
         left_out=left_out(sources, findings),
-        unused=[each for each in found.unused if not Path(config.input, each[0]).is_relative_to(output)],
+        unused=found.unused,
         buckets=count_buckets(findings),
         enlarged=sum(finding.height < finding.bucket[0] or finding.width < finding.bucket[1] for finding in findings),
         wordings=sum(len(finding.letters) for finding in findings if not finding.problem),
@@ -88,6 +94,28 @@ def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report
     if not dry_run:
         _make(shards, [shard.state(identity) for shard in shards], part, parts, config, encoders, progress)
     return report
+
+
+def _find(config: PrepareConfig, part: int, parts: int, progress: Progress) -> Found:
+    """The pictures of the input, whatever it is."""
+    if is_url(config.input):
+        progress.be_patient()
+    archives = progress.get(lambda: find_archives(config.input, config.only_inside))
+    if not archives:
+        found = find_sources(config.input, config.pictures, config.caption_column, config.only_inside, config.encoding)
+        ours = [each for each in found.unused if Path(config.input, each[0]).is_relative_to(config.output)]
+        return Found(found.sources, [each for each in found.unused if each not in ours])
+    folder = Path(config.output) / "archives"
+    listing = Listing(folder, config.caption_column, config.image_column, config.encoding, progress.get)
+    progress.begin("preparing", "looked through", len(archives), "archives")
+
+    def looked() -> None:
+        progress.add(1)
+        progress.check()
+
+    found = find_packed(archives, listing, part * len(archives) // parts, looked, say)
+    progress.end()
+    return found
 
 
 def which_part(config: PrepareConfig) -> tuple[int, int]:
@@ -132,31 +160,85 @@ def _make(
 
 
 def _write_all(todo, config: PrepareConfig, encoders: Encoders, progress: Progress) -> None:
+    """Make shards, some at a time: first all their captions, then their pictures."""
+    for start in range(0, len(todo), _ROUND):
+        some = todo[start : start + _ROUND]
+        if not config.embeddings:
+            _encode_captions(some, config, encoders, progress)
+        _write_shards(some, config, encoders, progress)
+    progress.end()
+
+
+def _encode_captions(some, config: PrepareConfig, encoders: Encoders, progress: Progress) -> None:
+    """Make the captions of shards, and take the text encoder out of memory."""
+    reader, size = InputReader(config), config.batch_size
+    missing = [(shard, kept) for shard, state in some if not (kept := _captions(config, shard, state)).made()]
+    total, done = sum(len(shard.entries) for shard, _ in missing), 0
+    if missing:
+        encoders.free("vae", "hed")
+
+    def encoded(shard: PlannedShard):
+        nonlocal done
+        for start in range(0, len(shard.entries), size):
+            progress.check()
+            progress.note(f"encoding captions, {done} of {total}: those of the next pictures come first")
+            sources = [source for source, _ in shard.entries[start : start + size]]
+            batch = [(source.name, _unchanged(source, lambda each: reader.captions(each))) for source in sources]
+            for (_, wordings), (embedding, tokens) in zip(batch, encoders.encode_captions(batch), strict=True):
+                yield wordings, tokens, embedding
+            done += len(batch)
+
+    for shard, kept in missing:
+        kept.write(encoded(shard))
+    encoders.free("text")
+    progress.note("")
+
+
+def _captions(config: PrepareConfig, shard: PlannedShard, state: str) -> Captions:
+    return Captions(Path(config.output), shard.name, state)
+
+
+def _write_shards(some, config: PrepareConfig, encoders: Encoders, progress: Progress) -> None:
     """Make shards one after the other, while helper processes read ahead, over the borders of shards too."""
     size, output = config.batch_size, Path(config.output)
     batches = [
         [(source, shard.bucket) for source, _ in shard.entries[start : start + size]]
-        for shard, _ in todo
+        for shard, _ in some
         for start in range(0, len(shard.entries), size)
     ]
-    ahead = read_ahead(_ReadBatch(config), batches, config.workers)
-    for shard, state in todo:
+    ahead = read_ahead(_ReadBatch(config), batches, config.workers, progress.get)
+    for shard, state in some:
         for leftover in output.glob(f".{shard.name}.*.tmp"):  # of earlier versions
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
+        kept = _captions(config, shard, state)
         count = -(-len(shard.entries) // size)
-        samples = _samples(shard, itertools.islice(ahead, count), encoders, progress)
+        captions = None if config.embeddings else kept.read()
+        samples = _samples(shard, itertools.islice(ahead, count), captions, encoders, progress)
         shard.finish(output, state, write_shard(output, shard.name, shard.bucket, samples))
+        kept.remove()
         progress.keep()
-    progress.end()
 
 
-def _samples(shard: PlannedShard, batches: Iterator[list[Inputs]], encoders: Encoders, progress: Progress):
+def _samples(
+    shard: PlannedShard,
+    batches: Iterator[list[Inputs]],
+    captions: Iterator[Encoded] | None,
+    encoders: Encoders,
+    progress: Progress,
+):
     entries = zip(itertools.count(shard.first), shard.entries)
     for batch in batches:
         progress.check()
-        for inputs, parts in zip(batch, encoders.encode(batch), strict=True):
+        done = progress.status["step"] + len(batch)
+        for inputs, parts in zip(batch, encoders.encode(batch, progress.add), strict=True):
             number, (source, finding) = next(entries)
+            if captions is not None:
+                wordings, parts["tokens"], parts["caption.npy"] = next(captions)
+                if wordings != inputs.captions:
+                    raise DataError(
+                        f"{source.name} has another caption than when it was looked at: run `prepare` again"
+                    )
             about = {
                 "height": inputs.size[0],
                 "width": inputs.size[1],
@@ -167,7 +249,7 @@ def _samples(shard: PlannedShard, batches: Iterator[list[Inputs]], encoders: Enc
                 "source": source.name,
             }
             yield {"__key__": f"{number:08d}", "json": about, **parts}
-        progress.add(len(batch))
+        progress.add(done - progress.status["step"])
 
 
 def _finish(output: Path, shards, made: list[ShardInfo], config: PrepareConfig, encoders: Encoders) -> None:
@@ -184,6 +266,7 @@ def _finish(output: Path, shards, made: list[ShardInfo], config: PrepareConfig, 
         pictures=pictures,
     )
     remove_others(output, shards)  # now that no description lists them
+    remove_captions(output)
     say(f"{output} holds {pictures} prepared pictures in {len(made)} shards")
 
 
@@ -197,12 +280,19 @@ class _ReadBatch:
         return [self._read(source, bucket) for source, bucket in batch]
 
     def _read(self, source: Source, bucket: tuple[int, int]) -> Inputs:
-        try:
-            return self.reader.read(source, bucket)
-        except (PictureError, CaptionError, HintError, OutsideError) as error:
-            raise DataError(
-                f"{source.name} has changed since it was looked at ({error}): run `prepare` again"
-            ) from error
+        return _unchanged(source, lambda each: self.reader.read(each, bucket))
+
+
+def _unchanged(source: Source, read: Callable[[Source], Any]) -> Any:
+    """What `read` gives for a source that could be read before.
+
+    Raises:
+        DataError: if it cannot any more.
+    """
+    try:
+        return read(source)
+    except (PictureError, CaptionError, HintError, OutsideError) as error:
+        raise DataError(f"{source.name} has changed since it was looked at ({error}): run `prepare` again") from error
 
 
 def _estimate(shard: PlannedShard, config: PrepareConfig, encoders: Encoders) -> int:

@@ -89,7 +89,7 @@ class Surveyor:
             check_hint(inputs, bucket)
         except HintError as error:
             return Finding("hint", str(error), *inputs.size)
-        contents = [digest(file.read_bytes()) for file in self.reader.files(source) if file.is_file()]
+        contents = self.reader.contents(source)
         content = digest(json.dumps([source.name, inputs.captions, contents]).encode())
         return Finding("", "", *inputs.size, ratio, bucket, contents[0], content, tuple(map(len, inputs.captions)))
 
@@ -108,6 +108,8 @@ class Surveyor:
         told.append(config.only_inside)
         for source in sources:
             told.append([source.name, source.listed, source.size])
+            if source.packed is not None:
+                told.append(astuple(source.packed))
             for file in self.reader.files(source):
                 state = _state(file)
                 told.append([str(file), state and state.st_size, state and state.st_mtime_ns])
@@ -133,7 +135,7 @@ def survey(sources: list[Source], config: PrepareConfig, part: int, parts: int, 
         if findings[index]:
             progress.skip(len(chunks[index]))
             continue
-        for finding in read_ahead(surveyor, chunks[index], config.workers):
+        for finding in read_ahead(surveyor, chunks[index], config.workers, progress.get):
             findings[index].append(finding)
             progress.add(1)
             progress.check()
