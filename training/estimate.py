@@ -23,7 +23,8 @@ from ..pixart_core.config import PixArtConfig
 from ..pixart_core.model import PixArt
 from ..pixart_core.textfile import read_json
 from .config import ConfigError, TrainConfig
-from .data import DataError, FeatureDataset
+from .data import DataError as DataError  # for who asks from outside
+from .data import FeatureDataset
 from .data.dataset import require_hints
 from .machine import in_units, out_of_memory, require_packages, require_room
 from .optimizers import STATE_BYTES
