@@ -56,7 +56,7 @@ def replacements() -> list[io.NodeReplace]:
 
 
 async def register() -> None:
-    """Tell ComfyUI about them, where it can exchange nodes."""
+    """Tell ComfyUI's server about them, where it can exchange nodes."""
     known = getattr(ComfyAPI(), "node_replacement", None)
     is_served = getattr(PromptServer, "instance", None) is not None  # ComfyUI keeps them with its server
     if is_served and known is not None and hasattr(io, "NodeReplace"):
