@@ -309,7 +309,7 @@ def check_an_empty_id_means_the_newest_training_and_no_dataset(setup):
 
 def check_progress_is_shown_while_a_node_waits(setup):
     setup.pictures(setup.input / "shown")
-    with mock.patch.object(setup.dataset, "show") as show:
+    with mock.patch.object(setup.dataset, "show_progress") as show:
         setup.prepare("shown", "shown")
     assert show.call_args_list[0].args[0].startswith("shown: queued")
 
