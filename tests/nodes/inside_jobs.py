@@ -48,6 +48,7 @@ class Setup:
         folder_paths.set_input_directory(str(self.input))
         folder_paths.set_output_directory(str(self.output))
         folder_paths.set_user_directory(str(folder / "user"))
+        self.jobs._queue.cache_clear()  # a node's list of jobs was made before the folders were ours
         self.jobs.watcher = mock.Mock()
         (self.output / "data").mkdir(parents=True, exist_ok=True)
         (self.output / "data" / "dataset.json").write_text(json.dumps(DESCRIPTION))
