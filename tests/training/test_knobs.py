@@ -1,152 +1,210 @@
-"""Optimisers, weightings and kinds of LoRA: each changes what it says, and a run with it resumes to the last bit."""
+"""What a dataset can be told of its pictures, and that it does what it says: trigger word, repeats, flip, masks."""
 
-import copy
 import json
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
-from pixart_delta.pixart_core.config import PixArtConfig
-from pixart_delta.pixart_core.lora import OtherAdapterError, load_lora
-from pixart_delta.pixart_core.model import PixArt
-from pixart_delta.pixart_core.schedule import alphas_cumprod
-from pixart_delta.training.config import ConfigError, ExportConfig, make_config
-from pixart_delta.training.export import export, write_weights
+from PIL import Image, ImageOps
+from pixart_delta.pixart_core.schedule import add_noise
+from pixart_delta.training.data import DataError, FeatureDataset
+from pixart_delta.training.data.contents import identify
+from pixart_delta.training.distill import distance
 from pixart_delta.training.finetune import epsilon_loss
-from pixart_delta.training.lora import add_lora, lora_outline
-from pixart_delta.training.optimizers import STATE_BYTES, make_optimizer
-from safetensors import safe_open
-from safetensors.torch import load_file
+from pixart_delta.training.prepare.run import prepare
+from pixart_delta.training.settings import ConfigError
+from pixart_delta.training.task import mask_weight
 
-import pixart_core as pc
-from tests.fixtures_nano import nano_config, random_pixart
-from tests.training import runs_fixture as runs
+from tests.training.picture_fixture import draw_picture, make_pictures, prepare_settings, shard_bytes
+from tests.training.shards_fixture import take
+from tests.training.test_tasks import COMMANDS, batch, draws, make
 
-RATES = {"adamw": 1e-3, "prodigy": 1.0, "adafactor": 1e-2, "schedulefree": 1e-2}
-OPTIMIZERS = tuple(RATES)
-NEEDED = {"run": "r", "data": "d", "base": "b"}
+SIDE = 64
 
 
 @pytest.fixture(scope="module")
-def material(tmp_path_factory):
-    return runs.make_material(tmp_path_factory.mktemp("knobs"))
+def base(tmp_path_factory):
+    import pixart_core as pc
+    from tests.fixtures_nano import random_pixart
+    from tests.training.test_tasks import CONFIG
+
+    return pc.save_pixart(random_pixart(CONFIG), tmp_path_factory.mktemp("base") / "base.safetensors")
 
 
-def settings(material, run, **values):
-    few = {"steps": 6, "checkpoint_every": 3, "workers": 0, "log_every": 1, "lora_rank": 2, "caption_drop": 0.0}
-    return runs.settings("finetune", material, run, **{**few, **values})
+def squares(folder, count=4):
+    """Square pictures with captions."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        draw_picture(number, SIDE, SIDE).save(folder / f"{number:04d}.png")
+        (folder / f"{number:04d}.txt").write_text(f"a lake, number {number}")
+    return folder
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS[1:])
-def test_an_optimizer_resumes_to_the_last_bit(optimizer, material, tmp_path):
-    """Its counts and sums are part of a checkpoint, and a look at the held-out loss changes nothing."""
-    how = {"optimizer": optimizer, "learning_rate": RATES[optimizer], "validation": 0.2}
-    whole = runs.run_here("finetune", settings(material, tmp_path / "whole", **how))
-    runs.run_here("finetune", settings(material, tmp_path / "halves", **how, steps=3, validation_every=1))
-    halves = runs.run_here("finetune", settings(material, tmp_path / "halves", **how))
-    assert runs.same_weights(whole, halves)
-    assert runs.losses(whole) == runs.losses(halves)
-    plain = runs.run_here("finetune", settings(material, tmp_path / "adamw", validation=0.2))
-    mine, others = (load_file(run.checkpoints()[-1]) for run in (whole, plain))
-    names = [name for name in others if name.startswith("model.")]
-    assert any(not torch.equal(mine[name], others[name]) for name in names), "it is another optimiser"
-    with pytest.raises(ValueError, match=f"optimizer was {optimizer}, not adamw"):
-        runs.run_here("finetune", settings(material, tmp_path / "halves", steps=9, validation=0.2))
+def made(folder, models, name="out", **changes):
+    """A dataset, and its samples by name of the picture."""
+    prepare(prepare_settings(folder, models, output=str(folder / name), batch_size=8, shard_size=8, **changes))
+    data = FeatureDataset(folder / name)
+    return data, samples(data)
 
 
-def test_prodigy_finds_its_rate_and_wants_one(material, tmp_path):
-    with pytest.raises(ConfigError, match="set learning_rate=1"):
-        make_config("lcd", {**NEEDED, "optimizer": "prodigy"})
-    run = runs.run_here("finetune", settings(material, tmp_path / "run", optimizer="prodigy", learning_rate=1.0))
-    with safe_open(run.checkpoints()[-1], "pt") as file:
-        (group, *_) = json.loads(file.metadata()["training"])["numbers"]["groups"]
-    assert group["d"] > group["d0"] and group["k"] == 6
+def samples(data):
+    parts = ["json", "caption.npy", "moments.npy"]
+    parts += ["moments_flipped.npy"] * bool(data.description.get("flip"))
+    parts += ["mask.npy"] * bool(data.description.get("masks"))
+    every = [data.location.open(info).read(row, parts) for info in data.shards for row in range(info.count)]
+    return {sample["json"]["source"]: sample for sample in every}
 
 
-def test_schedule_free_weights_that_are_used_are_the_average(material, tmp_path):
-    """The export at the end, and one from the checkpoint, hold the same; and not what the gradient was taken at."""
-    how = {"optimizer": "schedulefree", "learning_rate": 1e-2}
-    run = runs.run_here("finetune", settings(material, tmp_path / "run", **how))
-    later = load_file(export(ExportConfig(run=str(run.path), output=str(tmp_path / "later.safetensors"))))
-    at_end = load_file(run.path / "exports" / "lora.safetensors")
-    assert later.keys() == at_end.keys() and all(torch.equal(later[name], at_end[name]) for name in later)
-    state = load_file(run.checkpoints()[-1])
-    name = next(name for name in state if name.endswith("x_embedder.proj.lora_A.default.weight"))
-    trained, other = state[name], state[f"optimizer.z.{name.removeprefix('model.')}"]
-    used = torch.lerp(trained, other, 1 - 1 / 0.9).flatten(1)
-    found = at_end["transformer.pos_embed.proj.lora_A.weight"].float()
-    assert (found - used).abs().max() < 0.1 * (trained.flatten(1) - used).abs().max()
-    for wrong in ({"schedule": "cosine"}, {"sharding": "fsdp"}):
-        with pytest.raises(ConfigError, match="schedulefree"):
-            make_config("finetune", settings(material, tmp_path, **how, **wrong))
+def test_a_trigger_word_is_before_every_caption(models, tmp_path):
+    squares(tmp_path / "pictures")
+    (tmp_path / "pictures" / "0001.txt").write_text('one\n""\n')
+    _, plain = made(tmp_path, models, "plain")
+    _, with_it = made(tmp_path, models, trigger="sks lake")
+    assert with_it["0001.png"]["json"]["captions"] == ["sks lake, one", "sks lake"]
+    assert plain["0001.png"]["json"]["captions"] == ["one", ""]
+    for file in (tmp_path / "pictures").glob("*.txt"):
+        file.write_text(f"sks lake, {file.read_text()}" if file.stem != "0001" else "sks lake, one\nsks lake")
+    made(tmp_path, models, "by_hand")
+    assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "by_hand")
+    with pytest.raises(ConfigError, match="trigger needs captions to put it before"):
+        prepare_settings(tmp_path, models, trigger="x", embeddings=str(tmp_path))
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_what_an_optimizer_keeps_is_counted(optimizer):
-    weight = torch.nn.Parameter(torch.randn(1024, 256))
-    values = {**NEEDED, "optimizer": optimizer, "learning_rate": RATES[optimizer]}
-    made = make_optimizer(make_config("lcd", values), {"weight": weight})
-    weight.grad = torch.randn_like(weight)
-    made.step()
-    kept = sum(value.nbytes for value in made.state[weight].values() if isinstance(value, torch.Tensor))
-    assert kept / weight.numel() == pytest.approx(STATE_BYTES[optimizer], abs=0.05)
+@pytest.mark.parametrize("world", [1, 2])
+def test_folders_are_repeated_in_each_epoch(world, models, tmp_path):
+    squares(tmp_path / "pictures" / "cats")
+    squares(tmp_path / "pictures" / "dogs" / "small", 2)
+    data, _ = made(tmp_path, models, keep_duplicates=True, repeats={"cats": 3, "dogs": 2, "dogs/small": 1})
+    assert data.rows == {(SIDE, SIDE): 14} and data.buckets == {(SIDE, SIDE): 6}
+    count = data.batches_per_epoch(4 * world)
+    for epoch in (0, 1):
+        seen = Counter()
+        for rank in range(world):
+            for each in take(data.location.address, count, start=epoch * count, rank=rank, world=world):
+                seen.update(each["keys"])
+        expected = {f"cats/{number:04d}.png": 3 for number in range(4)}
+        assert seen == expected | {f"dogs/small/{number:04d}.png": 1 for number in range(2)}
+    before, known = shard_bytes(tmp_path / "out"), identify("data", str(tmp_path / "out"))
+    data, _ = made(tmp_path, models, keep_duplicates=True)
+    after = shard_bytes(tmp_path / "out")
+    assert before.pop("dataset.json") != after.pop("dataset.json") and before == after
+    assert data.rows == data.buckets and identify("data", str(tmp_path / "out")) != known
 
 
-def test_min_snr_lowers_the_nearly_clean_timesteps_alone():
-    batch = {"latent": torch.randn(2, 4, 8, 8), "caption": torch.zeros(2, 1, 1)}
-    noise = torch.randn(2, 4, 8, 8)
-
-    def zero(noisy, *_):
-        return torch.zeros(2, 8, 8, 8)
-
-    for t in (0, 50, 500, 999):
-        step = torch.tensor([t, t])
-        plain, weighted = (epsilon_loss(zero, batch, noise, step, min_snr_gamma=gamma) for gamma in (0.0, 5.0))
-        snr = alphas_cumprod()[t] / (1 - alphas_cumprod()[t])
-        assert float(weighted / plain) == pytest.approx(float(min(1.0, 5.0 / snr)), rel=1e-3)
-    with pytest.raises(ConfigError, match="both set"):
-        make_config("finetune", {**NEEDED, "min_snr_gamma": 5.0, "snr_weight_cap": 2.0})
+def test_repeats_of_a_folder_that_is_not_there(models, tmp_path):
+    squares(tmp_path / "pictures")
+    with pytest.raises(DataError, match="repeats names cats, and no picture that can be used is in such a folder"):
+        made(tmp_path, models, repeats={"cats": 3})
+    with pytest.raises(ConfigError, match="for each folder how often, 1 to 1000"):
+        prepare_settings(tmp_path, models, repeats={"cats": 0})
 
 
-@pytest.mark.parametrize("command, kind", [("finetune", "dora"), ("lcm-lora", "lokr")])
-def test_other_kinds_of_lora_train_and_resume(kind, command, material, tmp_path):
-    few = {"steps": 4, "checkpoint_every": 2, "workers": 0, "lora_rank": 2, "lora_kind": kind}
-    whole = runs.run_here(command, runs.settings(command, material, tmp_path / "whole", **few))
-    runs.run_here(command, runs.settings(command, material, tmp_path / "halves", **few | {"steps": 2}))
-    halves = runs.run_here(command, runs.settings(command, material, tmp_path / "halves", **few))
-    assert runs.same_weights(whole, halves)
-    made = load_file(whole.path / "exports" / "lora.safetensors")
-    mark = ".dora_scale" if kind == "dora" else ".lokr_w1"
-    assert any(name.endswith(mark) for name in made) and all(torch.isfinite(each).all() for each in made.values())
-    with pytest.raises(OtherAdapterError, match="DoRA" if kind == "dora" else "LoKr"):
-        load_lora(whole.path / "exports" / "lora.safetensors")
+def test_a_picture_and_its_mirror_are_both_seen(models, tmp_path):
+    squares(tmp_path / "pictures")
+    data, both = made(tmp_path, models, flip=True, masks="alpha")
+    plain, single = made(tmp_path, models, "plain")
+    for file in (tmp_path / "pictures").glob("*.png"):
+        ImageOps.mirror(Image.open(file)).save(file)
+    _, mirrored = made(tmp_path, models, "mirrored")
+    for name, sample in both.items():
+        assert np.array_equal(sample["moments.npy"], single[name]["moments.npy"])
+        assert np.array_equal(sample["moments_flipped.npy"], mirrored[name]["moments.npy"])
+    means = {name: [both[name][part][:4] for part in ("moments.npy", "moments_flipped.npy")] for name in both}
+    seen = Counter()
+    for each in take(data.location.address, 12):
+        for name, latent in zip(each["keys"], each["latent"], strict=True):
+            distances = [
+                np.abs(latent.numpy() / data.description["scaling_factor"] - mean).mean() for mean in means[name]
+            ]
+            seen[name, int(np.argmin(distances))] += 1
+    assert len(seen) == 8 and min(seen.values()) >= 2
+    assert "flip" not in plain.description
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
-@pytest.mark.parametrize("rank", [2, 40])
-def test_their_size_is_counted_and_they_begin_as_no_change(kind, rank):
-    config = nano_config(depth=2)
-    model = random_pixart(config)
-    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 8, config.caption_channels)
-    with torch.no_grad():
-        before = model(*inputs)
-        changed = add_lora(copy.deepcopy(model), rank, 4.0, kind=kind)
-        assert torch.allclose(changed(*inputs), before, atol=1e-5)
-    trained = sum(each.numel() for each in changed.parameters() if each.requires_grad)
-    assert trained == lora_outline(config, rank, kind=kind).trained
+def half_covered(folder, alpha):
+    """Pictures of which the right half counts: the left one is transparent, or black in a mask's file."""
+    squares(folder / "pictures", 3)
+    (folder / "masks").mkdir()
+    for file in sorted((folder / "pictures").glob("*.png"))[:2]:
+        mask = Image.new("L", (SIDE, SIDE), 255)
+        mask.paste(0, (0, 0, SIDE // 2, SIDE))
+        picture = Image.open(file)
+        if alpha:
+            picture.putalpha(mask)
+            picture.save(file)
+        else:
+            mask.resize((SIDE // 2, SIDE // 2)).save(folder / "masks" / file.name)
 
 
-@pytest.mark.parametrize("kind", ["pixart", "lora", "lokr"])
-def test_exports_describe_themselves_by_modelspec(kind, tmp_path):
-    config = PixArtConfig.from_dict(nano_config(depth=2).to_dict())
-    model = PixArt(config).initialize_weights()
-    if kind != "pixart":
-        model = add_lora(model, 2, 2.0, kind=kind)
-    training = {"command": "lcm-lora", "step": 7, "config": {"run": "Mine", "base": "base.pth"}}
-    path = write_weights(model, tmp_path / "a.safetensors", "comfyui", torch.float16, {"training": training}, "")
-    with safe_open(path, "pt") as file:
-        about = file.metadata()
-    assert about["modelspec.title"] == "Mine" and about["modelspec.sai_model_spec"] == "1.0.1"
-    assert about["modelspec.architecture"] == ("pixart-alpha" if kind == "pixart" else "pixart-alpha/lora")
-    assert "lcm-lora 7 steps, on base.pth" in about["modelspec.description"]
-    if kind == "pixart":
-        assert "x" in about["modelspec.resolution"] and pc.load_pixart(path)
+@pytest.mark.parametrize("kind", ["alpha", "folder"])
+def test_masks_are_in_the_shards_and_in_batches(kind, models, tmp_path):
+    half_covered(tmp_path, kind == "alpha")
+    changes = {"masks": kind} | ({"mask_folder": str(tmp_path / "masks")} if kind == "folder" else {})
+    data, every = made(tmp_path, models, flip=True, **changes)
+    right = np.zeros((1, 8, 8), np.float16)
+    right[:, :, 4:] = 1
+    assert np.allclose(every["0000.png"]["mask.npy"], right, atol=0.2)
+    assert np.allclose(every["0000.png"]["mask.npy"][:, :, [0, 1, 2, 5, 6, 7]], right[:, :, [0, 1, 2, 5, 6, 7]])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    if kind == "alpha":  # nothing of it is transparent
+        assert (every["0002.png"]["mask.npy"] == 1).all()
+    else:
+        assert [name for name, _ in report["left_out"]["mask"]] == ["0002.png"]
+    sides = set()
+    for each in take(data.location.address, 8, batch_size=3):
+        assert each["mask"].shape == (len(each["keys"]), 1, 8, 8) and each["mask"].dtype == torch.float32
+        sides |= {
+            int(mask[0, 0, 0] > 0.5) for mask, name in zip(each["mask"], each["keys"], strict=True) if name < "0002"
+        }
+    assert sides == {0, 1}  # mirrored with its picture
+
+
+def test_masks_that_cannot_be_used_are_reported(models, tmp_path):
+    half_covered(tmp_path, alpha=False)
+    Image.new("L", (SIDE, SIDE), 0).save(tmp_path / "masks" / "0000.png")
+    Image.new("L", (SIDE, 2 * SIDE), 255).save(tmp_path / "masks" / "0001.png")
+    Image.new("L", (SIDE, SIDE), 255).save(tmp_path / "masks" / "0002.png")
+    made(tmp_path, models, masks="folder", mask_folder=str(tmp_path / "masks"))
+    why = dict(json.loads((tmp_path / "out" / "report.json").read_text())["left_out"]["mask"])
+    assert why["0000.png"] == "its mask leaves nothing of it to train on" and "of another shape" in why["0001.png"]
+    with pytest.raises(ConfigError, match="masks=folder and mask_folder, .* need each other"):
+        prepare_settings(tmp_path, models, masks="folder")
+    with pytest.raises(ConfigError, match="flip and masks=alpha need the pictures"):
+        prepare_settings(tmp_path, models, flip=True, latents=str(tmp_path))
+
+
+def test_a_masked_loss_is_the_mean_over_what_counts():
+    x = batch(2)
+    mask = torch.zeros(2, 1, 6, 10)
+    mask[0, :, :3], mask[1, :, :, :1] = 1, 1  # a half, and a tenth: both pictures count the same
+    noise = torch.randn(2, 4, 6, 10)
+    timestep = torch.tensor([100, 900])
+    error = noise.square()
+    expected = (error[0, :, :3].mean() + error[1, :, :, :1].mean()) / 2
+    loss = epsilon_loss(lambda noisy, *_rest, **_options: torch.zeros_like(noisy), {**x, "mask": mask}, noise, timestep)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    weight = mask_weight({"mask": mask})
+    for kind, value in (("l2", noise.square()), ("huber", (noise.square() + 1e-6).sqrt() - 1e-3)):
+        expected = (value[0, :, :3].mean() + value[1, :, :, :1].mean()) / 2
+        assert distance(noise, torch.zeros_like(noise), kind, weight=weight).item() == pytest.approx(
+            expected.item(), rel=1e-5
+        )
+    assert add_noise(x["latent"], noise, timestep).shape == noise.shape
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_training_heeds_masks(command, base):
+    task, x = make(command, base), batch()
+    mask = torch.ones(3, 1, 6, 10)
+    plain = task.loss(task.model, x, draws()).item()
+    assert task.loss(task.model, {**x, "mask": mask}, draws()).item() == plain
+    mask[:, :, :3] = 0
+    assert task.loss(task.model, {**x, "mask": mask}, draws()).item() != plain
+
+
+def test_datasets_without_knobs_are_as_ever(models, tmp_path):
+    make_pictures(tmp_path / "pictures", 3)
+    data, _ = made(tmp_path, models)
+    assert not {"flip", "masks", "repeats"} & data.description.keys()
+    assert "mask" not in take(data.location.address, 1, batch_size=1)[0]
