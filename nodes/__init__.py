@@ -39,8 +39,8 @@ NODES: list[type[io.ComfyNode]] = [
 class PixArtDeltaExtension(ComfyExtension):
     async def on_load(self) -> None:
         files.register_folder()
-        await replacements.register()
         if routes.register():
+            await replacements.register()
             jobs.watcher()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -55,7 +55,7 @@ def replacements() -> list[io.NodeReplace]:
 
 
 async def register() -> None:
-    """Tell ComfyUI about them, where it can exchange nodes."""
+    """Tell ComfyUI's server about them, where it can exchange nodes."""
     known = getattr(ComfyAPI(), "node_replacement", None)
     if known is not None and hasattr(io, "NodeReplace"):
         for replacement in replacements():

@@ -282,6 +282,25 @@ class PrepareConfig(Settings):
     encoding: str = setting(
         "", "of captions and lists that are no Unicode: cp1252, gbk, shift_jis …; empty = UTF-8, or as their mark says"
     )
+    trigger: str = setting(
+        "", "words put before every caption, with a comma: a name that a fine-tune is to learn for what it sees"
+    )
+    repeats: dict = setting(
+        dict,
+        'how often the pictures of a folder come in each epoch, as JSON: {"cats": 3}; those of others once',
+    )
+    flip: bool = setting(
+        False,
+        "also prepare each picture mirrored; a training draws which of the two it sees. Not where captions say left or "
+        "right",
+    )
+    masks: str = setting(
+        "none",
+        "which part of a picture is trained on: alpha = what is not transparent, folder = what is white in the masks "
+        "of mask_folder; the loss of each picture is the mean over that part",
+        choices=("none", "alpha", "folder"),
+    )
+    mask_folder: str = path("for masks=folder: pictures named as the pictures")
     keep_duplicates: bool = setting(False, "keep pictures whose file is the same as another's")
     latents: str = path("folder of VAE features (.npy) that PixArt's authors' tools made; empty = encode")
     embeddings: str = path("folder of T5 features (.npz) that PixArt's authors' tools made; empty = encode")
@@ -337,6 +356,20 @@ class PrepareConfig(Settings):
                 raise ConfigError(f"encoding is {self.encoding!r}: Python knows none of that name") from error
         if self.hints == "hed" and not self.hed:
             raise ConfigError("hints=hed needs hed: the file of the edge detector, ControlNetHED.pth")
+        if (self.masks == "folder") != bool(self.mask_folder):
+            raise ConfigError(
+                "masks=folder and mask_folder, the folder of masks named as the pictures, need each other"
+            )
+        if self.latents and (self.flip or self.masks == "alpha"):
+            raise ConfigError("flip and masks=alpha need the pictures, and latents are cached: leave latents out")
+        if self.embeddings and self.trigger:
+            raise ConfigError(
+                "trigger needs captions to put it before, and embeddings are cached: leave embeddings out"
+            )
+        if not all(type(times) is int and 0 < times <= 1000 for times in self.repeats.values()):
+            raise ConfigError(
+                f'repeats is {self.repeats!r}: for each folder how often, 1 to 1000, such as {{"cats": 3}}'
+            )
         if self.hints == "folder" and not self.hint_folder:
             raise ConfigError("hints=folder needs hint_folder: the folder of hints named as the pictures")
         if self.hint_folder and self.hints != "folder":

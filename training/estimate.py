@@ -116,17 +116,25 @@ def estimate(
     )
 
 
-def pictures_text(sizes: Mapping[tuple[int, int], int], batch: int, whole: bool = False) -> str:
+def pictures_text(
+    sizes: Mapping[tuple[int, int], int],
+    batch: int,
+    whole: bool = False,
+    rows: Mapping[tuple[int, int], int] | None = None,
+) -> str:
     """What an epoch trains on, in words: "20 of 20 pictures, 5 sizes, 2 to 6 in a batch".
 
     Args:
         sizes: height, width -> pictures of it.
         batch: most pictures of a batch, over all processes.
         whole: see `FeatureDataset.batches`.
+        rows: the same with every picture counted as often as it is repeated; default: `sizes`.
     """
     used = sum(count // batch * batch if whole else count for count in sizes.values())
     text = f"{used} of {sum(sizes.values())} pictures, {len(sizes)} size{'' if len(sizes) == 1 else 's'}"
-    dealt = [divmod(count, -(-count // batch)) for count in sizes.values()]  # as `FeatureDataset` deals them out
+    dealt = [
+        divmod(count, -(-count // batch)) for count in (rows or sizes).values()
+    ]  # as `FeatureDataset` deals them out
     low, high = min(each for each, _ in dealt), max(each + (more > 0) for each, more in dealt)
     if whole or low == batch:
         return text
@@ -206,7 +214,7 @@ def dry_run(command: str, config: TrainConfig) -> None:
     if accelerator.is_main_process:  # the others' host need not have the run's disk
         check_disk(run, expected.checkpoint, config.keep_checkpoints)
     say = print if accelerator.is_main_process else _silent
-    pictures = pictures_text(data.buckets, config.batch_size * accelerator.num_processes)
+    pictures = pictures_text(data.buckets, config.batch_size * accelerator.num_processes, rows=data.rows)
     say(f"{pictures}; the largest {width}x{height}; on {device}\n{expected}")
     say(duration, flush=True)
     engine = make_engine(command, config, data, accelerator)

@@ -13,7 +13,7 @@ from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod, look_up
 from .config import FinetuneConfig
 from .lora import add_lora, lora_outline
-from .task import DTYPES, Outline, Task, count_parameters, load_base
+from .task import DTYPES, Outline, Task, count_parameters, load_base, mask_weight
 
 
 def epsilon_loss(
@@ -27,7 +27,7 @@ def epsilon_loss(
     """Mean squared error of the predicted noise, per sample weighted by min(1 + 1 / SNR, cap).
 
     Args:
-        batch: latent, caption, caption_mask, image_size, aspect_ratio, as in `distill.lcd_loss`.
+        batch: latent, caption, caption_mask, image_size, aspect_ratio, mask, as in `distill.lcd_loss`.
         noise: (B, C, h, w).
         timestep: (B,), 0 … 999.
         snr_weight_cap: 1 is the plain error. An error of ε costs 1 / SNR as much in ẑ_0, so a cap above 1 makes the
@@ -41,7 +41,7 @@ def epsilon_loss(
     noisy = add_noise(latent, noise, timestep)
     conditions = [batch.get(name) for name in ("caption_mask", "image_size", "aspect_ratio")]
     out = model(noisy, timestep, batch["caption"], *conditions, **(options or {}))
-    error = (out[:, : latent.shape[1]].float() - noise).square().mean((1, 2, 3))  # (B,)
+    error = (mask_weight(batch) * (out[:, : latent.shape[1]].float() - noise).square()).mean((1, 2, 3))  # (B,)
     weight = (1 / look_up(alphas_cumprod(), timestep)).clamp(max=snr_weight_cap)  # 1 + 1/SNR = 1/ᾱ
     return (weight * error).mean()
 

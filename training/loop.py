@@ -198,7 +198,7 @@ class Training:
         batches = facts.get("batches", self.step * self.config.accumulation)  # not in a file of an earlier version
         whole = facts.get("whole_batches", True)  # as all of earlier versions are
         if before == now:
-            self.whole = whole and self.data.pictures_per_epoch(now) > self.data.pictures_per_epoch(now, whole=True)
+            self.whole = whole and self.data.rows_per_epoch(now) > self.data.rows_per_epoch(now, whole=True)
             return batches
         self.monitor.say(
             f"a micro-batch had {before} pictures over all processes and now has {now}: from here the data comes "
@@ -210,7 +210,7 @@ class Training:
     def _say_pictures(self) -> None:
         """What an epoch trains on, in log and status."""
         size = self.engine.global_batch
-        text = pictures_text(self.data.buckets, size, self.whole)
+        text = pictures_text(self.data.buckets, size, self.whole, self.data.rows)
         self.monitor.status["pictures"] = text
         self.monitor.say(text)
         if self.whole:

@@ -107,7 +107,7 @@ class Settings:
         """Every setting with its default and meaning, for `--help`."""
         lines = []
         for each in fields(cls):
-            default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
+            default = _default(each)
             choices = f" ({' | '.join(each.metadata['choices'])})" if "choices" in each.metadata else ""
             lines.append(f"  {each.name}={json.dumps(default)}{choices}\n      {each.metadata['help']}")
         return "\n".join(lines)
@@ -118,7 +118,7 @@ class Settings:
         whether it is required, and its limits (low, high, choices, path) where it has some."""
         kinds, rows = get_type_hints(cls), []
         for each in fields(cls):
-            default = each.default_factory() if each.default is dataclasses.MISSING else each.default
+            default = _default(each)
             kind = getattr(get_origin(kinds[each.name]) or kinds[each.name], "__name__", "str")
             required = each.name in cls.required
             rows.append({"name": each.name, "type": kind, "default": default, "required": required, **each.metadata})
@@ -142,6 +142,10 @@ class Settings:
 
 def _absolute(text: str) -> str:
     return text if not text or "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
+def _default(setting: dataclasses.Field[Any]) -> Any:
+    return setting.default if setting.default_factory is dataclasses.MISSING else setting.default_factory()
 
 
 def is_number(value: Any) -> TypeGuard[float]:

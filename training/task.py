@@ -225,6 +225,15 @@ def drop_captions(batch: Mapping[str, Tensor], null: Tensor, drop: Tensor) -> di
     return {**batch, "caption": torch.where(drop[:, None, None], null[: caption.shape[1]].to(caption), caption)}
 
 
+def mask_weight(batch: Mapping[str, Tensor]) -> Tensor | float:
+    """What each latent pixel counts in a loss, (B, 1, h, w): nothing where a picture's mask is 0, and so much more
+    elsewhere that the mean over all pixels is the mean over the part that counts. So every picture has the same weight,
+    however much of it is masked. 1 without masks.
+    """
+    mask = batch.get("mask")
+    return 1.0 if mask is None else mask / mask.mean((2, 3), keepdim=True)
+
+
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Attention as two matrix products, for training on a CPU.
 

@@ -118,7 +118,10 @@ def test_a_bundled_training_runs_and_its_result_draws(server, name):
         assert again.outputs[each]["pixart_delta_job"] == [done["id"]], "the browser shows its progress there"
 
     drawn = to_api(load_workflow(ROOT / "workflows" / "PixArt 30 Use What You Trained.json"), server.object_info())
-    drawn[find_node(drawn, "PixArtDeltaTrainedResult")]["inputs"]["job"] = done["id"]
+    offered = inputs_of(server, "PixArtDeltaTrainedResult")["result"][1]["options"]
+    assert f"{done['name']} ({done['id']})" in offered
+    by_id = {"job": done["id"]} if name == LCD else {"result": f"what it was called before ({done['id']})"}
+    drawn[find_node(drawn, "PixArtDeltaTrainedResult")]["inputs"] |= by_id
     if name == CONTROLNET:
         apply_control(drawn)
     pictures = server.prompt(drawn)

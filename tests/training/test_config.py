@@ -24,7 +24,7 @@ def test_every_text_without_choices_is_declared_a_path_or_known_to_be_none():
         types = get_type_hints(kind)
         texts = (each for each in fields(kind) if types[each.name] is str and "choices" not in each.metadata)
         found |= {each.name for each in texts if not each.metadata.get("path")}
-    assert found == {"caption_column", "device", "encoding"}
+    assert found == {"caption_column", "device", "encoding", "image_column", "trigger"}
 
 
 def test_the_papers_values_are_the_defaults():
@@ -157,7 +157,7 @@ def test_no_setting_does_nothing():
         make("lcm-lora", ema_decay=0.0)
 
 
-NO_PATHS = {"caption_column", "device", "encoding"}
+NO_PATHS = {"caption_column", "device", "encoding", "image_column", "trigger"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -166,7 +166,7 @@ def test_paths_mean_the_same_from_any_directory(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     texts = [each.name for each in fields(COMMANDS[command]) if each.type == "str" and "choices" not in each.metadata]
     paths = sorted(set(texts) - NO_PATHS)
-    given = {"hints": "folder"} if command == "prepare" else {}
+    given = {"hints": "folder", "masks": "folder"} if command == "prepare" else {}
     config = make_config(command, {name: f"a/../{name}" for name in paths} | given).located()
     assert [getattr(config, name) for name in paths] == [str(tmp_path / name) for name in paths]
     assert config.located() == config

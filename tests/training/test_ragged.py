@@ -7,12 +7,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from pixart_delta.training import engine as engine_module
+from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.engine import Engine
 from pixart_delta.training.loop import Training
 from pixart_delta.training.run_dir import RunDir
-from pixart_delta.training.status import describe_run
 from pixart_delta.training.task import Task
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file

@@ -21,6 +21,7 @@ def templates() -> Iterator[Template]:
         "nano LCD",
         "Distils a base model into one that draws in 4 steps.",
         learning_rate=0.0003,
+        guidance=3.0,
     )
     yield training(
         21,
@@ -29,6 +30,7 @@ def templates() -> Iterator[Template]:
         "nano LCM-LoRA",
         "Distils a base model into a LoRA for 4 steps.",
         learning_rate=0.001,
+        guidance=3.0,
         lora_rank=4,
     )
     yield training(

@@ -17,7 +17,7 @@ from ...pixart_core.pipeline import default_device
 from ...pixart_core.text import TextEncoder, weight_files
 from ...pixart_core.vae import load_vae, moments
 from ..config import ConfigError, PrepareConfig
-from ..data.shards import DataError, hash_file
+from ..data.shards import DataError, flipped, hash_file
 from ..task import DTYPES
 from .inputs import Inputs
 
@@ -92,6 +92,11 @@ class Encoders:
             named["text"] = self.text.identity, config.clean_caption
         if config.hints == "hed":
             named["hed"] = hash_file(Path(config.hed))
+        named |= {
+            name: value
+            for name, value in (("flip", config.flip), ("masks", config.masks))
+            if value not in (False, "none")
+        }
         return named
 
     def shape(self) -> tuple[int, int]:
@@ -136,13 +141,18 @@ class Encoders:
         return samples
 
     def _encode_some(self, samples: list[dict[str, Any]], batch: Sequence[Inputs]) -> None:
-        if "moments.npy" not in samples[0]:
-            self._add(samples, "moments.npy", moments(self.vae, self._tensor(inputs.picture for inputs in batch)))
+        shown = {}
+        if batch[0].picture is not None:
+            shown["moments.npy"] = self._tensor(inputs.picture for inputs in batch)
         if self.config.hints == "hed":
-            edges = detect(self.hed, self._tensor(inputs.picture for inputs in batch))
-            self._add(samples, "hint.npy", moments(self.vae, edges.expand(-1, -1, -1, 3)))
+            shown["hint.npy"] = detect(self.hed, shown["moments.npy"]).expand(-1, -1, -1, 3)
         elif batch[0].hint is not None:
-            self._add(samples, "hint.npy", moments(self.vae, self._tensor(inputs.hint for inputs in batch)))
+            shown["hint.npy"] = self._tensor(inputs.hint for inputs in batch)
+        for part, pictures in shown.items():
+            if part not in samples[0]:
+                self._add(samples, part, moments(self.vae, pictures))
+                if self.config.flip:
+                    self._add(samples, flipped(part), moments(self.vae, pictures.flip(2)))
 
     def encode_captions(self, batch: Sequence[tuple[str, tuple[str, ...]]]) -> list[tuple[np.ndarray, list[int]]]:
         """The embeddings (tokens, width) of all wordings of each picture, one after the other, and their lengths. The

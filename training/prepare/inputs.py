@@ -14,10 +14,14 @@ from ..config import PrepareConfig
 from .folder import caption_files
 from .inside import check_inside
 from .official import find_cached, read_embedding, read_moments
-from .pictures import MAX_RATIO, PictureError, fit, open_picture, suffixes
+from .pictures import MAX_RATIO, PictureError, coverage, fit, open_alpha, open_picture, suffixes
 from .sources import Source
 
 _USUAL = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class MaskError(ValueError):
+    """No mask, or one that does not fit its picture, or leaves nothing of it."""
 
 
 class HintError(ValueError):
@@ -61,8 +65,9 @@ class InputReader:
             found.append(find_cached(config.embeddings, source.name, (".npz",)))
         elif source.listed is None:
             found += caption_files(source.path)
-        if config.hint_folder:
-            found.append(find_cached(config.hint_folder, source.name, self.hint_suffixes))
+        for folder in (config.hint_folder, config.mask_folder):
+            if folder:
+                found.append(find_cached(folder, source.name, self.hint_suffixes))
         return [file for file in found if file is not None]
 
     def read(self, source: Source, bucket: tuple[int, int] | None = None) -> Inputs:
@@ -72,12 +77,13 @@ class InputReader:
             bucket: height, width to fit pictures to; None leaves them out, everything is only checked.
 
         Raises:
-            PictureError, CaptionError, HintError: saying what is wrong.
+            PictureError, CaptionError, HintError, MaskError: saying what is wrong.
             OutsideError: if one of its files is not where files may be read.
         """
         self._check_places(source)
         cached = {}
-        picture = open_picture(_content(source) if source.packed else source.path) if self.needs_picture else None
+        file = _content(source) if source.packed else source.path
+        picture = open_picture(file) if self.needs_picture else None
         if self.config.latents:
             cached["moments.npy"] = read_moments(_need(self.config.latents, source, (".npy",)))
         size = (picture.height, picture.width) if picture else source.size or pixels(cached["moments.npy"])
@@ -88,6 +94,8 @@ class InputReader:
             inputs.picture = fit(picture, *bucket)
         if self.config.hint_folder:
             self._read_hint(inputs, bucket)
+        if self.config.masks != "none":
+            cached["mask.npy"] = self._mask(inputs, file, bucket)
         if bucket is not None:
             check_hint(inputs, bucket)
         return inputs
@@ -99,7 +107,10 @@ class InputReader:
 
     def _captions(self, source: Source) -> tuple[str, ...]:
         # A cache holds one embedding, of the first prompt if a list says it at all.
-        return (source.listed or ("",))[:1] if self.config.embeddings else source.captions(self.config.encoding)
+        if self.config.embeddings:
+            return (source.listed or ("",))[:1]
+        captions, trigger = source.captions(self.config.encoding), self.config.trigger
+        return tuple(f"{trigger}, {each}" if each else trigger for each in captions) if trigger else captions
 
     def contents(self, source: Source) -> list[str]:
         """Names the content of everything that a sample is made from, that of the picture first."""
@@ -113,6 +124,26 @@ class InputReader:
                 *self.files(source),
             ):  # the picture, or its archive, first: it leads to all others
                 check_inside(file, self.config.only_inside)
+
+    def _mask(self, inputs: Inputs, file: Path | bytes, bucket: tuple[int, int] | None) -> np.ndarray:
+        """What is trained on; see `coverage`. Without a bucket it is as large as the picture."""
+        try:
+            if self.config.masks == "alpha":
+                mask = open_alpha(file)
+            else:
+                found = find_cached(self.config.mask_folder, inputs.source.name, self.hint_suffixes[2:])
+                if found is None:
+                    raise MaskError(f"there is no mask of this name in {self.config.mask_folder}")
+                mask = open_picture(found)
+        except PictureError as error:
+            raise MaskError(f"its mask: {error}") from error
+        if not _same_shape(mask, inputs.size):
+            size = _text((mask.height, mask.width))
+            raise MaskError(f"its mask is {size} px, of another shape than its {_text(inputs.size)} px")
+        covered = coverage(fit(mask, *(bucket or (max(8, mask.height // 8 * 8), max(8, mask.width // 8 * 8)))))
+        if not covered.any():
+            raise MaskError("its mask leaves nothing of it to train on")
+        return covered
 
     def _read_hint(self, inputs: Inputs, bucket: tuple[int, int] | None) -> None:
         file = find_cached(self.config.hint_folder, inputs.source.name, self.hint_suffixes)

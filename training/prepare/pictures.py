@@ -79,6 +79,25 @@ def open_picture(file: Path | bytes) -> Image.Image:
     Raises:
         PictureError: saying what is wrong.
     """
+    picture = _open(file)
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
+        raise PictureError(f"it has more than 8 bits a channel (mode {picture.mode}): save it as 8-bit RGB")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def open_alpha(file: Path | bytes) -> Image.Image:
+    """What of a picture is not transparent, as RGB: white = all of it. Raises as `open_picture`."""
+    picture = _open(file)
+    if not picture.has_transparency_data:
+        return Image.new("RGB", picture.size, "white")
+    return picture.convert("RGBA").getchannel("A").convert("RGB")
+
+
+def _open(file: Path | bytes) -> Image.Image:
+    """A picture the way up that its camera noted, in whatever mode."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a large scan; the error is another class
@@ -94,12 +113,7 @@ def open_picture(file: Path | bytes) -> Image.Image:
     except Exception as error:  # Pillow's plugins raise whatever their formats lead them to
         where = "<_io.BytesIO" if isinstance(file, bytes) else str(file)
         raise PictureError(f"{type(error).__name__}: {error}".split(where)[0].rstrip(" '")) from error
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-        raise PictureError(f"it has more than 8 bits a channel (mode {picture.mode}): save it as 8-bit RGB")
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    return picture
 
 
 def fit(picture: Image.Image, height: int, width: int) -> np.ndarray:
@@ -114,3 +128,10 @@ def fit(picture: Image.Image, height: int, width: int) -> np.ndarray:
     picture = picture.resize((resized[1], resized[0]), Image.Resampling.BICUBIC)
     top, left = round((resized[0] - height) / 2), round((resized[1] - width) / 2)
     return np.asarray(picture.crop((left, top, left + width, top + height)))
+
+
+def coverage(mask: np.ndarray) -> np.ndarray:
+    """How much of each pixel of the latent a mask (uint8, (height, width, 3), white = all) covers: (1, h, w), half."""
+    height, width = mask.shape[0] // 8, mask.shape[1] // 8
+    blocks = mask[:, :, 0].reshape(height, 8, width, 8).astype(np.float32)
+    return (blocks.mean((1, 3)) / 255)[None].astype(np.float16)

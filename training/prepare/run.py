@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from ..machine import require_room
 from .archives import Listing, find_archives
 from .captions import Captions, Encoded, remove_captions
 from .encoders import Encoders
-from .inputs import HintError, InputReader, Inputs
+from .inputs import HintError, InputReader, Inputs, MaskError
 from .inside import OutsideError
 from .opened import is_url
 from .pictures import PictureError
@@ -89,6 +89,7 @@ def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report
     report.write(output)
     if part == 0:
         print(report.text(), flush=True)
+    _repeats(shards, config.repeats)
     if not report.usable:
         raise DataError(f"no picture of {config.input} can be used: {output / 'report.txt'} says why")
     if not dry_run:
@@ -252,6 +253,32 @@ def _samples(
         progress.add(done - progress.status["step"])
 
 
+def _knobs(shards: list[PlannedShard], config: PrepareConfig) -> dict[str, Any]:
+    """What a description says of settings that few datasets have; those without are described as ever."""
+    every = {
+        "flip": config.flip,
+        "masks": "" if config.masks == "none" else config.masks,
+        "repeats": _repeats(shards, config.repeats),
+    }
+    return {name: value for name, value in every.items() if value}
+
+
+def _repeats(shards: list[PlannedShard], repeats: Mapping[str, int]) -> dict[str, int]:
+    """Number of each picture in the dataset that is repeated -> how often; the folder nearest to it decides."""
+    names = [source.name for shard in shards for source, _ in shard.entries]
+    found, unmet = {}, set(repeats)
+    for number, name in enumerate(names):
+        folders = [str(each) for each in PurePosixPath(name).parents if str(each) in repeats]
+        unmet.difference_update(folders)
+        if folders and repeats[folders[0]] > 1:
+            found[str(number)] = repeats[folders[0]]
+    if unmet:
+        raise DataError(
+            f"repeats names {', '.join(sorted(unmet))}, and no picture that can be used is in such a folder"
+        )
+    return found
+
+
 def _finish(output: Path, shards, made: list[ShardInfo], config: PrepareConfig, encoders: Encoders) -> None:
     pictures = sum(info.count for info in made)
     write_description(
@@ -263,6 +290,7 @@ def _finish(output: Path, shards, made: list[ShardInfo], config: PrepareConfig, 
         resolution=config.resolution,
         hints="" if config.hints == "none" else config.hints,
         pictures=pictures,
+        **_knobs(shards, config),
     )
     remove_others(output, shards)  # now that no description lists them
     remove_captions(output)
@@ -290,7 +318,7 @@ def _unchanged(source: Source, read: Callable[[Source], Any]) -> Any:
     """
     try:
         return read(source)
-    except (PictureError, CaptionError, HintError, OutsideError) as error:
+    except (PictureError, CaptionError, HintError, MaskError, OutsideError) as error:
         raise DataError(f"{source.name} has changed since it was looked at ({error}): run `prepare` again") from error
 
 
@@ -301,5 +329,5 @@ def _estimate(shard: PlannedShard, config: PrepareConfig, encoders: Encoders) ->
     total = 0
     for _, finding in shard.entries:
         tokens = sum(min(config.max_tokens, letters // _LETTERS_PER_TOKEN + 2) for letters in finding.letters)
-        total += latent * (1 if config.hints == "none" else 2) + tokens * width * 2 + _OVERHEAD
+        total += latent * (1 if config.hints == "none" else 2) * (1 + config.flip) + tokens * width * 2 + _OVERHEAD
     return total

@@ -17,7 +17,7 @@ from ...pixart_core.saving import save_json
 from ...pixart_core.textfile import read_json
 from ..config import PrepareConfig
 from ..data.readahead import read_ahead
-from .inputs import HintError, InputReader, check_hint, check_ratio, digest, pixels
+from .inputs import HintError, InputReader, MaskError, check_hint, check_ratio, digest, pixels
 from .inside import OutsideError
 from .pictures import PictureError, buckets, nearest_bucket
 from .progress import Progress
@@ -33,6 +33,7 @@ PROBLEMS = {
     "caption": "without a caption",
     "elongated": "too long",
     "hint": "without a usable hint",
+    "mask": "without a usable mask",
     "duplicate": "the same as another",
 }
 """Why pictures are left out."""
@@ -75,6 +76,8 @@ class Surveyor:
             return Finding("caption", str(error))
         except HintError as error:
             return Finding("hint", str(error))
+        except MaskError as error:
+            return Finding("mask", str(error))
         except PictureError as error:
             return Finding("unreadable", str(error))
         try:
@@ -106,6 +109,7 @@ class Surveyor:
             config.encoding,
         ]
         told.append(config.only_inside)
+        told += [each for each in (config.trigger, config.mask_folder or config.masks) if each not in ("", "none")]
         for source in sources:
             told.append([source.name, source.listed, source.size])
             if source.packed is not None:
