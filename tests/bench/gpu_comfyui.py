@@ -33,6 +33,9 @@ def measure(bench: Bench) -> None:
                 if file.stem.startswith(("train", "use_trained")) and bench.rehearse:
                     continue
                 result = server.prompt(to_api(load_workflow(file), server.object_info()), timeout=200)
+                if any("Value not in list" in error for error in result.errors):
+                    bench.left_out.append(f"{file.stem}: it names weights that are not here")
+                    continue
                 if result.errors:
                     raise RuntimeError(f"{file.name}: {result.errors}")
                 bench.add(f"workflow {file.stem}", result.seconds, "s")
