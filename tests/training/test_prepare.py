@@ -16,8 +16,7 @@ from pixart_delta.training.config import ConfigError, PrepareConfig
 from pixart_delta.training.data import DataError, FeatureDataset, shards
 from pixart_delta.training.machine import DiskError
 from pixart_delta.training.nano.scene_folder import draw_folder
-from pixart_delta.training.prepare import encoders, run
-from pixart_delta.training.prepare.encoders import Encoders
+from pixart_delta.training.prepare import run
 from pixart_delta.training.prepare.run import prepare
 from pixart_delta.training.prepare.sources import CaptionError, read_sources
 
@@ -337,31 +336,3 @@ def test_the_authors_caches(tmp_path):
     assert made["00/2.png"]["json"]["height"] == 120 and made["00/2.png"]["json"]["bucket"] == [48, 80]
     description = FeatureDataset(tmp_path / "out").description
     assert (description["scaling_factor"], description["caption_channels"]) == (0.18215, 32)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_streamed_text_encoder_gives_the_same_and_holds_no_matrices(models, dtype):
-    plain, streamed = (TextEncoder.from_pretrained(models, dtype, streamed=each) for each in (False, True))
-    prompts = ["a sky over a lake", "stars"]
-    assert all(map(torch.equal, plain.encode(prompts), streamed.encode(prompts)))
-    assert plain.identity == streamed.identity
-    held = [sum(each.numel() for each in encoder.load().parameters()) for encoder in (plain, streamed)]
-    assert held[1] < 0.5 * held[0]
-
-
-def test_large_pictures_are_encoded_a_few_at_a_time(tmp_path, models, pictures, monkeypatch):
-    before = prepare_and_read(tmp_path, models)
-    identity, sizes, encode = Encoders(settings(tmp_path, models)).identity(), [], encoders.moments
-    monkeypatch.setattr(encoders, "_PIXELS", 64 * 64)
-    monkeypatch.setattr(encoders, "moments", lambda vae, shown: sizes.append(len(shown)) or encode(vae, shown))
-    assert Encoders(settings(tmp_path, models)).identity() != identity  # the last bits may be others
-    after = prepare_and_read(tmp_path, models)
-    assert len(sizes) == 9 and set(sizes) == {1} and before.keys() == after.keys()
-    for name, sample in before.items():
-        assert np.allclose(sample["moments.npy"], after[name]["moments.npy"], atol=2e-3)
-        assert np.array_equal(sample["caption.npy"], after[name]["caption.npy"])
-
-
-def prepare_and_read(tmp_path, models):
-    prepare(settings(tmp_path, models))
-    return samples(tmp_path / "out")
