@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import checkpoints, conditioning, control, loaders, sampling, training
+from . import checkpoints, conditioning, control, live, loaders, replacements, sampling, training
 from .background import queue as jobs
 from .background import routes
 from .bridge import files
@@ -23,6 +23,7 @@ NODES: list[type[io.ComfyNode]] = [
     control.PixArtDeltaApplyControlNet,
     control.PixArtDeltaHEDPreprocessor,
     control.PixArtDeltaExamplePicture,
+    live.PixArtDeltaLiveCanvas,
     checkpoints.PixArtDeltaSplitControlNet,
     checkpoints.PixArtDeltaMergeControlNet,
     training.PixArtDeltaDataset,
@@ -39,6 +40,7 @@ class PixArtDeltaExtension(ComfyExtension):
     async def on_load(self) -> None:
         files.register_folder()
         if routes.register():
+            await replacements.register()
             jobs.watcher()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

@@ -16,6 +16,7 @@ class PixArtDeltaSaveCheckpoint(io.ComfyNode):
             node_id="PixArtDeltaSaveCheckpoint",
             display_name="PixArt-δ Save Checkpoint",
             category=CATEGORY,
+            search_aliases=["save model", "convert", "export", "diffusers", "merge lora"],
             description="Saves a transformer, with its LoRAs merged, as safetensors in the layout you choose: converts "
             "between the authors', ComfyUI's and diffusers' files.",
             inputs=[
@@ -52,6 +53,7 @@ class PixArtDeltaSplitControlNet(io.ComfyNode):
             node_id="PixArtDeltaSplitControlNet",
             display_name="PixArt-δ Split ControlNet",
             category=CONTROL_CATEGORY,
+            search_aliases=["split", "extract", "convert controlnet"],
             description="Writes the base model and the ControlNet of the authors' joint file as two safetensors files, "
             "so that one ControlNet serves several models and nothing is stored twice.",
             inputs=[
@@ -88,6 +90,7 @@ class PixArtDeltaMergeControlNet(io.ComfyNode):
             node_id="PixArtDeltaMergeControlNet",
             display_name="PixArt-δ Merge ControlNet",
             category=CONTROL_CATEGORY,
+            search_aliases=["merge", "join", "convert controlnet"],
             description="Writes a base model and a ControlNet as one file in the authors' layout.",
             inputs=[
                 file_input(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..pixart_core.resolution import nearest_bin
+from ..pixart_core.resolution import bins as table_of
+from ..pixart_core.resolution import nearest_bin, with_ratio
 from .bridge.guider import empty_latent
 from .bridge.prompt import encode_prompts
 from .bridge.ui import say
 from .inputs import CATEGORY, side_input
 
 UNCONDITIONAL = ["negative prompt", "learned null caption"]
+BY_SIDES = "of width and height"
 
 
 class PixArtDeltaTextEncode(io.ComfyNode):
@@ -20,6 +22,7 @@ class PixArtDeltaTextEncode(io.ComfyNode):
             node_id="PixArtDeltaTextEncode",
             display_name="PixArt-δ Text Encode",
             category=CATEGORY,
+            search_aliases=["prompt", "clip text encode", "t5 text encode", "caption", "negative"],
             description="Encodes a prompt as PixArt was trained to read it: lower case, at most 120 tokens, no "
             "weighting brackets, with the picture's size beside it.",
             inputs=[
@@ -96,6 +99,7 @@ class PixArtDeltaResolution(io.ComfyNode):
             node_id="PixArtDeltaResolution",
             display_name="PixArt-δ Resolution",
             category=CATEGORY,
+            search_aliases=["size", "empty latent", "aspect ratio", "bins", "width", "height"],
             description="Turns a wished size into one of the sizes that the model was trained on (the authors' "
             "aspect-ratio bins) and makes the empty latent for it.",
             inputs=[
@@ -108,6 +112,15 @@ class PixArtDeltaResolution(io.ComfyNode):
                     "size, which must be multiples of 8 (for the bundled nano models, or to try other sizes).",
                 ),
                 io.Int.Input("batch_size", default=1, min=1, max=4096, tooltip="Pictures made at once."),
+                io.Combo.Input(
+                    "ratio",
+                    options=[BY_SIDES, *(f"{ratio:.2f}" for ratio in table_of(1024, training=True))],
+                    default=BY_SIDES,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Width / height instead of the two sides: 2.00 is twice as wide as high. With bins off the "
+                    "area of the two sides is kept.",
+                ),
             ],
             outputs=[
                 io.Latent.Output("latent", display_name="latent", tooltip="Empty latent of the chosen size."),
@@ -117,7 +130,9 @@ class PixArtDeltaResolution(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, width: int, height: int, bins: str, batch_size: int) -> io.NodeOutput:
+    def execute(cls, width: int, height: int, bins: str, batch_size: int, ratio: str = BY_SIDES) -> io.NodeOutput:
+        if ratio != BY_SIDES:
+            height, width = with_ratio(height, width, float(ratio))
         if bins != "off":
             height, width = nearest_bin(height, width, int(bins))
             say(f"{width} × {height}")

@@ -6,8 +6,9 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from .bridge import files
-from .bridge.control_net import RESIZE_MODES, apply_control, load_base, load_control
+from .bridge.control_net import RESIZE_MODES, apply_control, hint_of, load_base, load_control
 from .bridge.hed import round_trip, soft_edges
+from .bridge.hint_kind import warn_of_another
 from .bridge.pictures import read_picture
 from .inputs import CONTROL_CATEGORY, dtype_input, file_input, fingerprint, share_input, side_input
 
@@ -19,6 +20,7 @@ class PixArtDeltaControlNetLoader(io.ComfyNode):
             node_id="PixArtDeltaControlNetLoader",
             display_name="PixArt-δ ControlNet Loader",
             category=CONTROL_CATEGORY,
+            search_aliases=["load controlnet", "control", "hed", "edges"],
             description="Loads a ControlNet-Transformer for PixArt: the authors' file, which also holds its base model "
             "(both come out), or a ControlNet alone, in the authors' or diffusers' layout.",
             inputs=[
@@ -60,16 +62,18 @@ class PixArtDeltaApplyControlNet(io.ComfyNode):
             node_id="PixArtDeltaApplyControlNet",
             display_name="PixArt-δ Apply ControlNet",
             category=CONTROL_CATEGORY,
-            description="Makes a picture follow the edges of another. Works with base models and with LCM in 4 steps; "
-            "several can follow one another.",
+            search_aliases=["controlnet", "control", "edges", "hint", "strength"],
+            description="Makes a picture follow a hint, such as the edges of another. Works with base models and with "
+            "LCM in 4 steps; several can follow one another.",
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The encoded prompt."),
                 io.Conditioning.Input("negative", tooltip="The unconditional side; read with cfg above 1 only."),
                 io.ControlNet.Input("control_net", tooltip="A CONTROL_NET from PixArt-δ ControlNet Loader."),
                 io.Image.Input(
                     "image",
-                    tooltip="The edge map, white on black, from PixArt-δ HED Preprocessor: one for the whole batch, or "
-                    "one for each picture. It should have the size of the picture.",
+                    tooltip="The hint, of the kind that the ControlNet was trained on: for the released one the edges, "
+                    "white on black, of PixArt-δ HED Preprocessor. One for the whole batch, or one a picture, of "
+                    "its size.",
                 ),
                 io.Vae.Input("vae", tooltip="The VAE that decodes your pictures: PixArt reads the hint through it."),
                 io.Float.Input(
@@ -93,6 +97,7 @@ class PixArtDeltaApplyControlNet(io.ComfyNode):
                     "overhang, as in training; stretch: distort; pad: fit inside, black around.",
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
                 io.Conditioning.Output("positive_out", display_name="positive", tooltip="With the control."),
                 io.Conditioning.Output("negative_out", display_name="negative", tooltip="With the control."),
@@ -112,6 +117,7 @@ class PixArtDeltaApplyControlNet(io.ComfyNode):
         end_percent: float,
         resize: str,
     ) -> io.NodeOutput:
+        warn_of_another(hint_of(control_net), cls.hidden.prompt, cls.hidden.unique_id)
         return io.NodeOutput(
             *apply_control(positive, negative, control_net, image, vae, strength, start_percent, end_percent, resize)
         )
@@ -124,6 +130,7 @@ class PixArtDeltaHEDPreprocessor(io.ComfyNode):
             node_id="PixArtDeltaHEDPreprocessor",
             display_name="PixArt-δ HED Preprocessor",
             category=CONTROL_CATEGORY,
+            search_aliases=["edges", "soft edge", "softedge", "canny", "lineart", "scribble", "outline"],
             description="Soft edges exactly as PixArt's ControlNet was trained on: full resolution, nothing rounded. "
             "Other HED nodes return 8 bits at 512 px, which is not what the model knows.",
             inputs=[
@@ -167,6 +174,14 @@ class PixArtDeltaHEDPreprocessor(io.ComfyNode):
             ],
         )
 
+    @classmethod
+    def validate_inputs(cls, hed_name: str) -> bool | str:
+        """In the place of "not in list": what to download, and where it goes."""
+        try:
+            return bool(files.locate("hed", hed_name))
+        except FileNotFoundError as error:
+            return str(error)
+
     fingerprint_inputs = fingerprint(hed_name="hed")
 
     @classmethod
@@ -186,6 +201,7 @@ class PixArtDeltaExamplePicture(io.ComfyNode):
             node_id="PixArtDeltaExamplePicture",
             display_name="PixArt-δ Example Picture",
             category=CONTROL_CATEGORY,
+            search_aliases=["load image", "sample image", "demo"],
             description="A small picture that comes with the extension, so that the control workflows run as they are. "
             "Put Load Image in its place for your own.",
             inputs=[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..pixart_core.memory import GB, amount
 from .bridge import files
 from .bridge.clip import eight_bit_format, load_clip
 from .bridge.guider import watch_sampling
@@ -20,6 +21,17 @@ class PixArtDeltaModelLoader(io.ComfyNode):
             node_id="PixArtDeltaModelLoader",
             display_name="PixArt-δ Model Loader",
             category=CATEGORY,
+            search_aliases=[
+                "checkpoint",
+                "load model",
+                "diffusion model",
+                "pixart",
+                "pixart alpha",
+                "lcm",
+                "turbo",
+                "fast",
+                "dmd",
+            ],
             description="Loads a PixArt-α or PixArt-δ transformer (256, 512 or 1024 px, base or LCM) in any known "
             "layout, and shows what a picture with it needs in memory.",
             inputs=[
@@ -52,6 +64,7 @@ class PixArtDeltaTextEncoderLoader(io.ComfyNode):
             node_id="PixArtDeltaTextEncoderLoader",
             display_name="PixArt-δ Text Encoder Loader",
             category=CATEGORY,
+            search_aliases=["t5", "t5xxl", "clip loader", "8-bit", "int8", "low vram"],
             description="Loads PixArt's text encoder (T5 v1.1 XXL for the released models), plain or in 8 bits. The "
             "CLIP works in PixArt-δ Text Encode and in the stock CLIP Text Encode.",
             inputs=[
@@ -76,8 +89,8 @@ class PixArtDeltaTextEncoderLoader(io.ComfyNode):
     @classmethod
     def execute(cls, text_encoder_name: str, quantization: str) -> io.NodeOutput:
         clip = load_clip(files.locate("text_encoder", text_encoder_name), quantization)
-        size = clip.patcher.model_size() / 1e9
-        say(f"text encoder: {size:.2f} GB" + (f" in {eight_bit_format()}" if quantization == "8-bit" else ""))
+        kind = f" ({eight_bit_format()})" if quantization == "8-bit" else ""
+        say(f"The text encoder takes {amount(clip.patcher.model_size() / GB)}{kind}. It leaves before sampling.")
         return io.NodeOutput(clip)
 
 
@@ -88,6 +101,7 @@ class PixArtDeltaVAELoader(io.ComfyNode):
             node_id="PixArtDeltaVAELoader",
             display_name="PixArt-δ VAE Loader",
             category=CATEGORY,
+            search_aliases=["autoencoder", "load vae", "taesd"],
             description="Loads an autoencoder: the small kind (AutoencoderTiny) of any width, or Stable Diffusion "
             "1.x's. The latter also loads with the stock Load VAE.",
             inputs=[
@@ -115,6 +129,7 @@ class PixArtDeltaLoraLoader(io.ComfyNode):
             node_id="PixArtDeltaLoraLoader",
             display_name="PixArt-δ LoRA Loader",
             category=CATEGORY,
+            search_aliases=["lcm-lora", "load lora", "style", "flash", "turbo"],
             description="Applies a PixArt LoRA (PEFT, diffusers or OneTrainer layout) at the alpha it was trained "
             "with. The stock loader takes a missing alpha for the rank, which is four times too strong for the "
             "official LCM-LoRA.",

@@ -16,6 +16,7 @@ class PixArtDeltaLCMSampler(io.ComfyNode):
             node_id="PixArtDeltaLCMSampler",
             display_name="PixArt-δ LCM Sampler",
             category=CATEGORY,
+            search_aliases=["ksampler", "sample", "fast", "turbo", "few steps", "4 steps", "consistency", "dmd"],
             description="Samples a distilled (LCM) PixArt model in 1 to 8 steps. Guidance is built into the model, so "
             "there is no cfg and no negative prompt. A seed gives the same picture as pixart_core's Pipeline.",
             inputs=[
@@ -49,7 +50,7 @@ class PixArtDeltaLCMSampler(io.ComfyNode):
                     "grid",
                     options=list(GRIDS),
                     tooltip="Which timesteps are visited. diffusers: 999, 759, 499, 259 for 4 steps; official: 999, "
-                    "759, 519, 279 as the authors' first code.",
+                    "759, 519, 279 as the authors' first code. dmd: for one-step models (PixArt-α-DMD), with steps 1.",
                 ),
                 io.Float.Input(
                     "denoise",
@@ -77,6 +78,7 @@ class PixArtDeltaLCMSampling(io.ComfyNode):
             node_id="PixArtDeltaLCMSampling",
             display_name="PixArt-δ LCM Sampling",
             category=CATEGORY,
+            search_aliases=["model sampling", "lcm", "ksampler", "scheduler", "turbo", "fast"],
             description="Makes the stock KSampler sample a distilled PixArt model correctly. Set it to sampler lcm, "
             "scheduler simple, cfg 1, and 4 steps; other settings are pointed out when it runs.",
             inputs=[

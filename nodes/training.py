@@ -11,12 +11,14 @@ from typing import Any, ClassVar, get_type_hints
 
 from comfy_api.latest import io
 
-from ..training.config import COMMANDS
+from ..training.config import COMMANDS, WITHOUT_WEIGHTS
+from ..training.recipes import AUTO, RECIPES
 from .background import queue as jobs
-from .background.dataset import prepare_dataset
-from .background.result import find_job, load_result, read_loss, result_stamp
+from .background.dataset import first_folder, hints_of_images, prepare_dataset
+from .background.result import NEWEST, chosen, find_job, load_result, read_loss, result_stamp, results
 from .background.start import start_training
 from .bridge import files
+from .bridge.hint_kind import kind_of_image
 from .bridge.pictures import latest_samples, loss_plot, thumbnails
 from .bridge.ui import about_job
 from .inputs import TRAINING_CATEGORY, always, dtype_input, file_input, lora_strength_input, more_settings_input
@@ -37,6 +39,8 @@ class TrainingNode(io.ComfyNode):
     ABOUT: ClassVar[str]
     OWN: ClassVar[tuple[str, ...]]
     """Settings that this training has besides the common ones."""
+    ALIASES: ClassVar[list[str]]
+    """Other words that the editor's search finds it by."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -44,9 +48,15 @@ class TrainingNode(io.ComfyNode):
             node_id=cls.__name__,
             display_name=cls.TITLE,
             category=TRAINING_CATEGORY,
+            search_aliases=cls.ALIASES,
             description=cls.ABOUT,
             inputs=[
-                file_input("base", "model", tooltip="The model to start from: a base model, not a distilled one."),
+                file_input(
+                    "base",
+                    "model",
+                    tooltip="The model to start from: a base model, not a distilled one.",
+                    use="training",
+                ),
                 io.String.Input(
                     "dataset",
                     default="",
@@ -80,6 +90,23 @@ class TrainingNode(io.ComfyNode):
                     tooltip="Unload ComfyUI's own models first, so that the training has the memory.",
                 ),
                 more_settings_input("more_settings", cls.COMMAND, " of the trainer"),
+                io.Combo.Input(
+                    "recipe",
+                    options=[AUTO, *RECIPES, NONE],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="Settings for a device of this memory, in place of those at their defaults: what you "
+                    "change wins. auto: by your device's memory and the base's size. none: all as shown.",
+                ),
+                io.String.Input(
+                    "sample_prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Own prompts for the samples, one a line: each is a row of the grid, with the same noise "
+                    "every time, first before the training begins. Empty: captions of the dataset.",
+                ),
+                setting_input(cls.COMMAND, "validation", optional=True),
             ],
             outputs=[
                 io.String.Output(
@@ -104,17 +131,22 @@ class TrainingNode(io.ComfyNode):
         run: str,
         free_memory: bool,
         more_settings: str,
+        recipe: str = NONE,  # of a graph that was made before there were any
+        sample_prompts: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
-        values = {"base": base, "data": dataset, **settings}
+        prompts = [line.strip() for line in sample_prompts.splitlines() if line.strip()]
+        values = {"base": base, "data": dataset, "sample_prompts": prompts, **settings}
         if samples_with != NONE:
             values |= {"models": samples_with, "sample_every": sample_every}
-        job, text = start_training(cls.COMMAND, name, values, more_settings, run == RUN[1], free_memory)
+        recipe = "" if recipe == NONE else recipe
+        job, text = start_training(cls.COMMAND, name, values, more_settings, run == RUN[1], free_memory, recipe)
         return io.NodeOutput(job, ui=about_job(text, job))
 
 
 class PixArtDeltaTrainLCD(TrainingNode):
     COMMAND, TITLE, OWN = "lcd", "PixArt-δ Train LCD", ("guidance",)
+    ALIASES = ["train", "distil", "distill", "lcm", "few steps", "fast"]
     ABOUT = (
         "Latent Consistency Distillation, as in the paper: makes a model that draws in 2 to 4 steps from a base "
         "model. Runs in the background."
@@ -123,6 +155,7 @@ class PixArtDeltaTrainLCD(TrainingNode):
 
 class PixArtDeltaTrainLCMLora(TrainingNode):
     COMMAND, TITLE, OWN = "lcm-lora", "PixArt-δ Train LCM-LoRA", ("guidance", "lora_rank")
+    ALIASES = ["train", "distil", "distill", "lora", "lcm", "fast"]
     ABOUT = (
         "The same distillation into a LoRA: a small file that makes its base model draw in 4 steps, for less "
         "memory. Runs in the background."
@@ -131,20 +164,26 @@ class PixArtDeltaTrainLCMLora(TrainingNode):
 
 class PixArtDeltaTrainControlNet(TrainingNode):
     COMMAND, TITLE, OWN = "controlnet", "PixArt-δ Train ControlNet", ("copy_blocks",)
+    ALIASES = ["train", "controlnet", "edges", "hint"]
     ABOUT = "Trains a ControlNet-Transformer on a dataset with hints, such as edges. Runs in the background."
 
 
 class PixArtDeltaFineTune(TrainingNode):
     COMMAND, TITLE, OWN = "finetune", "PixArt-δ Fine-Tune", ("lora_rank",)
+    ALIASES = ["train", "finetune", "lora", "dreambooth", "style"]
     ABOUT = "Goes on training a base model, or a LoRA on it, on your own pictures. Runs in the background."
 
 
-def setting_input(command: str, name: str, advanced: bool = False) -> io.Input:
+def setting_input(command: str, name: str, advanced: bool = False, optional: bool = False) -> io.Input:
     """The input of a setting of the trainer."""
     kind = COMMANDS[command]
     setting = kind.__dataclass_fields__[name]
     limits, default = setting.metadata, setting.default
-    about = {"tooltip": f"{limits['help'][0].upper()}{limits['help'][1:]}.", "advanced": advanced or None}
+    about = {
+        "tooltip": f"{limits['help'][0].upper()}{limits['help'][1:]}.",
+        "advanced": advanced or None,
+        "optional": optional,
+    }
     if "choices" in limits:
         return io.Combo.Input(name, options=list(limits["choices"]), default=default, **about)
     wanted = get_type_hints(kind)[name]
@@ -164,12 +203,14 @@ class PixArtDeltaDataset(io.ComfyNode):
             node_id="PixArtDeltaDataset",
             display_name="PixArt-δ Training Dataset",
             category=TRAINING_CATEGORY,
+            search_aliases=["train", "pictures", "captions", "prepare", "cache latents"],
             description="Checks a folder of pictures with captions, says what was found, and caches in the background "
             "what training reads: latents, text embeddings, hints.",
             inputs=[
                 io.Combo.Input(
                     "folder",
                     options=files.picture_folders(),
+                    default=first_folder(),
                     tooltip="A folder in ComfyUI's input folder: pictures, and beside each a text file of the same "
                     "name with its caption (several lines are different wordings).",
                 ),
@@ -196,9 +237,9 @@ class PixArtDeltaDataset(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "hints",
-                    options=[NONE, *files.names("hed")],
-                    tooltip="For a ControlNet: the edge detector whose edges are the hints. none: the dataset has no "
-                    "hints.",
+                    options=[NONE, *files.names("hed"), *WITHOUT_WEIGHTS],
+                    tooltip="For a ControlNet: what finds the hints in the pictures: a HED network, or a detector of "
+                    "controlnet_aux. Others by name in more_settings. none: no hints, or those of hint_images.",
                 ),
                 io.String.Input(
                     "path",
@@ -208,7 +249,14 @@ class PixArtDeltaDataset(io.ComfyNode):
                     "folder, or in a place that who runs the server allows.",
                 ),
                 more_settings_input("more_settings", "prepare"),
+                io.Image.Input(
+                    "hint_images",
+                    optional=True,
+                    tooltip="Hints from any preprocessor node: a batch with one for each picture, in the order of "
+                    "their names.",
+                ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
                 io.String.Output("dataset", display_name="dataset", tooltip="For the training nodes."),
                 io.String.Output("report", display_name="report", tooltip="What was found among the pictures."),
@@ -230,11 +278,15 @@ class PixArtDeltaDataset(io.ComfyNode):
         hints: str,
         path: str,
         more_settings: str,
+        hint_images=None,
     ) -> io.NodeOutput:
         source = path or files.picture_folder(folder)
         values = {"input": source, "models": models, "resolution": resolution, "multi_aspect": multi_aspect}
-        if hints != NONE:
-            values |= {"hints": "hed", "hed": hints}
+        if hint_images is not None:
+            kind, _ = kind_of_image(cls.hidden.prompt, cls.hidden.unique_id, "hint_images")
+            values |= hints_of_images(source, hint_images, kind, more_settings)
+        elif hints != NONE:
+            values |= {"hints": hints} if hints in WITHOUT_WEIGHTS else {"hints": "hed", "hed": hints}
         made = prepare_dataset(name, values, more_settings, _SHOWN)
         found, _, job = made.report.rpartition("\n")
         about = about_job(f"{job}\n{found}", made.job)
@@ -248,6 +300,7 @@ class PixArtDeltaTrainingStatus(io.ComfyNode):
             node_id="PixArtDeltaTrainingStatus",
             display_name="PixArt-δ Training Status",
             category=TRAINING_CATEGORY,
+            search_aliases=["train", "loss", "progress", "samples", "monitor"],
             description="How far a training is: its loss as a picture, its latest samples, and the numbers as text. "
             "The panel in the sidebar shows the same, live.",
             inputs=[
@@ -255,7 +308,13 @@ class PixArtDeltaTrainingStatus(io.ComfyNode):
                     "job",
                     default="",
                     tooltip="Id of a job, from a training node or from the panel. Empty: the newest training.",
-                )
+                ),
+                io.Boolean.Input(
+                    "follow",
+                    default=True,
+                    optional=True,
+                    tooltip="While the job runs, draw the previews behind this node anew whenever it has new samples.",
+                ),
             ],
             outputs=[
                 io.Image.Output("loss", display_name="loss", tooltip="The loss over the steps."),
@@ -268,7 +327,7 @@ class PixArtDeltaTrainingStatus(io.ComfyNode):
     fingerprint_inputs = always
 
     @classmethod
-    def execute(cls, job: str) -> io.NodeOutput:
+    def execute(cls, job: str, follow: bool = True) -> io.NodeOutput:
         found = find_job(job)
         text = jobs.describe(found)
         samples = latest_samples(jobs.queue().run_dir(found).samples())
@@ -282,16 +341,31 @@ class PixArtDeltaTrainedResult(io.ComfyNode):
             node_id="PixArtDeltaTrainedResult",
             display_name="PixArt-δ Use Trained Result",
             category=TRAINING_CATEGORY,
+            search_aliases=["train", "load trained", "checkpoint", "result", "use lora"],
             description="Loads what a training saved last: a model, a LoRA on its base model, or a ControlNet beside "
             "its base model.",
             inputs=[
                 io.String.Input(
                     "job",
                     default="",
-                    tooltip="Id of a job, from a training node or from the panel. Empty: the newest one with a result.",
+                    tooltip="Id of a job, from a training node or from the panel. Empty: what `result` says.",
                 ),
                 dtype_input("dtype"),
                 lora_strength_input("strength", tooltip="Of a LoRA: 1 is as trained. Other results ignore it."),
+                io.Combo.Input(
+                    "result",
+                    options=results(),
+                    default=NEWEST,
+                    optional=True,
+                    tooltip="Which training; `job` goes before it. Press R when a training has made one since.",
+                ),
+                io.Boolean.Input(
+                    "follow",
+                    default=False,
+                    optional=True,
+                    tooltip="Watch it learn: while the job runs, it saves a result after each grid of samples, and the "
+                    "previews behind this node draw your own prompt with it.",
+                ),
             ],
             outputs=[
                 io.Model.Output(tooltip="The trained model; for a LoRA, its base with it; for a ControlNet, its base."),
@@ -302,10 +376,16 @@ class PixArtDeltaTrainedResult(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, job: str | None = None, **_others) -> str | float:
-        # A linked id is not known here: ask each time.
-        return time.time() if job is None else result_stamp(job)
+    def validate_inputs(cls, result: str = NEWEST) -> bool:
+        return True  # a training is found by its id, also when it has another name by now; `execute` says if it is gone
 
     @classmethod
-    def execute(cls, job: str, dtype: str, strength: float) -> io.NodeOutput:
-        return io.NodeOutput(*load_result(find_job(job, exported=True), dtype, strength))
+    def fingerprint_inputs(cls, job: str | None = None, result: str = NEWEST, **_others) -> str | float:
+        # A linked id is not known here: ask each time.
+        return time.time() if job is None else result_stamp(chosen(job, result))
+
+    @classmethod
+    def execute(
+        cls, job: str, dtype: str, strength: float, result: str = NEWEST, follow: bool = False
+    ) -> io.NodeOutput:
+        return io.NodeOutput(*load_result(find_job(chosen(job, result), exported=True), dtype, strength))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import PixArtConfig
-from .errors import field
+from .errors import field, summary
 from .functional import position_embedding
 
 TOP_NAMES = {
@@ -230,10 +230,3 @@ def config_from_diffusers(values: Mapping[str, Any]) -> PixArtConfig:
         in_channels=in_channels,
         learn_sigma=(in_channels if out_channels is None else out_channels) == 2 * in_channels,
     )
-
-
-def summary(names: Iterable[str], limit: int = 5) -> str:
-    """The first few names and how many more there are, for messages."""
-    names = list(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

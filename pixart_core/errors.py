@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +110,10 @@ def check(name: str, value: Any, kind: type, low: float | None = None, high: flo
         raise ValueError(f"{name} must be at least {low:g}, got {reprlib.repr(value)}")
     if high is not None and not value <= high:
         raise ValueError(f"{name} must be at most {high:g}, got {reprlib.repr(value)}")
+
+
+def summary(names: Iterable[str], limit: int = 5) -> str:
+    """The first few names and how many more there are, for messages."""
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

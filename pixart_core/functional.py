@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,24 @@ def exactly(x: Tensor) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if active else contextlib.nullcontext()
 
 
+def in_full_float32(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Where cuDNN would round a float32 convolution's input and weights to TF32's ten bits, which is its default: as
+    coarse as float16. Matrix products are not rounded unless somebody asks torch for that."""
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return _without_tf32()
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def gelu(x: Tensor) -> Tensor:
     """Tanh-approximated GELU; without gradients in place, `x` is then overwritten.
 
@@ -49,10 +68,10 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
-def timestep_embedding(t: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """Sinusoid of a value per row: t (N,) -> (N, dim) float32, cosines first."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(max_period) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    frequencies = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 

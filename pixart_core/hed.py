@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .aliases import Device, DType, Operations, PathLike
-from .convert import summary
-from .errors import CheckpointError
+from .errors import CheckpointError, summary
 from .identify import inspect_file
 from .weightfile import open_weights
 

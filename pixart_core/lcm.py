@@ -13,7 +13,9 @@ MAX_STEPS = 8
 DDIM_STEPS = 50
 """Timesteps the student was distilled on: 19, 39, …, 999 (skipping interval k = 20, paper App. B.1)."""
 DDIM_SKIP = NUM_TIMESTEPS // DDIM_STEPS
-GRIDS = ("diffusers", "official")
+GRIDS = ("diffusers", "official", "dmd")
+DMD_TIMESTEP = 400
+"""At which a one-step model (PixArt-α-DMD) predicts the picture, from plain noise."""
 
 ModelFn = Callable[[Tensor, Tensor], Tensor]
 
@@ -29,17 +31,24 @@ def lcm_timesteps(steps: int, grid: str = "diffusers", strength: float = 1.0) ->
     Args:
         steps: 1 … 8.
         grid: "diffusers" (LCMScheduler; 999, 759, 499, 259 for 4 steps) or "official" (the authors' older
-            skipping rule; 999, 759, 519, 279).
+            skipping rule; 999, 759, 519, 279), or "dmd": one-step models predict once, at 400, from plain noise.
         strength: part of the schedule that is run, counted from its end: below 1 a given picture keeps its layout
             (image to image, as LCMScheduler's strength).
 
     Raises:
-        ValueError: on another number of steps, an unknown grid, or a strength that leaves too few timesteps.
+        ValueError: on another number of steps, an unknown grid, a strength that leaves too few timesteps, or with "dmd"
+            anything but one step at full strength.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
         raise ValueError(f"LCM sampling takes 1 to {MAX_STEPS} steps, got {steps!r}")
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
+    if grid == "dmd":
+        if steps != 1 or strength != 1:
+            raise ValueError(
+                f"a one-step (DMD) model takes 1 step from plain noise, got {steps} at strength {strength}"
+            )
+        return [DMD_TIMESTEP]
     origin = ddim_timesteps()[: int(DDIM_STEPS * strength)][::-1]
     if steps > len(origin):
         raise ValueError(f"strength {strength} leaves {len(origin)} timesteps, too few for {steps} steps")

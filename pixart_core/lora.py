@@ -16,9 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from .aliases import PathLike
-from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names, summary
+from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names
 from .delta import Delta, Diff, Lora
-from .errors import CheckpointError, check, field
+from .errors import CheckpointError, check, field, summary
 from .identify import inspect_file, own_metadata
 from .textfile import parse_json
 from .weightfile import WeightFile, open_weights
@@ -90,6 +90,15 @@ def load_lora(path: PathLike, alpha: float | None = None) -> Lora:
         config = {}
     state = file.assemble({name: (name,) for name in file.tensors})
     return parse_lora(state, str(path), alpha, config, own_metadata(file))
+
+
+def is_for_pixart(path: PathLike) -> bool:
+    """Whether an adapter, of whatever kind, changes modules that PixArt has, going by its names.
+
+    Raises:
+        CheckpointError: as `inspect_file`.
+    """
+    return bool(host_state(dict.fromkeys(open_weights(path).tensors, Tensor())))
 
 
 def parse_lora(

@@ -91,6 +91,11 @@ class VaeShape:
         return 3 * self.channels * batch * height * width * dtype.itemsize
 
 
+def amount(gigabytes: float) -> str:
+    """For a person: "16 MB", "2.1 GB"."""
+    return f"{gigabytes:.1f} GB" if gigabytes >= 0.95 else f"{max(1, round(1000 * gigabytes))} MB"
+
+
 T5_XXL = TextShape()
 AUTOENCODER_KL = VaeShape()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -45,6 +47,12 @@ def nearest_bin(height: int, width: int, base: int = 1024, training: bool = Fals
         raise ValueError(f"height and width must be at least 1 px, got {height} x {width}")
     table = bins(base, training)
     return table[min(table, key=lambda ratio: abs(ratio - height / width))]
+
+
+def with_ratio(height: int, width: int, ratio: float) -> tuple[int, int]:
+    """(height, width) in px of the same area with another width / height, in multiples of 8."""
+    side = math.sqrt(height * width)
+    return max(8, round(side / math.sqrt(ratio) / 8) * 8), max(8, round(side * math.sqrt(ratio) / 8) * 8)
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:

@@ -15,6 +15,9 @@ NUM_TIMESTEPS = 1000
 BETA_START = 1e-4
 BETA_END = 2e-2
 
+_SIGMA_DATA, _TIMESTEP_SCALING = 0.5, 10.0
+"""The boundary condition's, as LCM has them."""
+
 ScalarOrTensor = TypeVar("ScalarOrTensor", float, Tensor)
 
 
@@ -70,15 +73,13 @@ def predict_x0(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor |
     return (noisy - sigma * epsilon) / signal
 
 
-def boundary_scalings(
-    timestep: ScalarOrTensor, sigma_data: float = 0.5, timestep_scaling: float = 10.0
-) -> tuple[ScalarOrTensor, ScalarOrTensor]:
+def boundary_scalings(timestep: ScalarOrTensor) -> tuple[ScalarOrTensor, ScalarOrTensor]:
     """(c_skip, c_out) of the consistency function f = c_skip · z_t + c_out · ẑ_0 (paper A.1; LCM, Sec. 4.1).
 
     c_skip → 1 and c_out → 0 as t → 0. `timestep` may be a number or a tensor; the result is of its kind (float32).
     """
-    scaled = (timestep.float() if isinstance(timestep, Tensor) else float(timestep)) * timestep_scaling
-    return sigma_data**2 / (scaled**2 + sigma_data**2), scaled / (scaled**2 + sigma_data**2) ** 0.5
+    scaled = (timestep.float() if isinstance(timestep, Tensor) else float(timestep)) * _TIMESTEP_SCALING
+    return _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2), scaled / (scaled**2 + _SIGMA_DATA**2) ** 0.5
 
 
 def consistency(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:

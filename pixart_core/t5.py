@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .convert import summary
-from .errors import CheckpointError, MissingFileError, field, read_by, read_description
+from .errors import CheckpointError, MissingFileError, field, read_by, read_description, summary
 from .functional import preferred_dtype
 from .weightfile import WeightFile, open_weights
 
@@ -71,6 +70,23 @@ class _WideLinear(torch.nn.Linear):
         return torch.nn.functional.linear(x.float(), self.weight.float()).to(x.dtype)
 
 
+class _StreamedLinear(torch.nn.Linear):
+    """A Linear layer whose weight stays where it was read from, and is brought to its input for each product."""
+
+    stored: Tensor
+    """Not called weight: transformers would round the input to its type."""
+    compute: torch.dtype
+
+    @classmethod
+    def replace(cls, layer: Any, stored: Tensor, compute: torch.dtype) -> None:
+        """Make one of a plain layer."""
+        layer.stored, layer.compute, layer.weight, layer.__class__ = stored, compute, None, cls
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.stored.to(x.device, self.compute)
+        return torch.nn.functional.linear(x.to(self.compute), weight).to(x.dtype)
+
+
 def is_t5(config: Mapping[str, Any]) -> bool:
     """Whether a config.json describes a T5, whose encoder PixArt reads."""
     return config.get("model_type") == "t5"
@@ -100,11 +116,14 @@ def require_bitsandbytes(device: torch.device) -> None:
         raise ValueError(f'bitsandbytes does not run on {device.type}: choose quantization "none", or the device cpu')
 
 
-def load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str) -> Any:
+def load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization: str, streamed: bool = False) -> Any:
     """T5EncoderModel in eval mode on `device`, read and quantised one tensor at a time.
 
     transformers' own loading holds every shard mapped until the last tensor is quantised: 14 GB resident for T5-XXL in
     8-bit, where one tensor at a time takes 6.
+
+    Args:
+        streamed: leave matrices in the file, see `TextEncoder`.
     """
     from transformers import T5Config, T5EncoderModel
 
@@ -115,7 +134,7 @@ def load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization
         model = T5EncoderModel(T5Config(**encoder_fields(config)))
     if quantization != "none":
         _replace_linears(model, compute, quantization)
-    if compute != dtype:
+    if compute != dtype and not streamed:
         for module in model.modules():
             if type(module) is torch.nn.Linear:  # T5's have no bias
                 module.__class__ = _WideLinear
@@ -131,7 +150,11 @@ def load_t5(folder: Path, dtype: torch.dtype, device: torch.device, quantization
             continue
         file.require_numbers([stored])
         module = model.get_submodule(name.rpartition(".")[0])
-        module.weight = _parameter(module.weight, file.read([stored])[stored], dtype, device)
+        tensor = file.read([stored])[stored]
+        if streamed and type(module) is torch.nn.Linear:
+            _StreamedLinear.replace(module, tensor, compute)
+        else:
+            module.weight = _parameter(module.weight, tensor, dtype, device)
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     for problem, names in (("unknown or of another shape", unexpected), ("missing", missing)):
         if names:

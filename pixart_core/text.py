@@ -82,6 +82,8 @@ class TextEncoder:
         device: where it runs.
         quantization: "none", "int8" (LLM.int8) or "int4" (NF4), both by bitsandbytes.
         cache: an `EmbeddingCache`, or a folder for one.
+        streamed: leave the matrices in their file, mapped, and bring each where it is multiplied only for that: as good
+            as no memory, for some more time a prompt. The numbers are the same. Not with quantised weights.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class TextEncoder:
         device: Device = None,
         quantization: str | None = "none",
         cache: EmbeddingCache | PathLike | None = None,
+        streamed: bool = False,
     ):
         self.folder, self.tokenizer_folder = Path(folder), Path(tokenizer_folder)
         self.device = torch.device("cpu" if device is None else device)
@@ -99,6 +102,7 @@ class TextEncoder:
         self.dtype = _default_dtype(self.device, self.quantization) if dtype is None else dtype
         self.cache = cache if cache is None or isinstance(cache, EmbeddingCache) else EmbeddingCache(cache)
         self.config = read_t5_config(self.folder)
+        self.streamed = streamed and self.quantization == "none"
         self._model: Any = None
         self.graphs: Graphs | None = None
         """Replays what was captured of earlier prompts; a `Pipeline` shares its own."""
@@ -116,6 +120,7 @@ class TextEncoder:
         device: Device = None,
         quantization: str | None = "none",
         cache: EmbeddingCache | PathLike | None = None,
+        streamed: bool = False,
     ) -> TextEncoder:
         """Open a pipeline folder (text_encoder/ and tokenizer/) or a text-encoder folder.
 
@@ -126,7 +131,7 @@ class TextEncoder:
             ImportError: if quantization is asked for and bitsandbytes is missing.
         """
         folder, tokenizer_folder = find_text_encoder(path)
-        return cls(folder, tokenizer_folder, dtype, device, quantization, cache)
+        return cls(folder, tokenizer_folder, dtype, device, quantization, cache, streamed)
 
     @property
     def width(self) -> int:
@@ -155,7 +160,7 @@ class TextEncoder:
         """Bring the weights into memory and return transformers' T5EncoderModel."""
         if self._model is None:
             logger.info("loading the text encoder %s (%s, %s)", self.folder, self.dtype, self.quantization)
-            self._model = load_t5(self.folder, self.dtype, self.device, self.quantization)
+            self._model = load_t5(self.folder, self.dtype, self.device, self.quantization, self.streamed)
         return self._model
 
     def unload(self) -> None:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from .aliases import Device, DType, Operations, PathLike
 from .autoencoder import CLASSES
 from .autoencoder_config import KLConfig, TinyConfig, read_config
-from .convert import summary
-from .errors import CheckpointError, read_description
+from .errors import CheckpointError, read_description, summary
 from .functional import preferred_dtype
 from .graphs import Graphs
 from .resolution import resize_and_crop

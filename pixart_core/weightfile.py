@@ -18,8 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .aliases import Device, PathLike
-from .convert import summary
-from .errors import CheckpointError, damaged, read_description
+from .errors import CheckpointError, damaged, read_description, summary
 from .picklefile import StoredTensor, map_tensors, read_pickle
 from .weightfolder import find_weights
 
@@ -175,18 +174,17 @@ def _is_finite(tensor: Tensor) -> bool:
     return tensor.numel() == 0 or all(bool(x.isfinite()) for x in tensor.aminmax())
 
 
-def open_weights(path: PathLike, part: str = "transformer") -> WeightFile:
+def open_weights(path: PathLike) -> WeightFile:
     """List the tensors of a file, a sharded file (index, shard or folder), or a diffusers or PEFT folder.
 
     Args:
         path: see `weightfolder.find_weights`.
-        part: which sub-folder of a pipeline folder is meant.
 
     Raises:
         CheckpointError: if there is nothing, or it is damaged, carries code, or is no file of weights.
     """
     path = Path(path)
-    found = find_weights(path, part)
+    found = find_weights(path)
     described = path.is_dir() or found.conventional
     out = WeightFile(path, {}, {}, configs=_configs(found.path, described), described=described)
     for shard in found.files:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, MissingFileError, field, read_description
+from .errors import CheckpointError, MissingFileError, field, read_description, summary
 
 SUFFIXES = (".safetensors", ".sft", ".bin", ".pth", ".pt", ".ckpt", ".gguf")
 """Suffixes of files of weights; what a file is, its content says."""
@@ -101,9 +101,9 @@ def is_shard(file: Path) -> bool:
     return found is not None and found.sharded and not found.missing
 
 
-def find_weights(path: Path, part: str = "transformer") -> WeightSet:
-    """The set of weights that a path means: a file, a shard, an index, a folder, a pipeline folder with `part`/ in it,
-    or a repository in the hub's cache.
+def find_weights(path: Path) -> WeightSet:
+    """The set of weights that a path means: a file, a shard, an index, a folder, a pipeline folder with transformer/ in
+    it, or a repository in the hub's cache.
 
     Raises:
         CheckpointError: if there is none, several could be meant, or files are missing.
@@ -111,7 +111,7 @@ def find_weights(path: Path, part: str = "transformer") -> WeightSet:
     if path.is_file():
         found = _set_of(path)
     elif path.is_dir():
-        found = _in_folder(snapshot(path), part)
+        found = _in_folder(snapshot(path), "transformer")
     elif path.is_symlink():
         raise CheckpointError(f"{path} is a link to a file that is not there: finish the download, or copy it again")
     else:
@@ -123,7 +123,7 @@ def find_weights(path: Path, part: str = "transformer") -> WeightSet:
             _indexed(found.path)  # if the index itself is what is wrong, says how
         raise CheckpointError(
             f"{found.path} lists {len(found.files) + len(found.missing)} files, of which these are missing: "
-            f"{_few(found.missing)}"
+            f"{summary(found.missing)}"
         )
     return found
 
@@ -159,7 +159,7 @@ def find_part(path: Path, part: str, is_it: Callable[[dict[str, Any]], bool]) ->
     found = [each for each in sorted(path.iterdir()) if (each / "config.json").is_file() and _is(each, is_it)]
     if len(found) > 1:
         names = [each.name + "/" for each in found]
-        raise CheckpointError(f"the folder {path} holds several models for {part}, choose one: {_few(names)}")
+        raise CheckpointError(f"the folder {path} holds several models for {part}, choose one: {summary(names)}")
     return found[0] if found else path
 
 
@@ -184,7 +184,7 @@ def _in_folder(folder: Path, part: str) -> WeightSet:
     whole = [each for each in sets if not each.missing]
     if len(whole) > 1 and not whole[0].conventional:
         names = [each.path.name for each in whole]
-        raise CheckpointError(f"the folder {folder} holds several files of weights, choose one: {_few(names)}")
+        raise CheckpointError(f"the folder {folder} holds several files of weights, choose one: {summary(names)}")
     return sets[0]
 
 
@@ -213,7 +213,7 @@ def _indexed(index: Path) -> WeightSet:
         raise CheckpointError(f"{index} is no index of sharded safetensors or PyTorch files: {error}") from error
     outside = [name for name in listed if re.search(r"[/\\\0]", name) or name in ("", ".", "..") or len(name) > 255]
     if outside:
-        raise CheckpointError(f"{index} lists what is no file of its folder: {_few(map(reprlib.repr, outside))}")
+        raise CheckpointError(f"{index} lists what is no file of its folder: {summary(map(reprlib.repr, outside))}")
     there = {name: (index.parent / name).is_file() for name in sorted(listed)}
     files = tuple(index.parent / name for name in there if there[name])
     return WeightSet(index, files, tuple(name for name in there if not there[name]), listed)
@@ -238,8 +238,3 @@ def _row(folder: Path, names: list[str]) -> WeightSet:
     files = tuple(folder / name for name in wanted if (folder / name).is_file())
     missing = tuple(name for name in wanted if not (folder / name).is_file())
     return WeightSet(folder / names[0], files, missing)
-
-
-def _few(names: Iterable[str], limit: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

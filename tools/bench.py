@@ -1,6 +1,7 @@
 """Run the measurements in tests/bench one after the other and close with a table (`make bench`).
 
     python -m tools.bench [NAME …] [--list]      e.g. python -m tools.bench text load
+    python -m tools.bench NAME [its options]     e.g. python -m tools.bench gpu --minutes 5
 
 A measurement is a program tests/bench/bench_NAME.py: it prints its own figures and exits with 0 when its targets hold.
 The figures also go to output/bench/NAME.txt. Nothing else should be running, and each gets all cores.
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from .comfy_server import ROOT
@@ -24,21 +26,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="which measurements to run; all when none is named")
     parser.add_argument("--list", action="store_true", help="only print their names")
-    arguments = parser.parse_args()
+    arguments, rest = parser.parse_known_args()
     benches = {path.stem.removeprefix("bench_"): path for path in sorted(FOLDER.glob("bench_*.py"))}
     if unknown := sorted(set(arguments.names) - set(benches)):
         parser.error(f"no measurement called {', '.join(unknown)}; there are: {', '.join(benches)}")
     if arguments.list:
         print("\n".join(benches))
         return 0
-    rows = [run(name, benches[name]) for name in arguments.names or benches]
+    if rest and len(arguments.names) != 1:
+        parser.error(f"{' '.join(rest)}: options are given to one measurement, named first")
+    rows = [run(name, benches[name], rest) for name in arguments.names or benches]
     print("\n| measurement | seconds | targets |\n|---|---|---|")
     for name, seconds, status in rows:
         print(f"| {name} | {seconds:.0f} | {'met' if status == 0 else f'MISSED (exit status {status})'} |")
     return 0 if all(status == 0 for _, _, status in rows) else 1
 
 
-def run(name: str, path: Path) -> tuple[str, float, int]:
+def run(name: str, path: Path, options: Sequence[str] = ()) -> tuple[str, float, int]:
     """One measurement in a process of its own, its output shown and kept: (name, seconds, exit status)."""
     print(f"\n=== {name} ===", flush=True)
     kept = ROOT / "output" / "bench" / f"{name}.txt"
@@ -47,7 +51,7 @@ def run(name: str, path: Path) -> tuple[str, float, int]:
     with (
         kept.open("w", encoding="utf-8") as file,
         subprocess.Popen(
-            [sys.executable, "-u", str(path)],
+            [sys.executable, "-u", str(path), *options],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,

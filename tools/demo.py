@@ -26,7 +26,7 @@ HOME = ROOT / "comfyui_home"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workflow", default="text_to_image_4_steps", help="name of a file in workflows/")
+    parser.add_argument("--workflow", default="PixArt 01 Text to Image in 4 Steps", help="name of a file in workflows/")
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="folder for the picture")
     parser.add_argument("--stay", action="store_true", help="start ComfyUI, print its address and stay up")
     parser.add_argument("--port", type=int, default=8188, help="with --stay: the port, if it is free")

@@ -18,7 +18,7 @@ from ..pixart_core.controlnet import WIRINGS, ControlNetTransformer
 from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod, look_up, predict_x0
 from .config import ConfigError, ControlNetConfig
-from .task import DTYPES, Outline, Task, count_parameters, load_base
+from .task import DTYPES, Outline, Task, count_parameters, load_base, mask_weight
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,26 @@ def controlnet_loss(
     control = controlnet(base, noisy, timestep, batch["caption"], batch["hint"], *conditions, **options)
     out = base(noisy, timestep, batch["caption"], *conditions, control=control, **options).float()
     epsilon, variance = out.split(latent.shape[1], dim=1) if base.config.learn_sigma else (out, None)
-    mse = (epsilon - noise).square().mean((1, 2, 3))
+    weight = mask_weight(batch)
+    mse = (weight * (epsilon - noise).square()).mean((1, 2, 3))
     vb = torch.zeros_like(mse)
     if variance is not None:
-        vb = variational_bound(latent, noisy, epsilon.detach(), variance, timestep)
+        vb = variational_bound(latent, noisy, epsilon.detach(), variance, timestep, weight)
     return ControlNetResult((mse + vb).mean(), mse, vb)
 
 
-def variational_bound(latent: Tensor, noisy: Tensor, epsilon: Tensor, variance: Tensor, timestep: Tensor) -> Tensor:
+def variational_bound(
+    latent: Tensor,
+    noisy: Tensor,
+    epsilon: Tensor,
+    variance: Tensor,
+    timestep: Tensor,
+    weight: Tensor | float = 1.0,
+) -> Tensor:
     """KL of q(z_{t-1} | z_t, z_0) and the model's step, at t = 0 the decoder's likelihood (IDDPM, eq. 4–6, 15).
 
     latent, noisy, epsilon, variance (B, C, h, w), variance in −1 … 1 between the posterior's and β_t; timestep (B,).
-    Returns (B,), bits per dimension.
+    weight: of each element's part, see `mask_weight`. Returns (B,), bits per dimension.
     """
     beta, posterior, from_x0, from_noisy = (value[:, None, None, None] for value in _posterior(timestep))
     log_variance = torch.lerp(posterior.log(), beta.log(), (variance + 1) / 2)
@@ -80,7 +88,7 @@ def variational_bound(latent: Tensor, noisy: Tensor, epsilon: Tensor, variance: 
     kl = 0.5 * (-1 + log_variance - true_log + ratio)
     likelihood = _discretised_likelihood(latent, mean, 0.5 * log_variance)
     terms = torch.where((timestep == 0)[:, None, None, None], -likelihood, kl)
-    return terms.mean((1, 2, 3)) / math.log(2)
+    return (weight * terms).mean((1, 2, 3)) / math.log(2)
 
 
 def _posterior(timestep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -128,14 +136,16 @@ class ControlNet(Task):
         base = PixArt(shape, device="meta")
         return Outline(count_parameters(control), count_parameters(base), config.copy_blocks, passed_blocks=shape.depth)
 
-    def __init__(self, config: ControlNetConfig):
-        base = load_base(config, DTYPES[config.precision], config.caption_drop > 0).requires_grad_(False)
-        kind = WIRINGS[config.wiring]
+    @classmethod
+    def check_shape(cls, config, shape):
         try:
-            kind.check_copies(base.config, config.copy_blocks)
+            WIRINGS[config.wiring].check_copies(shape, config.copy_blocks)
         except ValueError as error:
             raise ConfigError(f"copy_blocks={config.copy_blocks}, wiring={config.wiring}: {error}") from error
-        control = kind(base.config, config.copy_blocks).initialize_from(base)
+
+    def __init__(self, config: ControlNetConfig):
+        base = load_base(type(self), config, DTYPES[config.precision]).requires_grad_(False)
+        control = WIRINGS[config.wiring](base.config, config.copy_blocks).initialize_from(base)
         super().__init__(config, control, average=config.ema_decay > 0)
         self.base = base
         self.frozen = [base]

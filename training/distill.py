@@ -21,7 +21,7 @@ from ..pixart_core.schedule import add_noise, alphas_cumprod, consistency, ddim_
 from .config import LcdConfig, LcmLoraConfig
 from .data.draws import Draws
 from .lora import WithoutLora, add_lora, lora_outline
-from .task import DTYPES, Outline, Task, count_parameters, load_base
+from .task import DTYPES, Outline, Task, count_parameters, load_base, mask_weight
 
 LOSSES = ("huber", "l2")
 _CONDITIONS = ("caption_mask", "image_size", "aspect_ratio")
@@ -47,17 +47,22 @@ class LcdResult:
     """(B,): t_n."""
 
 
-def distance(prediction: Tensor, target: Tensor, loss: str = "huber", huber_c: float = 0.001) -> Tensor:
+def distance(
+    prediction: Tensor, target: Tensor, loss: str = "huber", huber_c: float = 0.001, weight: Tensor | float = 1.0
+) -> Tensor:
     """Mean pseudo-Huber √(d² + c²) − c, or mean squared error.
+
+    Args:
+        weight: of each element's part, see `mask_weight`.
 
     Raises:
         ValueError: on another name.
     """
     error = prediction - target
     if loss == "huber":
-        return ((error.square() + huber_c**2).sqrt() - huber_c).mean()
+        return (weight * ((error.square() + huber_c**2).sqrt() - huber_c)).mean()
     if loss == "l2":
-        return error.square().mean()
+        return (weight * error.square()).mean()
     raise ValueError(f"unknown loss {loss!r}: choose one of {', '.join(LOSSES)}")
 
 
@@ -81,7 +86,7 @@ def lcd_loss(
         teacher: the frozen base model of the guided solver step, with a learned null caption.
         ema: f_{θ⁻}, the target network; without an average the student itself.
         batch: latent (B, C, h, w), caption (B, L, D), caption_mask (B, L), and for micro-conditioned models
-            image_size (B, 2) and aspect_ratio (B, 1).
+            image_size (B, 2) and aspect_ratio (B, 1); mask (B, 1, h, w), if only a part of each counts.
         noise: (B, C, h, w).
         index: (B,), which of the 50 DDIM timesteps 19, 39, …, 999 is t_{n+k}.
         guidance: ω in ε = ε_cond + ω (ε_cond − ε_uncond). As a tensor (B,) it is each picture's own, and student and
@@ -101,7 +106,8 @@ def lcd_loss(
         x_prev = ddim_step(predict_x0(noisy, guided, start, table), guided, end, table)
         target = consistency(x_prev, _epsilon(ema, x_prev, end, batch, embedded), end, table)
     prediction = consistency(noisy, epsilon, start, table)
-    return LcdResult(distance(prediction, target, loss, huber_c), prediction, target, x_prev, noisy, start, end)
+    value = distance(prediction, target, loss, huber_c, mask_weight(batch))
+    return LcdResult(value, prediction, target, x_prev, noisy, start, end)
 
 
 def _epsilon(model, latent, timestep, batch, guidance=None, **options) -> Tensor:
@@ -135,6 +141,10 @@ class Distillation(Task):
     teacher: PixArt | WithoutLora
     extra_forwards = 3
     """Without a gradient, each step: the teacher's two, and the target's."""
+
+    @classmethod
+    def reads_null_caption(cls, config):
+        return True  # the teacher's guidance
 
     def loss(self, model, batch, draws):
         latent, config = batch["latent"], self.config
@@ -176,11 +186,11 @@ class Lcd(Distillation):
         return Outline(size, size, shape.depth, extra_forwards=cls.extra_forwards)
 
     def __init__(self, config: LcdConfig):
-        student = load_base(config, torch.float32, reads_null_caption=True).train()
+        student = load_base(type(self), config, torch.float32).train()
         if config.w_embedding:
             student.t_embedder = GuidedTimestepEmbedder(student.t_embedder)
         super().__init__(config, student, average=config.ema_decay > 0)
-        self.teacher = load_base(config, DTYPES[config.precision], reads_null_caption=True).requires_grad_(False)
+        self.teacher = load_base(type(self), config, DTYPES[config.precision]).requires_grad_(False)
         self.frozen = [self.teacher]
 
     def guidance(self, draws):
@@ -202,11 +212,16 @@ class LcmLora(Distillation):
 
     @classmethod
     def outline(cls, config, shape):
-        return lora_outline(shape, config.lora_rank, cls.extra_forwards)
+        return lora_outline(shape, config.lora_rank, cls.extra_forwards, config.lora_kind)
+
+    @classmethod
+    def packages(cls, config):
+        return [*super().packages(config), "peft"]
 
     def __init__(self, config: LcmLoraConfig):
-        base = load_base(config, DTYPES[config.precision], reads_null_caption=True)
-        super().__init__(config, add_lora(base, config.lora_rank, config.lora_alpha, config.seed), average=False)
+        base = load_base(type(self), config, DTYPES[config.precision])
+        lora = add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind)
+        super().__init__(config, lora, average=False)
         self.teacher = WithoutLora(self.model)
 
 

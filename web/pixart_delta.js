@@ -2,10 +2,13 @@
 // every .js file here.
 import { api } from "/scripts/api.js";
 import { app } from "/scripts/app.js";
+import { follow } from "./live/follow.mjs";
+import { addCanvas } from "./live/widget.mjs";
 import { Lines } from "./panel/lines.mjs";
 import { Panel } from "./panel/panel.mjs";
 import { Store } from "./panel/store.mjs";
-import { loadTexts, t, tFor } from "./panel/text.mjs";
+import { loadTexts, stateOf, t, tFor } from "./panel/text.mjs";
+import { Said } from "./said.mjs";
 
 const store = new Store(api);
 const lines = new Lines(app, store);
@@ -18,8 +21,7 @@ function addStyle(path) {
 }
 
 function tellEnd({ detail: job }) {
-    // Ended by a person it is done, too, and then has a reason.
-    const end = job.state === "done" && job.reason ? "stopped" : job.state;
+    const end = stateOf(job);
     app.extensionManager.toast.add({
         severity: { done: "success", stopped: "info", failed: "error" }[end],
         summary: tFor(job, `toast_${end}`),
@@ -30,13 +32,18 @@ function tellEnd({ detail: job }) {
 
 app.registerExtension({
     name: "pixart_delta.training",
+    getCustomWidgets: () => ({
+        PIXART_DELTA_DRAWING: (node, name) => addCanvas(node, name, app, api),
+    }),
     nodeCreated(node) {
         lines.attend(node);
+        follow(node, app, api, store);
     },
     afterConfigureGraph() {
         lines.update();
     },
     async setup() {
+        new Said(app, api);
         addStyle("./vendor/uplot/uPlot.min.css");
         addStyle("./panel/panel.css");
         await loadTexts(api, app);

@@ -102,6 +102,7 @@ def view(job: Job, waits: Mapping[str, str] | None = None) -> dict[str, Any]:
         "name": job.name,
         "command": job.command,
         "state": job.state,
+        "wanted": job.wanted if job.active else "",
         "reason": job.reason or waits.get(job.id, "") or _notice(status, job),
         "device": job.device,
         "created": job.created,
@@ -113,9 +114,17 @@ def view(job: Job, waits: Mapping[str, str] | None = None) -> dict[str, Any]:
         "pictures": plain_text(str(status.get("pictures") or ""))[:200],
         "export": Path(str(status.get("export") or "")).name,
         "checkpoint": Path(str(status.get("checkpoint") or "")).name,
+        **(_stamps(job) if job.active else {}),
         "actions": queue().actions(job),
     }
     return {**seen, "text": _words(seen)}
+
+
+def _stamps(job: Job) -> dict[str, Any]:
+    """When a job that runs wrote its result, and its newest grid of samples, as Unix times: what shows them follows."""
+    samples, result = queue().run_dir(job).samples(), queue().result(job)
+    files = {"exported": result, "sampled": samples[-1] if samples else None}
+    return {name: file.stat().st_mtime for name, file in files.items() if file is not None and file.exists()}
 
 
 def view_texts(jobs: list[Job]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from ...training.jobs import Job, JobError, read_metrics
 from ..bridge.control_net import load_control
 from ..bridge.guider import watch_sampling
 from ..bridge.model import apply_lora, load_model
+from ..bridge.ui import say
 from . import queue as jobs
 
 
@@ -29,15 +30,30 @@ def find_job(text: str, exported: bool = False) -> Job:
     return max(found, key=lambda job: job.created)
 
 
+NEWEST = "the newest"
+
+
+def results() -> list[str]:
+    """What a node that uses results offers: the newest, then the trainings that have one, newest first."""
+    found = [job for job in jobs.queue().jobs() if newest_export(job)]
+    return [NEWEST, *(f"{job.name} ({job.id})" for job in sorted(found, key=lambda job: -job.created))]
+
+
+def chosen(job: str, result: str) -> str:
+    """The id that a node's inputs name: `job`, or else the entry of `results`, whatever it was called then."""
+    return job.strip() or ("" if result == NEWEST else result.rsplit("(", 1)[-1].rstrip(")"))
+
+
 def newest_export(job: Job) -> Path | None:
     """The file that a training wrote last for use elsewhere."""
     return jobs.queue().result(job) if job.command in TRAININGS else None
 
 
-def read_loss(job: Job) -> tuple[list[int], list[float | None]]:
-    """Steps and losses of a job for a plot."""
+def read_loss(job: Job) -> tuple[list[int], list[float | None], list[float | None]]:
+    """Steps of a job, its losses, and those on what it holds out, for a plot."""
     columns = read_metrics(jobs.queue().run_dir(job).path / "metrics.jsonl")["columns"]
-    return columns.get("step", []), columns.get("loss", [])
+    steps = columns.get("step", [])
+    return steps, columns.get("loss", []), columns.get("validation", [None] * len(steps))
 
 
 def load_result(job: Job, dtype: str, strength: float):
@@ -50,6 +66,7 @@ def load_result(job: Job, dtype: str, strength: float):
     if file is None:
         raise JobError(f"{jobs.describe(job)}: there is no result yet. Wait for its end, or stop it, which saves")
     on_base = file.stem in ("lora", "controlnet")
+    say(f"Loaded {file.name} of {job.name} ({job.command}, {job.id}).")
     model = watch_sampling(load_model(job.settings["base"] if on_base else str(file), dtype))
     if file.stem == "controlnet":
         return model, load_control(str(file), dtype)

@@ -7,6 +7,11 @@
     GET  jobs/ID/samples/NAME       one of them
     GET  jobs/ID/log                end of what its process printed
     POST jobs                       {"command", "settings", "name"}: queue one
+    GET  form                       settings of each training, and what may be chosen: for a form
+    POST form                       {"command", "settings", "name", "check"}: the same checks as a training node's, then
+                                    queue it; "check": true only says what it will take
+    POST jobs/ID/rename             {"name"}
+    POST jobs/ID/open               show its folder on this machine's screen
     POST jobs/ID/ACTION             start, stop, pause, resume, retry, move {"before"}, sample, save, kill, delete
 
 Answers are JSON; an error is {"error": message} with a fitting status. All work is done in threads of our own: the loop
@@ -34,11 +39,15 @@ from aiohttp import ClientPayloadError, web
 from comfy.cli_args import args
 from server import PromptServer
 
+from ...pixart_core.errors import CheckpointError
 from ...training.config import TRAININGS, ConfigError
+from ...training.estimate import DataError
 from ...training.jobs import JobError, NoSuchJob, plain_text, read_metrics
 from ...training.run_dir import RunDirError
 from . import queue as jobs
+from .desktop import show_folder
 from .paths import PathError, checked_settings
+from .start import form, start_form
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +77,7 @@ def register() -> bool:
         return False
     routes = PromptServer.instance.routes
     for path, work in (
+        ("/form", _form),
         ("/jobs", _list),
         ("/jobs/{id}", _one),
         ("/jobs/{id}/metrics", _metrics),
@@ -76,7 +86,13 @@ def register() -> bool:
         ("/jobs/{id}/log", _log),
     ):
         routes.get("/pixart_delta" + path)(_handler(work))
-    for path, work in (("/jobs", _create), ("/jobs/{id}/{action}", _act)):
+    for path, work in (
+        ("/form", _start),
+        ("/jobs", _create),
+        ("/jobs/{id}/rename", _rename),
+        ("/jobs/{id}/open", _open),
+        ("/jobs/{id}/{action}", _act),  # after those that are no action of the queue
+    ):
         routes.post("/pixart_delta" + path)(_handler(work, changes=True))
     return True
 
@@ -150,6 +166,40 @@ def _create(path: dict, query: dict, body: Any) -> Any:
     return jobs.view(job)
 
 
+def _form(path: dict, query: dict, body: Any) -> Any:
+    return form()
+
+
+def _start(path: dict, query: dict, body: Any) -> Any:
+    command, settings, name, check = (
+        body.get(key, default) for key, default in (("command", ""), ("settings", {}), ("name", ""), ("check", False))
+    )
+    right = isinstance(settings, dict) and isinstance(name, str) and isinstance(check, bool)
+    if not right or set(body) - {"command", "settings", "name", "check"}:
+        raise Refused(400, 'a form is {"command": text, "settings": object, "name": text, "check": true or false}')
+    if command not in TRAININGS:
+        raise Refused(400, f"no training {command!r}: {', '.join(TRAININGS)}")
+    try:
+        job, text = start_form(command, name, settings, check)
+    except CheckpointError as error:
+        raise Refused(400, str(error)) from error
+    return {"job": job, "text": text}
+
+
+def _rename(path: dict, query: dict, body: Any) -> Any:
+    if not isinstance(body.get("name"), str):
+        raise Refused(400, "name is a text")
+    job = jobs.queue().rename(path["id"], body["name"])
+    jobs.watcher().wake()
+    return jobs.view(job)
+
+
+def _open(path: dict, query: dict, body: Any) -> Any:
+    """Only the folder of a job, found by its id, and only where the person sits at this machine."""
+    folder = jobs.queue().run_dir(_job(path)).path
+    return {"folder": str(folder), "opened": _all_on_loopback() and show_folder(folder)}
+
+
 def _act(path: dict, query: dict, body: Any) -> Any:
     before = body.get("before", "")
     if not isinstance(before, str):
@@ -191,7 +241,7 @@ def _answer(work: Callable, path: dict, query: dict, body: Any) -> web.Response:
         return _error(404, str(error))
     except (JobError, RunDirError) as error:
         return _error(409, str(error))
-    except (ConfigError, PathError) as error:
+    except (ConfigError, PathError, CheckpointError, DataError, ImportError) as error:
         return _error(400, str(error))
     except OSError as error:
         return _error(507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 500, str(error))
@@ -272,6 +322,11 @@ def _check_host(request: web.Request) -> None:
             f"behind a reverse proxy or a tunnel? Then start ComfyUI with the environment variable {HOSTS_VARIABLE} "
             "listing it",
         )
+
+
+def _all_on_loopback() -> bool:
+    """Whether ComfyUI listens on this machine's own addresses alone."""
+    return all(_is_loopback(address.strip()) for address in args.listen.split(","))
 
 
 def _on_loopback(request: web.Request) -> bool:

@@ -20,6 +20,9 @@ from ...pixart_core.lcm import MAX_STEPS, lcm_timesteps, sample_lcm
 from .model import DISTILLED, diffusion_model
 from .ui import say_once
 
+FAR = 1.5
+"""Times larger or smaller than in training, as the square root of the area, that a picture begins to fall apart."""
+
 
 def add_lcm_sampling(model):
     """MODEL that ComfyUI's own samplers treat as an LCM: boundary scaling, and timesteps 19, 39, …, 999.
@@ -60,6 +63,9 @@ def run_lcm(model, positive, latent: dict, seed: int, steps: int, grid: str, den
     """
     samples = _fitting_samples(model, latent)
     timesteps = lcm_timesteps(steps, grid, denoise)
+    plain = grid == "dmd"
+    if plain and samples.any():
+        raise ValueError("a one-step (DMD) model draws from plain noise: give it an empty latent")
     model = model.clone()
     sampling = comfy.model_base.model_sampling(model.model.model_config, comfy.model_base.ModelType.EPS)
     model.add_object_patch("model_sampling", sampling)
@@ -68,7 +74,8 @@ def run_lcm(model, positive, latent: dict, seed: int, steps: int, grid: str, den
     noise, *noises = (
         comfy.sample.prepare_noise_inner(samples.float(), generator, latent.get("batch_index")) for _ in timesteps
     )
-    sampler = comfy.samplers.KSAMPLER(_sample_lcm, {"timesteps": timesteps, "noises": noises})
+    options = {"timesteps": timesteps, "noises": noises, "plain": plain}
+    sampler = comfy.samplers.KSAMPLER(_sample_lcm, options)
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
     callback = latent_preview.prepare_callback(model, steps)
@@ -106,8 +113,11 @@ def _fitting_samples(model, latent: dict) -> Tensor:
     return samples
 
 
-def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list[int], noises) -> Tensor:
-    """`sample_lcm` as a k-diffusion sampler: x = z·√(1 + σ²) and denoised = x − σ·ε."""
+def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list[int], noises, plain=False) -> Tensor:
+    """`sample_lcm` as a k-diffusion sampler: x = z·√(1 + σ²) and denoised = x − σ·ε.
+
+    plain: z is the noise itself, whatever σ is: ComfyUI gives σ times it, on an empty latent.
+    """
     numbers = sigmas.tolist()  # once: reading one of a GPU's in between waits for the step before it
     upcoming = iter(numbers)
 
@@ -119,7 +129,7 @@ def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list
     def report(step: int, denoised: Tensor) -> None:
         callback({"x": denoised, "i": step, "sigma": sigmas[step], "sigma_hat": sigmas[step], "denoised": denoised})
 
-    start = x / math.sqrt(1 + numbers[0] ** 2)
+    start = x / (numbers[0] if plain else math.sqrt(1 + numbers[0] ** 2))
     return sample_lcm(epsilon, start, timesteps, noises, callback=report)
 
 
@@ -129,10 +139,24 @@ def watch_sampling(model):
     return model
 
 
-def _check_sampling(executor, guider, sigmas, *rest, **kwargs):
-    for warning in _warnings(guider.model_patcher, guider.cfg, sigmas, executor.class_obj.sampler_function):
+def _check_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest, **kwargs):
+    model = guider.model_patcher
+    warnings = _warnings(model, guider.cfg, sigmas, executor.class_obj.sampler_function)
+    if _whole_schedule(sigmas, model.get_model_object("model_sampling")):
+        warnings += _size_warnings(diffusion_model(model).config.input_size, *noise.shape[-2:])
+    for warning in warnings:
         say_once("Warning: " + warning, logging.WARNING)
-    return executor(guider, sigmas, *rest, **kwargs)
+    return executor(guider, sigmas, extra_args, callback, noise, *rest, **kwargs)
+
+
+def _size_warnings(known: int, height: int, width: int) -> list[str]:
+    """About a picture that is drawn from noise at a size far from that of training; all in latent pixels."""
+    if 1 / FAR < math.sqrt(height * width) / known < FAR:
+        return []
+    return [
+        f"{width * 8} × {height * 8} px is far from the {known * 8} × {known * 8} px that this model was trained at: "
+        "expect repeated or broken shapes"
+    ]
 
 
 def _warnings(model, cfg: float, sigmas: Tensor, sampler: Callable) -> list[str]:

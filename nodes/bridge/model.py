@@ -30,7 +30,7 @@ from ...pixart_core.errors import CheckpointError, read_description
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.identify import inspect_file
 from ...pixart_core.lora import OtherAdapterError, host_state, load_lora
-from ...pixart_core.memory import memory_plan
+from ...pixart_core.memory import GB, amount, memory_plan
 from ...pixart_core.model import PixArt
 from ...pixart_core.weightfile import open_weights
 from .conds import aspect_ratio, caption_conds, size_conds
@@ -232,7 +232,7 @@ def pick_dtypes(dtype: str, device, state: dict, supported: list[torch.dtype]) -
 
 
 def is_distilled(path: str) -> bool | None:
-    """Whether a file holds an LCM model; None when nothing says so. Used for warnings only."""
+    """Whether a file holds an LCM or one-step model; None when nothing says so. Used for warnings only."""
     info = inspect_file(path)
     if "distilled" in info.metadata:
         return bool(info.metadata["distilled"])
@@ -240,7 +240,8 @@ def is_distilled(path: str) -> bool | None:
     if scheduler.is_file():
         return read_description(scheduler).get("_class_name") == "LCMScheduler"
     name = Path(path).name.lower()
-    return True if "lcm" in name else False if name.startswith("pixart-xl-2") else None
+    few_steps = "lcm" in name or "dmd" in name
+    return True if few_steps else False if name.startswith("pixart-xl-2") else None
 
 
 def diffusion_model(model) -> PixArtUNet:
@@ -287,16 +288,11 @@ def _apply_other(model, path: str, strength: float):
 
 
 def model_plan(model) -> str:
-    """What a picture of the model's own size takes, stage by stage: text encoder in 8 bits, and its peak without."""
-    config = diffusion_model(model).config
-    values = {
-        "dtype": model.model.product_dtype(),
-        "vae_dtype": memory.vae_dtype(memory.vae_device()),
-        "text_dtype": torch.bfloat16,
-    }  # as `load_clip` keeps a large one
-    eight, plain = (memory_plan(config, quantization=quantization, **values) for quantization in ("int8", "none"))
-    device = model.load_device
-    lines = [str(eight)]
-    if plain.peak > eight.peak:
-        lines.append(f"peak {plain.peak:.2f} GB with a text encoder that is not quantised")
-    return "\n".join([*lines, f"{device} has {memory.get_total_memory(device) / 1e9:.2f} GB"])
+    """Two sentences: what a picture of the model's own size takes while it is sampled, and what the device has."""
+    config, dtype = diffusion_model(model).config, model.model.product_dtype()
+    side = config.input_size * 8
+    takes = memory_plan(config, dtype=dtype)["sample"].total
+    return (
+        f"{side} × {side} px take {amount(takes)} while they are sampled ({str(dtype).removeprefix('torch.')}). "
+        f"{model.load_device} has {amount(memory.get_total_memory(model.load_device) / GB)}."
+    )

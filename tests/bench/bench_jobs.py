@@ -136,7 +136,7 @@ def say_memory_of_reading(file: Path) -> None:
 
 def training(server: ComfyServer) -> None:
     """Text to image with and without a training beside it."""
-    graph = to_api(load_workflow(ROOT / "workflows/text_to_image_4_steps.json"), server.object_info())
+    graph = to_api(load_workflow(ROOT / "workflows/PixArt 01 Text to Image in 4 Steps.json"), server.object_info())
     sampler = next(node for node in graph.values() if "seed" in node["inputs"])
 
     def picture() -> None:

@@ -256,15 +256,16 @@ def make_folder(folder: Path) -> None:
 
 
 class MeasuredPipeline(pc.Pipeline):
-    """Notes the GPU memory peak of every stage, in GB."""
+    """Notes the GPU memory peak of every stage, in GB; 0 without a GPU."""
 
     @contextlib.contextmanager
     def _stage(self, name: str):
         self.peaks = getattr(self, "peaks", {})
-        torch.cuda.reset_peak_memory_stats()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         with super()._stage(name):
             yield
-        self.peaks[name] = torch.cuda.max_memory_allocated() / 1e9
+        self.peaks[name] = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
 
 
 def per_stage(values: dict[str, float], unit: str) -> str:

@@ -53,6 +53,7 @@ from pixart_delta.training.distribute import connect  # noqa: E402
 from pixart_delta.training.engine import Engine  # noqa: E402
 from pixart_delta.training.estimate import estimate  # noqa: E402
 from pixart_delta.training.machine import GB  # noqa: E402
+from pixart_delta.training.task import decided  # noqa: E402
 from pixart_delta.training.tasks import TASKS  # noqa: E402
 
 TARGET = 1.3
@@ -89,7 +90,9 @@ class Ours:
     """The trainer's own step."""
 
     def __init__(self, config: LcdConfig, batches: Batches):
-        self.engine = Engine(config, TASKS["lcd"](config), connect(config))
+        accelerator = connect(config)
+        config = decided(config, accelerator.device)
+        self.engine = Engine(config, TASKS["lcd"](config), accelerator)
         self.batches, self.number = batches, 0
 
     def step(self) -> float:
@@ -102,6 +105,7 @@ class Plain:
     """The same objective over diffusers' PixArtTransformer2DModel, as its training scripts are written."""
 
     def __init__(self, config: LcdConfig, batches: Batches, device: torch.device):
+        config = decided(config, device)
         self.config, self.batches, self.device, self.number = config, batches, device, 0
         base = load_pixart(config.base, torch.float32)
         self.null = base.null_caption(1).to(device)

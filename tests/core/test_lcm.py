@@ -50,6 +50,18 @@ def test_named_grids():
     assert pc.lcm_timesteps(4, "official") == [999, 759, 519, 279]
 
 
+def test_a_one_step_model_predicts_once_from_plain_noise():
+    """PixArt-α-DMD: x₀ = (z − √(1 − ᾱ) ε) / √ᾱ at t = 400, where z is the noise itself."""
+    assert pc.lcm_timesteps(1, "dmd") == [400]
+    for steps, strength in ((2, 1.0), (1, 0.5)):
+        with pytest.raises(ValueError, match="takes 1 step from plain noise"):
+            pc.lcm_timesteps(steps, "dmd", strength)
+    noise, epsilon = torch.randn(2, 2, 4, 8, 8).unbind()
+    drawn = pc.sample_lcm(lambda z, t: epsilon, noise, pc.lcm_timesteps(1, "dmd"))
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[400].float()
+    torch.testing.assert_close(drawn, (noise - (1 - kept).sqrt() * epsilon) / kept.sqrt(), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("steps", [0, 9, -1, 2.5, True])
 def test_number_of_steps_is_checked(steps):
     with pytest.raises(ValueError, match="LCM sampling takes 1 to 8 steps"):

@@ -40,7 +40,7 @@ def test_comfyui_draws_without_any_of_them(newest_comfyui, tmp_path):
     # Python runs it before anything else; ComfyUI is started as ever.
     (tmp_path / "site" / "sitecustomize.py").write_text(HIDE.format(hidden=OPTIONAL))
     with ComfyServer(newest_comfyui, tmp_path / "home", env={"PYTHONPATH": str(tmp_path / "site")}) as server:
-        for name in ("text_to_image_8bit_low_vram", "base_model_14_steps"):
+        for name in ("PixArt 03 Text to Image under 8 GB", "PixArt 05 Base Model in 14 Steps"):
             graph = to_api(load_workflow(ROOT / "workflows" / f"{name}.json"), server.object_info())
             assert len(pictures(server.prompt(graph))) == 1
 

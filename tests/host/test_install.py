@@ -122,7 +122,9 @@ def test_the_manager_installs_it_and_the_first_workflow_runs(newest_comfyui, ser
 
     with ComfyServer(comfyui, comfyui, extension_root=None, python=python, env={"HOME": str(tmp_path)}) as server:
         server.import_seconds()
-        graph = to_api(load_workflow(extension / "workflows" / "text_to_image_4_steps.json"), server.object_info())
+        graph = to_api(
+            load_workflow(extension / "workflows" / "PixArt 01 Text to Image in 4 Steps.json"), server.object_info()
+        )
         result = server.prompt(graph)
     assert not result.errors and result.images[0].startswith(b"\x89PNG")
 

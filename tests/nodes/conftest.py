@@ -123,7 +123,9 @@ def pretended(panel_server):
         if i == 0:
             change(folder, name=HOSTILE, reason=HOSTILE)
             (record(folder) / "process.log").write_text(f"first\n{HOSTILE}\nlast\n")
-            shutil.copy(ROOT / "workflows" / "base_model_14_steps.jpg", folder / "samples" / "step_00000001.png")
+            shutil.copy(
+                ROOT / "workflows" / "PixArt 05 Base Model in 14 Steps.jpg", folder / "samples" / "step_00000001.png"
+            )
             sample = {"step": 1, "prompts": [HOSTILE]}
             (folder / "samples" / "step_00000001.json").write_text(json.dumps(sample))
         write_metrics(folder, 899)

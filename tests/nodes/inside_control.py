@@ -411,7 +411,7 @@ def check_hed_node_is_the_core(s: Setup) -> None:
 
 def check_missing_hed_weights_say_what_goes_where(s: Setup) -> None:
     files = s.part("nodes.bridge.files")
-    assert "ControlNetHED.pth" in files.names("hed")
+    assert "ControlNetHED.pth" not in files.names("hed"), "ComfyUI's dialog would not offer it"
     raises("lllyasviel/Annotators", files.locate, "hed", "ControlNetHED.pth")
 
 

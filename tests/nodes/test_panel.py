@@ -16,8 +16,8 @@ pytestmark = pytest.mark.host
 
 
 def run_template(page, server, steps: int) -> str:
-    """Open train_lcd as a person does, with so many steps, and press Run. Returns the training's id."""
-    workflow = load_workflow(ROOT / "workflows" / "train_lcd.json")
+    """Open the template of LCD as a person does, with so many steps, and press Run. Returns the training's id."""
+    workflow = load_workflow(ROOT / "workflows" / "PixArt 20 Train LCD.json")
     page.evaluate(
         """async ([workflow, steps]) => {
             await window.app.loadGraphData(workflow);
@@ -32,7 +32,7 @@ def run_template(page, server, steps: int) -> str:
 
 
 def text_to_image(server, **trained):
-    name = "use_trained_model" if trained else "text_to_image_4_steps"
+    name = "PixArt 30 Use What You Trained" if trained else "PixArt 01 Text to Image in 4 Steps"
     graph = to_api(load_workflow(ROOT / "workflows" / f"{name}.json"), server.object_info())
     if trained:
         graph[find_node(graph, "PixArtDeltaTrainedResult")]["inputs"] |= trained

@@ -68,8 +68,8 @@ def made(pretended):
 
 @pytest.fixture
 def graph(panel):
-    """train_lcd opened in the editor: node 1 is the dataset, 2 a stock preview, 3 the training, 4 its status."""
-    workflow = load_workflow(ROOT / "workflows" / "train_lcd.json")
+    """The template of LCD in the editor: node 1 is the dataset, 2 a stock preview, 3 the training, 4 its status."""
+    workflow = load_workflow(ROOT / "workflows" / "PixArt 20 Train LCD.json")
     panel.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
     return workflow
 
@@ -281,14 +281,27 @@ def test_a_log_that_cannot_be_read_is_no_error(panel, pretended):
 
 
 def test_every_text_is_in_the_locale():
-    files = [ROOT / "web/pixart_delta.js", *(ROOT / "web/panel").glob("*.mjs")]
+    files = [ROOT / "web/pixart_delta.js", *(ROOT / "web").glob("panel/*.mjs"), *(ROOT / "web").glob("live/*.mjs")]
     code = {file.name: file.read_text(encoding="utf-8") for file in files}
     used = {key for text in code.values() for key in re.findall(r'\bt(?:For)?\((?:[\w.]+, )?"(\w+)"', text)}
-    assert used - set(TEXTS) == set() and {"steps", "seconds", "megabytes"} <= used
+    used |= {key for text in code.values() for key in re.findall(r'button\("(\w+)"', text)}
+    assert used - set(TEXTS) == set() and {"steps", "seconds", "megabytes", "live_pen", "form_start"} <= used
     actions = re.search(r"const ORDER = \[(.*?)\]", code["detail.mjs"])[1].replace('"', "").split(", ")
-    assert {word for action in actions for word in (action, f"{action}_hint")} - set(TEXTS) == set()
+    tools = [f"tool_{name}" for name in re.findall(r"(\w+): \"", re.search(r"const ICON = .*", code["tools.mjs"])[0])]
+    assert len(tools) == 5
+    assert {word for action in actions + tools for word in (action, f"{action}_hint")} - set(TEXTS) == set()
     ends = {f"{command}toast_{end}" for command in ("", "prepare_") for end in ("done", "stopped", "failed")}
-    assert ends - set(TEXTS) == set()
+    states = {"queued", "preparing", "running", "paused", "pausing", "stopping", "stopped", "done", "failed"}
+    assert (ends | states | {"view_one", "view_two", "view_rows"}) - set(TEXTS) == set()
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_other_languages_say_the_same_things(language):
+    file = ROOT / "locales" / language / "main.json"
+    texts = json.loads(file.read_text(encoding="utf-8"))["pixart_delta"]
+    assert list(texts) == list(TEXTS)
+    parts = {key: [sorted(re.findall(r"\{\w+\}", each[key])) for each in (TEXTS, texts)] for key in TEXTS}
+    assert [key for key, (ours, theirs) in parts.items() if ours != theirs] == []
 
 
 def test_speaks_another_language(panel_server, open_page, pretended):

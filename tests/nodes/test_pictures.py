@@ -43,6 +43,7 @@ def pipeline(family):
         {"steps": 1},
         {"steps": 8, "seed": 11},
         {"grid": "official"},
+        {"grid": "dmd", "steps": 1},
         {"width": 160, "height": 96},
         {"batch": 3},
         {"width": 72, "height": 136},
@@ -283,11 +284,18 @@ def test_saved_checkpoints_load_in_every_layout(comfy_server, family, run, lora)
         assert difference(expected, again) < 0.1
 
 
-def test_the_loader_shows_a_memory_plan(comfy_server, family):
-    result = comfy_server.prompt(text_to_image(seed=300))
+def test_the_loader_says_what_a_picture_takes_in_two_sentences(comfy_server, family):
+    """Of the model as it was loaded; shown under the node by web/said.mjs."""
+    result = comfy_server.prompt(text_to_image(seed=300, changes={"model": changed_loader()}))
     assert not result.errors
-    text = result.outputs["model"]["text"][0] if "model" in result.outputs else comfy_server.log
-    assert "GB" in text
+    texts = [data["text"] for _, kind, data in result.events if kind == "pixart_delta.said" and data["node"] == "model"]
+    assert len(texts) == 1 and texts[0].count(". ") == 1 and texts[0].endswith("B.")
+    assert "sampled (float32)" in texts[0] and "int8" not in texts[0] and len(texts[0]) < 120
+
+
+def changed_loader() -> dict:
+    """A loader that ComfyUI has not run yet."""
+    return node("PixArtDeltaModelLoader", model_name="nano/transformer/", dtype="float32")
 
 
 # --- warnings ---
@@ -328,6 +336,12 @@ def test_a_base_model_in_four_steps_is_named(comfy_server, family):
     few = warnings_of(comfy_server, base | ksampler("model", steps=4, **settings))
     assert any("too few" in text for text in few)
     assert warnings_of(comfy_server, base | ksampler("model", steps=14, **settings)) == []
+
+
+def test_a_size_far_from_training_is_named(comfy_server, family):
+    size = node("PixArtDeltaResolution", width=512, height=512, bins="off", batch_size=1)
+    shown = warnings_of(comfy_server, ksampler(steps=1) | {"size": size})
+    assert any("512 × 512 px is far from" in text for text in shown), shown
 
 
 def warnings_of(comfy_server, changes: dict) -> list[str]:

@@ -22,6 +22,7 @@ IDS = {
     "PixArtDeltaApplyControlNet",
     "PixArtDeltaHEDPreprocessor",
     "PixArtDeltaExamplePicture",
+    "PixArtDeltaLiveCanvas",
     "PixArtDeltaSplitControlNet",
     "PixArtDeltaMergeControlNet",
 }

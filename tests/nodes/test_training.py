@@ -21,7 +21,12 @@ TRAININGS = {
     "PixArtDeltaFineTune": "finetune",
 }
 NODES = [*TRAININGS, "PixArtDeltaDataset", "PixArtDeltaTrainingStatus", "PixArtDeltaTrainedResult"]
-WORKFLOWS = ("train_lcd", "train_lcm_lora", "train_controlnet")
+LCD, LCM_LORA, CONTROLNET = (
+    "PixArt 20 Train LCD",
+    "PixArt 21 Train LCM-LoRA",
+    "PixArt 22 Train ControlNet",
+)
+WORKFLOWS = (LCD, LCM_LORA, CONTROLNET)
 FINE_TUNE = "fine_tune"
 JOBS = "/pixart_delta/jobs"
 INSIDE = "inside_jobs.py"
@@ -48,7 +53,7 @@ def inputs_of(server, name: str) -> dict:
 
 def graph_of(server, workflow: str, **settings) -> tuple[dict, dict]:
     """A bundled training workflow that takes few steps, and its training node's inputs."""
-    file = "train_lcd" if workflow == FINE_TUNE else workflow
+    file = LCD if workflow == FINE_TUNE else workflow
     graph = to_api(load_workflow(ROOT / "workflows" / f"{file}.json"), server.object_info())
     node_id = training_id(graph)
     if workflow == FINE_TUNE:
@@ -84,7 +89,7 @@ def test_settings_are_the_trainers_own(server, name, command):
     from pixart_delta.training.config import COMMANDS
 
     fields, inputs = COMMANDS[command].__dataclass_fields__, inputs_of(server, name)
-    shared = set(fields) & set(inputs) - {"base", "run"}
+    shared = set(fields) & set(inputs) - {"base", "run", "sample_prompts"}  # a text here, one prompt a line
     assert {"steps", "batch_size", "learning_rate", "precision", "checkpoint_every"} <= shared
     assert "seed" not in inputs, "the editor changes it after every run"
     for entry in shared:
@@ -112,9 +117,12 @@ def test_a_bundled_training_runs_and_its_result_draws(server, name):
     for each in (training_id(graph), find_node(graph, "PixArtDeltaTrainingStatus")):
         assert again.outputs[each]["pixart_delta_job"] == [done["id"]], "the browser shows its progress there"
 
-    drawn = to_api(load_workflow(ROOT / "workflows" / "use_trained_model.json"), server.object_info())
-    drawn[find_node(drawn, "PixArtDeltaTrainedResult")]["inputs"]["job"] = done["id"]
-    if name == "train_controlnet":
+    drawn = to_api(load_workflow(ROOT / "workflows" / "PixArt 30 Use What You Trained.json"), server.object_info())
+    offered = inputs_of(server, "PixArtDeltaTrainedResult")["result"][1]["options"]
+    assert f"{done['name']} ({done['id']})" in offered
+    by_id = {"job": done["id"]} if name == LCD else {"result": f"what it was called before ({done['id']})"}
+    drawn[find_node(drawn, "PixArtDeltaTrainedResult")]["inputs"] |= by_id
+    if name == CONTROLNET:
         apply_control(drawn)
     pictures = server.prompt(drawn)
     assert pictures.errors == [] and pictures.images[0].startswith(b"\x89PNG")
@@ -183,7 +191,7 @@ def test_a_dataset_grows_with_its_folder(server):
 
 
 def test_an_estimate_starts_nothing(server):
-    graph, training = graph_of(server, "train_lcd", run="estimate only", name="estimated")
+    graph, training = graph_of(server, LCD, run="estimate only", name="estimated")
     shown = {
         key: each
         for key, each in graph.items()
@@ -209,7 +217,7 @@ def test_an_estimate_starts_nothing(server):
     ],
 )
 def test_mistakes_are_named_at_the_node(server, change, problem):
-    graph, training = graph_of(server, "train_lcd")
+    graph, training = graph_of(server, LCD)
     training |= {"dataset": str(server.base / "input"), **change}
     result = server.prompt({"1": node("PixArtDeltaTrainLCD", **training)})
     assert len(result.errors) == 1 and problem in result.errors[0]

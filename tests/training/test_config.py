@@ -8,6 +8,8 @@ from typing import get_type_hints
 import pytest
 from pixart_delta.training.cli import main
 from pixart_delta.training.config import COMMANDS, TRAININGS, ConfigError, load_config, make_config
+from pixart_delta.training.recipes import RECIPES as RECIPES_BY_NAME
+from pixart_delta.training.recipes import recipe_values
 
 NEEDED = {"run": "r", "data": "d", "base": "b"}
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "training/recipes").glob("*.json"))
@@ -24,7 +26,7 @@ def test_every_text_without_choices_is_declared_a_path_or_known_to_be_none():
         types = get_type_hints(kind)
         texts = (each for each in fields(kind) if types[each.name] is str and "choices" not in each.metadata)
         found |= {each.name for each in texts if not each.metadata.get("path")}
-    assert found == {"caption_column", "device", "encoding"}
+    assert found == {"caption_column", "device", "encoding", "image_column", "trigger"}
 
 
 def test_the_papers_values_are_the_defaults():
@@ -37,6 +39,18 @@ def test_the_papers_values_are_the_defaults():
     assert (control.wiring, control.warmup_steps, control.clip_norm) == ("transformer", 0, 0.01)
     lora = make("lcm-lora")
     assert (lora.lora_rank, lora.lora_alpha, lora.guidance) == (32, 8.0, 4.5)
+
+
+def test_what_is_said_wins_over_a_recipe(tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"accumulation": 7, "steps": 70}))
+    config = load_config("lcd", str(file), ["run=r", "data=d", "base=b", "steps=3"], recipe_values("lcd", "16gb"))
+    assert (config.batch_size, config.accumulation, config.steps) == (4, 7, 3)
+    for command in TRAININGS:
+        for name in RECIPES_BY_NAME[1:]:
+            make(command, **recipe_values(command, name))
+    with pytest.raises(ConfigError, match="choose one of 8gb"):
+        recipe_values("lcd", "9gb")
 
 
 def test_no_rule_changes_the_learning_rate_behind_ones_back():
@@ -157,7 +171,7 @@ def test_no_setting_does_nothing():
         make("lcm-lora", ema_decay=0.0)
 
 
-NO_PATHS = {"caption_column", "device", "encoding"}
+NO_PATHS = {"caption_column", "device", "encoding", "image_column", "trigger"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -166,7 +180,7 @@ def test_paths_mean_the_same_from_any_directory(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     texts = [each.name for each in fields(COMMANDS[command]) if each.type == "str" and "choices" not in each.metadata]
     paths = sorted(set(texts) - NO_PATHS)
-    given = {"hints": "folder"} if command == "prepare" else {}
+    given = {"hints": "folder", "masks": "folder"} if command == "prepare" else {}
     config = make_config(command, {name: f"a/../{name}" for name in paths} | given).located()
     assert [getattr(config, name) for name in paths] == [str(tmp_path / name) for name in paths]
     assert config.located() == config
@@ -210,6 +224,8 @@ def test_the_hints_of_edges_are_no_path():
 
 COMMAND_OF = {
     "lcd": "lcd",
+    "finetune": "finetune",
+    "nano_finetune": "finetune",
     "lcm_lora": "lcm-lora",
     "controlnet": "controlnet",
     "nano_student": "lcd",
@@ -257,3 +273,16 @@ def test_every_number_has_bounds():
 def test_values_that_no_run_can_have(name, value, problem):
     with pytest.raises(ConfigError, match=problem):
         make_config("finetune", {"run": "r", "data": "d", **({} if name == "model" else {"base": "b"}), name: value})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_form_has_every_setting_with_a_default_that_the_command_takes(command):
+    kind = COMMANDS[command]
+    rows = kind.form()
+    assert [row["name"] for row in rows] == kind.names()
+    json.dumps(rows, allow_nan=False)
+    types = {"int": int, "float": (int, float), "bool": bool, "str": str, "list": list, "dict": dict}
+    for row in rows:
+        assert isinstance(row["default"], types[row["type"]]) and row["help"], row
+        if row["required"]:
+            assert row["path"], "what has to be given names a file"

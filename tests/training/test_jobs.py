@@ -237,3 +237,15 @@ def test_what_a_log_says_is_plain_text(queue):
     made = add(queue, data="refuse")
     queue.log_file(made).write_bytes(b"fine\n\x1b[31merror: \x07bad \xe2\x80\xaename\x1b[0m\n\x1b[2K\n")
     assert last_line(queue.log_file(made)) == "error: bad name"
+
+
+def test_a_renamed_job_keeps_its_place_and_its_folder(queue):
+    first, second = add(queue, name="a"), add(queue, name="b")
+    assert queue.rename(first.id, " Lake ").name == "Lake"
+    assert [(job.id, job.name) for job in queue.jobs()] == [(first.id, "Lake"), (second.id, "b")]
+    assert queue.run_dir(first).path.name == first.id
+    for name in ("", "  ", "../up", "x" * 100):
+        with pytest.raises(JobError, match="name"):
+            queue.rename(first.id, name)
+    with pytest.raises(NoSuchJob):
+        queue.rename("nobody", "x")

@@ -58,6 +58,9 @@ def test_the_status_says_how_far_it_is(tmp_path, models, pictures, told):
     prepare(with_run(tmp_path, models))
     looked = [("preparing", step, 9) for step in (*range(10), 9)]
     encoded = [("running", step, 9) for step in (0, 2, 4, 6, 7, 9, 9)]
+    begun, captions = told.index(("running", 0, 9)), told.count(("running", 0, 9))
+    assert captions > 5 and told[begun : begun + captions] == [("running", 0, 9)] * captions  # they come first
+    del told[begun : begun + captions - 1]
     assert told == [*[("preparing", 0, 0)] * 2, *looked, *encoded, ("done", 9, 9)]
     status = RunDir(tmp_path / "run").read_status()
     assert status["pid"] == os.getpid() and status["started"] < status["time"] and status["device"] == "cpu"
@@ -66,9 +69,53 @@ def test_the_status_says_how_far_it_is(tmp_path, models, pictures, told):
     told.clear()
     (tmp_path / "out/80x48_00000.tar").unlink()
     prepare(with_run(tmp_path, models))
-    running = [each for each in told if each[0] == "running"]
-    assert running == [("running", step, 9) for step in (0, 2, 4, 6, 7, 9, 9)]  # what is there counts as done
+    running = list(dict.fromkeys(each for each in told if each[0] == "running"))
+    assert running == [("running", step, 9) for step in (0, 2, 4, 6, 7, 9)]  # what is there counts as done
     assert told[-1] == ("done", 9, 9)
+
+
+def test_captions_are_said_while_nothing_is_counted(tmp_path, models, pictures, told, monkeypatch, capsys):
+    """Loading a text encoder and encoding with it takes minutes, in which no picture is done."""
+    said, encode = [], Encoders.encode_captions
+
+    def encode_and_look(self, batch):
+        said.append(describe_run(tmp_path / "run"))
+        assert "vae" not in self.__dict__
+        return encode(self, batch)
+
+    monkeypatch.setattr(Encoders, "encode_captions", encode_and_look)
+    freed, encode_pictures = [], Encoders.encode
+    monkeypatch.setattr(
+        Encoders, "encode", lambda self, *rest: freed.append(self.text.loaded) or encode_pictures(self, *rest)
+    )
+    prepare(with_run(tmp_path, models))
+    assert "step: 0 of 9" in said[0] and "notice: encoding captions, 0 of 9" in said[0]
+    assert "notice: encoding captions, 4 of 9" in said[2] and "encoding captions, 0 of 9" in capsys.readouterr().out
+    assert "notice" not in RunDir(tmp_path / "run").read_status() and freed and not any(freed)
+    assert not list((tmp_path / "out").glob(".*.text*"))
+
+
+def test_captions_of_a_preparation_that_was_ended_are_kept(tmp_path, models, pictures, monkeypatch):
+    prepare(settings(tmp_path, models, output=str(tmp_path / "straight")))
+
+    def fail(*_arguments):
+        raise OSError(errno.EIO, "broken off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Encoders, "encode", fail)
+        with pytest.raises(OSError, match="broken off"):
+            prepare(settings(tmp_path, models))
+    assert len(list((tmp_path / "out").glob(".*.text"))) == 5
+    (pictures / "0001.txt").write_text("another caption")
+    counted, encode = [], Encoders.encode_captions
+    monkeypatch.setattr(
+        Encoders, "encode_captions", lambda self, batch: counted.append(len(batch)) or encode(self, batch)
+    )
+    prepare(settings(tmp_path, models))
+    assert counted == [2]  # of the one shard that has another caption
+    (pictures / "0001.txt").write_text("a sky over a lake, number 1\n")
+    prepare(settings(tmp_path, models))
+    assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "straight")
 
 
 def test_time_left_while_it_is_under_way(tmp_path, models, pictures, told, monkeypatch):
@@ -85,7 +132,7 @@ def test_the_status_is_not_written_at_every_picture(tmp_path, models, pictures, 
         *[("preparing", 0, 0)] * 2,
         ("preparing", 0, 9),
         ("preparing", 9, 9),
-        ("running", 0, 9),
+        *[("running", 0, 9)] * 3,  # when it begins, when captions are begun, and when they are done
         ("running", 9, 9),
         ("done", 9, 9),
     ]

@@ -58,7 +58,8 @@ def _dataset(location: str) -> str | None:
     except DataError:
         return None
     shards = sorted([each["name"], each["sha256"], each["count"]] for each in about["shards"])
-    return hashlib.sha256(repr((about["scaling_factor"], shards)).encode()).hexdigest()[:32]
+    repeats = sorted(about["repeats"].items()) if about.get("repeats") else ()  # as ids of before, where there are none
+    return hashlib.sha256(repr((about["scaling_factor"], shards, *repeats)).encode()).hexdigest()[:32]
 
 
 def _weights(path: Path) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +23,11 @@ from ...pixart_core.textfile import parse_json
 from .draws import generator_for
 from .readahead import read_ahead
 from .remote import Location
-from .shards import KIND, VERSION, DataError, ShardInfo
+from .shards import KIND, VERSION, DataError, ShardInfo, flipped
 from .waiting import Get, Patience, at_once
 
+_MOST = 1000
+"""Most repeats of a picture."""
 CAPTION_PADDING = 8
 """Captions of a batch are padded to the longest, rounded up to this: few shapes, so few graphs to compile."""
 SHUFFLE_WINDOW = 32_768
@@ -70,6 +72,7 @@ class FeatureDataset:
         except (KeyError, TypeError) as error:
             raise DataError(f"{self.location}/dataset.json is damaged: run `prepare` again ({error!r})") from error
         self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
+        self._times = self._repeats()
 
     def __getstate__(self) -> dict[str, Any]:
         """The dataset as a reading process gets it, which does not wait itself: it tells the one that started it."""
@@ -78,13 +81,69 @@ class FeatureDataset:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def _repeats(self) -> np.ndarray:
+        """How often each sample comes in an epoch."""
+        times = np.ones(len(self), np.int64)
+        try:
+            for name, count in self.description.get("repeats", {}).items():
+                if type(count) is not int or not 0 < count <= _MOST:
+                    raise ValueError(count)
+                times[int(name)] = count
+        except (ValueError, IndexError, AttributeError) as error:
+            raise DataError(f"{self.location}/dataset.json is damaged: its repeats; run `prepare` again") from error
+        return times
+
+    @property
+    def rows(self) -> dict[tuple[int, int], int]:
+        """Rows of an epoch of each size (height, width in px): its pictures, each as often as it is repeated."""
+        counts = dict.fromkeys(self.buckets, 0)
+        for shard, start, end in zip(self.shards, self._starts, self._starts[1:], strict=False):
+            counts[shard.bucket] += int(self._times[start:end].sum())
+        return counts
+
     @property
     def buckets(self) -> dict[tuple[int, int], int]:
         """Pictures of each size (height, width in px)."""
         counts: dict[tuple[int, int], int] = {}
-        for shard in self.shards:
-            counts[shard.bucket] = counts.get(shard.bucket, 0) + shard.count
-        return counts
+        for shard, start, end in zip(self.shards, self._starts, self._starts[1:], strict=False):
+            counts[shard.bucket] = counts.get(shard.bucket, 0) + int((self._times[start:end] > 0).sum())
+        return {size: count for size, count in counts.items() if count}
+
+    def hold_out(self, share: float) -> list[int]:
+        """Take a share of the pictures, at least one, out of all batches; returns their numbers. The same ones every
+        time.
+
+        Raises:
+            DataError: if none would be left.
+        """
+        count = max(1, round(share * len(self)))
+        if count >= len(self):
+            raise DataError(f"{self.location} holds {len(self)} pictures: validation={share} leaves none to train on")
+        chosen = torch.randperm(len(self), generator=generator_for(len(self)))[:count].sort().values.tolist()
+        self._times[chosen] = 0
+        return chosen
+
+    def some(
+        self, numbers: Sequence[int], batch_size: int, hint: bool = False
+    ) -> list[tuple[list[int], dict[str, Any]]]:
+        """These samples in batches of one size, as those of `batches`, with their numbers: the same every time.
+
+        Raises:
+            DataError: as `batches`.
+        """
+        if hint:
+            require_hints(self.location, self.description)
+        reader = _Reader(self, 0, hint)
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for number in numbers:
+            sizes.setdefault(self.locate(number)[0].bucket, []).append(number)
+        groups = [each[at : at + batch_size] for each in sizes.values() for at in range(0, len(each), batch_size)]
+        out = []
+        for group in groups:
+            samples = [self._get(functools.partial(reader.sample, each, generator_for(0, each))) for each in group]
+            batch = _collate(samples)
+            out.append((group, {name: value for name, value in batch.items() if isinstance(value, Tensor)}))
+        return out
 
     def batches(
         self,
@@ -100,7 +159,8 @@ class FeatureDataset:
         """Endless batches of one of `world` processes, beginning at batch number `start` of the same sequence.
 
         The batches of all processes are planned as one of at most world · batch_size, of which this one takes every
-        world-th row: how many processes share the work changes nothing. Every sample comes once in an epoch.
+        world-th row: how many processes share the work changes nothing. Every sample comes once in an epoch, or as
+        often as its folder is repeated.
 
         Args:
             batch_size: pictures of this process, at most.
@@ -111,10 +171,11 @@ class FeatureDataset:
 
         Yields:
             latent (b, 4, h, w), scaled, drawn from the autoencoder's posterior; caption (b, L, D); caption_mask (b, L);
-            image_size (b, 2) in px; aspect_ratio (b, 1); hint (b, 4, h, w) if wanted; share (): pictures of all
-            processes, as a share of world · batch_size; keys: names of this process's pictures. The caption is in half
-            precision, as it is stored, the mask uint8, the rest float32. A process for which a batch has no picture
-            gets another's, and no keys: what it computes counts for nothing.
+            image_size (b, 2) in px; aspect_ratio (b, 1); hint (b, 4, h, w) if wanted; mask (b, 1, h, w), the share of
+            each latent pixel that counts, if the dataset has masks; share (): rows of all processes, as a share of
+            world · batch_size; keys: names of this process's pictures. The caption is in half precision, as it is
+            stored, the mask of captions uint8, the rest float32. A process for which a batch has no row gets another's,
+            and no keys: what it computes counts for nothing.
 
         Raises:
             DataError: if hints are wanted and there are none, a shard is damaged, or no size fills a whole batch.
@@ -126,7 +187,7 @@ class FeatureDataset:
                 "version, which took whole batches alone: begin a new run, in a new folder, which takes every picture"
             )
         if hint:
-            self._require_hints()
+            require_hints(self.location, self.description)
         planned = self._numbered(size, seed, start, rank, world, whole)
         yield from read_ahead(_Reader(self, seed, hint), planned, workers, self._get)
 
@@ -136,11 +197,11 @@ class FeatureDataset:
         Args:
             whole: see `batches`.
         """
-        return sum(count // size if whole else -(-count // size) for count in self.buckets.values())
+        return sum(count // size if whole else -(-count // size) for count in self.rows.values())
 
-    def pictures_per_epoch(self, size: int, whole: bool = False) -> int:
-        """Pictures that an epoch has: all of them, unless only whole batches are taken."""
-        return sum(count // size * size for count in self.buckets.values()) if whole else len(self)
+    def rows_per_epoch(self, size: int, whole: bool = False) -> int:
+        """Rows that an epoch has: all of them, unless only whole batches are taken."""
+        return sum(count // size * size if whole else count for count in self.rows.values())
 
     def locate(self, sample: int) -> tuple[ShardInfo, int]:
         """The shard that holds a sample, and its row there."""
@@ -154,21 +215,16 @@ class FeatureDataset:
             DataError: as `batches`.
         """
         if hint:
-            self._require_hints()
+            require_hints(self.location, self.description)
         largest = max(self.buckets, key=self.buckets.__getitem__)
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == largest]
-        numbers = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
+        every = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
+        numbers = (number for number in every if self._times[number])
         reader = _Reader(self, 0, hint)
         chosen = itertools.islice(numbers, count)
         samples = [self._get(functools.partial(reader.sample, number, generator_for(0, number))) for number in chosen]
         batch = {name: to_float32(value) for name, value in _collate(samples).items()}
         return batch, [sample["prompt"] for sample in samples]
-
-    def _require_hints(self) -> None:
-        if not self.description.get("hints"):
-            raise DataError(
-                f"{self.location} was prepared without hints: run `prepare` again with hints=hed or a folder"
-            )
 
     def _numbered(
         self, size: int, seed: int, start: int, rank: int, world: int, whole: bool
@@ -194,15 +250,22 @@ class FeatureDataset:
     def _shuffled(self, bucket: tuple[int, int], generator: torch.Generator) -> Tensor:
         """The samples of a bucket: shards in random order, samples in random order within windows of shards."""
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == bucket]
-        window = max(1, SHUFFLE_WINDOW * self.buckets[bucket] // len(self))
+        window = max(1, SHUFFLE_WINDOW * self.rows[bucket] // int(self._times.sum()))
         parts, waiting = [], []
         for index in torch.randperm(len(shards), generator=generator).tolist():
             shard = shards[index]
-            waiting.append(torch.arange(self._starts[shard], self._starts[shard + 1]))
+            numbers = torch.arange(self._starts[shard], self._starts[shard + 1])
+            waiting.append(numbers.repeat_interleave(torch.from_numpy(self._times[numbers.numpy()])))
             if sum(map(len, waiting)) >= window:
                 parts.append(_mix(waiting, generator))
                 waiting = []
         return torch.cat([*parts, _mix(waiting, generator)] if waiting else parts)
+
+
+def require_hints(location: Any, description: Mapping[str, Any]) -> None:
+    """Raises DataError if the samples of a dataset, going by its description, have no hints."""
+    if not description.get("hints"):
+        raise DataError(f"{location} was prepared without hints: run `prepare` again with hints=hed or a folder")
 
 
 class _PlannedBatch(NamedTuple):
@@ -241,9 +304,15 @@ class _Reader:
 
     def sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
         info, row = self.dataset.locate(sample)
-        parts = ["moments.npy", "caption.npy", "json", *(["hint.npy"] if self.hint else [])]
+        about = self.dataset.description
+        mirrored = bool(about.get("flip")) and bool(torch.randint(2, (), generator=generator))
+        shown = {
+            name: flipped(name) if mirrored else name for name in ("moments.npy", *(["hint.npy"] if self.hint else []))
+        }
+        parts = [*shown.values(), "caption.npy", "json", *(["mask.npy"] if about.get("masks") else [])]
         shard = self.dataset.location.open(info)
-        stored = shard.read(row, parts)
+        read = shard.read(row, parts)
+        stored = {**read, **{name: read[part] for name, part in shown.items()}}
         problem = _problem(stored, info, self.dataset.description.get("caption_channels"))
         if problem:
             source = stored["json"].get("source") if isinstance(stored["json"], dict) else None
@@ -261,6 +330,9 @@ class _Reader:
         }
         if self.hint:
             out["hint"] = _draw(stored["hint.npy"], scale, generator)
+        if "mask.npy" in stored:
+            mask = torch.from_numpy(stored["mask.npy"]).float()
+            out["mask"] = mask.flip(2) if mirrored else mask
         return out
 
 
@@ -276,6 +348,13 @@ def _problem(stored: dict[str, Any], info: ShardInfo, channels: int | None) -> s
             return f"{part} is {array.shape} of {array.dtype}, and its bucket wants numbers ({size[0]}, {size[1]})"
         if array is not None and len(array) not in (4, 8):
             return f"{part} has {len(array)} channels, not 4 or 8"
+    mask = stored.get("mask.npy")
+    if mask is not None:
+        good = mask.dtype.kind == "f" and mask.shape == (1, *size) and np.isfinite(mask).all() and mask.min() >= 0
+        if not (good and mask.any()):
+            return (
+                f"mask.npy is {mask.shape} of {mask.dtype}, and shares (1, {size[0]}, {size[1]}) are wanted, not all 0"
+            )
     tokens, captions = about.get("tokens"), about.get("captions")
     if not (isinstance(tokens, list) and tokens and all(type(each) is int and each > 0 for each in tokens)):
         return f"its numbers of tokens are {tokens!r}"
@@ -317,7 +396,9 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):
         caption[row, :length] = sample["caption"]
     together: dict[str, Tensor] = {
-        name: torch.stack([sample[name] for sample in samples]) for name in ("latent", "hint") if name in samples[0]
+        name: torch.stack([sample[name] for sample in samples])
+        for name in ("latent", "hint", "mask")
+        if name in samples[0]
     }
     for name in ("image_size", "aspect_ratio"):
         together[name] = torch.tensor([sample[name] for sample in samples], dtype=torch.float32)

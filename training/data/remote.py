@@ -60,7 +60,7 @@ class Location:
             self.cache.mkdir(parents=True, exist_ok=True)
             with temporary_folder(self.cache / DESCRIPTION) as folder:
                 url = f"{self.address}/{DESCRIPTION}"
-                with _explained(url, self.cache):
+                with explained(url, self.cache):
                     _download(url, folder / DESCRIPTION)
                 return (folder / DESCRIPTION).read_bytes()
         try:
@@ -86,7 +86,7 @@ class Location:
         self.cache.mkdir(parents=True, exist_ok=True)
         url = f"{self.address}/{info.name}"
         with replacing(path) as temporary:
-            with _explained(url, self.cache):
+            with explained(url, self.cache):
                 digest = _download(url, temporary)
             if digest != info.sha256:
                 self._refuse(url, info, temporary.stat().st_size)
@@ -99,6 +99,22 @@ class Location:
         if size < info.bytes and times < _SHORT:
             raise StoreBusy(f"{url} cannot be read: it came with {size} of its {info.bytes} bytes")
         raise DataError(f"shard {url} is damaged or not the one that dataset.json lists: copy it there again")
+
+
+def fetch_whole(url: str, path: Path) -> Path:
+    """A copy of a remote file, made unless it is there; of a file that is not checked otherwise.
+
+    Raises:
+        StoreBusy, DataError, DiskError: as `explained`.
+    """
+    if path.exists():
+        os.utime(path)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(url, path.parent), replacing(path) as temporary:
+        _download(url, temporary)
+    _clean(path.parent.parent)
+    return path
 
 
 @functools.lru_cache(maxsize=160)  # more than the shards of a shuffled window: opening one takes 0.05 s
@@ -123,7 +139,7 @@ def _download(url: str, path: Path) -> str:
             self.last = time.monotonic()
 
     progress = Progress()
-    files, there = _file_system(url)
+    files, there = file_system(url)
     call = Aside(lambda: files.get_file(there, str(path), callback=progress))
     while not call.wait(0.5):
         if time.monotonic() - progress.last > STALLED:
@@ -133,7 +149,7 @@ def _download(url: str, path: Path) -> str:
     return hash_file(path)
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
     """fsspec's file system for a URL, and the path there."""
     import fsspec
 
@@ -150,7 +166,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def _explained(url: str, cache: Path) -> Iterator[None]:
+def explained(url: str, cache: Path) -> Iterator[None]:
     """Each of fsspec's file systems has its own errors: which are final, which may pass?
 
     Raises:
@@ -165,6 +181,8 @@ def _explained(url: str, cache: Path) -> Iterator[None]:
         raise DataError(
             f"{scheme}:// needs a package that is not installed here ({error}): install it with pip"
         ) from error
+    except (DataError, DiskError):
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise DiskError(
@@ -173,7 +191,7 @@ def _explained(url: str, cache: Path) -> Iterator[None]:
         problem = f"{url} cannot be read: {type(error).__name__} {error}".rstrip()
         if _is_refusal(error):
             # What is asked for at night may have outlived its key. A new one is found by a new file system only.
-            type(_file_system(url)[0]).clear_instance_cache()
+            type(file_system(url)[0]).clear_instance_cache()
             problem += (
                 ". The store refuses access: renew its credentials or its permission, and reading goes on by itself"
             )

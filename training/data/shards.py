@@ -3,6 +3,8 @@
 <key>.moments.npy   (8, h, w) half: mean and deviation of the latent, unscaled; (4, h, w) from an autoencoder without
 <key>.caption.npy   (tokens, width) half: the embeddings of all wordings one after the other, real tokens only
 <key>.hint.npy      as moments, of the hint picture; only if the dataset has hints
+<key>.moments_flipped.npy, <key>.hint_flipped.npy   the same of the mirrored picture; only if it was asked for
+<key>.mask.npy      (1, h, w) half: the share of each latent pixel that is trained on; only if the dataset has masks
 <key>.crc32         JSON: zlib's crc32 of each of the others; not in shards of earlier versions
 <key>.json          height, width (of the original, px), bucket (height, width, px), ratio (key of the bucket),
                     captions, tokens (of each wording), source
@@ -34,6 +36,11 @@ VERSION = 2
 DESCRIPTION = "dataset.json"
 _NPY_PREFIX = 10
 """Bytes of an .npy file (version 1) before its header: magic, version, and the header's length."""
+
+
+def flipped(part: str) -> str:
+    """The name of a part (moments.npy, hint.npy) of the mirrored picture."""
+    return part.replace(".", "_flipped.")
 
 
 class DataError(ValueError):

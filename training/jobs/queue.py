@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,7 +27,6 @@ class Queue(Store):
 
     Args:
         root, records, check: see `Store`.
-        python: interpreter that trains.
     """
 
     def __init__(
@@ -36,10 +34,9 @@ class Queue(Store):
         root: str | Path,
         records: str | Path,
         check: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
-        python: str = sys.executable,
     ):
         super().__init__(root, records, check)
-        self._runner = Runner(self, python)
+        self._runner = Runner(self)
 
     # --- looking ---
 
@@ -166,6 +163,23 @@ class Queue(Store):
             if action == "move":
                 return self._move(job, before)
             return getattr(self, f"_{action}")(job)
+
+    def rename(self, job_id: str, name: str) -> Job:
+        """Call a job something else; its folder keeps its name.
+
+        Raises:
+            JobError: on a name that cannot be.
+        """
+        if not name.strip():
+            raise JobError("a job needs a name")
+        check_name(name)
+        with self.turn():
+            job = self.job(job_id)
+            if not job.command:
+                raise JobError(job.reason)  # damaged
+            job.name = name.strip()
+            self.write(job)
+            return job
 
     def tick(self) -> list[Job]:
         """Settle jobs whose process has ended, start those whose turn it is; returns all, as `jobs` does.

@@ -24,14 +24,10 @@ KEPT = ("step", "steps", "loss", "export", "checkpoint", "message", "memory", "s
 
 
 class Runner:
-    """Starts and settles the jobs of a store; everything here is done in a turn of it.
+    """Starts and settles the jobs of a store; everything here is done in a turn of it."""
 
-    Args:
-        python: interpreter that trains.
-    """
-
-    def __init__(self, store: Store, python: str = sys.executable):
-        self.store, self.python = store, python
+    def __init__(self, store: Store):
+        self.store, self.python = store, sys.executable
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         self._waiting_since: dict[str, float] = {}
 

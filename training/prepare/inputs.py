@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +14,14 @@ from ..config import PrepareConfig
 from .folder import caption_files
 from .inside import check_inside
 from .official import find_cached, read_embedding, read_moments
-from .pictures import MAX_RATIO, PictureError, fit, open_picture, suffixes
+from .pictures import MAX_RATIO, PictureError, coverage, fit, open_alpha, open_picture, suffixes
 from .sources import Source
 
 _USUAL = (".png", ".jpg", ".jpeg", ".webp")
+
+
+class MaskError(ValueError):
+    """No mask, or one that does not fit its picture, or leaves nothing of it."""
 
 
 class HintError(ValueError):
@@ -46,13 +51,13 @@ class InputReader:
         self.config = config
         # The usual suffixes first: on a network disk each look takes a while.
         self.hint_suffixes = (".npz", ".npy", *sorted(suffixes(), key=lambda suffix: (suffix not in _USUAL, suffix)))
-        self.needs_picture = not config.latents or config.hints == "hed"
+        self.needs_picture = not config.latents or config.finds_hints
 
     def files(self, source: Source) -> list[Path]:
-        """Every file that a sample is made from; of those that are missing, where it should be."""
+        """Every file that a sample is made from, archives aside; of those that are missing, where it should be."""
         config = self.config
         found: list[Path | None] = []
-        if self.needs_picture:
+        if self.needs_picture and source.packed is None:
             found.append(source.path)
         if config.latents:
             found.append(find_cached(config.latents, source.name, (".npy",)))
@@ -60,8 +65,9 @@ class InputReader:
             found.append(find_cached(config.embeddings, source.name, (".npz",)))
         elif source.listed is None:
             found += caption_files(source.path)
-        if config.hint_folder:
-            found.append(find_cached(config.hint_folder, source.name, self.hint_suffixes))
+        for folder in (config.hint_folder, config.mask_folder):
+            if folder:
+                found.append(find_cached(folder, source.name, self.hint_suffixes))
         return [file for file in found if file is not None]
 
     def read(self, source: Source, bucket: tuple[int, int] | None = None) -> Inputs:
@@ -71,32 +77,73 @@ class InputReader:
             bucket: height, width to fit pictures to; None leaves them out, everything is only checked.
 
         Raises:
-            PictureError, CaptionError, HintError: saying what is wrong.
+            PictureError, CaptionError, HintError, MaskError: saying what is wrong.
             OutsideError: if one of its files is not where files may be read.
         """
         self._check_places(source)
         cached = {}
-        picture = open_picture(source.path) if self.needs_picture else None
+        file = _content(source) if source.packed else source.path
+        picture = open_picture(file) if self.needs_picture else None
         if self.config.latents:
             cached["moments.npy"] = read_moments(_need(self.config.latents, source, (".npy",)))
         size = (picture.height, picture.width) if picture else source.size or pixels(cached["moments.npy"])
         if self.config.embeddings:
             cached["caption.npy"] = read_embedding(_need(self.config.embeddings, source, (".npz",)))
-        # A cache holds one embedding, of the first prompt if a list says it at all.
-        captions = (source.listed or ("",))[:1] if self.config.embeddings else source.captions(self.config.encoding)
-        inputs = Inputs(source, size, captions, cached=cached)
+        inputs = Inputs(source, size, self._captions(source), cached=cached)
         if bucket is not None and picture is not None:
             inputs.picture = fit(picture, *bucket)
         if self.config.hint_folder:
             self._read_hint(inputs, bucket)
+        if self.config.masks != "none":
+            cached["mask.npy"] = self._mask(inputs, file, bucket)
         if bucket is not None:
             check_hint(inputs, bucket)
         return inputs
 
+    def captions(self, source: Source) -> tuple[str, ...]:
+        """The wordings alone; raises as `read`."""
+        self._check_places(source)
+        return self._captions(source)
+
+    def _captions(self, source: Source) -> tuple[str, ...]:
+        # A cache holds one embedding, of the first prompt if a list says it at all.
+        if self.config.embeddings:
+            return (source.listed or ("",))[:1]
+        captions, trigger = source.captions(self.config.encoding), self.config.trigger
+        return tuple(f"{trigger}, {each}" if each else trigger for each in captions) if trigger else captions
+
+    def contents(self, source: Source) -> list[str]:
+        """Names the content of everything that a sample is made from, that of the picture first."""
+        picture = [digest(_content(source))] if source.packed and self.needs_picture else []
+        return picture + [digest(file.read_bytes()) for file in self.files(source) if file.is_file()]
+
     def _check_places(self, source: Source) -> None:
         if self.config.only_inside:
-            for file in (source.path, *self.files(source)):  # the picture first: its name leads to all others
+            for file in (
+                source.path,
+                *self.files(source),
+            ):  # the picture, or its archive, first: it leads to all others
                 check_inside(file, self.config.only_inside)
+
+    def _mask(self, inputs: Inputs, file: Path | bytes, bucket: tuple[int, int] | None) -> np.ndarray:
+        """What is trained on; see `coverage`. Without a bucket it is as large as the picture."""
+        try:
+            if self.config.masks == "alpha":
+                mask = open_alpha(file)
+            else:
+                found = find_cached(self.config.mask_folder, inputs.source.name, self.hint_suffixes[2:])
+                if found is None:
+                    raise MaskError(f"there is no mask of this name in {self.config.mask_folder}")
+                mask = open_picture(found)
+        except PictureError as error:
+            raise MaskError(f"its mask: {error}") from error
+        if not _same_shape(mask, inputs.size):
+            size = _text((mask.height, mask.width))
+            raise MaskError(f"its mask is {size} px, of another shape than its {_text(inputs.size)} px")
+        covered = coverage(fit(mask, *(bucket or (max(8, mask.height // 8 * 8), max(8, mask.width // 8 * 8)))))
+        if not covered.any():
+            raise MaskError("its mask leaves nothing of it to train on")
+        return covered
 
     def _read_hint(self, inputs: Inputs, bucket: tuple[int, int] | None) -> None:
         file = find_cached(self.config.hint_folder, inputs.source.name, self.hint_suffixes)
@@ -114,6 +161,13 @@ class InputReader:
             raise HintError(f"its hint is {size} px, of another shape than its {_text(inputs.size)} px")
         if bucket is not None:
             inputs.hint = fit(hint, *bucket)
+
+
+@functools.lru_cache(maxsize=1)
+def _content(source: Source) -> bytes:
+    """The file of a picture in an archive; it is looked at, and then its content is named."""
+    assert source.packed is not None
+    return source.packed.read()
 
 
 def check_hint(inputs: Inputs, bucket: tuple[int, int]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import io
 import stat
 import warnings
 from pathlib import Path
@@ -69,32 +70,50 @@ def suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in formats())
 
 
-def open_picture(path: Path) -> Image.Image:
+def open_picture(file: Path | bytes) -> Image.Image:
     """A picture as RGB, the way up that its camera noted, on white where it is transparent.
+
+    Args:
+        file: where it is, or what it holds.
 
     Raises:
         PictureError: saying what is wrong.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a large scan; the error is another class
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise PictureError("it is no file")  # a pipe would be waited for
-            with Image.open(path, formats=formats()) as file:
-                picture = ImageOps.exif_transpose(file)
-                picture.load()
-    except FileNotFoundError as error:
-        raise PictureError("there is no such file") from error
-    except PictureError:
-        raise
-    except Exception as error:  # Pillow's plugins raise whatever their formats lead them to
-        raise PictureError(f"{type(error).__name__}: {error}".split(str(path))[0].rstrip(" '")) from error
+    picture = _open(file)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
         raise PictureError(f"it has more than 8 bits a channel (mode {picture.mode}): save it as 8-bit RGB")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
+
+
+def open_alpha(file: Path | bytes) -> Image.Image:
+    """What of a picture is not transparent, as RGB: white = all of it. Raises as `open_picture`."""
+    picture = _open(file)
+    if not picture.has_transparency_data:
+        return Image.new("RGB", picture.size, "white")
+    return picture.convert("RGBA").getchannel("A").convert("RGB")
+
+
+def _open(file: Path | bytes) -> Image.Image:
+    """A picture the way up that its camera noted, in whatever mode."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # a large scan; the error is another class
+            if isinstance(file, Path) and not stat.S_ISREG(file.stat().st_mode):
+                raise PictureError("it is no file")  # a pipe would be waited for
+            with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats()) as opened:
+                picture = ImageOps.exif_transpose(opened)
+                picture.load()
+    except FileNotFoundError as error:
+        raise PictureError("there is no such file") from error
+    except PictureError:
+        raise
+    except Exception as error:  # Pillow's plugins raise whatever their formats lead them to
+        where = "<_io.BytesIO" if isinstance(file, bytes) else str(file)
+        raise PictureError(f"{type(error).__name__}: {error}".split(where)[0].rstrip(" '")) from error
+    return picture
 
 
 def fit(picture: Image.Image, height: int, width: int) -> np.ndarray:
@@ -109,3 +128,10 @@ def fit(picture: Image.Image, height: int, width: int) -> np.ndarray:
     picture = picture.resize((resized[1], resized[0]), Image.Resampling.BICUBIC)
     top, left = round((resized[0] - height) / 2), round((resized[1] - width) / 2)
     return np.asarray(picture.crop((left, top, left + width, top + height)))
+
+
+def coverage(mask: np.ndarray) -> np.ndarray:
+    """How much of each pixel of the latent a mask (uint8, (height, width, 3), white = all) covers: (1, h, w), half."""
+    height, width = mask.shape[0] // 8, mask.shape[1] // 8
+    blocks = mask[:, :, 0].reshape(height, 8, width, 8).astype(np.float32)
+    return (blocks.mean((1, 3)) / 255)[None].astype(np.float16)

@@ -12,10 +12,11 @@ from typing import Any
 import psutil
 
 from ..config import PrepareConfig
+from ..data.waiting import Get, Interrupted, Patience, at_once
 from ..machine import StopSignal, duration
 from ..run_dir import RunDir
 
-_STATUS_SECONDS = 1.0
+_STATUS_SECONDS, _WAITING_SECONDS = 1.0, 5.0
 _LINE_SECONDS = {True: 0.1, False: 10.0}
 """Between lines: on a terminal, where the next one takes the place of the last, and elsewhere."""
 
@@ -35,24 +36,31 @@ class Progress:
     def __init__(self, run: RunDir | None, stop: StopSignal):
         self.run, self.stop = run, stop
         self.status: dict[str, Any] = {"started": psutil.Process().create_time(), "step": 0, "steps": 0}
-        self._state, self._verb = "preparing", ""
+        self._state, self._verb, self._noun = "preparing", "", "pictures"
         self.kept = 0
         """Encoded pictures that need not be encoded again."""
         self._worked = 0
         """Those that took time, unlike those that were done before."""
-        self._began = self._said = self._written = time.monotonic()
+        self._began = self._said = self._written = self._aside = time.monotonic()
+        self.get: Get = at_once
+        """How what is read is asked for: once, or with patience."""
 
-    def begin(self, state: str, verb: str, total: int) -> None:
+    def be_patient(self) -> None:
+        """What is read comes from a store, which may be busy: from here it is waited for, and the status says so."""
+        self.get = Patience(say, self._waiting, self._is_asked_to_stop).get
+
+    def begin(self, state: str, verb: str, total: int, noun: str = "pictures") -> None:
         """A round is next.
 
         Args:
             verb: of its lines: "looked at".
-            total: its pictures.
+            total: its pictures, or what else it counts.
+            noun: what it counts.
 
         Raises:
             Stopped: if somebody asked for the end.
         """
-        self._state, self._verb, self._worked, self.kept = state, verb, 0, 0
+        self._state, self._verb, self._noun, self._worked, self.kept = state, verb, noun, 0, 0
         self._began = self._said = time.monotonic()
         self.status |= {"step": 0, "steps": total, "seconds_left": None, "pictures_per_second": None}
         self.say_state(state)
@@ -73,14 +81,30 @@ class Progress:
         rate = self._worked / max(now - self._began, 1e-9)
         left = (self.status["steps"] - self.status["step"]) / rate
         self.status |= {"seconds_left": left, "pictures_per_second": rate}
-        if now - self._said >= _LINE_SECONDS[sys.stdout.isatty()]:
-            self._said = now
-            print(self._line(), end="\r" if sys.stdout.isatty() else "\n", flush=True)
+        self._print(self._line())
         self._tell()
+
+    def note(self, text: str) -> None:
+        """Show what is done now, where pictures are not counted; empty when that is over."""
+        is_news = bool(text) != bool(self.status.pop("notice", ""))
+        if is_news and text:
+            self._aside = time.monotonic()
+        elif is_news:  # the rate is that of pictures
+            self._began += time.monotonic() - self._aside
+        if text:
+            self.status["notice"] = text
+            say(text) if is_news else self._print(text)
+        self.say_state(self._state) if is_news else self._tell()
 
     def keep(self) -> None:
         """What is encoded so far is on the disk."""
         self.kept = self.status["step"]
+
+    def _print(self, line: str) -> None:
+        """Say a line now and then."""
+        if time.monotonic() - self._said >= _LINE_SECONDS[sys.stdout.isatty()]:
+            self._said = time.monotonic()
+            print(line, end="\r" if sys.stdout.isatty() else "\n", flush=True)
 
     def check(self) -> None:
         """Raises Stopped if somebody asked for the end."""
@@ -92,6 +116,17 @@ class Progress:
         self.say_state(self._state)
         if self._worked:
             say(self._line())
+
+    def _waiting(self, text: str) -> None:
+        """Show what is waited for, empty when that is over."""
+        if bool(text) == ("waiting" in self.status) and time.monotonic() - self._written < _WAITING_SECONDS:
+            return
+        self.status.pop("waiting", None)
+        self.say_state(self._state, **({"waiting": text} if text else {}))
+
+    def _is_asked_to_stop(self) -> bool:
+        self._tell()
+        return self.stop.received
 
     def say_state(self, state: str, **values: Any) -> None:
         """Write the status now; `values` stay in it."""
@@ -112,7 +147,7 @@ class Progress:
     def _line(self) -> str:
         step, steps = self.status["step"], self.status["steps"]
         rate, left = self.status["pictures_per_second"], duration(self.status["seconds_left"])
-        return f"{self._verb} {step}/{steps} pictures, {rate:.1f} pictures/s, {left} left"
+        return f"{self._verb} {step}/{steps} {self._noun}, {rate:.1f} {self._noun}/s, {left} left"
 
 
 @contextlib.contextmanager
@@ -135,7 +170,7 @@ def follow(config: PrepareConfig, silent: bool) -> Iterator[Progress]:
             progress.say_state("preparing")
             yield progress
             progress.say_state("done", seconds_left=0)
-        except Stopped:
+        except (Stopped, Interrupted):
             progress.say_state("stopped", step=progress.kept)
             say("stopped: the same command goes on, and makes only the shards that are not there yet")
         except Exception as error:

@@ -4,17 +4,20 @@ a folder     every picture in it, however deep; picture.txt or picture.caption b
              lines are different wordings; blank lines count for nothing, and a line of "" is the empty prompt.
 a list       metadata.jsonl, .csv or .tsv (Hugging Face imagefolder): file_name and text, caption or prompt;
              data_info.json (PixArt's authors): path, prompt, height, width. Found in the folder, or named themselves.
+archives     tars, Parquet and zips: see archives.py.
 """
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..data.shards import DataError
+from .archives import Listing, Packed, find_archives, unique_names
 from .folder import caption_files, look_into, unused
 from .inside import check_inside
 from .lists import CAPTION_COLUMNS, LISTS, NAME_COLUMNS, rows
@@ -39,6 +42,8 @@ class Source:
     """Wordings from a list; None = they are in a file beside the picture."""
     size: tuple[int, int] | None = None
     """Height, width in px, if the list says it."""
+    packed: Packed | None = None
+    """Where it is in an archive; `path` is then the archive's."""
 
     def captions(self, encoding: str = "") -> tuple[str, ...]:
         """All wordings.
@@ -50,6 +55,8 @@ class Source:
             CaptionError: if there is none, or none that can be read.
         """
         found = self.listed if self.listed is not None else _beside(self.path, encoding)
+        if not found and self.packed is not None:
+            raise CaptionError(self.packed.trouble)
         if not found:
             raise CaptionError("the list has no caption for it")
         return found
@@ -72,7 +79,9 @@ def read_sources(
     only_inside: Sequence[str] = (),
     encoding: str = "",
 ) -> list[Source]:
-    """The pictures of `find_sources`."""
+    """The pictures of `find_sources`; of archives, which take a while to be looked through, these themselves."""
+    if archives := find_archives(str(location), only_inside):
+        return [Source(name, Path(name), (), None, Packed(name, "", ())) for name in archives]
     return find_sources(location, pictures, column, only_inside, encoding).sources
 
 
@@ -123,6 +132,53 @@ def find_sources(
     return Found([sources[name] for name in sorted(sources)], left)
 
 
+def find_packed(
+    archives: Sequence[str], listing: Listing, first: int, looked: Callable[[], None], say: Callable[[str], None]
+) -> Found:
+    """Every picture of some archives, and what of them is none.
+
+    Args:
+        archives: of `find_archives`.
+        first: which is looked through first, if others look, too.
+        looked: called after each.
+        say: told lines for people.
+
+    Raises:
+        StoreBusy, DataError: if one cannot be read, or there are no pictures.
+    """
+    found: list[Any] = [None] * len(archives)
+    for index in [*range(first, len(archives)), *range(first)]:
+        found[index] = listing.of(archives[index], functools.partial(_said, column=listing.column), say)
+        looked()
+    sources: list[Source] = []
+    names = unique_names(archives, [[entry.name for entry in entries] for entries, _, _ in found])
+    for archive, own, (entries, known, _) in zip(archives, names, found, strict=True):
+        path = Path(archive)
+        for name, entry in zip(own, entries, strict=True):
+            packed = Packed(archive, known, entry.where, entry.trouble)
+            sources.append(Source(name, path, entry.captions, None, packed))
+    if not sources:
+        raise DataError(f"{', '.join(archives)[:500]}: no pictures are in there ({', '.join(sorted(suffixes()))})")
+    left = [
+        (name, f"no picture that Pillow reads here ({PurePosixPath(name).suffix or 'no suffix'})")
+        for _, _, others in found
+        for name in others
+    ]
+    return Found(sorted(sources, key=lambda source: source.name), left)
+
+
+def _said(value: Any, column: str) -> tuple[str, ...]:
+    """The captions of a file's text, of a table's cell, or of the object that a .json holds."""
+    if isinstance(value, str):
+        return _of_text(value)
+    if isinstance(value, dict):
+        names = [column] if column else CAPTION_COLUMNS
+        value = next((value[name] for name in names if value.get(name)), None)
+    if isinstance(value, list) and not all(isinstance(each, str) for each in value):
+        raise ValueError(f"a caption is no text: {value!r:.80}")
+    return _wordings(value)
+
+
 def _lists_in(folder: Path) -> list[Path]:
     """The lists that a folder holds, that of LISTS which comes first first, whatever the case of its name."""
     names = {name.lower(): name for name in sorted(os.listdir(folder), reverse=True)}
@@ -132,15 +188,21 @@ def _lists_in(folder: Path) -> list[Path]:
 def _beside(picture: Path, encoding: str) -> tuple[str, ...]:
     for file in caption_files(picture):
         try:
-            said = [line.strip() for line in lines(read_text(file, encoding))]
+            said = _of_text(read_text(file, encoding))
         except FileNotFoundError:
             continue
         except TextError as error:
             raise CaptionError(str(error)) from error
-        if not any(said):
+        if not said:
             raise CaptionError(f"{file.name} is empty; a line of {EMPTY} would be an empty prompt")
-        return tuple("" if line == EMPTY else line for line in said if line)
+        return said
     raise CaptionError(f"there is no {picture.stem}.txt or {picture.stem}.caption beside it")
+
+
+def _of_text(text: str) -> tuple[str, ...]:
+    """The wordings that a caption's file holds: its lines."""
+    said = [line.strip() for line in lines(text)]
+    return tuple("" if line == EMPTY else line for line in said if line)
 
 
 def _listed(

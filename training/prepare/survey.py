@@ -17,7 +17,7 @@ from ...pixart_core.saving import save_json
 from ...pixart_core.textfile import read_json
 from ..config import PrepareConfig
 from ..data.readahead import read_ahead
-from .inputs import HintError, InputReader, check_hint, check_ratio, digest, pixels
+from .inputs import HintError, InputReader, MaskError, check_hint, check_ratio, digest, pixels
 from .inside import OutsideError
 from .pictures import PictureError, buckets, nearest_bucket
 from .progress import Progress
@@ -33,6 +33,7 @@ PROBLEMS = {
     "caption": "without a caption",
     "elongated": "too long",
     "hint": "without a usable hint",
+    "mask": "without a usable mask",
     "duplicate": "the same as another",
 }
 """Why pictures are left out."""
@@ -75,6 +76,8 @@ class Surveyor:
             return Finding("caption", str(error))
         except HintError as error:
             return Finding("hint", str(error))
+        except MaskError as error:
+            return Finding("mask", str(error))
         except PictureError as error:
             return Finding("unreadable", str(error))
         try:
@@ -89,7 +92,7 @@ class Surveyor:
             check_hint(inputs, bucket)
         except HintError as error:
             return Finding("hint", str(error), *inputs.size)
-        contents = [digest(file.read_bytes()) for file in self.reader.files(source) if file.is_file()]
+        contents = self.reader.contents(source)
         content = digest(json.dumps([source.name, inputs.captions, contents]).encode())
         return Finding("", "", *inputs.size, ratio, bucket, contents[0], content, tuple(map(len, inputs.captions)))
 
@@ -106,8 +109,11 @@ class Surveyor:
             config.encoding,
         ]
         told.append(config.only_inside)
+        told += [each for each in (config.trigger, config.mask_folder or config.masks) if each not in ("", "none")]
         for source in sources:
             told.append([source.name, source.listed, source.size])
+            if source.packed is not None:
+                told.append(astuple(source.packed))
             for file in self.reader.files(source):
                 state = _state(file)
                 told.append([str(file), state and state.st_size, state and state.st_mtime_ns])
@@ -133,7 +139,7 @@ def survey(sources: list[Source], config: PrepareConfig, part: int, parts: int, 
         if findings[index]:
             progress.skip(len(chunks[index]))
             continue
-        for finding in read_ahead(surveyor, chunks[index], config.workers):
+        for finding in read_ahead(surveyor, chunks[index], config.workers, progress.get):
             findings[index].append(finding)
             progress.add(1)
             progress.check()

@@ -25,7 +25,6 @@ def read_text(file: Path, encoding: str = "") -> str:
         FileNotFoundError: if there is none.
         TextError: naming the file, and the line where it is no such text.
     """
-    encoding = encoding or "utf-8"
     try:
         if not stat.S_ISREG(file.stat().st_mode):
             raise TextError(f"{file.name} is no file")  # a pipe would be waited for
@@ -34,19 +33,29 @@ def read_text(file: Path, encoding: str = "") -> str:
         raise
     except OSError as error:
         raise TextError(f"{file.name} cannot be read: {error.strerror}") from error
+    return decode_text(data, file.name, encoding)
+
+
+def decode_text(data: bytes, name: str, encoding: str = "") -> str:
+    """The text that a file of this name holds; see `read_text`.
+
+    Raises:
+        TextError: naming the file, and the line where it is no such text.
+    """
+    encoding = encoding or "utf-8"
     try:
         text = decode(data, encoding)
     except UnicodeError as error:
         before = data[: getattr(error, "start", 0)]
         line = 1 + before.count(b"\n") + before.replace(b"\r\n", b"").count(b"\r")
         raise TextError(
-            f"{file.name} cannot be read as {encoding.upper()} text, from line {line} on: save it as UTF-8, or say "
+            f"{name} cannot be read as {encoding.upper()} text, from line {line} on: save it as UTF-8, or say "
             "what it is (encoding=cp1252, gbk, shift_jis …)"
         ) from error
     if "\0" in text:
         line = len(lines(text[: text.index("\0")]))
         raise TextError(
-            f"{file.name} cannot be read as {encoding.upper()} text: line {line} holds a NUL; if it is UTF-16, say "
+            f"{name} cannot be read as {encoding.upper()} text: line {line} holds a NUL; if it is UTF-16, say "
             "so (encoding=utf-16-le or utf-16-be)"
         )
     return text

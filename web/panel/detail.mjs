@@ -1,8 +1,9 @@
-// One job: buttons, numbers, chart, samples, log. A dataset's preparation has no curve and no samples.
+// One job: samples, buttons, numbers, chart, settings, log. A dataset's preparation has no curve and no samples.
 import { Chart } from "./chart.mjs";
 import { arrange, h, setText } from "./dom.mjs";
 import { Gallery } from "./gallery.mjs";
 import { bytes, number, t, tFor } from "./text.mjs";
+import { Tools } from "./tools.mjs";
 
 const ORDER = ["start", "resume", "retry", "pause", "stop", "sample", "save", "up", "down", "kill", "delete"];
 const ICON = {
@@ -30,8 +31,11 @@ export class Detail {
         }
         this.text = h("pre", { tabindex: "0" });
         this.log = h("details", { class: "pxd-log", ontoggle: () => this.log.open && this.#change() }, h("summary", {}, t("log")), this.text);
-        const pictures = [this.chart, this.gallery].filter(Boolean).map((each) => each.element);
-        this.element = h("section", { class: "pxd-detail" }, this.reason, this.bar, this.facts, ...pictures, this.log);
+        this.tools = new Tools(store, app, id, (...said) => this.#say(...said));
+        this.settings = h("dl", { class: "pxd-facts" });
+        this.told = h("details", { class: "pxd-settings", ontoggle: () => this.told.open && this.#readSettings() }, h("summary", {}, t("settings")), this.settings);
+        const elements = [this.reason, this.gallery?.element, this.bar, this.facts, this.chart?.element, this.tools.element, this.told, this.log];
+        this.element = h("section", { class: "pxd-detail" }, ...elements.filter(Boolean));
         this.update();
         this.timer = setInterval(() => this.#look(), LOOK);
         this.#read();
@@ -51,6 +55,8 @@ export class Detail {
         const offered = job.actions.flatMap((action) => (action === "move" ? ["up", "down"] : [action]));
         arrange(this.bar, ORDER.filter((name) => offered.includes(name)).map((name) => this.#button(name)));
         this.#showFacts(job);
+        this.tools.update(job);
+        this.#showWaiting(job);
         const drawn = `${job.state} ${job.attempt} ${this.store.online}`;
         if (this.#drawn && drawn !== this.#drawn) {
             this.chart?.reset();
@@ -63,6 +69,13 @@ export class Detail {
         clearInterval(this.timer);
         this.chart?.destroy();
         this.gallery?.destroy();
+    }
+
+    /** Before it has begun there is no curve and no picture, and no place for them. */
+    #showWaiting(job) {
+        const waits = ["queued", "preparing"].includes(job.state);
+        if (this.chart) this.chart.waiting = waits;
+        if (this.gallery) this.gallery.waiting = waits;
     }
 
     #showFacts(job) {
@@ -158,8 +171,15 @@ export class Detail {
             } catch {
                 // The store notices that the server is gone, and says so; the next look reads again.
             }
+            if (this.job) this.#showWaiting(this.job);
         } while (seen !== this.#changes);
         this.#reading = false;
+    }
+
+    async #readSettings() {
+        const { settings } = await this.store.get(`/${this.id}`).catch(() => ({ settings: {} }));
+        this.settings.replaceChildren(...Object.entries(settings).flatMap(([name, value]) =>
+            [h("dt", {}, name), h("dd", {}, typeof value === "string" ? value : JSON.stringify(value))]));
     }
 
     async #readLog() {

@@ -1,27 +1,27 @@
-// Grids of samples over time: small ones in a row, one of them large in a dialog.
+// Grids of samples over time: the newest one large, all of them small in a row, and the viewer that fills the window.
 import { arrange, h, setText } from "./dom.mjs";
 import { t } from "./text.mjs";
+import { cells, cut } from "./tiles.mjs";
+import { Viewer } from "./viewer.mjs";
 
 export class Gallery {
     #samples = [];
     #thumbs = new Map();
-    #shown = -1;
+    #at = null; // name of the sample that was chosen with the slider; null: the newest
 
     constructor(store, id) {
         this.store = store;
         this.id = id;
         this.note = h("p", { class: "pxd-note" }, t("no_samples"));
         this.row = h("div", { class: "pxd-samples" });
-        this.element = h("section", { "aria-label": t("samples") }, h("h3", {}, t("samples")), this.note, this.row);
-        this.picture = h("img", { alt: "" });
-        this.caption = h("p");
-        this.prompts = h("ol");
-        const button = (key, by) => h("button", { type: "button", class: "pxd-button", onclick: () => this.#show(this.#shown + by) }, t(key));
-        this.dialog = h("dialog", { class: "pxd-dialog", "aria-label": t("samples"), onkeydown: (event) => this.#key(event) },
-            this.picture, this.caption, this.prompts,
-            h("div", { class: "pxd-buttons" }, button("previous", -1), button("next", 1),
-                h("button", { type: "button", class: "pxd-button", onclick: () => this.dialog.close() }, t("close"))));
-        document.body.append(this.dialog);
+        this.picture = h("img", { alt: "", decoding: "async", onload: () => this.#tile() });
+        this.tiles = h("div", { class: "pxd-tiles", hidden: true });
+        this.caption = h("figcaption");
+        this.slider = h("input", { type: "range", min: "0", "aria-label": t("step_of_samples"), oninput: () => this.#slide() });
+        this.large = h("figure", { class: "pxd-newest", hidden: true },
+            h("button", { type: "button", title: t("enlarge"), onclick: () => this.#open(this.#current()) }, this.picture, this.tiles), this.caption, this.slider);
+        this.element = h("section", { "aria-label": t("samples") }, h("h3", {}, t("samples")), this.note, this.large, this.row);
+        this.viewer = new Viewer((sample) => this.#url(sample), () => this.#hints());
     }
 
     /** Read which samples there are. Throws when the server does not answer. */
@@ -29,14 +29,57 @@ export class Gallery {
         const { samples } = await this.store.get(`/${this.id}/samples`);
         this.#samples = samples;
         this.note.hidden = samples.length > 0;
+        this.large.hidden = samples.length === 0;
         // The newest first; only those are made that are new.
         arrange(this.row, samples.map((sample) => this.#thumb(sample)).reverse());
         const urls = new Set(samples.map((sample) => this.#url(sample)));
         for (const url of this.#thumbs.keys()) if (!urls.has(url)) this.#thumbs.delete(url);
+        this.#show();
+        this.viewer.update(samples);
+    }
+
+    /** Nothing was drawn yet and nothing will be soon: then there is nothing to say. */
+    set waiting(waits) {
+        this.element.hidden = waits && this.#samples.length === 0;
     }
 
     destroy() {
-        this.dialog.remove();
+        this.viewer.destroy();
+    }
+
+    #current() {
+        return this.#samples.find((sample) => sample.name === this.#at) ?? this.#samples.at(-1);
+    }
+
+    #show() {
+        const sample = this.#current();
+        if (!sample) return;
+        const url = this.#url(sample);
+        if (this.picture.getAttribute("src") !== url) this.picture.src = url;
+        this.picture.alt = t("sample_at", { step: sample.step });
+        setText(this.caption, t("sample_at", { step: sample.step }));
+        this.slider.hidden = this.#samples.length < 2;
+        this.slider.max = this.#samples.length - 1;
+        this.slider.value = this.#samples.indexOf(sample);
+    }
+
+    #hints() {
+        return this.store.jobs.get(this.id)?.command === "controlnet";
+    }
+
+    /** Four pictures in a row are small in a sidebar: two in a row then. */
+    #tile() {
+        const prompts = this.#current()?.prompts.length ?? 0;
+        const wide = prompts > 2 && this.picture.naturalWidth > 1.7 * this.picture.naturalHeight;
+        this.picture.hidden = wide;
+        this.tiles.hidden = !wide;
+        this.tiles.replaceChildren(...(wide ? cells(this.picture, prompts, this.#hints()).map((cell) => cut(this.picture, cell)) : []));
+    }
+
+    #slide() {
+        const at = Number(this.slider.value);
+        this.#at = at === this.#samples.length - 1 ? null : this.#samples[at].name;
+        this.#show();
     }
 
     #thumb(sample) {
@@ -47,7 +90,7 @@ export class Gallery {
             const forget = () => this.#thumbs.delete(url);
             // Before its source, so that it is lazy from the start.
             const image = h("img", { loading: "lazy", decoding: "async", src: url, alt: label, onerror: forget });
-            const button = h("button", { type: "button", title: label, onclick: () => this.#open(sample.name) },
+            const button = h("button", { type: "button", title: label, onclick: () => this.#open(sample) },
                 image, h("span", {}, String(sample.step)));
             this.#thumbs.set(url, button);
         }
@@ -59,25 +102,7 @@ export class Gallery {
         return `${this.store.sampleUrl(this.id, sample.name)}?time=${sample.time}`;
     }
 
-    #open(name) {
-        this.#show(this.#samples.findIndex((sample) => sample.name === name));
-        this.dialog.showModal();
-    }
-
-    #show(index) {
-        const sample = this.#samples[index];
-        if (!sample) return;
-        this.#shown = index;
-        this.picture.src = this.#url(sample);
-        this.picture.alt = t("sample_at", { step: sample.step });
-        setText(this.caption, t("sample_at", { step: sample.step }));
-        this.prompts.replaceChildren(...sample.prompts.map((prompt) => h("li", {}, prompt)));
-    }
-
-    #key(event) {
-        // ComfyUI's own shortcuts must not see what is meant for the dialog.
-        event.stopPropagation();
-        if (event.key === "ArrowLeft") this.#show(this.#shown - 1);
-        if (event.key === "ArrowRight") this.#show(this.#shown + 1);
+    #open(sample) {
+        this.viewer.open(this.#samples.findIndex((each) => each.name === sample.name));
     }
 }

@@ -12,6 +12,7 @@ const COMMAND = {
 const WIDGET = "pixart_delta_line";
 const LINE = 16; // px
 const MOST = 12; // lines; more scroll
+const FRAME = 30; // px that are not text: its own padding, and what the canvas leaves free around a widget
 
 export class Lines {
     #rest = new WeakMap(); // node -> what its text says besides: an estimate, a report
@@ -75,24 +76,35 @@ function* nodes(graph) {
 }
 
 /** Put a text under a node; an empty one takes it away. A DOM widget, which both renderers show, never saved. */
-function put(node, text) {
-    const widget = node.widgets?.find((each) => each.name === WIDGET);
+export function put(node, text, name = WIDGET) {
+    const widget = node.widgets?.find((each) => each.name === name);
     if (widget?.element.textContent === text || (!widget && !text)) return;
     if (!text) {
         node.removeWidget(widget);
     } else {
-        setText((widget ?? add(node)).element, text);
+        const { element } = widget ?? add(node, name);
+        setText(element, text);
+        element.classList.toggle("pxd-columns", /\S {2,}\S/.test(text)); // numbers below one another
     }
+    // The classic canvas gives a widget the room that is left; where too little is, the node grows.
+    const needed = node.computeSize()[1];
+    if (node.size[1] < needed) node.setSize([node.size[0], needed]);
     node.setDirtyCanvas(true, true);
 }
 
-function add(node) {
+function add(node, name) {
     const element = h("div", { class: "pxd-line" });
-    const height = () => LINE * Math.min(MOST, 2 + element.textContent.split("\n").length) + 8;
+    const lines = () => element.textContent.split("\n").reduce((sum, line) => sum + wrapped(line, node.size[0]), 0);
+    const height = () => LINE * Math.min(MOST, lines()) + FRAME;
     // Its type is nobody else's: Nodes 2.0 then shows the element itself.
-    const widget = node.addDOMWidget(WIDGET, WIDGET, element, {
+    const widget = node.addDOMWidget(name, name, element, {
         serialize: false, hideOnZoom: false, getValue: () => element.textContent, getMinHeight: height, getMaxHeight: height,
     });
     widget.serialize = false;
     return widget;
+}
+
+/** How many lines a text takes in a node of that width, at the 6.6 px that a letter has, on average or in a fixed font. */
+function wrapped(text, width) {
+    return Math.max(1, Math.ceil((text.length * 6.6) / Math.max(60, width - 46)));
 }

@@ -1,7 +1,8 @@
-// The sidebar tab: a list of trainings, the chosen one opened.
+// The sidebar tab: trainings, then datasets; the chosen one opened.
 import { Detail } from "./detail.mjs";
 import { arrange, h, setText } from "./dom.mjs";
-import { summary, t } from "./text.mjs";
+import { Form } from "./form.mjs";
+import { stateOf, summary, t } from "./text.mjs";
 
 const CHOSEN = "pixart_delta.chosen"; // in sessionStorage: a reload opens the same one
 const NONE = ""; // chosen by closing the open one; null: nothing was chosen yet, and the first one opens
@@ -13,19 +14,31 @@ export class Panel {
         Object.assign(this, { store, app });
         this.offline = h("p", { class: "pxd-offline", role: "status" }, t("offline"));
         this.empty = h("p", { class: "pxd-note" }, t("empty"));
-        this.list = h("ul", { "aria-label": t("jobs"), onkeydown: (event) => this.#key(event) });
-        this.element = h("div", { class: "pxd-panel" }, h("h2", {}, t("title")), this.offline, this.empty, this.list);
+        this.trainings = h("ul", { "aria-label": t("jobs") });
+        this.datasets = h("ul", { "aria-label": t("datasets") });
+        this.heading = h("h3", {}, t("datasets"));
+        this.list = h("div", { onkeydown: (event) => this.#key(event) }, this.trainings, this.heading, this.datasets);
+        this.form = new Form(store, (id) => this.#openNew(id));
+        const add = h("button", { type: "button", class: "pxd-button", "data-form": "new", onclick: () => this.#openForm() },
+            h("i", { class: "pi pi-plus", "aria-hidden": "true" }), t("new_training"));
+        this.element = h("div", { class: "pxd-panel" }, h("header", {}, h("h2", {}, t("title")), add), this.offline, this.empty, this.list);
+        // Of a job's button that duplicates it with changes.
+        this.element.addEventListener("pxd-form", ({ detail }) => this.#openForm(detail.job, detail.name));
         element.replaceChildren(this.element);
         this.chosen = sessionStorage.getItem(CHOSEN);
         this.show = () => this.#update();
+        this.began = ({ detail }) => this.#follow(detail);
         store.addEventListener("change", this.show);
+        store.addEventListener("began", this.began);
         store.reload();
         this.#update();
     }
 
     destroy() {
         this.store.removeEventListener("change", this.show);
+        this.store.removeEventListener("began", this.began);
         this.detail?.destroy();
+        this.form.destroy();
         this.element.remove();
     }
 
@@ -38,21 +51,48 @@ export class Panel {
         if (this.store.loaded && this.chosen !== NONE && !this.store.jobs.has(this.chosen)) this.#choose(jobs[0]?.id ?? null);
         else if (!this.detail && this.store.jobs.has(this.chosen)) this.#choose(this.chosen);
         for (const id of this.#rows.keys()) if (!this.store.jobs.has(id)) this.#rows.delete(id);
-        arrange(this.list, jobs.map((job) => this.#row(job).item));
+        const kinds = [[this.trainings, false], [this.datasets, true]];
+        for (const [list, made] of kinds) arrange(list, jobs.filter((job) => (job.command === "prepare") === made).map((job) => this.#row(job).item));
+        this.heading.hidden = this.datasets.children.length === 0;
         this.detail?.update();
         if (place && !this.list.contains(document.activeElement)) this.#focus(place);
     }
 
+    #items() {
+        return [...this.list.querySelectorAll("li[data-job]")];
+    }
+
+    async #openForm(job, name) {
+        try {
+            await this.form.open(job, name);
+        } catch (error) {
+            this.app.extensionManager.toast.add({ severity: "error", summary: t("request_failed"), detail: error.message, life: 10000 });
+        }
+    }
+
+    async #openNew(id) {
+        await this.store.reload();
+        this.#choose(id);
+        this.#update();
+    }
+
+    /** A job that has begun to run opens itself, unless somebody is busy with another one. */
+    #follow(job) {
+        if (this.detail?.element.contains(document.activeElement) || document.querySelector("dialog[open]")) return;
+        if (job.command === "prepare" && this.detail) return;
+        this.#choose(job.id);
+    }
+
     /** The job that holds the keyboard's focus and its place in the list; null without the focus. */
     #focusedPlace() {
-        const items = [...this.list.children];
+        const items = this.#items();
         const at = items.findIndex((item) => item.contains(document.activeElement));
         return at < 0 ? null : { id: items[at].dataset.job, at };
     }
 
     /** What had the focus is gone, a button or a whole job: to the head of that job, or of the one now in its place. */
     #focus({ id, at }) {
-        const item = this.#rows.get(id)?.item ?? [...this.list.children].at(Math.min(at, this.list.children.length - 1));
+        const item = this.#rows.get(id)?.item ?? this.#items().at(Math.min(at, this.#items().length - 1));
         item?.querySelector(".pxd-row").focus();
     }
 
@@ -74,9 +114,10 @@ export class Panel {
             this.#rows.set(job.id, row);
         }
         setText(row.name, job.name);
-        setText(row.state, t(job.state));
+        setText(row.state, t(stateOf(job)));
         row.state.dataset.state = job.state;
-        setText(row.text, summary(job));
+        row.state.dataset.shown = stateOf(job);
+        setText(row.text, summary(job, job.id !== this.chosen)); // the open one says it below
         row.bar.hidden = job.steps === undefined;
         row.bar.max = job.steps ?? 1;
         row.bar.value = job.step ?? 0;

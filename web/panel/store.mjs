@@ -1,6 +1,7 @@
 // What the server says about trainings: kept up by websocket events, read anew when the connection comes back.
 
-const ROOT = "/pixart_delta/jobs";
+const BASE = "/pixart_delta";
+const ROOT = `${BASE}/jobs`;
 const EVENT = "pixart_delta.jobs";
 const RETRY = 3000; // ms
 
@@ -55,15 +56,33 @@ export class Store extends EventTarget {
         return answer;
     }
 
-    /** Ask a job to do something. Throws with the server's message. */
-    async act(id, action, values = {}) {
-        const response = await this.api.fetchApi(`${ROOT}/${id}/${action}`, {
+    /** What a form for a new training is made of. */
+    async form() {
+        const response = await this.api.fetchApi(`${BASE}/form`, { cache: "no-store" });
+        const answer = await response.json();
+        if (!response.ok) throw new Error(answer.error);
+        return answer;
+    }
+
+    /** Queue a training from its settings, or only ask what it will take: {job, text}. Throws with the server's message. */
+    train(values) {
+        return this.post("/form", values);
+    }
+
+    async post(path, values) {
+        const response = await this.api.fetchApi(BASE + path, {
             method: "POST",
             headers: { "Content-Type": "application/json" },
             body: JSON.stringify(values),
         });
         const answer = await response.json();
         if (!response.ok) throw new Error(answer.error);
+        return answer;
+    }
+
+    /** Ask a job to do something. Throws with the server's message. */
+    async act(id, action, values = {}) {
+        const answer = await this.post(`/jobs/${id}/${action}`, values);
         this.#merge(answer.deleted ? { jobs: [], deleted: [id] } : { jobs: [answer], deleted: [] });
     }
 
@@ -75,6 +94,9 @@ export class Store extends EventTarget {
         for (const job of jobs) {
             const before = this.jobs.get(job.id);
             this.jobs.set(job.id, job);
+            if (before && before.state !== "running" && job.state === "running") {
+                this.dispatchEvent(new CustomEvent("began", { detail: job }));
+            }
             if (before && before.state !== job.state && ["done", "failed"].includes(job.state)) {
                 this.dispatchEvent(new CustomEvent("ended", { detail: job }));
             }

@@ -6,7 +6,8 @@ let texts = {};
 export async function loadTexts(api, app) {
     const all = await (await api.fetchApi("/i18n")).json();
     const language = app.extensionManager.setting.get("Comfy.Locale") ?? "en";
-    texts = { ...all.en?.pixart_delta, ...all[language]?.pixart_delta };
+    // Of zh-TW at least zh.
+    texts = Object.assign({}, ...["en", language.split("-")[0], language].map((each) => all[each]?.pixart_delta));
 }
 
 /** The string of a key, with {name} replaced by values.name. */
@@ -40,12 +41,19 @@ export function number(value) {
     return size >= 1e-3 && size < 1e5 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
 }
 
-/** "step 12 of 100 · loss 0.02 · 3 min left", as far as it is known. */
-export function summary(job) {
+/** What a job's state is called: one that is ending says how, one that a person ended is not "done". */
+export function stateOf(job) {
+    if (job.state === "stopping" && job.wanted === "paused") return "pausing";
+    return job.state === "done" && job.reason ? "stopped" : job.state;
+}
+
+/** "step 12 of 100 · loss 0.02 · 3 min left", as far as it is known; `why` it failed, unless that stands elsewhere. */
+export function summary(job, why = true) {
     const parts = [];
     if (job.step !== undefined) parts.push(tFor(job, job.steps === undefined ? "step_only" : "step", job));
     if (job.loss !== undefined) parts.push(`${t("loss")} ${number(job.loss)}`);
     if (job.state === "running" && job.seconds_left !== undefined) parts.push(t("left", { time: duration(job.seconds_left) }));
+    if (why && job.state === "failed" && job.reason) parts.push(job.reason);
     // The last line of a log, where there are no numbers.
     if (job.says && job.step === undefined) parts.push(job.says);
     return parts.join(" · ");
@@ -53,6 +61,6 @@ export function summary(job) {
 
 /** The same for a place that says nothing else of the job: "Mountains: running · step 12 of 100 · 3 min left". */
 export function line(job) {
-    const parts = [`${job.name}: ${t(job.state)}`, summary(job), job.reason];
+    const parts = [`${job.name}: ${t(stateOf(job))}`, summary(job), job.state === "failed" ? "" : job.reason];
     return parts.filter(Boolean).join(" · ");
 }

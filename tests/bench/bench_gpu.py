@@ -1,0 +1,164 @@
+"""What a GPU gives, in one table and one JSON file: pictures, precision, memory, trainings, ComfyUI, Table 2.
+
+    python -m tools.bench gpu [--minutes 30] [--rehearse] [--parts NAME …] [--again] [--json FILE] [--folder FOLDER]
+
+Parts run the most important first, each in a process of its own and bounded in time, until the minutes are over; the
+first takes about four. Run it again, and only what is missing is measured. Nothing is downloaded: packages that a
+machine lacks are named, and what needs none of them is measured. Medians; what is compared is measured in one process.
+
+--rehearse runs every part at a small size, with the bundled family, on the device at hand: it shows that the command
+works, and its figures mean nothing. `--table FILE` prints the table of a JSON file, as README and docs have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PARTS = Path(__file__).with_name("gpu_parts.py")
+PACKAGES = (
+    "accelerate",
+    "bitsandbytes",
+    "diffusers",
+    "ftfy",
+    "peft",
+    "pytest",
+    "torchsde",
+    "transformers",
+    "webdataset",
+    "websocket",
+)
+"""What parts import beyond torch; `websocket` is of websocket-client."""
+BOUNDS = {
+    "picture": 240,
+    "precision": 90,
+    "graphs": 120,
+    "memory": 240,
+    "lcd": 300,
+    "table2": 300,
+    "forward": 120,
+    "more": 180,
+    "tests": 600,
+    "commands": 300,
+    "nano_step": 120,
+    "comfyui": 400,
+}
+"""Parts in their order, and the most seconds that each may take."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=BOUNDS, default=list(BOUNDS))
+    parser.add_argument("--again", action="store_true", help="measure what was measured before, too")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=Path, help="true-shape pipeline folder of 11 GB; made if it is not there")
+    parser.add_argument("--table", type=Path, help="only print the table of this file")
+    options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
+        return 0
+    import torch
+
+    if not torch.cuda.is_available() and not options.rehearse:
+        print("no CUDA device: nothing is measured (--rehearse runs every part at a small size)")
+        return 0
+    name = "gpu_rehearsal.json" if options.rehearse else "gpu.json"
+    file = options.json or ROOT / "output" / "bench" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    about = _about(options.rehearse)
+    results = json.loads(file.read_text()) if file.is_file() and not options.again else {"parts": {}}
+    if results.get("about", about)["device"] != about["device"]:
+        parser.error(f"{file} was measured on {results['about']['device']}: give another --json")
+    results["about"] = about
+    if about["missing"]:
+        print(f"missing packages: {', '.join(about['missing'])}; what needs them is left out", flush=True)
+    end = time.monotonic() + 60 * options.minutes
+    with tempfile.TemporaryDirectory(prefix="pixart_gpu_") as temporary:
+        folder = options.folder or Path(temporary) / "true"
+        for part in options.parts:
+            left = end - time.monotonic()
+            if "figures" in results["parts"].get(part, {}):
+                continue
+            if left < 5:
+                print(f"=== {part}: no time left ===")
+                continue
+            results["parts"][part] = _run(part, min(left, BOUNDS[part]), options.rehearse, folder)
+            file.write_text(json.dumps(results, indent=1))
+    print(f"\n{table(results)}\n\n{file}")
+    failed = [part for part, result in results["parts"].items() if "error" in result]
+    missed = [row for row in _rows(results) if row[-1] == "MISSED"]
+    return 1 if failed or missed and not options.rehearse else 0
+
+
+def table(results: dict) -> str:
+    """Markdown: what, figure, target, whether it is met."""
+    about = results["about"]
+    title = f"{about['device']}, torch {about['torch']}" + (
+        ", rehearsal: the figures mean nothing" * about["rehearsal"]
+    )
+    lines = [f"{title}\n", "| part | what | measured | target | |", "|---|---|---|---|---|"]
+    lines += ["| " + " | ".join(row) + " |" for row in _rows(results)]
+    for part, result in results["parts"].items():
+        lines += [f"\n{part}: {result['error']}"] if "error" in result else []
+        lines += [f"\n{part} left out: {text}" for text in result.get("left_out", ())]
+    return "\n".join(lines)
+
+
+def _rows(results: dict) -> list[tuple[str, ...]]:
+    rows = []
+    for part, result in results["parts"].items():
+        for each in result.get("figures", ()):
+            target = each.get("target")
+            verdict = "" if target is None or results["about"]["rehearsal"] else "met" if each["met"] else "MISSED"
+            value = f"{each['value']:.4g} {each['unit']}".strip()
+            rows.append((part, each["what"], value, target or "", verdict))
+    return rows
+
+
+def _about(rehearsal: bool) -> dict:
+    import torch
+
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "torch": torch.__version__,
+        "rehearsal": rehearsal,
+        "missing": [name for name in PACKAGES if importlib.util.find_spec(name) is None],
+    }
+
+
+def _run(part: str, limit: float, rehearse: bool, folder: Path) -> dict:
+    """One part in a process of its own: its figures, or why there are none."""
+    print(f"\n=== {part} (at most {limit:.0f} s) ===", flush=True)
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="pixart_part_") as place:
+        out = Path(place) / "figures.json"
+        command = [sys.executable, "-u", str(PARTS), part, str(out), str(folder), *["--rehearse"] * rehearse]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        try:
+            code = subprocess.run(command, cwd=ROOT, env=environment, timeout=limit).returncode
+            error = f"ended with exit status {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            error = f"not done in {limit:.0f} s"
+        # What a part had measured before it failed or was ended counts.
+        result = json.loads(out.read_text()) if out.is_file() else {}
+    seconds = round(time.monotonic() - started, 1)
+    return {"seconds": seconds, **result} if not error else {"seconds": seconds, **_partial(result), "error": error}
+
+
+def _partial(result: dict) -> dict:
+    """Figures of a part that did not end: kept under a name that lets the part run again."""
+    return {"partial": result.get("figures", [])}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

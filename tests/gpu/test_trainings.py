@@ -1,0 +1,123 @@
+"""Every training command on the device: its steps, precision, kill and resume, compile, export, a picture beside it."""
+
+import threading
+
+import pytest
+import torch
+from pixart_delta.training.config import make_config
+from pixart_delta.training.data import FeatureDataset
+from pixart_delta.training.distribute import connect
+from pixart_delta.training.engine import Outcome, make_engine
+from pixart_delta.training.task import decided
+
+import pixart_core as pc
+from tests.training.runs_fixture import COMMANDS, losses, run_here, settings
+
+
+@pytest.fixture(autouse=True)
+def on_the_device(device, monkeypatch):
+    """accelerate takes CUDA where there is any, unless it is told not to."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", str(device.type == "cpu").lower())
+    for state in (AcceleratorState, PartialState):
+        state._reset_state()
+    yield
+    for state in (AcceleratorState, PartialState):
+        state._reset_state()
+
+
+def engine_of(command, material, tmp_path, **values):
+    config = make_config(command, settings(command, material, tmp_path / "run", **values))
+    data = FeatureDataset(config.data)
+    engine = make_engine(command, config, data, connect(config))
+    return engine, data.batches(config.batch_size, config.seed, hint=engine.task.needs_hint)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_training(command, material, tmp_path, device):
+    run = run_here(command, settings(command, material, tmp_path / "run", steps=2, checkpoint_every=2))
+    assert run.read_status()["state"] == "done" and all(0 < loss < 1e3 for loss in losses(run))
+    assert list((run.path / "exports").iterdir())
+
+
+@pytest.mark.parametrize("command", ["lcd", "lcm-lora"])
+def test_auto_precision_is_that_of_the_device(command, material, tmp_path, device):
+    engine, batches = engine_of(command, material, tmp_path, precision="auto")
+    assert engine.config.precision == ("fp32" if device.type == "cpu" else "fp16")
+    assert engine.step(0, batches).loss.isfinite()
+
+
+def test_steps_are_those_of_the_cpu(material, tmp_path, device):
+    """Data, noise and timesteps are drawn there, whatever computes: in float32 the losses agree."""
+    found = {}
+    for name in ("one", "other"):
+        engine, batches = engine_of("lcd", material, tmp_path / name, precision="fp32")
+        found[name] = [engine.step(number, batches).loss.item() for number in range(2)]
+    assert found["one"] == pytest.approx(found["other"], rel=1e-3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_step_in_every_precision(precision, material, tmp_path, device):
+    engine, batches = engine_of("lcd", material, tmp_path, precision=precision, gradient_checkpointing=True)
+    outcome = Outcome(engine.step(0, batches), [], engine.accelerator)
+    assert 0 < outcome.loss < 1e3 and outcome.scale >= 1
+
+
+def test_a_card_without_bfloat16_takes_float16(monkeypatch):
+    """Forced by a switch: what torch says of the card."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: False)
+    config = make_config("finetune", {"run": "r", "data": "d", "base": "b"})
+    assert decided(config, torch.device("cuda")).precision == "fp16"
+    assert pc.preferred_dtype("cuda") == torch.float16
+
+
+def test_a_run_that_was_ended_goes_on(material, tmp_path, device):
+    straight = run_here("lcd", settings("lcd", material, tmp_path / "straight", steps=4, checkpoint_every=2))
+    halves = settings("lcd", material, tmp_path / "halves", steps=4, checkpoint_every=2)
+    run_here("lcd", {**halves, "steps": 2})
+    resumed = run_here("lcd", halves)
+    assert losses(resumed) == pytest.approx(losses(straight), rel=1e-5 if device.type == "cpu" else 1e-3)
+
+
+def test_eight_bit_moments(material, tmp_path, device):
+    pytest.importorskip("bitsandbytes")
+    engine, batches = engine_of("lcd", material, tmp_path, optimizer="adamw8bit")
+    assert engine.step(0, batches).loss.isfinite()
+
+
+def test_an_export_makes_pictures(material, tmp_path, device):
+    run = run_here("lcd", settings("lcd", material, tmp_path / "run", steps=1, checkpoint_every=1))
+    file = next((run.path / "exports").glob("*.safetensors"))
+    model = pc.load_pixart(file, torch.float32, device)
+    latent, caption = torch.randn(1, 4, 8, 8, device=device), torch.randn(1, 8, 64, device=device)
+    with torch.no_grad():
+        assert model(latent, torch.tensor([999], device=device), caption).isfinite().all()
+
+
+def test_a_training_beside_pictures(material, tmp_path, nano, device):
+    """Both in one process, at once: graphs of one are not disturbed by the other."""
+    pipeline = pc.Pipeline.from_pretrained(nano, dtype=torch.float32, device=device)
+    expected, made = pipeline.sample("sun", 2, width=64, height=64), []
+
+    def draw():
+        made.extend(pipeline.sample("sun", 2, width=64, height=64) for _ in range(4))
+
+    thread = threading.Thread(target=draw)
+    engine, batches = engine_of("lcd", material, tmp_path)
+    thread.start()
+    assert all(engine.step(number, batches).loss.isfinite() for number in range(2))
+    thread.join()
+    assert len(made) == 4 and all(torch.allclose(each, expected, atol=1e-4) for each in made)
+
+
+@pytest.mark.gpu
+def test_a_step_waits_once_on_cuda(material, tmp_path, device):
+    """Between two steps nothing reads a number of the device."""
+    engine, batches = engine_of("lcd", material, tmp_path, precision="fp32")
+    engine.step(0, batches)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        engine.step(1, batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

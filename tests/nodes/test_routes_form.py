@@ -1,0 +1,124 @@
+"""The routes behind the panel's form and its renaming: the same checks as everything else that starts a training."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.nodes.panel import record
+from tests.nodes.test_routes import BASE, FOREIGN, JOBS, call, ids, post, root, server, write_job  # noqa: F401
+
+pytestmark = pytest.mark.host
+FORM = "/pixart_delta/form"
+
+
+def send(server, settings: dict, headers=None, **more) -> tuple[int, dict]:  # noqa: F811
+    values = {"command": "lcd", "settings": {"base": BASE, "data": "data", **settings}, "name": "x", **more}
+    status, answer, _ = call(server, "POST", FORM, values, headers)
+    return status, answer
+
+
+def test_the_form_lists_the_trainers_own_settings(server, root):  # noqa: F811
+    from pixart_delta.training.config import TRAININGS
+
+    form = server.get(FORM)
+    assert list(form["commands"]) == list(TRAININGS)
+    rows = {row["name"]: row for row in form["commands"]["lcd"]}
+    assert {"run", "output"} & set(rows) == set()
+    assert rows["steps"] == {
+        "name": "steps",
+        "type": "int",
+        "default": 10000,
+        "required": False,
+        "help": "optimiser steps in all",
+        "low": 1,
+        "high": 10**9,
+    }
+    assert rows["base"]["path"] and rows["base"]["required"] and rows["loss"]["choices"] == ["huber", "l2"]
+    assert BASE in [each["value"] for each in form["names"]["base"]]
+
+
+def test_a_form_queues_a_job_and_the_same_one_is_found_again(server, root):  # noqa: F811
+    status, made = send(server, {"steps": 5})
+    assert status == 200 and made["text"].startswith("x: queued"), made
+    settings = server.get(f"{JOBS}/{made['job']}")["settings"]
+    assert settings["steps"] == 5 and settings["data"] == str(server.base / "input" / "data")
+    assert send(server, {"steps": 5})[1]["job"] == made["job"]
+    assert send(server, {"steps": 6})[1]["job"] != made["job"]
+
+
+def test_a_dataset_is_named_by_its_job(server, root):  # noqa: F811
+    write_job(root, "scenes", command="prepare", settings={"output": str(root / "scenes" / "dataset")})
+    assert {"value": "scenes", "text": "scenes"} in server.get(FORM)["names"]["data"]
+    status, made = send(server, {"data": "scenes"})
+    assert status == 200, made
+    assert server.get(f"{JOBS}/{made['job']}")["settings"]["data"] == str(root / "scenes" / "dataset")
+
+
+def test_an_estimate_queues_nothing(server, root):  # noqa: F811
+    status, answer = send(server, {}, check=True)
+    assert status == 200 and answer["job"] == "" and answer["text"] and ids(server) == ["holder"]
+
+
+@pytest.mark.parametrize(
+    "settings, problem",
+    [
+        ({"lerning_rate": 1}, "did you mean learning_rate"),
+        ({"steps": "5; rm -rf /"}, "a whole number is wanted"),
+        ({"run": "/tmp/elsewhere"}, "chosen by the queue"),
+        ({"data": "/etc"}, "not in a folder that trainings may read"),
+        ({"data": ""}, "dataset is not set"),
+        ({"models": "../.."}, "not in a folder that trainings may read"),
+        ({"base": "bundled/nano (HED)"}, "there is no"),
+        ({"data": ["data"]}, ""),
+    ],
+)
+def test_bad_settings_are_named(server, root, settings, problem):  # noqa: F811
+    status, answer = send(server, settings)
+    assert status == 400 and problem in answer["error"] and ids(server) == ["holder"], answer
+
+
+@pytest.mark.parametrize(
+    "more", [{"command": "sample"}, {"name": 5}, {"check": "yes"}, {"argv": ["sh"]}, {"settings": []}], ids=str
+)
+def test_a_form_is_nothing_else(server, root, more):  # noqa: F811
+    body = {"command": "lcd", "settings": {"base": BASE, "data": "data"}, "name": "x", **more}
+    assert call(server, "POST", FORM, body)[0] == 400 and ids(server) == ["holder"]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+@pytest.mark.parametrize("path", [FORM, f"{JOBS}/holder/rename", f"{JOBS}/holder/open"])
+def test_requests_of_other_pages_are_refused(server, root, headers, path):  # noqa: F811
+    status, _, _ = call(server, "POST", path, {"name": "x"}, {"Content-Type": "application/json", **headers})
+    assert status == 403 and server.get(f"{JOBS}/holder")["name"] == "holder"
+
+
+@pytest.mark.parametrize("method, path", [("GET", FORM), ("POST", FORM), ("POST", f"{JOBS}/holder/open")])
+def test_another_name_that_leads_here_is_refused(server, root, method, path):  # noqa: F811
+    headers = {"Content-Type": "application/json", "Host": "rebound.example"}
+    assert call(server, method, path, {} if method == "POST" else None, headers)[0] == 403
+
+
+def test_a_job_is_renamed_and_keeps_its_place(server, root):  # noqa: F811
+    write_job(root, "first", order=2.0), write_job(root, "second", order=3.0)
+    before = ids(server)
+    assert post(server, "/first/rename", {"name": " Lake "}) == (200, "")
+    assert server.get(f"{JOBS}/first")["name"] == "Lake" and ids(server) == before
+    assert json.loads((record(root / "first") / "job.json").read_text())["name"] == "Lake"
+
+
+@pytest.mark.parametrize("name", ["", " ", "../up", "a/b", "nul\0", "x" * 100, 5, None])
+def test_a_name_that_cannot_be_is_refused(server, root, name):  # noqa: F811
+    write_job(root, "named")
+    assert post(server, "/named/rename", {"name": name})[0] in (400, 409)
+    assert server.get(f"{JOBS}/named")["name"] == "named"
+
+
+@pytest.mark.parametrize("job_id", ["..", "%2e%2e", "nobody", "..%2f.."])
+def test_only_the_folder_of_a_job_is_opened(server, root, job_id):  # noqa: F811
+    write_job(root, "other")
+    status, answer, _ = call(server, "POST", f"{JOBS}/other/open", {})
+    # No screen is here: the path is all there is.
+    assert status == 200 and answer == {"folder": str(root / "other"), "opened": False}
+    assert post(server, f"/{job_id}/open")[0] in (403, 404, 405)

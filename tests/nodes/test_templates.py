@@ -1,0 +1,107 @@
+"""The bundled templates as they look: made by tools/templates, nothing behind anything, before and after a run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from tools.comfy_server import comfyui_trees
+from tools.templates.__main__ import files
+from tools.workflow_api import load_workflow
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "workflows").glob("*.json"))
+GRAPHS = [name for name in NAMES if not load_workflow(ROOT / "workflows" / f"{name}.json")["extra"].get("linearMode")]
+"""Those that open as graphs; the others open in App mode."""
+RUN = [name for name in NAMES if name.split()[1] in ("01", "05", "13", "16")]
+"""One of each kind that draws is run; a training would go on beside the other tests of this server."""
+ZOOM = 0.57
+"""Below it the classic canvas draws no text."""
+BOXES = """() => Object.fromEntries(window.app.graph._nodes.map(node => {
+    const element = document.querySelector(`[data-node-id="${node.id}"]`);
+    const { x, y, width, height } = element?.getBoundingClientRect() ?? {};
+    const scale = window.app.canvas.ds.scale;
+    return [`${node.id} ${node.type}`, element ? [x, y, width, height].map(v => v / scale) : [...node.boundingRect]];
+}))"""
+OPEN = """async ([name, workflow]) => {
+    await window.app.loadGraphData(workflow, true, true, name, { openSource: "template" });
+    await new Promise(resolve => setTimeout(resolve, 700));
+    return window.app.canvas.ds.scale;
+}"""
+
+
+def newest(comfyui_path) -> bool:
+    return comfyui_path == next(iter(comfyui_trees().values()))
+
+
+def test_the_files_are_what_the_tool_makes(comfy_server, comfyui_path):
+    """`python -m tools.templates` makes them anew, after a node has got an input, too."""
+    if not newest(comfyui_path):
+        pytest.skip("made with the schemas of the newest ComfyUI")
+    for path, text in files(comfy_server.object_info()):
+        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(text), path.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_says_what_it_is_and_is_found_by_pixart(name):
+    """ComfyUI shows file names as titles, and searches nothing else of an extension's templates."""
+    assert name.startswith("PixArt ") and name.isascii() and "_" not in name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_three_or_more_titled_groups_in_the_editors_colours(name):
+    groups = load_workflow(ROOT / "workflows" / f"{name}.json")["groups"]
+    assert len(groups) >= 3 and all(group["title"] and group["color"] for group in groups)
+    for one, other in itertools.combinations(groups, 2):
+        assert not overlap(one["bounding"], other["bounding"]), (one["title"], other["title"])
+
+
+def overlap(one: list[float], other: list[float]) -> bool:
+    return all(min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) > 0.5 for i in (0, 1))
+
+
+def covered(boxes: dict[str, list[float]]) -> list[tuple[str, str]]:
+    """Pairs of nodes of which one covers a part of the other."""
+    return [(a, b) for (a, one), (b, other) in itertools.combinations(boxes.items(), 2) if overlap(one, other)]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes_2"])
+def page(request, panel_server, open_page):
+    panel_server.post("/settings", {"Comfy.Execution.PreviewMethod": "latent2rgb"})
+    page = open_page(panel_server, 1366, 768, timeout=120_000)
+    page.wait_for_function("() => window.app && window.app.extensionManager && window.app.graph")
+    set_vue(page, request.param)
+    yield page
+    assert page.errors == []
+    set_vue(page, False)
+    panel_server.post("/settings", {"Comfy.Execution.PreviewMethod": "default"})
+    page.close()
+
+
+def set_vue(page, on: bool) -> None:
+    page.evaluate("on => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', on)", on)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_opened_it_can_be_read_and_nothing_covers_anything(page, name):
+    zoom = page.evaluate(OPEN, [name, load_workflow(ROOT / "workflows" / f"{name}.json")])
+    assert zoom >= ZOOM
+    assert covered(page.evaluate(BOXES)) == []
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_after_a_run_nothing_covers_anything(page, panel_server, name):
+    page.evaluate(OPEN, [name, load_workflow(ROOT / "workflows" / f"{name}.json")])
+    page.evaluate("() => window.app.queuePrompt(0)")
+    page.wait_for_function("() => window.app.graph._nodes.some(node => node.imgs?.length)")
+    page.wait_for_function(
+        """async () => {
+            const queue = await (await fetch("/queue")).json();
+            return !queue.queue_running.length && !queue.queue_pending.length;
+        }"""
+    )
+    page.wait_for_timeout(1000)
+    assert covered(page.evaluate(BOXES)) == []
