@@ -6,6 +6,7 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,24 @@ def exactly(x: Tensor) -> contextlib.AbstractContextManager[object]:
     kind = x.device.type
     active = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
     return torch.autocast(kind, enabled=False) if active else contextlib.nullcontext()
+
+
+def in_full_float32(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Where cuDNN would round a float32 convolution's input and weights to TF32's ten bits, which is its default: as
+    coarse as float16. Matrix products are not rounded unless somebody asks torch for that."""
+    if x.device.type != "cuda" or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return _without_tf32()
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def gelu(x: Tensor) -> Tensor:

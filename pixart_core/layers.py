@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .aliases import Attention, Device, DType, Operations
 from .functional import attention as sdpa_attention
-from .functional import exactly, gelu, modulate, timestep_embedding
+from .functional import exactly, gelu, in_full_float32, modulate, timestep_embedding
 
 _ENDS = ("x_embedder.", "t_embedder.", "t_block.", "csize_embedder.", "ar_embedder.", "final_layer.")
 
@@ -124,7 +124,7 @@ class PatchEmbed(nn.Module):
         self.proj = operations.Conv2d(in_channels, hidden_size, patch_size, patch_size, dtype=dtype, device=device)
 
     def forward(self, latent: Tensor) -> Tensor:
-        with exactly(latent):
+        with exactly(latent), in_full_float32(latent):
             return self.proj(latent).flatten(2).transpose(1, 2)
 
 

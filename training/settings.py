@@ -57,14 +57,16 @@ class Settings:
                 raise ConfigError(f"{name} is not set: {type(self).__dataclass_fields__[name].metadata['help']}")
 
     @classmethod
-    def load(cls: type[Kind], file: str | None, overrides: Iterable[str]) -> Kind:
-        """Settings from a JSON file and `key=value` texts, which win.
+    def load(
+        cls: type[Kind], file: str | None, overrides: Iterable[str], recipe: Mapping[str, Any] | None = None
+    ) -> Kind:
+        """Settings from a recipe, a JSON file, which wins over that, and `key=value` texts, which win over both.
 
         Raises:
             ConfigError: naming the file or setting that is wrong.
         """
         values = {} if file is None else _read(file)
-        return cls.make(values | cls.parse(map(_pair, overrides)))
+        return cls.make({**(recipe or {})} | values | cls.parse(map(_pair, overrides)))
 
     @classmethod
     def parse(cls, texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -103,11 +105,17 @@ class Settings:
         return [each.name for each in fields(cls)]
 
     @classmethod
+    def default(cls, name: str) -> Any:
+        """The default of a setting; None if there is no such setting."""
+        each = cls.__dataclass_fields__.get(name)
+        return None if each is None else _default(each)
+
+    @classmethod
     def describe(cls) -> str:
         """Every setting with its default and meaning, for `--help`."""
         lines = []
         for each in fields(cls):
-            default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
+            default = _default(each)
             choices = f" ({' | '.join(each.metadata['choices'])})" if "choices" in each.metadata else ""
             lines.append(f"  {each.name}={json.dumps(default)}{choices}\n      {each.metadata['help']}")
         return "\n".join(lines)
@@ -118,7 +126,7 @@ class Settings:
         whether it is required, and its limits (low, high, choices, path) where it has some."""
         kinds, rows = get_type_hints(cls), []
         for each in fields(cls):
-            default = each.default_factory() if each.default is dataclasses.MISSING else each.default
+            default = _default(each)
             kind = getattr(get_origin(kinds[each.name]) or kinds[each.name], "__name__", "str")
             required = each.name in cls.required
             rows.append({"name": each.name, "type": kind, "default": default, "required": required, **each.metadata})
@@ -142,6 +150,10 @@ class Settings:
 
 def _absolute(text: str) -> str:
     return text if not text or "://" in text else os.path.abspath(os.path.expanduser(text))
+
+
+def _default(setting: dataclasses.Field[Any]) -> Any:
+    return setting.default if setting.default_factory is dataclasses.MISSING else setting.default_factory()
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -1,6 +1,8 @@
 """What the transformer must do whatever its weights: masks, sizes, control, clear errors."""
 
+import contextlib
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -234,3 +236,16 @@ def test_a_cpu_computes_in_bfloat16_where_that_is_fast(monkeypatch, capabilities
 
 def test_the_speed_of_bfloat16_is_a_measured_ratio():
     assert 0 < functional._bfloat16_speed() < 100
+
+
+def test_the_patch_embedding_is_not_rounded_to_tf32_on_cuda():
+    """cuDNN's default for convolutions, also of float32; the flag is put back."""
+    on_cuda = SimpleNamespace(device=torch.device("cuda"))
+    before = torch.backends.cudnn.allow_tf32
+    with functional.in_full_float32(on_cuda):
+        assert not torch.backends.cudnn.allow_tf32
+    with contextlib.suppress(KeyError), functional.in_full_float32(on_cuda):
+        raise KeyError
+    assert torch.backends.cudnn.allow_tf32 == before
+    with functional.in_full_float32(torch.ones(1)):
+        assert torch.backends.cudnn.allow_tf32 == before

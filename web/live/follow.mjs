@@ -9,19 +9,24 @@ const ACTIVE = ["preparing", "running", "stopping"];
 /** Follow the job of a node, if it is one of those that show one. */
 export function follow(node, app, api, store) {
     if (![STATUS, RESULT].includes(node.comfyClass)) return;
-    const runner = new Runner(app, api, node, SWITCH);
+    let id = null; // of the job that is followed
+    // The id stands in place of a link to the node that starts the training: to look at a job must not start one.
+    const runner = new Runner(app, api, node, SWITCH, (output) => (output[node.id].inputs.job = id));
     let seen = null; // of the job, when the previews were drawn last; null: it was not looked at yet
     let asked = null; // the samples after which a result was asked for
     const look = () => {
         const job = jobOf(node, store);
-        if (!job || !runner.on) return void (seen = null);
+        if (!job || !runner.on || job.id !== id) seen = null;
+        id = job?.id ?? null;
+        if (!job || !runner.on) return;
         const result = node.comfyClass === RESULT;
         if (result && job.state === "running" && job.sampled && job.sampled !== asked && job.actions.includes("save")) {
             asked = job.sampled;
             store.act(job.id, "save").catch((error) => console.warn("PixArt-δ:", error));
         }
-        const now = JSON.stringify([job.id, result ? job.exported : job.sampled, ACTIVE.includes(job.state)]);
-        if (seen !== null && now !== seen) {
+        // While there is no result yet, a node that loads it could only fail.
+        const now = JSON.stringify([result ? job.exported : job.sampled, ACTIVE.includes(job.state)]);
+        if (seen !== null && now !== seen && (!result || job.exported || job.export)) {
             runner.forget();
             runner.run();
         }
@@ -42,6 +47,8 @@ function jobOf(node, store) {
     const linked = node.inputs?.find((each) => each.name === "job")?.link != null;
     const named = store.jobs.get(linked ? node.properties?.[JOB] : written);
     if (named || (written && !linked)) return named;
+    const list = node.widgets?.find((each) => each.name === "result");
+    if (list && list.value !== list.options?.values?.[0]) return undefined; // a certain one was chosen, by a name
     const trainings = [...store.jobs.values()].filter((job) => job.command !== "prepare" && (node.comfyClass === STATUS || job.export || job.exported));
     return trainings.sort((a, b) => b.created - a.created)[0];
 }

@@ -13,9 +13,12 @@ export class Runner {
     #sent = ""; // the prompt that it was made from
     #sending = Promise.resolve(); // the editor takes one prompt after the other
 
-    /** @param {string} name of the node's widget that switches this on */
-    constructor(app, api, node, name) {
-        Object.assign(this, { app, api, node, name });
+    /**
+     * @param {string} name of the node's widget that switches this on
+     * @param {(output: object) => void} change makes of the editor's prompt the one to run
+     */
+    constructor(app, api, node, name, change = null) {
+        Object.assign(this, { app, api, node, name, change });
         this.listeners = { execution_start: (event) => this.#start(event.detail.prompt_id) };
         for (const end of ENDS) this.listeners[end] = (event) => this.#end(event.detail.prompt_id, end === ENDS[0]);
         for (const [name, listener] of Object.entries(this.listeners)) api.addEventListener(name, listener);
@@ -76,15 +79,22 @@ export class Runner {
 
     async #send() {
         await this.#sending;
-        const { output } = await this.app.graphToPrompt();
+        const prompt = await this.app.graphToPrompt();
+        const { output } = prompt;
+        this.change?.(output);
         const made = JSON.stringify(output);
         if (made === this.#sent) return false;
         this.#since = performance.now();
-        const queued = this.app.queuePrompt(0, 1, this.previews());
+        const queued = this.change ? this.#post(prompt) : this.app.queuePrompt(0, 1, this.previews());
         this.#sending = queued.catch(() => {});
         const sent = await queued;
         if (sent) this.#sent = made;
         return sent;
+    }
+
+    async #post(prompt) {
+        const answer = await this.api.queuePrompt(0, prompt, { partialExecutionTargets: this.previews() });
+        return Boolean(answer?.prompt_id);
     }
 
     #start(id) {
