@@ -6,8 +6,9 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from .bridge import files
-from .bridge.control_net import RESIZE_MODES, apply_control, load_base, load_control
+from .bridge.control_net import RESIZE_MODES, apply_control, hint_of, load_base, load_control
 from .bridge.hed import round_trip, soft_edges
+from .bridge.hint_kind import warn_of_another
 from .bridge.pictures import read_picture
 from .inputs import CONTROL_CATEGORY, dtype_input, file_input, fingerprint, share_input, side_input
 
@@ -62,16 +63,17 @@ class PixArtDeltaApplyControlNet(io.ComfyNode):
             display_name="PixArt-δ Apply ControlNet",
             category=CONTROL_CATEGORY,
             search_aliases=["controlnet", "control", "edges", "hint", "strength"],
-            description="Makes a picture follow the edges of another. Works with base models and with LCM in 4 steps; "
-            "several can follow one another.",
+            description="Makes a picture follow a hint, such as the edges of another. Works with base models and with "
+            "LCM in 4 steps; several can follow one another.",
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The encoded prompt."),
                 io.Conditioning.Input("negative", tooltip="The unconditional side; read with cfg above 1 only."),
                 io.ControlNet.Input("control_net", tooltip="A CONTROL_NET from PixArt-δ ControlNet Loader."),
                 io.Image.Input(
                     "image",
-                    tooltip="The edge map, white on black, from PixArt-δ HED Preprocessor: one for the whole batch, or "
-                    "one for each picture. It should have the size of the picture.",
+                    tooltip="The hint, of the kind that the ControlNet was trained on: for the released one the edges, "
+                    "white on black, of PixArt-δ HED Preprocessor. One for the whole batch, or one a picture, of "
+                    "its size.",
                 ),
                 io.Vae.Input("vae", tooltip="The VAE that decodes your pictures: PixArt reads the hint through it."),
                 io.Float.Input(
@@ -95,6 +97,7 @@ class PixArtDeltaApplyControlNet(io.ComfyNode):
                     "overhang, as in training; stretch: distort; pad: fit inside, black around.",
                 ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
                 io.Conditioning.Output("positive_out", display_name="positive", tooltip="With the control."),
                 io.Conditioning.Output("negative_out", display_name="negative", tooltip="With the control."),
@@ -114,6 +117,7 @@ class PixArtDeltaApplyControlNet(io.ComfyNode):
         end_percent: float,
         resize: str,
     ) -> io.NodeOutput:
+        warn_of_another(hint_of(control_net), cls.hidden.prompt, cls.hidden.unique_id)
         return io.NodeOutput(
             *apply_control(positive, negative, control_net, image, vae, strength, start_percent, end_percent, resize)
         )

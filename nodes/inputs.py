@@ -18,9 +18,12 @@ TRAINING_CATEGORY = f"{CATEGORY}/training"
 _LARGEST_SIDE = 16384
 
 
-def file_input(id: str, kind: str, tooltip: str) -> io.Input:
-    """A file or folder of one of the kinds that `files.names` lists."""
-    return io.Combo.Input(id, options=files.names(kind), tooltip=tooltip)
+def file_input(id: str, kind: str, tooltip: str, use: str = "") -> io.Input:
+    """A file or folder of one of the kinds that `files.names` lists; at first one that works.
+
+    use: what for, see `files.first_usable`.
+    """
+    return io.Combo.Input(id, options=files.names(kind), default=files.first_usable(kind, use), tooltip=tooltip)
 
 
 def fingerprint(**kinds: str) -> classmethod[Any, ..., str]:

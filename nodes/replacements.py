@@ -7,6 +7,7 @@ ComfyUI_ExtraModels, the other way to run PixArt; names and order of its inputs 
 from __future__ import annotations
 
 from comfy_api.latest import ComfyAPI, io
+from server import PromptServer
 
 from .conditioning import UNCONDITIONAL
 
@@ -57,6 +58,7 @@ def replacements() -> list[io.NodeReplace]:
 async def register() -> None:
     """Tell ComfyUI's server about them, where it can exchange nodes."""
     known = getattr(ComfyAPI(), "node_replacement", None)
-    if known is not None and hasattr(io, "NodeReplace"):
+    is_served = getattr(PromptServer, "instance", None) is not None  # ComfyUI keeps them with its server
+    if is_served and known is not None and hasattr(io, "NodeReplace"):
         for replacement in replacements():
             await known.register(replacement)

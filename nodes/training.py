@@ -11,12 +11,14 @@ from typing import Any, ClassVar, get_type_hints
 
 from comfy_api.latest import io
 
-from ..training.config import COMMANDS
+from ..training.config import COMMANDS, WITHOUT_WEIGHTS
+from ..training.recipes import AUTO, RECIPES
 from .background import queue as jobs
-from .background.dataset import prepare_dataset
+from .background.dataset import first_folder, hints_of_images, prepare_dataset
 from .background.result import NEWEST, chosen, find_job, load_result, read_loss, result_stamp, results
 from .background.start import start_training
 from .bridge import files
+from .bridge.hint_kind import kind_of_image
 from .bridge.pictures import latest_samples, loss_plot, thumbnails
 from .bridge.ui import about_job
 from .inputs import TRAINING_CATEGORY, always, dtype_input, file_input, lora_strength_input, more_settings_input
@@ -49,7 +51,12 @@ class TrainingNode(io.ComfyNode):
             search_aliases=cls.ALIASES,
             description=cls.ABOUT,
             inputs=[
-                file_input("base", "model", tooltip="The model to start from: a base model, not a distilled one."),
+                file_input(
+                    "base",
+                    "model",
+                    tooltip="The model to start from: a base model, not a distilled one.",
+                    use="training",
+                ),
                 io.String.Input(
                     "dataset",
                     default="",
@@ -83,6 +90,23 @@ class TrainingNode(io.ComfyNode):
                     tooltip="Unload ComfyUI's own models first, so that the training has the memory.",
                 ),
                 more_settings_input("more_settings", cls.COMMAND, " of the trainer"),
+                io.Combo.Input(
+                    "recipe",
+                    options=[AUTO, *RECIPES, NONE],
+                    default=AUTO,
+                    optional=True,
+                    tooltip="Settings for a device of this memory, in place of those at their defaults: what you "
+                    "change wins. auto: by your device's memory and the base's size. none: all as shown.",
+                ),
+                io.String.Input(
+                    "sample_prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="Own prompts for the samples, one a line: each is a row of the grid, with the same noise "
+                    "every time, first before the training begins. Empty: captions of the dataset.",
+                ),
+                setting_input(cls.COMMAND, "validation", optional=True),
             ],
             outputs=[
                 io.String.Output(
@@ -107,12 +131,16 @@ class TrainingNode(io.ComfyNode):
         run: str,
         free_memory: bool,
         more_settings: str,
+        recipe: str = NONE,  # of a graph that was made before there were any
+        sample_prompts: str = "",
         **settings: Any,
     ) -> io.NodeOutput:
-        values = {"base": base, "data": dataset, **settings}
+        prompts = [line.strip() for line in sample_prompts.splitlines() if line.strip()]
+        values = {"base": base, "data": dataset, "sample_prompts": prompts, **settings}
         if samples_with != NONE:
             values |= {"models": samples_with, "sample_every": sample_every}
-        job, text = start_training(cls.COMMAND, name, values, more_settings, run == RUN[1], free_memory)
+        recipe = "" if recipe == NONE else recipe
+        job, text = start_training(cls.COMMAND, name, values, more_settings, run == RUN[1], free_memory, recipe)
         return io.NodeOutput(job, ui=about_job(text, job))
 
 
@@ -146,12 +174,16 @@ class PixArtDeltaFineTune(TrainingNode):
     ABOUT = "Goes on training a base model, or a LoRA on it, on your own pictures. Runs in the background."
 
 
-def setting_input(command: str, name: str, advanced: bool = False) -> io.Input:
+def setting_input(command: str, name: str, advanced: bool = False, optional: bool = False) -> io.Input:
     """The input of a setting of the trainer."""
     kind = COMMANDS[command]
     setting = kind.__dataclass_fields__[name]
     limits, default = setting.metadata, setting.default
-    about = {"tooltip": f"{limits['help'][0].upper()}{limits['help'][1:]}.", "advanced": advanced or None}
+    about = {
+        "tooltip": f"{limits['help'][0].upper()}{limits['help'][1:]}.",
+        "advanced": advanced or None,
+        "optional": optional,
+    }
     if "choices" in limits:
         return io.Combo.Input(name, options=list(limits["choices"]), default=default, **about)
     wanted = get_type_hints(kind)[name]
@@ -178,6 +210,7 @@ class PixArtDeltaDataset(io.ComfyNode):
                 io.Combo.Input(
                     "folder",
                     options=files.picture_folders(),
+                    default=first_folder(),
                     tooltip="A folder in ComfyUI's input folder: pictures, and beside each a text file of the same "
                     "name with its caption (several lines are different wordings).",
                 ),
@@ -204,9 +237,9 @@ class PixArtDeltaDataset(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "hints",
-                    options=[NONE, *files.names("hed")],
-                    tooltip="For a ControlNet: the edge detector whose edges are the hints. none: the dataset has no "
-                    "hints.",
+                    options=[NONE, *files.names("hed"), *WITHOUT_WEIGHTS],
+                    tooltip="For a ControlNet: what finds the hints in the pictures: a HED network, or a detector of "
+                    "controlnet_aux. Others by name in more_settings. none: no hints, or those of hint_images.",
                 ),
                 io.String.Input(
                     "path",
@@ -216,7 +249,14 @@ class PixArtDeltaDataset(io.ComfyNode):
                     "folder, or in a place that who runs the server allows.",
                 ),
                 more_settings_input("more_settings", "prepare"),
+                io.Image.Input(
+                    "hint_images",
+                    optional=True,
+                    tooltip="Hints from any preprocessor node: a batch with one for each picture, in the order of "
+                    "their names.",
+                ),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
                 io.String.Output("dataset", display_name="dataset", tooltip="For the training nodes."),
                 io.String.Output("report", display_name="report", tooltip="What was found among the pictures."),
@@ -238,11 +278,15 @@ class PixArtDeltaDataset(io.ComfyNode):
         hints: str,
         path: str,
         more_settings: str,
+        hint_images=None,
     ) -> io.NodeOutput:
         source = path or files.picture_folder(folder)
         values = {"input": source, "models": models, "resolution": resolution, "multi_aspect": multi_aspect}
-        if hints != NONE:
-            values |= {"hints": "hed", "hed": hints}
+        if hint_images is not None:
+            kind, _ = kind_of_image(cls.hidden.prompt, cls.hidden.unique_id, "hint_images")
+            values |= hints_of_images(source, hint_images, kind, more_settings)
+        elif hints != NONE:
+            values |= {"hints": hints} if hints in WITHOUT_WEIGHTS else {"hints": "hed", "hed": hints}
         made = prepare_dataset(name, values, more_settings, _SHOWN)
         found, _, job = made.report.rpartition("\n")
         about = about_job(f"{job}\n{found}", made.job)

@@ -19,6 +19,7 @@ from .errors import CheckpointError, summary
 from .identify import METADATA_KEY, Section, control_section, count_blocks, identify, inspect_file, sections
 from .layers import is_in_stream, stream_dtype
 from .model import PixArt
+from .modelspec import modelspec
 from .saving import save_json, save_weights
 from .weightfile import WeightFile, open_weights
 
@@ -98,15 +99,7 @@ def read_pixart(
     Raises:
         CheckpointError: if it is not a PixArt-α/δ transformer, is damaged, or does not fit its configuration.
     """
-    file = open_weights(path)
-    info = identify(file)
-    base, _ = sections(file)
-    if base is None or info.kind not in ("pixart", "pixart+controlnet") and not (config and info.kind == "sigma"):
-        raise CheckpointError(f"{path} is not a PixArt-α/δ transformer but {info.describe()}")
-    config = config or info.config
-    if config is None:
-        raise _needs_config(file.path)
-    _require(file.path, base.shapes, config)
+    file, base, config = _checked(path, config)
     if base.left_out:
         logger.warning("%s: the transformer is taken; left out are %s", file.path, summary(base.left_out, 3))
     dtype = _dtype(file, base, dtype)
@@ -120,6 +113,31 @@ def read_pixart(
     if "pos_embed" not in state:
         state["pos_embed"] = position_buffer(config).to(state["blocks.0.attn.proj.weight"])
     return config, state
+
+
+def describe_pixart(path: PathLike) -> tuple[PixArtConfig, int]:
+    """The configuration of a transformer, and the tokens of its learned unconditional caption (0 = it has none), from
+    names and shapes alone.
+
+    Raises:
+        CheckpointError: as `read_pixart`, but for what only the numbers tell.
+    """
+    _, base, config = _checked(path)
+    return config, base.size("y_embedder.y_embedding", 0)
+
+
+def _checked(path: PathLike, config: PixArtConfig | None = None) -> tuple[WeightFile, Section, PixArtConfig]:
+    """A file, the transformer in it and its configuration; raises CheckpointError as `read_pixart`."""
+    file = open_weights(path)
+    info = identify(file)
+    base, _ = sections(file)
+    if base is None or info.kind not in ("pixart", "pixart+controlnet") and not (config and info.kind == "sigma"):
+        raise CheckpointError(f"{path} is not a PixArt-α/δ transformer but {info.describe()}")
+    config = config or info.config
+    if config is None:
+        raise _needs_config(file.path)
+    _require(file.path, base.shapes, config)
+    return file, base, config
 
 
 def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> torch.dtype | None:
@@ -237,7 +255,8 @@ def _model_state(
 
 
 def _header(kind: str, config: PixArtConfig, metadata: Mapping[str, Any] | None, **more: Any) -> dict[str, str]:
-    return {METADATA_KEY: json.dumps({**(metadata or {}), "kind": kind, "config": config.to_dict(), **more})}
+    about = {**(metadata or {}), "kind": kind, "config": config.to_dict(), **more}
+    return {METADATA_KEY: json.dumps(about), **modelspec(kind, about, config)}
 
 
 def read_controlnet(

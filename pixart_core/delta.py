@@ -16,6 +16,7 @@ from .aliases import PathLike
 from .convert import diffusers_names
 from .errors import CheckpointError
 from .identify import METADATA_KEY
+from .modelspec import modelspec
 from .saving import save_weights
 
 
@@ -156,4 +157,4 @@ def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
 def save_lora(lora: Lora, path: PathLike, metadata: Mapping[str, Any] | None = None) -> Path:
     """Save a LoRA as one safetensors file that carries its alpha, atomically."""
     values = {**lora.metadata, **(metadata or {}), "kind": "lora", "rank": lora.rank}
-    return save_weights(lora.to_state_dict(), path, {METADATA_KEY: json.dumps(values)})
+    return save_weights(lora.to_state_dict(), path, {METADATA_KEY: json.dumps(values), **modelspec("lora", values)})

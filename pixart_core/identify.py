@@ -127,6 +127,8 @@ class FileInfo:
     """Copied blocks of the ControlNet in it."""
     wiring: str = ""
     """How these are connected: "transformer", or "unet" (files of this project only)."""
+    null_caption: int = 0
+    """Tokens of the learned unconditional caption; 0 where the file has none."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What a file of this project says of itself."""
     names: tuple[str, ...] = ()
@@ -178,6 +180,7 @@ def identify(file: WeightFile) -> FileInfo:
             layout=base.layout,
             config=None if is_sigma else config,
             copy_blocks_num=control.copies if control else 0,
+            null_caption=base.size("y_embedder.y_embedding", 0),
             wiring=_wiring(file, control),
         )
     if control:

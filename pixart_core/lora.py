@@ -92,6 +92,15 @@ def load_lora(path: PathLike, alpha: float | None = None) -> Lora:
     return parse_lora(state, str(path), alpha, config, own_metadata(file))
 
 
+def is_for_pixart(path: PathLike) -> bool:
+    """Whether an adapter, of whatever kind, changes modules that PixArt has, going by its names.
+
+    Raises:
+        CheckpointError: as `inspect_file`.
+    """
+    return bool(host_state(dict.fromkeys(open_weights(path).tensors, Tensor())))
+
+
 def parse_lora(
     state: Mapping[str, Tensor],
     name: str = "LoRA",

@@ -20,6 +20,7 @@ ALLOWED = {
         "training.jobs",
         "training.run_dir",
         "training.config",
+        "training.recipes",
         "training.estimate",  # what a training will take is shown before it starts
         "training.prepare.sources",  # which pictures a dataset is made from: to show some, and to see that they changed
         "training.prepare.inside",  # which files may be read
@@ -32,6 +33,7 @@ STANDARD_LIBRARY_ONLY = (
     "training/run_dir.py",
     "training/config.py",
     "training/settings.py",
+    "training/recipes/",
     "training/storage.py",
     "training/machine.py",
     "training/launcher.py",

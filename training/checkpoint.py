@@ -28,10 +28,13 @@ from .config import make_training
 from .data.contents import current_path
 from .distribute import from_main, like, local, on_main, whole
 from .engine import Engine
-from .machine import require_room
+from .optimizers import average_weights
 from .run_dir import RunDir
 from .task import Task, fingerprint
 from .tasks import make_task
+
+_Z = "optimizer.z."
+"""Of schedule-free AdamW's second sequence."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,6 @@ class Checkpoint:
     facts: dict[str, Any]
     """`step`, `batches` (micro-batches taken), `whole_batches` (see `FeatureDataset.batches`), `numbers`, `frozen`,
     `global_batch`, `pending` and `checksums`."""
-
-
-def check_disk(run: RunDir, size: float, keep: int) -> None:
-    """Whether a run's checkpoints, of `size` bytes each, will fit beside what is on its disk.
-
-    Raises:
-        DiskError: if they will not.
-    """
-    # One more than are kept, because the newest is written before the oldest is deleted.
-    needed = size * (keep + 1) - sum(file.stat().st_size for file in run.checkpoints())
-    require_room(run.path, needed, f"the checkpoints of {run.path}", f"lower keep_checkpoints ({keep})")
 
 
 def save_checkpoint(run: RunDir, engine: Engine, step: int, keep: int, **facts: Any) -> Path:
@@ -228,6 +220,8 @@ def _check_fit(checkpoint: Checkpoint, engine: Engine) -> None:
     differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)] + strange
     if differing:
         problem = f"its weights are of another shape ({summary(differing)})"
+    elif checkpoint.facts["numbers"].get("kind", engine.config.optimizer) != engine.config.optimizer:
+        problem = f"its optimizer was {checkpoint.facts['numbers']['kind']}, not {engine.config.optimizer}"
     elif checkpoint.facts["frozen"] != engine.frozen_fingerprint:
         problem = "the weights it was trained on, those of base, are others now"
     else:
@@ -273,10 +267,14 @@ def _load_weights(task: Task, file: Path) -> int:
             facts = read_facts(opened, file)
             if facts["frozen"] != fingerprint(task):
                 raise ValueError(f"the weights it was trained on are not those of base {task.config.base}")
+            task.hint = str(facts.get("hint", ""))
             for part, network in (("model.", task.model), ("ema.", task.ema)):
                 if network is not None:
                     names = [name for name in opened.keys() if name.startswith(part)]
                     state = {name.removeprefix(part): opened.get_tensor(name) for name in names}
+                    if part == "model." and facts["numbers"].get("kind") == "schedulefree":
+                        names = [name for name in opened.keys() if name.startswith(_Z)]
+                        average_weights(state, {name.removeprefix(_Z): opened.get_tensor(name) for name in names}, 0.9)
                     _load_network(network, state)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{file} cannot be read as a checkpoint of this run: {error}") from error

@@ -21,6 +21,7 @@ from .config import (
 )
 from .launcher import adopt
 from .machine import duration, explain_import, in_units
+from .recipes import AUTO, RECIPES, recipe_values
 from .run_dir import RunDir
 
 NANO_PARTS = ("autoencoder", "text_encoder", "scenes", "hed", "evaluate", "evaluate_control", "curve", "family")
@@ -39,6 +40,16 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, OSError, ValueError, RuntimeError) as error:
         return _fail(str(error))
     return 0
+
+
+def _chosen(recipe: str, command: str, config: Any) -> str:
+    """The name of the recipe that is meant."""
+    if recipe != AUTO:
+        return recipe
+    from ..pixart_core.pipeline import default_device
+    from .estimate import device_memory, pick_recipe
+
+    return pick_recipe(command, config, device_memory(default_device()))
 
 
 def _fail(problem: str) -> int:
@@ -64,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
             "--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; wins over the file"
         )
         if name in TRAININGS:
+            command.add_argument(
+                "--recipe",
+                choices=(AUTO, *RECIPES),
+                help="settings for a device of that memory; what --config and --set say wins. auto: by the size of the "
+                "base, and the memory of the device that is here",
+            )
             command.add_argument(
                 "--private",
                 default="",
@@ -92,6 +109,10 @@ def _run(options: argparse.Namespace) -> None:
         return
     given = [f"run={options.run}"] if getattr(options, "run", None) else []
     config = load_config(command, options.config, given + options.set).located()
+    if getattr(options, "recipe", None):
+        name = _chosen(options.recipe, command, config)
+        config = load_config(command, options.config, options.set, recipe_values(command, name)).located()
+        print(f"recipe {name}", flush=True)
     if isinstance(config, PrepareConfig):
         adopt()
         from .prepare.run import prepare

@@ -15,6 +15,13 @@ MILLION, BILLION = 10**6, 10**9
 """Bounds of counts that have none in themselves: beyond them is a slip, or somebody who wants to do harm."""
 
 
+LORA_KINDS = ("lora", "dora", "lokr")
+LORA_KINDS_HELP = (
+    "lora; dora learns the size of each row besides, for more time and memory; lokr is a Kronecker product, which "
+    "reaches further with fewer numbers. ComfyUI's own loader and ours load all of them"
+)
+
+
 @dataclass(kw_only=True)
 class TrainConfig(Settings):
     """Settings that every training command has."""
@@ -37,7 +44,11 @@ class TrainConfig(Settings):
     final_learning_rate: float = setting(0.0, "end of the cosine schedule, as a share of the peak", low=0.0, high=1.0)
     warmup_steps: int = setting(100, "steps of linear warm-up", low=0, high=BILLION)
     optimizer: str = setting(
-        "adamw", "adamw8bit keeps both moments in 8 bit (bitsandbytes)", choices=("adamw", "adamw8bit")
+        "adamw",
+        "adamw8bit keeps both moments in 8 bit (bitsandbytes); prodigy finds the learning rate itself, and wants "
+        "learning_rate=1 (prodigyopt); adafactor keeps next to nothing, its learning_rate is a share of each weight's "
+        "size: 1e-3 to 1e-2; schedulefree is AdamW that needs no schedule, with a larger learning_rate (schedulefree)",
+        choices=("adamw", "adamw8bit", "prodigy", "adafactor", "schedulefree"),
     )
     weight_decay: float = setting(0.0, "AdamW's decoupled weight decay", low=0.0, high=100.0)
     adam_beta2: float = setting(0.999, "AdamW's second beta", low=0.0, high=1.0)
@@ -71,13 +82,45 @@ class TrainConfig(Settings):
     keep_checkpoints: int = setting(2, "checkpoints to keep", low=1, high=MILLION)
     sample_every: int = setting(
         0,
-        "steps between grids of samples; 0 = only when asked for. lcd and lcm-lora draw them in 4 steps; finetune and "
-        "controlnet in 14 steps with guidance (DPM-Solver++), because their base is no few-step model",
+        "steps between grids of samples, of which one is drawn before the first step; 0 = only when asked for. lcd and "
+        "lcm-lora draw them in 4 steps; finetune and controlnet in 14 steps with guidance (DPM-Solver++), because "
+        "their base is no few-step model",
         low=0,
         high=BILLION,
     )
     sample_count: int = setting(4, "pictures of a grid of samples", low=1, high=1024)
+    sample_prompts: list = setting(
+        list,
+        "JSON list of own prompts for the samples: each is a row of sample_count pictures, with the same noise every "
+        "time; empty = captions of the data",
+    )
+    prompt_file: str = path("text file of own prompts for the samples, one a line, such as a caption file")
+    validation: float = setting(
+        0.0,
+        "share of the pictures that is held out; the loss on it is shown beside that of the training, by four bands "
+        "of timesteps",
+        low=0.0,
+        high=0.9,
+    )
+    validation_data: str = path("folder or URL of other prepared features, held out instead of a share")
+    validation_every: int = setting(100, "steps between two looks at what is held out", low=1, high=BILLION)
     tensorboard: bool = setting(True, "also write TensorBoard events, if tensorboard is installed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(isinstance(each, str) and each.strip() for each in self.sample_prompts):
+            raise ConfigError(f"sample_prompts is {self.sample_prompts!r:.200}: a JSON list of prompts is wanted")
+        if self.optimizer == "prodigy" and not 0.1 <= self.learning_rate <= 10:
+            raise ConfigError(
+                f"learning_rate is {self.learning_rate}: optimizer=prodigy finds the rate itself and multiplies it by "
+                "this number: set learning_rate=1"
+            )
+        if self.optimizer == "schedulefree" and self.schedule != "constant":
+            raise ConfigError(f"schedule is {self.schedule}: optimizer=schedulefree needs none, leave it constant")
+        if self.sharding == "fsdp" and self.optimizer in ("prodigy", "adafactor", "schedulefree"):
+            raise ConfigError(f"optimizer is {self.optimizer}: with sharding=fsdp use adamw or adamw8bit")
+        if self.validation and self.validation_data:
+            raise ConfigError("validation and validation_data are both set: hold out a share, or take other features")
 
 
 @dataclass(kw_only=True)
@@ -139,6 +182,7 @@ class LcmLoraConfig(DistillConfig):
 
     command: ClassVar[str] = "lcm-lora"
 
+    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS)
     lora_rank: int = setting(32, "rank of the LoRA layers", low=1, high=65536)
     lora_alpha: float = setting(
         8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6
@@ -169,6 +213,14 @@ class FinetuneConfig(TrainConfig):
         low=1.0,
         high=1e9,
     )
+    min_snr_gamma: float = setting(
+        0.0,
+        "γ of min-SNR weighting: the loss counts min(1, γ / SNR), so that the easy, nearly clean timesteps count less; "
+        "5 is usual, 0 = off",
+        low=0.0,
+        high=1e9,
+    )
+    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS)
     lora_rank: int = setting(
         0, "train LoRA layers of this rank on the frozen base; 0 = train the whole model", low=0, high=65536
     )
@@ -178,6 +230,10 @@ class FinetuneConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.min_snr_gamma and self.snr_weight_cap != 1.0:
+            raise ConfigError("min_snr_gamma and snr_weight_cap are both set: one favours what the other does not")
+        if self.lora_kind != "lora" and not self.lora_rank:
+            raise ConfigError(f"lora_kind is {self.lora_kind}, and lora_rank 0: set lora_rank, or leave lora_kind out")
         if bool(self.model) == bool(self.base):
             raise ConfigError("give either base (a checkpoint) or model (the shape of a new one)")
         if self.lora_rank and not self.base:
@@ -247,6 +303,12 @@ class ExportConfig(Settings):
     average: bool = setting(True, "the averaged weights, where the run has them, not the last ones")
 
 
+DETECTED = ("canny", "lineart_standard", "lineart", "lineart_anime", "depth", "mlsd", "normal", "softedge", "pose")
+"""Hints that a detector of controlnet_aux finds."""
+WITHOUT_WEIGHTS = ("canny", "lineart_standard")
+"""Those of them that need no file."""
+
+
 @dataclass(kw_only=True)
 class PrepareConfig(Settings):
     """`prepare`: check pictures and captions, then cache what training reads: latents, text embeddings, hints."""
@@ -270,7 +332,17 @@ class PrepareConfig(Settings):
     )
     multi_aspect: bool = setting(True, "sort pictures into buckets by aspect ratio; false crops all to the square")
     hints: str = setting(
-        "none", "for ControlNet: edges that a network finds, or those of a folder", choices=("none", "hed", "folder")
+        "none",
+        "for ControlNet: edges that HED finds, pictures of a folder, or what a detector of controlnet_aux of this name "
+        "finds",
+        choices=("none", "hed", "folder", *DETECTED),
+    )
+    annotators: str = path(
+        "folder with the weights of controlnet_aux's detectors (lllyasviel/Annotators); canny and lineart_standard "
+        "need none"
+    )
+    hint_kind: str = setting(
+        "", "for hints=folder: what they are; the ControlNet remembers it", choices=("", "hed", *DETECTED)
     )
     hint_folder: str = path("for hints=folder: pictures or HED features (.npz) named as the pictures")
     hed: str = path("ControlNetHED.pth or a narrower one, for hints=hed")
@@ -356,6 +428,11 @@ class PrepareConfig(Settings):
                 raise ConfigError(f"encoding is {self.encoding!r}: Python knows none of that name") from error
         if self.hints == "hed" and not self.hed:
             raise ConfigError("hints=hed needs hed: the file of the edge detector, ControlNetHED.pth")
+        if self.hints in DETECTED and bool(self.annotators) == (self.hints in WITHOUT_WEIGHTS):
+            wants = "no annotators" if self.annotators else "annotators: the folder with the weights of its detector"
+            raise ConfigError(f"hints={self.hints} needs {wants}")
+        if self.hint_kind and self.hints != "folder":
+            raise ConfigError(f"hint_kind is set, but hints is {self.hints}: it is for hints=folder, leave it out")
         if (self.masks == "folder") != bool(self.mask_folder):
             raise ConfigError(
                 "masks=folder and mask_folder, the folder of masks named as the pictures, need each other"
@@ -375,6 +452,16 @@ class PrepareConfig(Settings):
         if self.hint_folder and self.hints != "folder":
             raise ConfigError(f"hint_folder is set, but hints is {self.hints}: set hints=folder, or leave it out")
 
+    @property
+    def finds_hints(self) -> bool:
+        """Whether hints are found in the pictures."""
+        return self.hints not in ("none", "folder")
+
+    @property
+    def kind_of_hints(self) -> str:
+        """What hints are; "" for those of a folder that nobody said it of."""
+        return self.hints if self.finds_hints else self.hint_kind
+
     @classmethod
     def upgraded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """In earlier versions `hints` was hed, a folder, or empty."""
@@ -392,9 +479,11 @@ COMMANDS: dict[str, type[Settings]] = {
 TRAININGS = tuple(name for name, kind in COMMANDS.items() if issubclass(kind, TrainConfig))
 
 
-def load_config(command: str, file: str | None, overrides: Iterable[str]) -> Settings:
-    """The settings of a command from a JSON file and `key=value` texts: see `Settings.load`."""
-    return COMMANDS[command].load(file, overrides)
+def load_config(
+    command: str, file: str | None, overrides: Iterable[str], recipe: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings of a command from a recipe, a JSON file and `key=value` texts: see `Settings.load`."""
+    return COMMANDS[command].load(file, overrides, recipe)
 
 
 def make_config(command: str, values: dict[str, Any]) -> Settings:

@@ -136,14 +136,16 @@ class ControlNet(Task):
         base = PixArt(shape, device="meta")
         return Outline(count_parameters(control), count_parameters(base), config.copy_blocks, passed_blocks=shape.depth)
 
-    def __init__(self, config: ControlNetConfig):
-        base = load_base(config, DTYPES[config.precision], config.caption_drop > 0).requires_grad_(False)
-        kind = WIRINGS[config.wiring]
+    @classmethod
+    def check_shape(cls, config, shape):
         try:
-            kind.check_copies(base.config, config.copy_blocks)
+            WIRINGS[config.wiring].check_copies(shape, config.copy_blocks)
         except ValueError as error:
             raise ConfigError(f"copy_blocks={config.copy_blocks}, wiring={config.wiring}: {error}") from error
-        control = kind(base.config, config.copy_blocks).initialize_from(base)
+
+    def __init__(self, config: ControlNetConfig):
+        base = load_base(type(self), config, DTYPES[config.precision]).requires_grad_(False)
+        control = WIRINGS[config.wiring](base.config, config.copy_blocks).initialize_from(base)
         super().__init__(config, control, average=config.ema_decay > 0)
         self.base = base
         self.frozen = [base]

@@ -142,6 +142,10 @@ class Distillation(Task):
     extra_forwards = 3
     """Without a gradient, each step: the teacher's two, and the target's."""
 
+    @classmethod
+    def reads_null_caption(cls, config):
+        return True  # the teacher's guidance
+
     def loss(self, model, batch, draws):
         latent, config = batch["latent"], self.config
         noise, index = draws.normal(latent.shape[1:]), draws.integers(DDIM_STEPS)
@@ -182,11 +186,11 @@ class Lcd(Distillation):
         return Outline(size, size, shape.depth, extra_forwards=cls.extra_forwards)
 
     def __init__(self, config: LcdConfig):
-        student = load_base(config, torch.float32, reads_null_caption=True).train()
+        student = load_base(type(self), config, torch.float32).train()
         if config.w_embedding:
             student.t_embedder = GuidedTimestepEmbedder(student.t_embedder)
         super().__init__(config, student, average=config.ema_decay > 0)
-        self.teacher = load_base(config, DTYPES[config.precision], reads_null_caption=True).requires_grad_(False)
+        self.teacher = load_base(type(self), config, DTYPES[config.precision]).requires_grad_(False)
         self.frozen = [self.teacher]
 
     def guidance(self, draws):
@@ -208,11 +212,16 @@ class LcmLora(Distillation):
 
     @classmethod
     def outline(cls, config, shape):
-        return lora_outline(shape, config.lora_rank, cls.extra_forwards)
+        return lora_outline(shape, config.lora_rank, cls.extra_forwards, config.lora_kind)
+
+    @classmethod
+    def packages(cls, config):
+        return [*super().packages(config), "peft"]
 
     def __init__(self, config: LcmLoraConfig):
-        base = load_base(config, DTYPES[config.precision], reads_null_caption=True)
-        super().__init__(config, add_lora(base, config.lora_rank, config.lora_alpha, config.seed), average=False)
+        base = load_base(type(self), config, DTYPES[config.precision])
+        lora = add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind)
+        super().__init__(config, lora, average=False)
         self.teacher = WithoutLora(self.model)
 
 

@@ -22,6 +22,7 @@ from .data import FeatureDataset
 from .data.dataset import to_float32
 from .data.draws import Draws, to_device
 from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
+from .optimizers import STATE_BYTES, evaluated, group_numbers, make_optimizer, set_group_numbers
 from .run_dir import REQUESTS
 from .task import Task, decided, fingerprint
 from .tasks import make_task
@@ -128,7 +129,7 @@ class Engine:
             task.compile()
         self.model = spread(accelerator, config, task.model, averages)
         self.parameters = {name: each for name, each in task.model.named_parameters() if each.requires_grad}
-        self.optimizer = _optimizer(config, self.parameters)
+        self.optimizer = make_optimizer(config, self.parameters)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
 
     @property
@@ -178,24 +179,36 @@ class Engine:
             name: {key: value for key, value in self.optimizer.state[each].items() if not isinstance(value, Tensor)}
             for name, each in self.parameters.items()
         }
-        return {"optimizer": {name: each for name, each in counts.items() if each}, "scaler": self.scaler.state_dict()}
+        return {
+            "optimizer": {name: each for name, each in counts.items() if each},
+            "groups": group_numbers(self.optimizer),
+            "kind": self.config.optimizer,
+            "scaler": self.scaler.state_dict(),
+        }
 
     def set_numbers(self, numbers: dict[str, Any]) -> None:
         """Put back what `numbers` gave."""
         for name, counts in numbers["optimizer"].items():
             self.optimizer.state[self.parameters[name]].update(counts)
+        if "groups" in numbers:  # not in a file of an earlier version, whose optimisers count nothing there
+            set_group_numbers(self.optimizer, numbers["groups"])
         if numbers["scaler"]:
             self.scaler.load_state_dict(numbers["scaler"])
 
     def checkpoint_bytes(self) -> int:
         """Size of a checkpoint, about."""
         trained = sum(each.numel() for each in self.parameters.values())
-        moment = 1 if self.config.optimizer == "adamw8bit" else 4
-        return trained * (4 + (0 if self.task.ema is None else 4) + 2 * moment)
+        return int(trained * (4 + (0 if self.task.ema is None else 4) + STATE_BYTES[self.config.optimizer]))
 
-    def whole(self) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
         """Inside, the main process's `task` can draw samples and export; all processes must enter."""
-        return whole_networks(self.accelerator, self.task, self.skeletons)
+        with self.evaluated(), whole_networks(self.accelerator, self.task, self.skeletons):
+            yield
+
+    def evaluated(self) -> contextlib.AbstractContextManager:
+        """Inside, the trained weights are those to use, see `optimizers.evaluated`."""
+        return evaluated(self.optimizer)
 
     def _backward(self, batch: dict[str, Tensor], number: int, micro: int, count: int) -> Tensor:
         """Add a micro-batch's gradient; returns its part of the loss.
@@ -267,23 +280,3 @@ def _own(network: nn.Module) -> None:
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
-
-
-def _optimizer(config: TrainConfig, parameters: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW. Matrices decay, biases and tables do not."""
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, each in parameters.items():
-        (matrices if each.ndim >= 2 and not name.endswith("scale_shift_table") else rest).append(each)
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    options: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": (0.9, config.adam_beta2),
-        "eps": config.adam_epsilon,
-    }
-    if config.optimizer == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit  # takes seconds to import
-
-        return AdamW8bit(groups, **options)
-    return torch.optim.AdamW(groups, fused=True, **options)

@@ -13,17 +13,24 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
-from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
-from ..pixart_core.identify import inspect_file
-from .config import ConfigError, FinetuneConfig, TrainConfig
-from .machine import in_units
+from ..pixart_core.model import PixArt
+from ..pixart_core.textfile import read_json
+from .config import ConfigError, TrainConfig
+from .data import DataError as DataError  # for who asks from outside
+from .data import FeatureDataset
+from .data.dataset import require_hints
+from .machine import in_units, out_of_memory, require_packages, require_room
+from .optimizers import STATE_BYTES
+from .recipes import recipe_for
 from .run_dir import RunDir
-from .task import DTYPES, Outline, decided
+from .task import DTYPES, Outline, check_data, count_parameters, decided, describe_base
 from .tasks import TASKS
 
 _EFFICIENCY = 0.6
@@ -48,7 +55,7 @@ class Estimate:
     """Bytes of averaged weights."""
     gradients: float
     moments: float
-    """Bytes of AdamW's two moments."""
+    """Bytes of what the optimiser keeps: AdamW's two moments."""
     activations: float
     """Bytes at the widest moment."""
     flops: float
@@ -101,17 +108,17 @@ def estimate(
     trained = outline.trained
     averaged = getattr(config, "ema_decay", 0.0) > 0
     share = 1 / processes if config.sharding == "fsdp" else 1
-    moment = 1 if config.optimizer == "adamw8bit" else 4
+    kept = STATE_BYTES[config.optimizer]
     tokens = math.ceil(height / 8 / shape.patch_size) * math.ceil(width / 8 / shape.patch_size)
     return Estimate(
         weights=trained * (4 * share + (0 if half == 4 or config.gradient_checkpointing else half)),
         frozen=outline.frozen * half,
         average=4 * trained * averaged * share,
         gradients=4 * trained * share,
-        moments=2 * moment * trained * share,
+        moments=kept * trained * share,
         activations=_activations(outline, config, shape, tokens, half),
         flops=_flops(outline, config, shape, tokens) * config.batch_size * config.accumulation,
-        checkpoint=trained * (4 + 4 * averaged + 2 * moment),
+        checkpoint=trained * (4 + 4 * averaged + kept),
         kept=config.keep_checkpoints,
     )
 
@@ -141,17 +148,58 @@ def pictures_text(
     return f"{text}, {low}{'' if low == high else f' to {high}'} in a batch"
 
 
-def model_shape(config: TrainConfig) -> PixArtConfig:
-    """The shape of the base model, from its file's names and metadata.
+def check_before(command: str, config: TrainConfig, location: object, description: Mapping[str, Any]) -> PixArtConfig:
+    """Whether a training can begin, as far as names and shapes tell: no weights are loaded.
+
+    Args:
+        location: of the features that it trains on.
+        description: theirs (`FeatureDataset.description`), or what is known of it before they are there.
+
+    Returns:
+        The shape of its base model.
 
     Raises:
-        CheckpointError: as `load_pixart`, which says what is wrong with it.
+        ConfigError, CheckpointError, DataError, ImportError: what `train` would raise.
     """
-    if isinstance(config, FinetuneConfig) and config.model:
-        return PixArtConfig.from_dict(config.model)
-    info = inspect_file(config.base)
-    known = info.config if info.kind.startswith("pixart") else None
-    return load_pixart(config.base).config if known is None else known
+    task = TASKS[command]
+    require_packages(task.packages(config))
+    shape, null_caption = describe_base(task, config)
+    check_data(location, description, config, shape.caption_channels, null_caption)
+    if task.needs_hint:
+        require_hints(location, description)
+    return shape
+
+
+def device_memory(device: torch.device) -> float:
+    """Bytes that a device has in all; of a CPU, and of one that does not say, this machine's."""
+    if device.type in ("cuda", "xpu"):
+        return getattr(torch, device.type).get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
+
+
+def pick_recipe(command: str, config: TrainConfig, memory: float) -> str:
+    """The name of the recipe for this base, and a device of so many bytes; raises as `check_before`."""
+    shape, _ = describe_base(TASKS[command], config)
+    return recipe_for(count_parameters(PixArt(shape, device="meta")), memory)
+
+
+def require_memory(expected: Estimate, config: TrainConfig, device: object, size: float) -> None:
+    """Raises ConfigError, as a training that ran out of memory, if it cannot fit a device of `size` bytes."""
+    if expected.memory > size:
+        raise ConfigError(
+            f"{out_of_memory(config.batch_size)}, or train a LoRA. It takes about {in_units(expected.memory)}, and "
+            f"{device} has {in_units(size)}"
+        )
+
+
+def require_room_for_shards(folder: Path) -> None:
+    """Raises DiskError, as `prepare` does, if the disk is too small for the shards that its report promises."""
+    try:
+        report = read_json(folder / "report.json")
+        there = sum(file.stat().st_size for file in folder.glob("*.tar"))
+    except FileNotFoundError:  # the pictures are still being looked at, or the job is at work there
+        return
+    require_room(folder, report.get("bytes", 0) - there, f"the shards of {folder}")
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], None] = lambda: None) -> float:
@@ -194,8 +242,6 @@ def dry_run(command: str, config: TrainConfig) -> None:
     """
     # Whoever wants an estimate alone, as ComfyUI does, needs neither accelerate nor what takes steps.
     from ..pixart_core.vae import load_vae
-    from .checkpoint import check_disk
-    from .data import FeatureDataset
     from .data.contents import identify
     from .distribute import connect
     from .engine import make_engine
@@ -209,10 +255,11 @@ def dry_run(command: str, config: TrainConfig) -> None:
         load_vae(config.models)
     data = FeatureDataset(config.data)
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
-    expected = estimate(command, config, model_shape(config), height, width, accelerator.num_processes)
+    shape = check_before(command, config, data.location, data.description)
+    expected = estimate(command, config, shape, height, width, accelerator.num_processes)
     duration = time_text(expected, config, device)
     if accelerator.is_main_process:  # the others' host need not have the run's disk
-        check_disk(run, expected.checkpoint, config.keep_checkpoints)
+        run.require_room(expected.checkpoint, config.keep_checkpoints)
     say = print if accelerator.is_main_process else _silent
     pictures = pictures_text(data.buckets, config.batch_size * accelerator.num_processes, rows=data.rows)
     say(f"{pictures}; the largest {width}x{height}; on {device}\n{expected}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.delta import Lora, save_lora
 from ..pixart_core.identify import METADATA_KEY
 from ..pixart_core.model import PixArt
+from ..pixart_core.modelspec import modelspec
 from ..pixart_core.saving import save_json, save_weights
 from .checkpoint import restore
 from .config import ConfigError, ExportConfig
-from .lora import read_lora
+from .lora import adapter_kind, adapter_state, read_lora
 from .task import DTYPES, Task
 
 LAYOUTS = {
@@ -58,7 +60,7 @@ def kind_of(model: nn.Module) -> str:
     """pixart, lora or controlnet."""
     if isinstance(model, ControlNetTransformer):
         return "controlnet"
-    return "lora" if read_lora(model) else "pixart"
+    return "lora" if adapter_kind(model) else "pixart"
 
 
 def default_name(model: nn.Module, layout: str = "comfyui") -> str:
@@ -82,9 +84,13 @@ def write_result(
 
     Folders and files are described by their names alone, because the file leaves this machine.
     """
-    config = task.config.to_dict()
-    config |= {name: Path(config[name]).name for name in ("run", "data", "base", "models")}
-    description = {"training": {"command": task.command, "step": step, "config": config}}
+    settings = fields(task.config)
+    named = {each.name for each in settings if each.metadata.get("path")}
+    config = {name: Path(value).name if name in named else value for name, value in task.config.to_dict().items()}
+    config.pop("sample_prompts")  # somebody's own words
+    description: dict[str, Any] = {"training": {"command": task.command, "step": step, "config": config}}
+    if task.hint:
+        description["hint"] = task.hint
     return write_weights(task.result(average), path, layout, dtype, description, task.config.base)
 
 
@@ -114,6 +120,13 @@ def write_weights(
     known = LAYOUTS[kind]
     if layout not in known:
         raise ConfigError(f"layout is {layout!r}: a {kind} is written as {', '.join(known[:-1])} or {known[-1]}")
+    adapter = adapter_kind(model)
+    if adapter in ("dora", "lokr"):
+        if layout != "comfyui":
+            raise ConfigError(f"layout is {layout!r}: a {adapter} is written as comfyui alone")
+        state = {name: tensor.to(dtype) for name, tensor in adapter_state(model).items()}
+        about = {**description, "kind": "lora", "adapter": adapter}
+        return save_weights(state, path, {METADATA_KEY: json.dumps(about), **modelspec("lora", about)})
     if (found := read_lora(model)) is not None:
         lora = _cast(found, dtype)
         return (
@@ -143,7 +156,8 @@ def save_peft(lora: Lora, folder: Path, description: Mapping[str, Any], shape: P
     state[down] = state[down].view(-1, shape.in_channels, shape.patch_size, shape.patch_size)
     state[up] = state[up][:, :, None, None]
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(state, folder / "adapter_model.safetensors", {METADATA_KEY: json.dumps(description)})
+    about = modelspec("lora", description)
+    save_weights(state, folder / "adapter_model.safetensors", {METADATA_KEY: json.dumps(description), **about})
     alpha = lora.deltas[0].alpha
     adapter = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=_PEFT_TARGETS, inference_mode=True)
     values = {**adapter.to_dict(), "target_modules": _PEFT_TARGETS}  # as a list: PEFT's own is an unordered set

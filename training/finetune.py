@@ -22,6 +22,7 @@ def epsilon_loss(
     noise: Tensor,
     timestep: Tensor,
     snr_weight_cap: float = 1.0,
+    min_snr_gamma: float = 0.0,
     options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Mean squared error of the predicted noise, per sample weighted by min(1 + 1 / SNR, cap).
@@ -32,6 +33,7 @@ def epsilon_loss(
         timestep: (B,), 0 … 999.
         snr_weight_cap: 1 is the plain error. An error of ε costs 1 / SNR as much in ẑ_0, so a cap above 1 makes the
             noisy timesteps, where a picture's composition is decided, count more.
+        min_snr_gamma: if not 0, the weight is min(SNR, γ) / SNR instead (Hang et al. 2023, for ε).
         options: block_hook and attention of `PixArt.forward`.
 
     Returns:
@@ -42,7 +44,10 @@ def epsilon_loss(
     conditions = [batch.get(name) for name in ("caption_mask", "image_size", "aspect_ratio")]
     out = model(noisy, timestep, batch["caption"], *conditions, **(options or {}))
     error = (mask_weight(batch) * (out[:, : latent.shape[1]].float() - noise).square()).mean((1, 2, 3))  # (B,)
-    weight = (1 / look_up(alphas_cumprod(), timestep)).clamp(max=snr_weight_cap)  # 1 + 1/SNR = 1/ᾱ
+    alpha = look_up(alphas_cumprod(), timestep)
+    weight = (1 / alpha).clamp(max=snr_weight_cap)  # 1 + 1/SNR = 1/ᾱ
+    if min_snr_gamma:
+        weight = (min_snr_gamma * (1 - alpha) / alpha).clamp(max=1.0)  # γ/SNR
     return (weight * error).mean()
 
 
@@ -56,22 +61,31 @@ class Finetune(Task):
     @classmethod
     def outline(cls, config, shape):
         if config.lora_rank:
-            return lora_outline(shape, config.lora_rank)
+            return lora_outline(shape, config.lora_rank, kind=config.lora_kind)
         return Outline(count_parameters(PixArt(shape, device="meta")), 0, shape.depth)
+
+    @classmethod
+    def packages(cls, config):
+        return [*super().packages(config), *(["peft"] if config.lora_rank else [])]
 
     def __init__(self, config: FinetuneConfig):
         if config.lora_rank:
-            base = load_base(config, DTYPES[config.precision], config.caption_drop > 0)
-            super().__init__(config, add_lora(base, config.lora_rank, config.lora_alpha, config.seed), average=False)
+            base = load_base(type(self), config, DTYPES[config.precision])
+            super().__init__(
+                config,
+                add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind),
+                average=False,
+            )
             return
-        model = load_base(config, torch.float32, config.caption_drop > 0) if config.base else _new_model(config)
+        model = load_base(type(self), config, torch.float32) if config.base else _new_model(config)
         super().__init__(config, model.train(), average=config.ema_decay > 0)
 
     def loss(self, model, batch, draws):
         latent = batch["latent"]
         noise, timestep = draws.normal(latent.shape[1:]), draws.integers(NUM_TIMESTEPS)
         batch = self.with_captions_dropped(batch, draws)
-        return epsilon_loss(model, batch, noise, timestep, self.config.snr_weight_cap, self.forward_options())
+        cap, gamma = self.config.snr_weight_cap, self.config.min_snr_gamma
+        return epsilon_loss(model, batch, noise, timestep, cap, gamma, self.forward_options())
 
     def ema_decay(self, step):
         return min(self.config.ema_decay, (1 + step) / (10 + step))

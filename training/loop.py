@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from .checkpoint import check_disk, resume, save_checkpoint
+from .checkpoint import resume, save_checkpoint
 from .config import TrainConfig
 from .data import FeatureDataset
 from .data.contents import identify
@@ -23,11 +23,14 @@ from .distribute import agreement, connect, on_main
 from .engine import Outcome, make_engine
 from .estimate import pictures_text
 from .export import default_name, write_result
-from .machine import DiskError, StopSignal, explain_import
+from .machine import DiskError, StopSignal, explain_import, out_of_memory
 from .monitor import Monitor
 from .run_dir import RunDir, contents_of
-from .sampling import draw_examples
-from .task import decided
+from .sampling import draw_examples, draw_prompts
+from .task import decided, describe_base
+from .tasks import TASKS
+from .watch.prompts import Prompts, encode_prompts, own_prompts
+from .watch.validation import held_out
 
 EXPLODED = 1e4
 """No objective here has a loss of more than a few: noise has unit variance, and so have latents."""
@@ -87,8 +90,12 @@ class Training:
     ):
         self.config, self.accelerator, self.run, self.monitor, self.stop = config, accelerator, run, monitor, stop
         self.data = FeatureDataset(config.data, patience=self._patience())
+        self._prompts: Prompts | None = None
+        """The run's own, of the main process."""
+        on_main(accelerator, lambda: self._encode_prompts(command))
         self.engine = make_engine(command, config, self.data, accelerator)
-        on_main(accelerator, lambda: check_disk(run, self.engine.checkpoint_bytes(), config.keep_checkpoints))
+        self.validation = held_out(config, self.data, self.engine.task)
+        on_main(accelerator, lambda: run.require_room(self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
         """Step of the newest checkpoint."""
         self.step = self.batches = 0
@@ -114,6 +121,7 @@ class Training:
             self.engine.task.needs_hint,
             self.whole,
         )
+        self._look_before_the_first_step()
         while self.step < config.steps and "stop" not in self._asked:
             wishes = self._wishes()
             try:
@@ -124,6 +132,8 @@ class Training:
                 return
             self.step += 1
             self.batches += config.accumulation
+            if self._is_due(config.validation_every) or self.step == config.steps:
+                self._validate()
             self._read(Outcome(result, wishes, self.accelerator))
             if self._asked_for("sample") or self._is_due(config.sample_every):
                 self._sample()
@@ -132,6 +142,26 @@ class Training:
                 self._export("running", "saved")
             elif self._is_due(config.checkpoint_every):
                 self._save()
+
+    def _look_before_the_first_step(self) -> None:
+        """What later samples and losses are compared with."""
+        if self.step == 0:
+            self._validate()
+            if self.config.sample_every and self.config.models:
+                self._sample()
+
+    def _validate(self) -> None:
+        """The loss on what is held out. All processes compute it: a sharded network needs them all."""
+        if self.validation is not None:
+            with self.engine.evaluated():
+                losses = self.validation.losses(self.engine.task, self.engine.model)
+            self.monitor.validated(self.step, losses)
+
+    def _encode_prompts(self, command: str) -> None:
+        if not own_prompts(self.config):
+            return
+        shape, _ = describe_base(TASKS[command], self.config)
+        self._prompts = encode_prompts(self.config, self.run, self.accelerator.device, shape.model_max_length)
 
     def _patience(self) -> Patience:
         """How the data is waited for: said in status and log, and given up when somebody asks to stop."""
@@ -280,6 +310,7 @@ class Training:
             self.config.keep_checkpoints,
             batches=self.batches,
             whole_batches=self.whole,
+            hint=self.engine.task.hint,
             pending=self.monitor.pending,
         )
         self.saved = self.step
@@ -290,8 +321,9 @@ class Training:
             on_main(self.accelerator, self._draw_samples)
 
     def _draw_samples(self) -> None:
+        task, count = self.engine.task, self.config.sample_count
         try:
-            drawn = draw_examples(self.engine.task, self.config.sample_count)
+            drawn = draw_prompts(task, self._prompts, count) if self._prompts else draw_examples(task, count)
         except StoreBusy as error:
             self.monitor.say(f"step {self.step}: no samples, because their captions cannot be read now: {error}")
             return
@@ -311,10 +343,7 @@ def _explained(error: Exception, run: RunDir, config: TrainConfig) -> Exception:
     if isinstance(error, ImportError):
         return TrainingError(explain_import(error))
     if isinstance(error, torch.OutOfMemoryError):
-        return TrainingError(
-            f"the device is out of memory with batch_size={config.batch_size}: lower it (and raise accumulation), or "
-            "set gradient_checkpointing=true, optimizer=adamw8bit, precision=bf16"
-        )
+        return TrainingError(out_of_memory(config.batch_size))
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return TrainingError(
             f"torch.compile does not work here ({str(error).strip().splitlines()[0]}): it needs a C++ compiler on a "

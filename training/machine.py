@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
@@ -65,6 +67,21 @@ def explain_import(error: ImportError) -> str:
     module = error.name if isinstance(error, ModuleNotFoundError) else None
     problem = f"{module.partition('.')[0]} is not installed" if module else str(error)
     return f'{problem}. What training needs is installed by: {sys.executable} -m pip install "{_ROOT}[train]"'
+
+
+def require_packages(names: Iterable[str]) -> None:
+    """Raises ImportError, saying what installs it, if one of these packages is not there; none is imported."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(explain_import(ModuleNotFoundError(f"No module named {name!r}", name=name)))
+
+
+def out_of_memory(batch_size: int) -> str:
+    """What is said where a training does not fit its device, and the ways out."""
+    return (
+        f"the device is out of memory with batch_size={batch_size}: lower it (and raise accumulation), or set "
+        "gradient_checkpointing=true, optimizer=adamw8bit, precision=bf16"
+    )
 
 
 class StopSignal:

@@ -47,6 +47,8 @@ class Monitor:
         }
         self.pending: list[float] = []
         """Losses since the last line of metrics; a part of checkpoints, so that a resumed run averages the same."""
+        self._validated: dict[int, dict[str, float]] = {}
+        """Step -> losses on what is held out, until the step's line of metrics."""
         self._cpu = CpuShare(device)
         self._state = "preparing"
         self._written = 0.0
@@ -100,12 +102,24 @@ class Monitor:
             "seconds_per_step": each,
             "seconds_left": each * (self.config.steps - step),
         }
-        if self._is_due(step):
+        if self._is_due(step) or step in self._validated:
             self._log(step, norm, rate, each, self._waited / taken)
             self.pending = []
             self._mark, self._waited = (step, time.monotonic()), 0.0
         if time.monotonic() - self._written > _STATUS_SECONDS:
             self.say_state("running")
+
+    def validated(self, step: int, losses: dict[str, float]) -> None:
+        """Losses after `step` steps on what is held out, by name; they come into the step's line of metrics."""
+        if self.silent:
+            return
+        self.status |= losses
+        self.say(f"step {step}: " + ", ".join(f"{name} {value:.5f}" for name, value in losses.items()))
+        if step:
+            self._validated[step] = losses
+        elif self._board is not None:
+            for name, value in losses.items():
+                self._board.add_scalar(name, value, step)
 
     def say(self, line: str) -> None:
         """A line for people."""
@@ -165,6 +179,7 @@ class Monitor:
             "learning_rate": rate,
             "seconds_per_step": seconds,
             "data_seconds": waited,
+            **self._validated.pop(step, {}),
         }
         self.run.log(step=step, **values, time=time.time())
         if self._board is not None:

@@ -29,6 +29,7 @@ from typing import Any
 
 from ..pixart_core.leftovers import remove_leftovers
 from . import storage
+from .machine import require_room
 
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
@@ -44,8 +45,12 @@ _SAME_RUN = (
     "w_embedding",
     "copy_blocks",
     "wiring",
+    "validation",
+    "lora_kind",
 )
 """Settings that say what is trained, and on what: they may not change between two halves of a run."""
+_OFF = {"lora_kind": "lora"}
+"""What a setting that is not there meant; for others it is nothing."""
 _ANY_TIME = (
     "run",
     "steps",
@@ -56,6 +61,10 @@ _ANY_TIME = (
     "keep_checkpoints",
     "sample_every",
     "sample_count",
+    "sample_prompts",
+    "prompt_file",
+    "validation_data",
+    "validation_every",
     "tensorboard",
     "gradient_checkpointing",
     "compile",
@@ -172,7 +181,9 @@ class RunDir:
         differing = [
             f"{name} was {earlier['config'].get(name)!r} and is {config.get(name)!r}"
             for name in _SAME_RUN
-            if earlier["config"].get(name) != config.get(name) and not self._moved(earlier, name, config, identify)
+            # What an earlier version did not know was off.
+            if (earlier["config"].get(name) or _OFF.get(name)) != (config.get(name) or _OFF.get(name))
+            and not self._moved(earlier, name, config, identify)
         ]
         if earlier["command"] != command:
             differing = [f"its command was {earlier['command']}, not {command}"]
@@ -317,6 +328,16 @@ class RunDir:
     def checkpoints(self) -> list[Path]:
         """All checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob("step_*.safetensors"))
+
+    def require_room(self, size: float, keep: int) -> None:
+        """Whether checkpoints of `size` bytes each, of which `keep` stay, will fit beside what is on the disk.
+
+        Raises:
+            DiskError: if they will not.
+        """
+        # One more than are kept, because the newest is written before the oldest is deleted.
+        needed = size * (keep + 1) - sum(file.stat().st_size for file in self.checkpoints())
+        require_room(self.path, needed, f"the checkpoints of {self.path}", f"lower keep_checkpoints ({keep})")
 
     def sample(self, step: int) -> Path:
         """File of the grid of pictures after `step` steps; its .json is beside it."""

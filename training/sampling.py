@@ -20,6 +20,7 @@ from .data import FeatureDataset
 from .data.contents import current_path
 from .data.waiting import Patience
 from .task import Task
+from .watch.prompts import Prompts
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,6 +30,8 @@ _PATIENCE = 20.0
 _COLUMNS = 4
 _GAP = 4
 """Pixels between pictures."""
+_SIZED = ("latent", "hint", "image_size", "aspect_ratio")
+"""Of an example: what goes with the size of its hint."""
 _CONDITIONS = ("caption", "caption_mask", "image_size", "aspect_ratio", "hint")
 
 
@@ -65,6 +68,29 @@ def draw_examples(task: Task, count: int) -> tuple[Image, list[str]] | None:
     return draw_grid(task, batch, load_vae(task.config.models, device=task.device)), captions
 
 
+def draw_prompts(task: Task, prompts: Prompts, count: int) -> tuple[Image, list[str]] | None:
+    """A row of `count` pictures for each prompt, behind its hint where the task needs one, and the prompts; the n-th
+    picture of every row, and of every time, begins with the same noise. None and errors as in `draw_examples`."""
+    if not task.config.models:
+        return None
+    vae, shape = load_vae(task.config.models, device=task.device), task.model.config
+    texts, caption, mask = prompts
+    latent = torch.empty(count, shape.in_channels, shape.input_size, shape.input_size)
+    examples: dict[str, Tensor] = {}
+    if task.needs_hint:
+        data = FeatureDataset(task.config.data, patience=Patience(limit=_PATIENCE))
+        examples = {name: value for name, value in data.examples(len(texts), True)[0].items() if name in _SIZED}
+    rows = []
+    for row in range(len(texts)):
+        one = {name: value[row % len(value)].expand(count, *value.shape[1:]) for name, value in examples.items()}
+        batch = {"latent": latent, **one}
+        batch["caption"] = caption[row].expand(count, *caption.shape[1:])
+        batch["caption_mask"] = mask[row].expand(count, -1)
+        hints = pictures(vae, one["hint"][:1].to(task.device)) if task.needs_hint else []
+        rows.append([*hints, *_draw(task, batch, vae)])
+    return contact_sheet(rows), texts
+
+
 def draw_grid(task: Task, batch: Mapping[str, Any], vae: Any, seed: int = 0) -> Image:
     """A grid of pictures for the captions (and hints) of a batch, with what `task` has learned so far.
 
@@ -72,10 +98,16 @@ def draw_grid(task: Task, batch: Mapping[str, Any], vae: Any, seed: int = 0) -> 
         vae: from `load_vae`.
         seed: of the noise.
     """
+    hints = pictures(vae, batch["hint"].to(task.device)) if task.needs_hint else None
+    return grid(_draw(task, batch, vae, seed), hints)
+
+
+def _draw(task: Task, batch: Mapping[str, Any], vae: Any, seed: int = 0) -> list[Image]:
+    """A picture for each row of a batch."""
     batch = {name: value.to(task.device) for name, value in batch.items() if isinstance(value, Tensor)}
     with task.autocast():
         latents = sample_latents(task.predictor(), batch, task.sampler, task.null_caption(), seed, task.table)
-    return grid(pictures(vae, latents), pictures(vae, batch["hint"]) if task.needs_hint else None)
+    return pictures(vae, latents)
 
 
 @torch.no_grad()

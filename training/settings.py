@@ -57,14 +57,16 @@ class Settings:
                 raise ConfigError(f"{name} is not set: {type(self).__dataclass_fields__[name].metadata['help']}")
 
     @classmethod
-    def load(cls: type[Kind], file: str | None, overrides: Iterable[str]) -> Kind:
-        """Settings from a JSON file and `key=value` texts, which win.
+    def load(
+        cls: type[Kind], file: str | None, overrides: Iterable[str], recipe: Mapping[str, Any] | None = None
+    ) -> Kind:
+        """Settings from a recipe, a JSON file, which wins over that, and `key=value` texts, which win over both.
 
         Raises:
             ConfigError: naming the file or setting that is wrong.
         """
         values = {} if file is None else _read(file)
-        return cls.make(values | cls.parse(map(_pair, overrides)))
+        return cls.make({**(recipe or {})} | values | cls.parse(map(_pair, overrides)))
 
     @classmethod
     def parse(cls, texts: Iterable[tuple[str, str]]) -> dict[str, Any]:
@@ -101,6 +103,12 @@ class Settings:
     def names(cls) -> list[str]:
         """All settings."""
         return [each.name for each in fields(cls)]
+
+    @classmethod
+    def default(cls, name: str) -> Any:
+        """The default of a setting; None if there is no such setting."""
+        each = cls.__dataclass_fields__.get(name)
+        return None if each is None else _default(each)
 
     @classmethod
     def describe(cls) -> str:

@@ -14,16 +14,25 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..pixart_core.checkpoint import load_pixart
+from ..pixart_core.checkpoint import describe_pixart, load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.functional import preferred_dtype
 from ..pixart_core.layers import compile_blocks
 from ..pixart_core.model import PixArt
-from .config import ConfigError, ControlNetConfig, FinetuneConfig, LcdConfig, LcmLoraConfig, TrainConfig
+from .config import (
+    ConfigError,
+    ControlNetConfig,
+    DistillConfig,
+    FinetuneConfig,
+    LcdConfig,
+    LcmLoraConfig,
+    TrainConfig,
+)
 from .data import FeatureDataset
-from .data.dataset import CAPTION_PADDING, padded
+from .data.dataset import CAPTION_PADDING, padded, require_hints
 from .data.draws import Draws
+from .optimizers import PACKAGES
 from .run_dir import RunDir
 
 Training = FinetuneConfig | LcdConfig | LcmLoraConfig | ControlNetConfig
@@ -91,6 +100,8 @@ class Task(ABC):
         self.model = model
         self.ema = copy.deepcopy(model).eval().requires_grad_(False) if average else None
         self.frozen: list[nn.Module] = []
+        self.hint = ""
+        """What its hints are (`PrepareConfig.kind_of_hints`), if that is known."""
 
     @classmethod
     @abstractmethod
@@ -128,30 +139,33 @@ class Task(ABC):
         """ᾱ of the noise schedule; None = PixArt's."""
         return None
 
+    @classmethod
+    def packages(cls, config: TrainConfig) -> list[str]:
+        """Packages that a training with these settings imports besides what ComfyUI and our nodes have."""
+        return ["accelerate", *([PACKAGES[config.optimizer]] if config.optimizer in PACKAGES else [])]
+
+    @classmethod
+    def reads_null_caption(cls, config: TrainConfig) -> bool:
+        """Whether a training with these settings needs the base's learned unconditional caption."""
+        return isinstance(config, FinetuneConfig | DistillConfig | ControlNetConfig) and config.caption_drop > 0
+
+    @classmethod
+    def check_shape(cls, config: TrainConfig, shape: PixArtConfig) -> None:
+        """Whether these settings can be trained on a base of this shape; raises ConfigError if not."""
+        del config, shape  # of most trainings any will do
+
     def null_caption(self) -> Tensor | None:
         """The base's learned unconditional caption (L, D), if it has one."""
         return self.model.y_embedder.y_embedding if isinstance(self.model, PixArt) else None
 
     def check_data(self, data: FeatureDataset) -> None:
-        """Whether the base reads captions as wide as the data's, and can leave out ones as long as its longest.
-
-        Raises:
-            ConfigError: if not.
-        """
-        about, base, null = data.description, self.config.base or "the model", self.null_caption()
-        width, expected = about.get("caption_channels"), self.model.config.caption_channels
-        if width is not None and width != expected:
-            raise ConfigError(
-                f"data {data.location} holds text embeddings of {width} channels, and {base} reads {expected}: run "
-                "`prepare` with the text encoder that belongs to it, or choose another base"
-            )
-        longest = about.get("max_tokens", 0)
-        if null is not None and padded(longest) > len(null):
-            most = len(null) // CAPTION_PADDING * CAPTION_PADDING
-            raise ConfigError(
-                f"data {data.location} holds captions of up to {longest} tokens, and the learned null caption of "
-                f"{base} has {len(null)}: run `prepare` again with max_tokens={most}"
-            )
+        """See `check_data`."""
+        null = self.null_caption()
+        length = 0 if null is None else len(null)
+        check_data(data.location, data.description, self.config, self.model.config.caption_channels, length)
+        if self.needs_hint:
+            require_hints(data.location, data.description)
+            self.hint = str(data.description.get("hint_kind") or data.description["hints"]).replace("folder", "")
 
     @property
     def device(self) -> torch.device:
@@ -190,20 +204,69 @@ def _recompute(_index: int, run: Callable[[Tensor], Tensor], x: Tensor) -> Tenso
     return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
 
 
-def load_base(config: TrainConfig, dtype: torch.dtype, reads_null_caption: bool) -> PixArt:
+def load_base(task: type[Task], config: TrainConfig, dtype: torch.dtype) -> PixArt:
     """The checkpoint that a training starts from.
 
     Raises:
         CheckpointError: if it is none of a PixArt transformer.
-        ConfigError: if it has no null caption and the training reads one.
+        ConfigError: if it has no null caption and the training reads one, or is of a shape that does not do.
     """
     model = load_pixart(config.base, dtype)
-    if reads_null_caption and model.y_embedder.y_embedding is None:
+    _check_base(task, config, model.config, model.y_embedder.y_embedding is not None)
+    return model
+
+
+def describe_base(task: type[Task], config: TrainConfig) -> tuple[PixArtConfig, int]:
+    """The shape of what a training starts from, and the tokens of its null caption (0 = it has none); no weights are
+    loaded.
+
+    Raises:
+        CheckpointError, ConfigError: as `load_base`.
+    """
+    if isinstance(config, FinetuneConfig) and config.model:
+        shape = PixArtConfig.from_dict(config.model)
+        return shape, shape.model_max_length
+    shape, null = describe_pixart(config.base)
+    _check_base(task, config, shape, null > 0)
+    return shape, null
+
+
+def _check_base(task: type[Task], config: TrainConfig, shape: PixArtConfig, has_null_caption: bool) -> None:
+    if task.reads_null_caption(config) and not has_null_caption:
         raise ConfigError(
             f"base {config.base} has no learned null caption, which guidance and dropped captions need: diffusers' "
             "layout leaves it out. Take the authors' .pth, or a file that this trainer exported"
         )
-    return model
+    task.check_shape(config, shape)
+
+
+def check_data(
+    location: object, description: Mapping[str, Any], config: TrainConfig, channels: int, null_caption: int
+) -> None:
+    """Whether a base reads captions as wide as the data's, and can leave out ones as long as its longest.
+
+    Args:
+        location: of the features, for messages.
+        description: see `FeatureDataset.description`; what it does not say is not checked.
+        channels: of the text embeddings that the base reads.
+        null_caption: tokens of its learned null caption; 0 = it has none.
+
+    Raises:
+        ConfigError: if not.
+    """
+    base = config.base or "the model"
+    width, longest = description.get("caption_channels"), description.get("max_tokens", 0)
+    if width is not None and width != channels:
+        raise ConfigError(
+            f"data {location} holds text embeddings of {width} channels, and {base} reads {channels}: run "
+            "`prepare` with the text encoder that belongs to it, or choose another base"
+        )
+    if null_caption and padded(longest) > null_caption:
+        most = null_caption // CAPTION_PADDING * CAPTION_PADDING
+        raise ConfigError(
+            f"data {location} holds captions of up to {longest} tokens, and the learned null caption of "
+            f"{base} has {null_caption}: run `prepare` again with max_tokens={most}"
+        )
 
 
 def fingerprint(task: Task) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -11,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management as memory
+import folder_paths
 from comfy.utils import ProgressBar
+from PIL import Image
+from torch import Tensor
 
+from ...training.config import ConfigError
+from ...training.estimate import require_room_for_shards
 from ...training.jobs import Job
-from ...training.prepare.sources import Source, caption_files, read_sources
+from ...training.prepare.sources import LISTS, Source, caption_files, read_sources
+from ..bridge import files
 from ..bridge.ui import show_progress
 from . import queue as jobs
 from .paths import allowed_roots, is_allowed
@@ -23,6 +30,8 @@ from .start import node_settings
 _POLL = 0.25
 _PATIENCE = 60.0
 """Seconds that ComfyUI's queue waits for the look at the pictures; the job goes on in any case."""
+_LOOKED_AT = 64
+"""Files of a folder that are looked at to see whether it is one of pictures with captions."""
 _FOLDERS = ("hint_folder", "latents", "embeddings")
 """Settings that may name a folder with files of each picture."""
 
@@ -52,19 +61,76 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
 
     Raises:
         ConfigError, PathError: naming the setting that is wrong.
+        DataError, OutsideError, DiskError: what the job would fail with: there are no pictures, or no room for shards.
         JobError: if the pictures have changed while a training reads the dataset.
         ValueError: if no picture can be used.
     """
     settings = node_settings("prepare", values, more) | {"only_inside": allowed_roots()}
-    sources = _sources(settings)
+    sources = _pictures(settings)
     job = _queued(settings, name, _stamp(settings, sources))
     folder = jobs.queue().dataset(job)
     text, job = _report(job, folder / "report.txt")
     if job.state == "failed":
         raise ValueError(f"{job.name}: {job.reason}")
+    if job.state != "done":
+        require_room_for_shards(folder)
     loose = [source.path for source in sources if source.packed is None]
     picked = loose[:: max(1, len(loose) // shown)][:shown]
     return Dataset(folder, f"{text}{jobs.describe(job)}", job.id, [path for path in picked if is_allowed(path)])
+
+
+def hints_of_images(source: str, images: Tensor, kind: str, more: str) -> dict[str, Any]:
+    """The settings for hints that a batch of IMAGEs (B, H, W, C) holds, one for each picture in the order of their
+    names; they are kept as files in the output folder.
+
+    Args:
+        source, more: the pictures and further settings, as for `prepare_dataset`.
+        kind: what they are, "" if that is not known.
+
+    Raises:
+        ConfigError: if there are more or fewer than pictures.
+    """
+    settings = node_settings("prepare", {"input": source}, more)
+    sources = _pictures(settings | {"only_inside": allowed_roots()})
+    if len(sources) != len(images):
+        raise ConfigError(
+            f"hint_images holds {len(images)} pictures, and {source} {len(sources)}: one hint for each is wanted, in "
+            "the order of their names"
+        )
+    pixels = (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
+    digest = hashlib.sha256(pixels.data).hexdigest()[:16]
+    folder = Path(folder_paths.get_output_directory(), "pixart_delta", "hints", digest)
+    for picture, hint in zip(sources, pixels, strict=True):
+        file = folder / Path(picture.name).with_suffix(".png")
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(hint).save(file)
+    return {"hints": "folder", "hint_folder": str(folder), "hint_kind": kind}
+
+
+def first_folder() -> str | None:
+    """The first of `files.picture_folders` that holds a list or a picture with a caption; None if none does."""
+    return next((name for name in files.picture_folders() if _has_captions(files.picture_folder(name))), None)
+
+
+def _has_captions(folder: str) -> bool:
+    """Whether there is a list, or a caption beside a picture, among the first files of a folder."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in itertools.islice(entries, _LOOKED_AT)]
+    listed = any(name.lower() in LISTS for name in names)
+    pairs = ((picture, file) for picture in map(Path(folder).joinpath, names) for file in caption_files(picture))
+    return listed or any(file != picture and file.exists() for picture, file in pairs)
+
+
+def _pictures(settings: dict[str, Any]) -> list[Source]:
+    """The pictures as `prepare` reads them."""
+    return read_sources(
+        settings["input"],
+        settings.get("pictures", ""),
+        settings.get("caption_column", ""),
+        settings["only_inside"],
+        settings.get("encoding", ""),
+    )
 
 
 def _queued(settings: dict[str, Any], name: str, stamp: str) -> Job:
@@ -101,20 +167,6 @@ def _report(job: Job, file: Path) -> tuple[str, Job]:
         return "It is paused: resume it in the panel, then run this again.\n", job
     where = "It waits in the queue" if job.state == "queued" else "The pictures are still being looked at"
     return f"{where}; run this again later for the report.\n", job
-
-
-def _sources(settings: dict[str, Any]) -> list[Source]:
-    """The pictures as `prepare` reads them; none where it will say what is wrong."""
-    try:
-        return read_sources(
-            settings["input"],
-            settings.get("pictures", ""),
-            settings.get("caption_column", ""),
-            settings["only_inside"],
-            settings.get("encoding", ""),
-        )
-    except (ValueError, OSError):
-        return []
 
 
 def _stamp(settings: dict[str, Any], sources: list[Source]) -> str:

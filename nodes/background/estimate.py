@@ -1,57 +1,79 @@
-"""What a training will take, shown by its node before the job starts: from shapes alone, so it takes a second."""
+"""Whether a training can begin, and what it will take, said by its node before there is a job: from names and shapes
+alone, so it takes a second."""
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management as memory
-import folder_paths
 import torch
 
 from ...pixart_core.textfile import read_json
 from ...training.config import make_training
-from ...training.estimate import Estimate, decided, estimate, in_units, model_shape, pictures_text, time_text
+from ...training.estimate import (
+    FeatureDataset,
+    check_before,
+    decided,
+    estimate,
+    in_units,
+    pictures_text,
+    require_memory,
+    time_text,
+)
+from ...training.run_dir import RunDir
 
 
-def estimate_text(command: str, settings: dict[str, Any], data: Path) -> str:
-    """Memory, disk and time of a training.
+@dataclass(frozen=True)
+class Prepared:
+    """The features that a training will read."""
+
+    folder: Path
+    ready: bool
+    """Whether they are all there."""
+    promised: dict[str, Any]
+    """What is known of their description before they are."""
+
+
+def check_and_estimate(command: str, settings: dict[str, Any], data: Prepared, run: RunDir, refuse: bool) -> str:
+    """Memory, disk and time of a training that can begin.
 
     Answers ComfyUI's Stop while it measures the device.
 
+    Args:
+        run: a folder where its own will be.
+        refuse: raise if memory or disk is too small; else the text says so.
+
     Raises:
-        CheckpointError, ConfigError: if the base model or a setting is not what the training takes.
+        CheckpointError, ConfigError, DataError, DiskError, ImportError: what the job would fail with.
     """
     config = make_training(command, {**settings, "run": "run"})
-    sizes = _sizes(data)
+    description = FeatureDataset(data.folder).description if data.ready else data.promised
+    shape = check_before(command, config, data.folder, description)
+    sizes = _sizes(data.folder)
     if not sizes:
         return "The dataset is still being looked at: the estimate comes with the next run."
     size = max(sizes, key=lambda size: size[0] * size[1])
     device = memory.get_torch_device()
+    total = memory.get_total_memory(device)
     config = decided(config, device)
-    expected = estimate(command, config, model_shape(config), *size)
+    expected = estimate(command, config, shape, *size)
+    short = []
+    for check in (
+        lambda: require_memory(expected, config, device, total),
+        lambda: run.require_room(expected.checkpoint, config.keep_checkpoints),
+    ):
+        try:
+            check()
+        except (ValueError, OSError) as error:
+            if refuse:
+                raise
+            short.append(f"This cannot be trained: {error}")
     with torch.inference_mode():
         duration = time_text(expected, config, device, memory.throw_exception_if_processing_interrupted)
-    have = f"{device} has {in_units(memory.get_total_memory(device))}"
     pictures = pictures_text(sizes, config.batch_size)
-    return "\n".join([pictures, str(expected), have, duration, *_shortages(expected, device)])
-
-
-def _shortages(expected: Estimate, device: torch.device) -> list[str]:
-    """A line for each thing that there is too little of."""
-    lines, place = [], folder_paths.get_output_directory()
-    if expected.memory > memory.get_total_memory(device):
-        lines.append(
-            f"TOO LITTLE MEMORY: this does not fit on {device}. Lower batch_size, switch "
-            "gradient_checkpointing on, choose optimizer adamw8bit, or train a LoRA"
-        )
-    if expected.disk > shutil.disk_usage(place).free:
-        lines.append(
-            f"TOO LITTLE ROOM: {in_units(shutil.disk_usage(place).free)} are free in {place}. Make room, or "
-            "set keep_checkpoints=1 in more_settings"
-        )
-    return lines
+    return "\n".join([pictures, str(expected), f"{device} has {in_units(total)}", duration, *short])
 
 
 def _sizes(data: Path) -> dict[tuple[int, int], int]:

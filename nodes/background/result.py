@@ -49,10 +49,11 @@ def newest_export(job: Job) -> Path | None:
     return jobs.queue().result(job) if job.command in TRAININGS else None
 
 
-def read_loss(job: Job) -> tuple[list[int], list[float | None]]:
-    """Steps and losses of a job for a plot."""
+def read_loss(job: Job) -> tuple[list[int], list[float | None], list[float | None]]:
+    """Steps of a job, its losses, and those on what it holds out, for a plot."""
     columns = read_metrics(jobs.queue().run_dir(job).path / "metrics.jsonl")["columns"]
-    return columns.get("step", []), columns.get("loss", [])
+    steps = columns.get("step", [])
+    return steps, columns.get("loss", []), columns.get("validation", [None] * len(steps))
 
 
 def load_result(job: Job, dtype: str, strength: float):

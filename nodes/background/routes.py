@@ -41,6 +41,7 @@ from server import PromptServer
 
 from ...pixart_core.errors import CheckpointError
 from ...training.config import TRAININGS, ConfigError
+from ...training.estimate import DataError
 from ...training.jobs import JobError, NoSuchJob, plain_text, read_metrics
 from ...training.run_dir import RunDirError
 from . import queue as jobs
@@ -240,7 +241,7 @@ def _answer(work: Callable, path: dict, query: dict, body: Any) -> web.Response:
         return _error(404, str(error))
     except (JobError, RunDirError) as error:
         return _error(409, str(error))
-    except (ConfigError, PathError) as error:
+    except (ConfigError, PathError, CheckpointError, DataError, ImportError) as error:
         return _error(400, str(error))
     except OSError as error:
         return _error(507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 500, str(error))

@@ -6,16 +6,20 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management as memory
 
-from ...training.config import COMMANDS, TRAININGS, ConfigError
-from ...training.jobs import TRAIN, Job, process
+from ...training.config import COMMANDS, TRAININGS, ConfigError, make_training
+from ...training.estimate import pick_recipe
+from ...training.jobs import TRAIN, Job, check_name, process
+from ...training.recipes import AUTO, recipe_values
+from ...training.run_dir import RunDir
 from ..bridge import files
 from . import queue as jobs
-from .estimate import estimate_text
+from .estimate import Prepared, check_and_estimate
 from .paths import checked_settings, inside_roots
 
 _POLL = 0.25
@@ -23,7 +27,13 @@ _PLACEHOLDER = "chosen-by-the-queue"
 
 
 def start_training(
-    command: str, name: str, values: dict[str, Any], more: str, estimate_only: bool, free: bool
+    command: str,
+    name: str,
+    values: dict[str, Any],
+    more: str,
+    estimate_only: bool,
+    free: bool,
+    recipe: str = "",
 ) -> tuple[str, str]:
     """Queue a training, or find the one that was made from the same settings.
 
@@ -33,24 +43,34 @@ def start_training(
         estimate_only: run the trainer's own check instead, which takes one real step (unless a job has the device)
             and writes nothing.
         free: take ComfyUI's models off the device when the job is queued.
+        recipe: name of one (`recipe.RECIPES`) whose settings count where `values` has the default; "auto" picks one;
+            empty = none.
 
     Returns:
         The job's id (empty with estimate_only), and a text about it.
 
     Raises:
         ConfigError, PathError, JobError: naming the setting that is wrong.
+        CheckpointError, DataError, DiskError, ImportError: what the job would fail with.
     """
-    data, ready = _dataset(values["data"])
-    settings = node_settings(command, {**values, "data": str(data)}, more, known=("data",))
+    check_name(name)
+    data = _dataset(values["data"])
+    values = {**values, "data": str(data.folder)}
+    settings = node_settings(command, values, more, known=("data",))
+    about = ""
+    if recipe:
+        about, chosen = _recipe(command, recipe, settings)
+        settings = node_settings(command, values, more, known=("data",), recipe=chosen)
     busy = jobs.running_on(jobs.device())
-    if estimate_only and ready and busy is None:
-        return "", _dry_run(command, settings)
-    expected = estimate_text(command, settings, data)
+    job, starts, expected = _checked(command, name, settings, data, not estimate_only)
+    if estimate_only and data.ready and busy is None:
+        return "", about + _dry_run(command, settings)
     if estimate_only:
         why = "The dataset is not ready yet" if busy is None else f"{busy.name} has the device now"
-        return "", f"{expected}\n{why}: run this again later to also try one real step."
-    job = _queued(command, settings, name, free)
-    return job.id, f"{jobs.describe(job)}\n{expected}"
+        return "", f"{about}{expected}\n{why}: run this again later to also try one real step."
+    if job is None or starts:
+        job = _queued(command, settings, name, job, free)
+    return job.id, f"{jobs.describe(job)}\n{about}{expected}"
 
 
 def start_form(command: str, name: str, values: dict[str, Any], check_only: bool) -> tuple[str, str]:
@@ -63,13 +83,26 @@ def start_form(command: str, name: str, values: dict[str, Any], check_only: bool
 
     Returns, raises: as `start_training`.
     """
-    data, _ = _dataset(str(values.get("data", "")))
-    settings = node_settings(command, {**values, "data": str(data)}, "", known=("data",))
-    expected = estimate_text(command, settings, data)
+    check_name(name)
+    data = _dataset(str(values.get("data", "")))
+    settings = node_settings(command, {**values, "data": str(data.folder)}, "", known=("data",))
+    job, starts, expected = _checked(command, name, settings, data, not check_only)
     if check_only:
         return "", expected
-    job = _queued(command, settings, name, free=False)
+    if job is None or starts:
+        job = _queued(command, settings, name, job, free=False)
     return job.id, f"{jobs.describe(job)}\n{expected}"
+
+
+def _checked(
+    command: str, name: str, settings: dict[str, Any], data: Prepared, start: bool
+) -> tuple[Job | None, bool, str]:
+    """The job that was made of these settings before, whether one is to be started, and what it will take. What would
+    fail and is to be started is refused."""
+    job = jobs.queue().same(command, settings, name)
+    starts = start and (job is None or job.state == "failed")
+    run = RunDir(jobs.queue().root / (name or command)) if job is None else jobs.queue().run_dir(job)
+    return job, starts, check_and_estimate(command, settings, data, run, refuse=starts)
 
 
 def form() -> dict[str, Any]:
@@ -84,12 +117,19 @@ def form() -> dict[str, Any]:
     }
 
 
-def node_settings(command: str, values: dict[str, Any], more: str, known: tuple[str, ...] = ()) -> dict[str, Any]:
+def node_settings(
+    command: str,
+    values: dict[str, Any],
+    more: str,
+    known: tuple[str, ...] = (),
+    recipe: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Settings of a node, checked as the trainer does, with checked paths.
 
     Args:
         values, more: as in `start_training`.
         known: names of those in `values` whose paths need no check.
+        recipe: settings that count where `values` has the default.
     """
     kind, own = COMMANDS[command], "output" if command == "prepare" else "run"
     lines = (line.strip() for line in more.splitlines())
@@ -97,28 +137,35 @@ def node_settings(command: str, values: dict[str, Any], more: str, known: tuple[
     written = [(name.strip(), text.strip()) for name, _, text in parts]
     if taken := sorted({name for name, _ in written} & {"run", "output", *values}):
         raise ConfigError(f"{taken[0]} is an input of the node: set it there, not in more_settings")
-    given = kind.upgraded(values | kind.parse(written))
+    changed = {name: value for name, value in values.items() if value != kind.default(name)}
+    given = kind.upgraded(values | {**(recipe or {})} | changed | kind.parse(written))
     kind.make({**given, own: _PLACEHOLDER})
     checked = checked_settings(command, {name: value for name, value in given.items() if name not in known})
     return {name: {**given, **checked}[name] for name in kind.names() if name in given}
 
 
-def _dataset(text: str) -> tuple[Path, bool]:
-    """Folder of prepared features, and whether they are all there."""
+def _recipe(command: str, name: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A line about a recipe, and its settings."""
+    if name == AUTO:
+        config = make_training(command, {**settings, "run": _PLACEHOLDER})
+        name = pick_recipe(command, config, memory.get_total_memory(memory.get_torch_device()))
+    values = recipe_values(command, name)
+    return f"recipe {name}: {', '.join(f'{key} {value}' for key, value in values.items())}\n", values
+
+
+def _dataset(text: str) -> Prepared:
     queue = jobs.queue()
     for job in queue.jobs():
         if job.command == "prepare" and text in (job.id, str(queue.dataset(job))):
-            return queue.dataset(job), queue.result(job) is not None
+            promised = {**job.settings, "hints": job.settings.get("hints", "none") != "none"}
+            return Prepared(queue.dataset(job), queue.result(job) is not None, promised)
     if not text.strip():
         raise ConfigError("dataset is not set: connect PixArt-δ Training Dataset, or name a prepared folder")
-    return Path(inside_roots(text)), True
+    return Prepared(Path(inside_roots(text)), True, {})
 
 
-def _queued(command: str, settings: dict[str, Any], name: str, free: bool) -> Job:
-    """The job of these settings; queued, with ComfyUI's models out of its way if wanted, unless it was before."""
-    job = jobs.queue().same(command, settings, name)
-    if job is not None and job.state != "failed":
-        return job
+def _queued(command: str, settings: dict[str, Any], name: str, job: Job | None, free: bool) -> Job:
+    """A new job, or one that has failed, queued, with ComfyUI's models out of its way if wanted."""
     if free:
         jobs.free_memory()
     if job is None:

@@ -24,9 +24,11 @@ from .model import PixArtDeltaConfig, PixArtUNet, attention_for, load_model, pic
 class HostedControl(nn.Module):
     """A ControlNet of any wiring with the forward that ComfyUI's ControlNet calls."""
 
-    def __init__(self, net: ControlNetTransformer, dtype):
+    def __init__(self, net: ControlNetTransformer, dtype, hint: str = ""):
         super().__init__()
         self.net, self.dtype = net, dtype
+        self.hint = hint
+        """What it was trained on, if its file remembers it."""
 
     def forward(
         self,
@@ -100,7 +102,7 @@ def load_control(path: str, dtype: str = "default", vae=None):
     weights, _ = pick_dtypes(dtype, device, state, PixArtDeltaConfig.supported_inference_dtypes)
     net = WIRINGS[wiring](config, copies, dtype=weights, operations=comfy.ops.manual_cast).eval()
     control = comfy.controlnet.ControlNet(
-        HostedControl(net, weights),
+        HostedControl(net, weights, str(inspect_file(path).metadata.get("hint", ""))),
         compression_ratio=1,
         latent_format=comfy.latent_formats.SD15(),
         load_device=device,
@@ -114,6 +116,11 @@ def load_control(path: str, dtype: str = "default", vae=None):
         control.set_extra_arg(VAE, vae)
     net.load_state_dict(state, strict=True, assign=control.control_model_wrapped.is_dynamic())
     return control
+
+
+def hint_of(control) -> str:
+    """What a CONTROL_NET was trained on; "" if its file does not say it, or it is none of ours."""
+    return getattr(getattr(control, "control_model", None), "hint", "")
 
 
 def load_base(path: str, dtype: str):

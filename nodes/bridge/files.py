@@ -49,6 +49,8 @@ _PICTURES = {"bundled/nano scenes": "nano/scenes"}
 HED_WEIGHTS = "ControlNetHED.pth"
 """The file of the released network."""
 _DOWNLOADS = {HED_WEIGHTS: f"download {HED_WEIGHTS} from lllyasviel/Annotators on Hugging Face into models/{FOLDER}"}
+_TRIED = 32
+"""Files that are looked into for one that works."""
 _DEPTH = 5
 """How deep folders are searched: as deep as the parts in a repository of the hub's cache lie."""
 _CONTENT = {
@@ -83,6 +85,20 @@ def locate(kind: str, name: str) -> str:
         help_ = _DOWNLOADS.get(name, "choose a file from the list (press R to refresh it), or put the download there")
         raise FileNotFoundError(f"{name!r} is not in {', '.join(searched)}: {help_}")
     return path
+
+
+def first_usable(kind: str, use: str = "") -> str | None:
+    """The first entry of `names` that is, going by its content, what it is listed as; those with PixArt in their name
+    are looked at before others, and no more than a few. None if there is none.
+
+    Args:
+        use: "training" wants a model that trainings can start from: with a learned null caption, and not distilled.
+    """
+    found = _found(kind)
+    likely = sorted(found, key=lambda name: ("pixart" not in name.lower(), name))[:_TRIED]
+    bundled = {name: str(BUNDLE / path) for name, path in _BUNDLED[kind].items() if (BUNDLE / path).exists()}
+    candidates = [*((name, found[name]) for name in likely), *bundled.items()]
+    return next((name for name, path in candidates if _is_usable(path, kind, use)), None)
 
 
 def picture_folders() -> list[str]:
@@ -175,18 +191,45 @@ def _is_described(folder: Path, kind: str) -> bool:
 
 
 def _is_kind(path: Path, kind: str) -> bool:
-    if not path.is_file():
-        return False
-    state = path.stat()
-    return _kind(str(path), state.st_mtime_ns, state.st_size) in _CONTENT.get(kind, (kind,))
+    return path.is_file() and _about(path)[0] in _CONTENT.get(kind, (kind,))
+
+
+def _is_usable(path: str, kind: str, use: str) -> bool:
+    if kind == "pipeline":
+        return True  # a folder with the parts that were looked for
+    is_kind = _about(Path(path))[0] in _CONTENT.get(kind, (kind,))
+    return is_kind and (not use or use in _about(Path(path))[1])
+
+
+def _about(path: Path) -> tuple[str, tuple[str, ...]]:
+    try:
+        files = [path, *(sorted(path.iterdir()) if path.is_dir() else ())]
+        state = [(file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    except OSError:
+        return "", ()
+    return _inspected(str(path), tuple(state))
 
 
 @functools.lru_cache(maxsize=1024)
-def _kind(path: str, _changed: int, _size: int) -> str:
-    """What a file is; "" for one that cannot be read. Kept until it changes."""
+def _inspected(path: str, _state: tuple) -> tuple[str, tuple[str, ...]]:
+    """What a file or folder is, and what it can be used for; "" for one that cannot be read. Kept until it changes."""
     from ...pixart_core.identify import inspect_file
+    from ...pixart_core.lora import is_for_pixart
 
     try:
-        return inspect_file(path).kind
+        info = inspect_file(path)
+        if info.kind == "lora" and not is_for_pixart(path):
+            return "lora of another model", ()
+        is_base = bool(info.null_caption) and not _is_distilled(Path(path), info.metadata)
+        return info.kind, ("training",) if is_base else ()
     except (CheckpointError, OSError):
-        return ""
+        return "", ()
+
+
+def _is_distilled(path: Path, metadata: dict) -> bool:
+    """Whether a model draws in a few steps already: our files say how they were made, and a pipeline's scheduler says
+    what its transformer is for."""
+    made = metadata.get("training")
+    scheduler = path.parent / "scheduler" / "scheduler_config.json"
+    beside = read_description(scheduler) if path.is_dir() and scheduler.is_file() else {}
+    return isinstance(made, dict) and made.get("command") == "lcd" or beside.get("_class_name") == "LCMScheduler"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor
 
 _THUMB = 256
 _WIDTH, _HEIGHT, _MARGIN, _LETTERS = 768, 384, 80, 20
-_PAPER, _INK, _LINE, _CURVE = (255, 255, 255), (60, 60, 60), (225, 225, 225), (31, 111, 235)
+_PAPER, _INK, _LINE = (255, 255, 255), (60, 60, 60), (225, 225, 225)
+_CURVE, _HELD_OUT = (31, 111, 235), (45, 140, 60)
 
 
 def to_tensor(pictures: list[Image.Image]) -> Tensor:
@@ -44,8 +46,8 @@ def latest_samples(files: list[Path]) -> Tensor:
     return read_picture(files[-1])
 
 
-def loss_plot(steps: list[int], losses: list[float | None]) -> Tensor:
-    """IMAGE of the loss over steps, on a logarithmic scale where all of it is positive."""
+def loss_plot(steps: list[int], losses: list[float | None], validation: Sequence[float | None] = ()) -> Tensor:
+    """IMAGE of the loss over steps, on a logarithmic scale where all of it is positive; of what is held out, too."""
     picture = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
     pen = ImageDraw.Draw(picture)
     pen.font = ImageFont.load_default(_LETTERS)
@@ -53,9 +55,11 @@ def loss_plot(steps: list[int], losses: list[float | None]) -> Tensor:
     if not points:
         pen.text((_MARGIN, _HEIGHT // 2), "no loss yet", _INK)
         return to_tensor([picture])
-    logarithmic = all(loss > 0 for _, loss in points)
+    held_out = [(step, loss) for step, loss in zip(steps, validation, strict=False) if loss is not None]
+    every = [loss for _, loss in (*points, *held_out)]
+    logarithmic = all(loss > 0 for loss in every)
     scale = math.log10 if logarithmic else float
-    low, high = min(scale(loss) for _, loss in points), max(scale(loss) for _, loss in points)
+    low, high = scale(min(every)), scale(max(every))
     spread, first, last = high - low or 1.0, points[0][0], points[-1][0]
 
     def x(step: float) -> float:
@@ -71,6 +75,9 @@ def loss_plot(steps: list[int], losses: list[float | None]) -> Tensor:
         step = round(first + share * (last - first))
         pen.text((x(step), _HEIGHT - _MARGIN / 2 + 8), str(step), _INK, anchor="mt")
     pen.text((_MARGIN, 8), "loss over steps" + (", logarithmic" if logarithmic else ""), _INK)
-    line = [(x(step), y(scale(loss))) for step, loss in points]
-    pen.line(line if len(line) > 1 else [line[0], line[0]], _CURVE, 2)
+    for curve, colour in ((points, _CURVE), (held_out, _HELD_OUT)):
+        line = [(x(step), y(scale(loss))) for step, loss in curve]
+        pen.line(line if len(line) > 1 else line * 2, colour, 2)
+    if held_out:
+        pen.text((_WIDTH - _MARGIN / 2, 8), "on what is held out", _HELD_OUT, anchor="ra")
     return to_tensor([picture])

@@ -63,7 +63,7 @@ def show(text: str) -> None:
 
 
 def _send(text: str, alone: bool) -> None:
-    context, server = get_executing_context(), PromptServer.instance
+    context, server = get_executing_context(), getattr(PromptServer, "instance", None)
     if context is not None and server is not None:
         said = {"prompt": context.prompt_id, "node": context.node_id, "text": text, "alone": alone}
         server.send_sync(SAID, said, server.client_id)

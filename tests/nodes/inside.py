@@ -310,11 +310,11 @@ def check_a_training_can_have_the_memory(s: Setup) -> None:
         found.append(len(model_management.loaded_models()))
         raise InterruptedError  # so that no job is queued
 
-    queue = mock.Mock(jobs=list, same=lambda *_: None, create=create)
+    queue = mock.Mock(jobs=list, same=lambda *_: None, create=create, root=s.family)
     stand_ins = {
-        "_dataset": lambda text: (Path(text), True),
+        "_dataset": lambda text: mock.Mock(folder=Path(text), ready=True),
         "node_settings": lambda *_, **__: {},
-        "estimate_text": lambda *_: "",
+        "check_and_estimate": lambda *_, **__: "",
     }
     for free in (False, True):
         model_management.load_models_gpu([s.model])

@@ -16,6 +16,20 @@ from unittest import mock
 from inside import start
 
 BASE = "bundled/nano (base)"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+DESCRIPTION = {
+    "kind": "pixart_delta_features",
+    "version": 2,
+    "scaling_factor": 1.0,
+    "caption_channels": 64,
+    "max_tokens": 40,
+    "hints": "",
+    "shards": [
+        {"name": f"128x128_{number}.tar", "bucket": [128, 128], "count": count, "bytes": 1, "sha256": "0" * 64}
+        for number, count in enumerate((12, 5))
+    ],
+}
+"""Of a dataset without hints."""
 
 
 class Setup:
@@ -27,16 +41,17 @@ class Setup:
         self.jobs, self.training, self.dataset = (
             part(f"nodes.background.{name}") for name in ("queue", "start", "dataset")
         )
+        self.files, self.identify = part("nodes.bridge.files"), part("pixart_core.identify")
         self.estimate, self.result = part("nodes.background.estimate"), part("nodes.background.result")
         self.root = part("training.jobs.job")
         self.input, self.output = folder / "input", folder / "output"
         folder_paths.set_input_directory(str(self.input))
         folder_paths.set_output_directory(str(self.output))
         folder_paths.set_user_directory(str(folder / "user"))
+        self.jobs._queue.cache_clear()  # a node's list of jobs was made before the folders were ours
         self.jobs.watcher = mock.Mock()
         (self.output / "data").mkdir(parents=True, exist_ok=True)
-        shards = [{"bucket": [128, 128], "count": 12}, {"bucket": [128, 128], "count": 5}]
-        (self.output / "data" / "dataset.json").write_text(json.dumps({"shards": shards}))
+        (self.output / "data" / "dataset.json").write_text(json.dumps(DESCRIPTION))
         self.pictures(self.input / "pictures")
         self.dataset._PATIENCE = 0.1
 
@@ -49,9 +64,9 @@ class Setup:
             Image.new("RGB", (64, 64), "red").save(folder / f"{name}.png")
             (folder / f"{name}.txt").write_text("red")
 
-    def train(self, name: str, *, more: str = "", estimate_only: bool = False, free: bool = False):
-        values = {"base": BASE, "data": "data", "steps": 3}
-        return self.training.start_training("lcd", name, values, more, estimate_only, free)
+    def train(self, name: str, command="lcd", *, more="", estimate_only=False, free=False, recipe="", **changed):
+        values = {"base": BASE, "data": "data", "steps": 3, **changed}
+        return self.training.start_training(command, name, values, more, estimate_only, free, recipe)
 
     def prepare(self, name: str, place: str = "pictures"):
         return self.dataset.prepare_dataset(name, {"input": place, "models": "bundled/nano", "resolution": 128}, "", 16)
@@ -82,16 +97,136 @@ def check_memory_is_freed_when_a_training_is_queued_and_only_then(setup):
         assert freed.call_count == 2 and setup.jobs.queue().job(first).state == "queued"
 
 
-def check_too_little_memory_or_room_is_said(setup):
+def check_too_little_memory_or_room_is_refused(setup):
+    """With the job's own message; an estimate says it below its table. A job that was queued before stays as it is."""
+    little_memory = mock.patch.object(setup.estimate.memory, "get_total_memory", return_value=1e6)
+    full = mock.patch("shutil.disk_usage", return_value=(100, 90, 10))
+    busy = mock.patch.object(setup.jobs, "running_on", return_value=mock.Mock())
+    for short, problem in ((little_memory, "out of memory with batch_size=16"), (full, "only 0.0 MB are free")):
+        with short, raises(problem):
+            setup.train("small")
+        with short, busy:
+            _, text = setup.train("small", estimate_only=True)
+        assert "together" in text and problem in text.splitlines()[-2], text
+        assert not setup.jobs.queue().jobs() or "small" not in [job.name for job in setup.jobs.queue().jobs()]
     _, text = setup.train("small")
-    assert "TOO LITTLE" not in text and "together" in text
+    assert "cannot be trained" not in text and "together" in text
     assert "17 of 17 pictures, 1 size, 8 to 9 in a batch" in text, text
-    with mock.patch.object(setup.estimate.memory, "get_total_memory", return_value=1e6):
-        _, text = setup.train("small")
-    assert text.splitlines()[-1].startswith("TOO LITTLE MEMORY") and "TOO LITTLE ROOM" not in text
-    with mock.patch.object(setup.estimate.shutil, "disk_usage", return_value=mock.Mock(free=10)):
-        _, text = setup.train("small")
-    assert "TOO LITTLE ROOM" in text.splitlines()[-1] and "TOO LITTLE MEMORY" not in text
+    with little_memory:
+        assert setup.train("small")[1].startswith("small: queued")
+
+
+def check_a_base_of_another_kind_is_refused(setup):
+    """Whatever it is, and though the dataset is still to come; the message is that of the training."""
+    waiting = setup.prepare("to come").folder
+    student = setup.files.BUNDLE / "nano" / "transformer"
+    for base, command, problem in (
+        ("nano/controlnet", "lcm-lora", "not a PixArt-α/δ transformer but a PixArt ControlNet without its base model"),
+        ("nano/hed/hed.safetensors", "finetune", "transformer but a HED edge detector"),
+        ("nano/lcm_lora", "lcd", "transformer but a LoRA"),
+    ):
+        for data in ("data", str(waiting)):
+            with raises(problem):
+                setup.train("wrong", command, base=str(setup.files.BUNDLE / base), data=data)
+    plain = setup.output / "without_null_caption.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    state = load_file(setup.files.BUNDLE / "nano" / "base" / "pixart_nano_base.safetensors")
+    config = json.loads((student / "config.json").read_text())
+    about = {"config": setup.identify.inspect_file(student).config.to_dict()} if config else {}
+    save_file(
+        {name: each for name, each in state.items() if name != "y_embedder.y_embedding"},
+        plain,
+        {"pixart_delta": json.dumps(about)},
+    )
+    with raises("has no learned null caption"):
+        setup.train("wrong", base=str(plain))
+    setup.train("right", "finetune", base=str(plain), more="caption_drop=0")
+    assert "wrong" not in [job.name for job in setup.jobs.queue().jobs()]
+
+
+def check_a_dataset_that_does_not_fit_is_refused(setup):
+    """Without hints for a ControlNet, prepared or promised; of another text encoder; or none at all."""
+    promised = setup.prepare("no hints").folder
+    for data in ("data", str(promised)):
+        with raises("was prepared without hints: run `prepare` again"):
+            setup.train("wrong", "controlnet", data=data, more="copy_blocks=1")
+    other = setup.output / "other"
+    other.mkdir()
+    (other / "dataset.json").write_text(json.dumps({**DESCRIPTION, "caption_channels": 4096, "hints": "hed"}))
+    with raises("holds text embeddings of 4096 channels"):
+        setup.train("wrong", "controlnet", data="other", more="copy_blocks=1")
+    (other / "dataset.json").unlink()
+    with raises("dataset.json"):
+        setup.train("wrong", data="other")
+    with raises("copy_blocks=13, wiring=transformer"):
+        setup.train("wrong", "controlnet")
+    assert "wrong" not in [job.name for job in setup.jobs.queue().jobs()]
+
+
+def check_a_recipe_counts_where_nothing_was_changed(setup):
+    """Of a released base that which fits the device; what somebody wrote wins; the same settings are the same job."""
+    values = {"learning_rate": 5e-4, "batch_size": 4, "recipe": "auto"}
+    found, text = setup.train("by recipe", "lcm-lora", more="guidance=5", **values)
+    seen = setup.jobs.queue().job(found).settings
+    assert (seen["lora_rank"], seen["steps"], seen["precision"]) == (4, 3, "fp32") and "\nrecipe nano: " in text
+    assert (seen["learning_rate"], seen["batch_size"], seen["guidance"]) == (5e-4, 4, 5.0)
+    assert setup.train("by recipe", "lcm-lora", more="guidance=5", **values)[0] == found
+    with raises("Train an LCM-LoRA instead"):
+        setup.train("too large", recipe="8gb")
+    _, text = setup.train("by recipe", "lcm-lora", recipe="12gb", more="workers=0")
+    assert "recipe 12gb: " in text and "batch_size 8" in text and "together" in text
+
+
+def check_missing_packages_are_named(setup):
+    for command, package, more in (("lcm-lora", "peft", ""), ("lcd", "bitsandbytes", "optimizer=adamw8bit")):
+        with mock.patch.dict(sys.modules, {package: None}), raises(f"{package} is not installed"):
+            setup.train("wrong", command, more=more)
+    with mock.patch.dict(sys.modules, {"peft": None}):
+        setup.train("needs no peft")
+
+
+def check_a_folder_without_pictures_is_refused(setup):
+    (setup.input / "empty").mkdir()
+    before = len(setup.jobs.queue().jobs())
+    with raises("empty holds no pictures"):
+        setup.prepare("wrong", "empty")
+    assert len(setup.jobs.queue().jobs()) == before
+
+
+def check_shards_that_do_not_fit_are_refused(setup):
+    made = setup.prepare("large")
+    made.folder.mkdir(exist_ok=True)
+    (made.folder / "report.txt").write_text("two pictures")
+    (made.folder / "report.json").write_text(json.dumps({"bytes": 10**18, "buckets": {}}))
+    with raises("the shards of"):
+        setup.prepare("large")
+
+
+def check_the_first_choice_of_every_list_works(setup):
+    """Beside files of other kinds, of which some are called as if they were none, in the folders of every list."""
+    import folder_paths
+
+    bundle, names = setup.files.BUNDLE / "nano", setup.files
+    models = setup.output.parent / "models"
+    for kind in ("diffusion_models", "checkpoints", "text_encoders", "vae", "loras", "controlnet", "pixart_delta"):
+        folder = models / kind
+        folder.mkdir(parents=True)
+        (folder / "a_pixart.safetensors").symlink_to(bundle / "hed" / "hed.safetensors")
+        (folder / "b.safetensors").write_bytes(b"damaged")
+        folder_paths.folder_names_and_paths[kind] = ([str(folder)], folder_paths.supported_pt_extensions)
+    (models / "diffusion_models" / "c.safetensors").symlink_to(bundle / "controlnet" / WEIGHTS)
+    (models / "diffusion_models" / "d.safetensors").symlink_to(bundle / "base" / "pixart_nano_base.safetensors")
+    (models / "loras" / "c.safetensors").symlink_to(bundle / "lcm_lora" / "pytorch_lora_weights.safetensors")
+    assert names.first_usable("model", "training") == names.first_usable("model") == "d.safetensors"
+    assert names.first_usable("lora") == "c.safetensors" and names.first_usable("pipeline") == "bundled/nano"
+    (models / "diffusion_models" / "d.safetensors").unlink()
+    assert names.first_usable("model", "training") == BASE
+    for kind, first in (("text_encoder", "bundled/nano"), ("vae", "bundled/nano"), ("hed", "a_pixart.safetensors")):
+        assert names.first_usable(kind) == first, (kind, names.first_usable(kind))
+    assert names.first_usable("controlnet") == "bundled/nano (HED ControlNet)"
+    (setup.input / "3d").mkdir()
+    assert setup.dataset.first_folder() == "pictures"
 
 
 def check_no_step_is_tried_beside_a_job_of_the_same_device(setup):
@@ -147,7 +282,7 @@ def check_a_dataset_is_made_again_when_its_pictures_change(setup):
     assert setup.prepare("changing", "changing").report.startswith("{}changing: done")
 
     values = {"base": BASE, "data": str(made.folder), "steps": 3}
-    (made.folder / "dataset.json").write_text(json.dumps({"shards": [{"bucket": [128, 128]}]}))
+    (made.folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
     reader, _ = setup.training.start_training("lcd", "the reader", values, "", False, False)
     setup.put(reader, "running")
     setup.pictures(setup.input / "changing", ("d",))
@@ -175,7 +310,7 @@ def check_an_empty_id_means_the_newest_training_and_no_dataset(setup):
 
 def check_progress_is_shown_while_a_node_waits(setup):
     setup.pictures(setup.input / "shown")
-    with mock.patch.object(setup.dataset, "show") as show:
+    with mock.patch.object(setup.dataset, "show_progress") as show:
         setup.prepare("shown", "shown")
     assert show.call_args_list[0].args[0].startswith("shown: queued")
 
@@ -218,7 +353,7 @@ def check_what_could_not_be_told_is_told_again(setup):
 def raises(text: str):
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError, ImportError) as error:
         assert text in str(error), error
     else:
         raise AssertionError(f"no error {text!r}")

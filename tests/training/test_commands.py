@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 from pixart_delta.training.cli import main
+from pixart_delta.training.run_dir import RunDir
 
 import pixart_core as pc
 from pixart_core.lora import load_lora
@@ -29,6 +30,20 @@ def features(tmp_path_factory):
 
 def run(command, *positional, **settings):
     assert main([command, *positional, *(f"--set={name}={value}" for name, value in settings.items())]) == 0
+
+
+def test_a_recipe_by_name(features, tmp_path, capfd):
+    """auto is nano for a bundled base; what is said beside it wins."""
+    base = NANO / "base" / "pixart_nano_base.safetensors"
+    values = [
+        f"--set={pair}" for pair in (f"run={tmp_path / 'run'}", f"data={features}", f"base={base}", "batch_size=1")
+    ]
+    assert main(["lcm-lora", "--recipe", "auto", *values, "--set=steps=1"]) == 0
+    assert "recipe nano" in capfd.readouterr().out
+    config = RunDir(tmp_path / "run").read_config()["config"]
+    assert (config["lora_rank"], config["steps"], config["batch_size"]) == (4, 1, 1)
+    assert main(["lcd", "--recipe", "8gb", *values]) == 1
+    assert "Train an LCM-LoRA instead" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["finetune", "lcd", "lcm-lora", "controlnet"])

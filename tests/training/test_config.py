@@ -8,6 +8,8 @@ from typing import get_type_hints
 import pytest
 from pixart_delta.training.cli import main
 from pixart_delta.training.config import COMMANDS, TRAININGS, ConfigError, load_config, make_config
+from pixart_delta.training.recipes import RECIPES as RECIPES_BY_NAME
+from pixart_delta.training.recipes import recipe_values
 
 NEEDED = {"run": "r", "data": "d", "base": "b"}
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "training/recipes").glob("*.json"))
@@ -37,6 +39,18 @@ def test_the_papers_values_are_the_defaults():
     assert (control.wiring, control.warmup_steps, control.clip_norm) == ("transformer", 0, 0.01)
     lora = make("lcm-lora")
     assert (lora.lora_rank, lora.lora_alpha, lora.guidance) == (32, 8.0, 4.5)
+
+
+def test_what_is_said_wins_over_a_recipe(tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"accumulation": 7, "steps": 70}))
+    config = load_config("lcd", str(file), ["run=r", "data=d", "base=b", "steps=3"], recipe_values("lcd", "16gb"))
+    assert (config.batch_size, config.accumulation, config.steps) == (4, 7, 3)
+    for command in TRAININGS:
+        for name in RECIPES_BY_NAME[1:]:
+            make(command, **recipe_values(command, name))
+    with pytest.raises(ConfigError, match="choose one of 8gb"):
+        recipe_values("lcd", "9gb")
 
 
 def test_no_rule_changes_the_learning_rate_behind_ones_back():
@@ -210,6 +224,8 @@ def test_the_hints_of_edges_are_no_path():
 
 COMMAND_OF = {
     "lcd": "lcd",
+    "finetune": "finetune",
+    "nano_finetune": "finetune",
     "lcm_lora": "lcm-lora",
     "controlnet": "controlnet",
     "nano_student": "lcd",

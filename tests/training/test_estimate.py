@@ -12,10 +12,11 @@ from pixart_delta.pixart_core.config import PIXART_512, PIXART_1024_MS
 from pixart_delta.pixart_core.memory import transformer_parameters
 from pixart_delta.training import estimate as estimates
 from pixart_delta.training.cli import main
-from pixart_delta.training.config import load_config, make_config
+from pixart_delta.training.config import ConfigError, load_config, make_config
 from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.estimate import estimate, matmul_rate, pictures_text
 from pixart_delta.training.machine import GB
+from pixart_delta.training.recipes import SIZES, recipe_for, recipe_values
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.tasks import TASKS
 
@@ -101,6 +102,26 @@ def test_recipes_fit_their_gpus(recipe, command, shape, pixels, memory):
     """With a tenth to spare, for what an estimate leaves out."""
     config = load_config(command, str(RECIPES / f"{recipe}.json"), ["run=r", "data=d", "base=b"])
     assert estimate(command, config, shape, pixels, pixels).memory < 0.9 * memory * GB
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_named_recipe_fits_its_device(command, size):
+    if (command, size) == ("lcd", 8):
+        with pytest.raises(ConfigError, match="more than 8 GB. Train an LCM-LoRA"):
+            recipe_values(command, "8gb")
+        whole = estimate(command, settings(command, batch_size=1), PIXART_1024_MS, 1024, 1024)
+        assert whole.weights + whole.average + whole.gradients + whole.moments > 8 * GB, "as the message says"
+        return
+    config = settings(command, **recipe_values(command, f"{size}gb"))
+    assert estimate(command, config, PIXART_1024_MS, 1024, 1024).memory < 0.9 * size * GB
+
+
+def test_a_recipe_is_picked_by_base_and_device():
+    released, nano = transformer_parameters(PIXART_1024_MS), transformer_parameters(CONFIG)
+    cards = {7.6: "8gb", 11.9: "12gb", 15.7: "16gb", 23.6: "24gb", 31.4: "32gb", 79.1: "32gb", 4: "8gb"}
+    assert {size: recipe_for(released, size * 2**30) for size in cards} == cards
+    assert {recipe_for(nano, size * 2**30) for size in cards} == {"nano"}
 
 
 def test_the_same_global_batch_costs_the_same():

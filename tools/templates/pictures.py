@@ -197,7 +197,7 @@ def inpainting() -> Template:
     )
     columns = [
         loaded.column(Group("Picture", "red", [picture, white])),
-        Column(PROMPT, [Group("Prompt", "green", [prompt]), Group("Part", "red", [latent, mask])]),
+        Column(250, [Group("Prompt", "green", [prompt]), Group("Part", "red", [latent, mask])]),
         Column(DECODE, [Group("Masked", "red", [masked])]),
         Column(SAMPLER, [Group("Sample", "purple", [sampler])]),
         *result(decoded, saved, about(name, says, loaded, 300)),

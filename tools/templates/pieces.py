@@ -23,11 +23,11 @@ class Loaded:
     def __init__(self, weights: Weights, model: str | File, quantization: str = "none"):
         self.weights = weights
         self.files = [file for file in (model, weights.text_encoder, weights.vae) if isinstance(file, File)]
-        self.model = loader("ModelLoader", "model_name", model, 200)
+        self.model = loader("ModelLoader", "model_name", model, 194)
         self.clip = loader(
-            "TextEncoderLoader", "text_encoder_name", weights.text_encoder, 186, quantization=quantization
+            "TextEncoderLoader", "text_encoder_name", weights.text_encoder, 178, quantization=quantization
         )
-        self.vae = loader("VAELoader", "vae_name", weights.vae, 104)
+        self.vae = loader("VAELoader", "vae_name", weights.vae, 100)
         self.nodes = [self.model, self.vae, self.clip]
 
     def more(self, kind: str, widget: str, chosen: str | File, height: int) -> Node:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,9 +105,45 @@ class FeatureDataset:
     def buckets(self) -> dict[tuple[int, int], int]:
         """Pictures of each size (height, width in px)."""
         counts: dict[tuple[int, int], int] = {}
-        for shard in self.shards:
-            counts[shard.bucket] = counts.get(shard.bucket, 0) + shard.count
-        return counts
+        for shard, start, end in zip(self.shards, self._starts, self._starts[1:], strict=False):
+            counts[shard.bucket] = counts.get(shard.bucket, 0) + int((self._times[start:end] > 0).sum())
+        return {size: count for size, count in counts.items() if count}
+
+    def hold_out(self, share: float) -> list[int]:
+        """Take a share of the pictures, at least one, out of all batches; returns their numbers. The same ones every
+        time.
+
+        Raises:
+            DataError: if none would be left.
+        """
+        count = max(1, round(share * len(self)))
+        if count >= len(self):
+            raise DataError(f"{self.location} holds {len(self)} pictures: validation={share} leaves none to train on")
+        chosen = torch.randperm(len(self), generator=generator_for(len(self)))[:count].sort().values.tolist()
+        self._times[chosen] = 0
+        return chosen
+
+    def some(
+        self, numbers: Sequence[int], batch_size: int, hint: bool = False
+    ) -> list[tuple[list[int], dict[str, Any]]]:
+        """These samples in batches of one size, as those of `batches`, with their numbers: the same every time.
+
+        Raises:
+            DataError: as `batches`.
+        """
+        if hint:
+            require_hints(self.location, self.description)
+        reader = _Reader(self, 0, hint)
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for number in numbers:
+            sizes.setdefault(self.locate(number)[0].bucket, []).append(number)
+        groups = [each[at : at + batch_size] for each in sizes.values() for at in range(0, len(each), batch_size)]
+        out = []
+        for group in groups:
+            samples = [self._get(functools.partial(reader.sample, each, generator_for(0, each))) for each in group]
+            batch = _collate(samples)
+            out.append((group, {name: value for name, value in batch.items() if isinstance(value, Tensor)}))
+        return out
 
     def batches(
         self,
@@ -151,7 +187,7 @@ class FeatureDataset:
                 "version, which took whole batches alone: begin a new run, in a new folder, which takes every picture"
             )
         if hint:
-            self._require_hints()
+            require_hints(self.location, self.description)
         planned = self._numbered(size, seed, start, rank, world, whole)
         yield from read_ahead(_Reader(self, seed, hint), planned, workers, self._get)
 
@@ -179,21 +215,16 @@ class FeatureDataset:
             DataError: as `batches`.
         """
         if hint:
-            self._require_hints()
+            require_hints(self.location, self.description)
         largest = max(self.buckets, key=self.buckets.__getitem__)
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == largest]
-        numbers = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
+        every = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
+        numbers = (number for number in every if self._times[number])
         reader = _Reader(self, 0, hint)
         chosen = itertools.islice(numbers, count)
         samples = [self._get(functools.partial(reader.sample, number, generator_for(0, number))) for number in chosen]
         batch = {name: to_float32(value) for name, value in _collate(samples).items()}
         return batch, [sample["prompt"] for sample in samples]
-
-    def _require_hints(self) -> None:
-        if not self.description.get("hints"):
-            raise DataError(
-                f"{self.location} was prepared without hints: run `prepare` again with hints=hed or a folder"
-            )
 
     def _numbered(
         self, size: int, seed: int, start: int, rank: int, world: int, whole: bool
@@ -229,6 +260,12 @@ class FeatureDataset:
                 parts.append(_mix(waiting, generator))
                 waiting = []
         return torch.cat([*parts, _mix(waiting, generator)] if waiting else parts)
+
+
+def require_hints(location: Any, description: Mapping[str, Any]) -> None:
+    """Raises DataError if the samples of a dataset, going by its description, have no hints."""
+    if not description.get("hints"):
+        raise DataError(f"{location} was prepared without hints: run `prepare` again with hints=hed or a folder")
 
 
 class _PlannedBatch(NamedTuple):

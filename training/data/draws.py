@@ -23,13 +23,22 @@ class Draws:
         step: optimiser step, from 0.
         micro: which micro-batch of the step.
         total: samples of the global micro-batch, over all processes.
-        rows: which of them are this process's, such as slice(rank, None, world).
+        rows: which of them are this process's: slice(rank, None, world), or their numbers.
         device: that the numbers are handed out on. They are drawn on the CPU, so they are the same everywhere.
     """
 
-    def __init__(self, seed: int, step: int, micro: int, total: int, rows: slice, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        micro: int,
+        total: int,
+        rows: slice | Sequence[int],
+        device: torch.device | str = "cpu",
+    ):
         self.device = torch.device(device)
-        self._generators = [generator_for(seed, step, micro, row) for row in range(total)[rows]]
+        chosen = range(total)[rows] if isinstance(rows, slice) else rows
+        self._generators = [generator_for(seed, step, micro, row) for row in chosen]
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """(b, *shape) float32, standard normal."""

@@ -17,7 +17,7 @@ from . import process
 from .imported import import_jobs
 from .job import ACTIVE, STATES, Job, JobError, NoSuchJob
 from .metrics import read_metrics
-from .queue import ACTIONS, Queue
+from .queue import ACTIONS, Queue, check_name
 from .runner import TRAIN
 from .verdict import count_of, last_line, plain_text
 
@@ -26,6 +26,7 @@ __all__ = [
     "ACTIVE",
     "STATES",
     "TRAIN",
+    "check_name",
     "Job",
     "JobError",
     "NoSuchJob",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +20,7 @@ from ...pixart_core.vae import load_vae, moments
 from ..config import ConfigError, PrepareConfig
 from ..data.shards import DataError, flipped, hash_file
 from ..task import DTYPES
+from .detectors import Detector
 from .inputs import Inputs
 
 _PIXELS = 1 << 20
@@ -69,11 +71,15 @@ class Encoders:
     def hed(self):
         return load_hed(self.config.hed, device=self.device)
 
+    @functools.cached_property
+    def detector(self) -> Detector:
+        return Detector(self.config, self.device)
+
     @property
     def needs_vae(self) -> bool:
         """Whether anything is left for the autoencoder to do; a folder of hints may hold features only."""
         config = self.config
-        return not config.latents or config.hints == "hed" or bool(config.hint_folder and config.models)
+        return not config.latents or config.finds_hints or bool(config.hint_folder and config.models)
 
     def identity(self) -> dict[str, Any]:
         """Names the networks and settings that decide what a sample holds.
@@ -92,6 +98,8 @@ class Encoders:
             named["text"] = self.text.identity, config.clean_caption
         if config.hints == "hed":
             named["hed"] = hash_file(Path(config.hed))
+        elif config.finds_hints:
+            named["hints"] = config.hints, importlib.metadata.version("controlnet_aux")
         named |= {
             name: value
             for name, value in (("flip", config.flip), ("masks", config.masks))
@@ -146,6 +154,9 @@ class Encoders:
             shown["moments.npy"] = self._tensor(inputs.picture for inputs in batch)
         if self.config.hints == "hed":
             shown["hint.npy"] = detect(self.hed, shown["moments.npy"]).expand(-1, -1, -1, 3)
+        elif self.config.finds_hints:
+            found = (self.detector(inputs.picture) for inputs in batch if inputs.picture is not None)
+            shown["hint.npy"] = self._tensor(found)
         elif batch[0].hint is not None:
             shown["hint.npy"] = self._tensor(inputs.hint for inputs in batch)
         for part, pictures in shown.items():

@@ -51,7 +51,7 @@ class InputReader:
         self.config = config
         # The usual suffixes first: on a network disk each look takes a while.
         self.hint_suffixes = (".npz", ".npy", *sorted(suffixes(), key=lambda suffix: (suffix not in _USUAL, suffix)))
-        self.needs_picture = not config.latents or config.hints == "hed"
+        self.needs_picture = not config.latents or config.finds_hints
 
     def files(self, source: Source) -> list[Path]:
         """Every file that a sample is made from, archives aside; of those that are missing, where it should be."""

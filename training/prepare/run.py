@@ -289,6 +289,7 @@ def _finish(output: Path, shards, made: list[ShardInfo], config: PrepareConfig, 
         max_tokens=config.max_tokens,
         resolution=config.resolution,
         hints="" if config.hints == "none" else config.hints,
+        hint_kind=config.kind_of_hints,
         pictures=pictures,
         **_knobs(shards, config),
     )

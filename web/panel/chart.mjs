@@ -9,7 +9,7 @@ const MOST = 3000; // points; with more the whole is read anew, thinned by the s
 
 export class Chart {
     element = h("figure", { class: "pxd-chart", "aria-label": t("chart") });
-    #data = [[], [], []]; // steps, loss, learning rate
+    #data = [[], [], [], []]; // steps, loss, learning rate, loss on what is held out
     #generation = 0;
     #logarithmic = localStorage.getItem("pixart_delta.logarithmic") === "1";
 
@@ -35,7 +35,8 @@ export class Chart {
             if (since < 0) this.#clear();
             return;
         }
-        const fresh = [columns.step, columns.loss ?? [], columns.learning_rate ?? []];
+        const empty = columns.step.map(() => null);
+        const fresh = [columns.step, columns.loss ?? empty, columns.learning_rate ?? empty, columns.validation ?? empty];
         this.#data = since < 0 ? fresh : this.#data.map((old, i) => [...old, ...fresh[i]]);
         this.#draw();
     }
@@ -43,7 +44,7 @@ export class Chart {
     /** Forget what was read: a resumed run takes its last steps again. The old curve is seen until the new one is read. */
     reset() {
         this.#generation += 1;
-        this.#data = [[], [], []];
+        this.#data = [[], [], [], []];
     }
 
     destroy() {
@@ -61,8 +62,8 @@ export class Chart {
 
     #draw() {
         this.note.hidden = true;
-        const [steps, losses, rates] = this.#data;
-        const data = [steps, this.#positive(losses), this.#positive(smooth(losses)), rates];
+        const [steps, losses, rates, validation] = this.#data;
+        const data = [steps, this.#positive(losses), this.#positive(smooth(losses)), rates, this.#positive(validation)];
         if (this.plot) this.plot.setData(data);
         else this.plot = new uPlot(this.#options(), data, this.place);
         this.element.dataset.points = this.#data[0].length;
@@ -111,6 +112,8 @@ export class Chart {
                 { label: t("loss"), scale: "loss", stroke: () => colour("--pxd-faint"), width: 1, spanGaps: true, value },
                 { label: t("smoothed"), scale: "loss", stroke: () => colour("--pxd-loss"), width: 2, spanGaps: true, value },
                 { label: t("learning_rate"), scale: "rate", stroke: () => colour("--pxd-rate"), width: 1, dash: [4, 3], value },
+                // Of the pictures held out; most lines of metrics have none.
+                { label: t("validation"), scale: "loss", stroke: () => colour("--pxd-validation"), width: 1.5, spanGaps: true, value },
             ],
             axes: [axis("x", 2, 28), axis("loss", 3, 48), axis("rate", 1, 56)],
         };

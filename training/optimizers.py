@@ -1,0 +1,100 @@
+"""The optimisers by name, what they keep of each parameter, and how their state goes into a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainConfig
+
+PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "schedulefree": "schedulefree"}
+"""What must be installed for one; the others are PyTorch's."""
+SLICE = 11
+"""Of Prodigy's two vectors that find the rate every so many numbers are kept, as its authors advise for memory."""
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 8 + 8 / SLICE, "adafactor": 0, "schedulefree": 8}
+"""Bytes of state for a number that is trained. Adafactor's rows and columns are as good as none."""
+_FIXED = ("params", "lr", "weight_decay")
+"""Of a group: what the settings say anew at every start."""
+
+
+def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of a training. Matrices decay, biases and tables do not."""
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, each in parameters.items():
+        (matrices if each.ndim >= 2 and not name.endswith("scale_shift_table") else rest).append(each)
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    adam: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, config.adam_beta2), "eps": config.adam_epsilon}
+    if config.optimizer == "adamw8bit":
+        from bitsandbytes.optim import AdamW8bit  # takes seconds to import
+
+        return AdamW8bit(groups, **adam)
+    if config.optimizer == "prodigy":
+        from prodigyopt import Prodigy
+
+        return Prodigy(groups, **adam, slice_p=SLICE)
+    if config.optimizer == "schedulefree":
+        from schedulefree import AdamWScheduleFree
+
+        made = AdamWScheduleFree(groups, **adam)
+        made.train()
+        return made
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=config.learning_rate)
+    return torch.optim.AdamW(groups, fused=True, **adam)
+
+
+def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What an optimiser counts for each group (Prodigy's rate, schedule-free's sums), ready for JSON."""
+
+    def plain(value: Any) -> Any:
+        return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+    counts = [{name: plain(value) for name, value in group.items()} for group in optimizer.param_groups]
+    kept = (bool, int, float)
+    return [
+        {name: value for name, value in group.items() if name not in _FIXED and type(value) in kept} for group in counts
+    ]
+
+
+def set_group_numbers(optimizer: torch.optim.Optimizer, numbers: list[dict[str, Any]]) -> None:
+    """Put back what `group_numbers` gave."""
+    for group, values in zip(optimizer.param_groups, numbers, strict=True):
+        group.update(values)
+
+
+@contextlib.contextmanager
+def evaluated(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside, the trained weights are those to use: with schedule-free AdamW the average, and not where the gradient is
+    taken. Afterwards they are what they were to the last bit, as its own way back is not."""
+    free: Any = optimizer
+    if not hasattr(free, "eval"):
+        yield
+        return
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    before = [parameter.detach().clone() for parameter in trained]
+    free.eval()
+    try:
+        yield
+    finally:
+        free.train()
+        with torch.no_grad():
+            for parameter, value in zip(trained, before, strict=True):
+                parameter.copy_(value)
+
+
+@torch.no_grad()
+def average_weights(state: dict[str, Tensor], z: Mapping[str, Tensor], beta1: float) -> None:
+    """Turn the weights that schedule-free AdamW takes gradients at into their average, in place.
+
+    Args:
+        state: by name.
+        z: its other sequence, of each that was trained.
+    """
+    for name, value in z.items():
+        state[name].lerp_(value.to(state[name]), 1 - 1 / beta1)
