@@ -83,7 +83,7 @@ class _StreamedLinear(torch.nn.Linear):
         layer.stored, layer.compute, layer.weight, layer.__class__ = stored, compute, None, cls
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.stored.to(x.device, self.compute)
+        weight = self.stored.to(x.device, x.dtype).to(self.compute)  # rounded as if it had been loaded
         return torch.nn.functional.linear(x.to(self.compute), weight).to(x.dtype)
 
 

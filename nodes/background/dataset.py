@@ -98,9 +98,10 @@ def hints_of_images(source: str, images: Tensor, kind: str, more: str) -> dict[s
             "the order of their names"
         )
     pixels = (images[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy()
-    folder = Path(folder_paths.get_output_directory(), "pixart_delta", "hints", hashlib.sha256(pixels).hexdigest()[:16])
-    for source, hint in zip(sources, pixels, strict=True):
-        file = folder / Path(source.name).with_suffix(".png")
+    digest = hashlib.sha256(pixels.data).hexdigest()[:16]
+    folder = Path(folder_paths.get_output_directory(), "pixart_delta", "hints", digest)
+    for picture, hint in zip(sources, pixels, strict=True):
+        file = folder / Path(picture.name).with_suffix(".png")
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(hint).save(file)

@@ -36,13 +36,14 @@ def kind_of_image(prompt: Mapping[str, Any] | None, node: str | None, input: str
         A kind of `training.config.DETECTED` or "hed"; two empty texts if nothing tells.
     """
     seen: set[str] = set()
-    waiting = _links((prompt or {}).get(str(node), {}).get("inputs", {}), input)
+    graph = prompt or {}
+    waiting = _links(graph.get(str(node), {}).get("inputs", {}), input)
     while waiting and len(seen) < _FAR:
         above = waiting.pop(0)
-        if above in seen or above not in (prompt or {}):
+        if above in seen or above not in graph:
             continue
         seen.add(above)
-        found = prompt[above]
+        found = graph[above]
         name = str(found.get("class_type", ""))
         for kind, pattern in _NODES.items():
             if re.search(pattern, name):

@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+import tests.conftest  # noqa: E402, F401  registers the root folder as a package
+
 LIMIT_GB = 6
 SD_VAE = {
     "in_channels": 3,
@@ -62,8 +64,6 @@ def one(arguments) -> None:
     import torch
     from pixart_delta.training.config import PrepareConfig
     from pixart_delta.training.prepare.run import prepare
-
-    import tests.conftest  # noqa: F401  registers the root folder as a package
 
     peak, ended = 0, threading.Event()
 
@@ -107,8 +107,6 @@ def main() -> int:
     if arguments.folder:
         one(arguments)
         return 0
-    import tests.conftest  # noqa: F401
-
     with tempfile.TemporaryDirectory() as folder:
         make_models(Path(folder, "models"), arguments.layers)
         make_pictures(Path(folder, "pictures"), arguments.pictures, arguments.resolution)

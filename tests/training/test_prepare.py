@@ -336,3 +336,13 @@ def test_the_authors_caches(tmp_path):
     assert made["00/2.png"]["json"]["height"] == 120 and made["00/2.png"]["json"]["bucket"] == [48, 80]
     description = FeatureDataset(tmp_path / "out").description
     assert (description["scaling_factor"], description["caption_channels"]) == (0.18215, 32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_streamed_text_encoder_gives_the_same_and_holds_no_matrices(models, dtype):
+    plain, streamed = (TextEncoder.from_pretrained(models, dtype, streamed=each) for each in (False, True))
+    prompts = ["a sky over a lake", "stars"]
+    assert all(map(torch.equal, plain.encode(prompts), streamed.encode(prompts)))
+    assert plain.identity == streamed.identity
+    held = [sum(each.numel() for each in encoder.load().parameters()) for encoder in (plain, streamed)]
+    assert held[1] < 0.5 * held[0]

@@ -80,6 +80,7 @@ export class Runner {
     async #send() {
         await this.#sending;
         const prompt = await this.app.graphToPrompt();
+        if (!this.on) return false; // another graph was opened meanwhile
         const { output } = prompt;
         this.change?.(output);
         const made = JSON.stringify(output);
