@@ -379,7 +379,8 @@ def check_lists_offer_what_fits(s: Setup) -> None:
     shutil.copy(s.family / "text_encoder" / "config.json", encoders / "t5-v1_1-xxl")
     shutil.copy(s.family / "transformer" / "diffusion_pytorch_model.safetensors", own / "A_model.safetensors")
     save_file({"block1.convs.0.weight": torch.zeros(1)}, own / "A_network.safetensors")
-    save_file({"x.lora_A.weight": torch.zeros(1)}, own / "a_lora.safetensors")
+    save_file({"x.lora_A.weight": torch.zeros(1)}, own / "another_models_lora.safetensors")
+    shutil.copy(ROOT / "models/nano/lcm_lora/pytorch_lora_weights.safetensors", own / "a_lora.safetensors")
     places = {"text_encoders": encoders, files.FOLDER: own, "loras": loras}
     kept = {name: folder_paths.folder_names_and_paths[name] for name in places}
     try:
