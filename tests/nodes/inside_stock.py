@@ -283,7 +283,9 @@ def by_hand(s: Stock, self_attention=None, cross_attention=None, rows: int = 2):
         if self_attention:
             block.attn.forward = lambda x, attention, f=attn: self_attention(f, x, attention)
         if cross_attention:
-            block.cross_attn.forward = lambda x, c, m, attention, f=cross: cross_attention(f, x, c, m, attention)
+            block.cross_attn.forward = lambda x, c, m, attention, _kv=None, f=cross: cross_attention(
+                f, x, c, m, attention
+            )
     try:
         return forward(s, rows)
     finally:

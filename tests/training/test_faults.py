@@ -53,7 +53,7 @@ def test_a_picture_of_nan_stops_the_run_with_step_and_names(material, tmp_path, 
 
     def with_a_bad_one(folder, name, size, samples):
         for sample in samples:
-            if sample["__key__"] == "00000007":
+            if sample["__key__"] == "00000003":
                 sample["moments.npy"][0, 2, 2] = float("nan")
         return write_shard(folder, name, size, samples)
 
@@ -61,7 +61,7 @@ def test_a_picture_of_nan_stops_the_run_with_step_and_names(material, tmp_path, 
     data = str(shards_fixture.make_features(tmp_path / "features", width=64))
     values = settings("lcd", material, tmp_path / "run", **SHORT, data=data)
     with pytest.raises(
-        TrainingError, match=r"loss is nan .* at step \d, batch .*00000007.png.*: lower learning_rate"
+        TrainingError, match=r"loss is nan .* at step \d, batch .*00000003.png.*: lower learning_rate"
     ) as failure:
         run_here("lcd", values)
     run = RunDir(tmp_path / "run")

@@ -51,7 +51,7 @@ def test_boundaries_of_areas_that_look_alike():
 
 def test_a_trained_network_has_the_layout_of_the_released_one(tmp_path):
     path = hed.train(tmp_path, steps=3, batch=1, learning_rate=1e-3, seed=0)
-    assert path.stat().st_size < 300_000
+    assert path.stat().st_size < 1_000_000
     network = load_hed(path)
     assert network.norm.flatten().tolist() == pytest.approx([128.0] * 3, abs=1)
     edges = detect(network, torch.rand(1, 32, 48, 3))
@@ -154,6 +154,7 @@ def control_run(folder: Path, base: Path, steps: tuple[int, ...]) -> None:
     """A run folder of `controlnet` with what `restore` reads: random weights after some steps."""
     run = RunDir(folder).create()
     values = {"run": str(folder), "data": "none", "base": str(base), "steps": 20, "copy_blocks": 1}
+    values["precision"] = "fp32"  # a run keeps what auto was on its device
     run.write_config("controlnet", values)
     frozen = fingerprint(TASKS["controlnet"](make_config("controlnet", values)))
     for step in steps:
