@@ -160,4 +160,6 @@ def control_run(folder: Path, base: Path, steps: tuple[int, ...]) -> None:
     for step in steps:
         control = random_controlnet(load_pixart(base).float(), seed=step).state_dict()
         state = {f"model.{name}": tensor for name, tensor in control.items()}
-        save_weights(state, run.checkpoint(step), {"training": json.dumps({"step": step, "frozen": frozen, "numbers": {}})})
+        save_weights(
+            state, run.checkpoint(step), {"training": json.dumps({"step": step, "frozen": frozen, "numbers": {}})}
+        )

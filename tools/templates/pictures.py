@@ -220,10 +220,10 @@ def draft_and_pick() -> Template:
     sheet = Node("PreviewImage", 380, {}, {"images": drafts["IMAGE"]}, title="16 drafts")
     saved = save(decoded, "draft_and_pick", 300)
     says = (
-        "Sixteen drafts in **one** step each; the one you pick is drawn on in **four** steps. Run, look, write the number "
-        "of a draft into *Pick* (they count from 0, row by row; *length* 2 takes the next one, too), run again: the "
-        "drafts come from memory. *denoise* 0.5 keeps the draft's composition, more changes it. A new seed gives sixteen "
-        "others."
+        "Sixteen drafts in **one** step each; the one you pick is drawn on in **four** steps. Run, look, write the "
+        "number of a draft into *Pick* (they count from 0, row by row; *length* 2 takes the next one, too), run again: "
+        "the drafts come from memory. *denoise* 0.5 keeps the draft's composition, more changes it. A new seed gives "
+        "sixteen others."
     )
     columns = [
         Column(240, [Group("Load", "blue", loaded.nodes), Group("Size", "green", [shape])]),
