@@ -98,7 +98,12 @@ def test_what_waits_shows_no_empty_chart(panel, made):  # noqa: F811
     change(folder, state="paused")
     state_of(panel, "waits", "paused")
     detail.locator(".pxd-chart canvas").wait_for()
-    assert detail.locator(".u-label").all_inner_texts()[1:] == ["loss", "smoothed", "learning rate"]
+    assert detail.locator(".u-label").all_inner_texts()[1:] == [
+        "loss",
+        "smoothed",
+        "learning rate",
+        "loss on what is held out",
+    ]
 
 
 def test_datasets_stand_apart(panel, made):  # noqa: F811
