@@ -226,13 +226,13 @@ def draft_and_pick() -> Template:
         "sixteen others."
     )
     columns = [
-        Column(240, [Group("Load", "blue", loaded.nodes), Group("Size", "green", [shape])]),
-        Column(235, [Group("Prompt", "green", [prompt, seed])]),
-        Column(215, [Group("Draft", "purple", [draft])]),
-        Column(DECODE, [Group("Sheet", "cyan", [drafts]), Group("Pick", "yellow", [pick])]),
-        Column(235, [Group("", "", [sheet]), Group("Sample", "purple", [drawn])]),
-        Column(DECODE, [Group("Save", "cyan", [decoded])]),
-        Column(225, [Group("", "", [saved]), Group("", "", [note(name, says, 330)])]),
+        Column(220, [Group("Load", "blue", loaded.nodes), Group("Size", "green", [shape])]),
+        Column(210, [Group("Prompt", "green", [prompt, seed])]),
+        Column(200, [Group("Draft", "purple", [draft])]),
+        Column(165, [Group("Sheet", "cyan", [drafts]), Group("Pick", "yellow", [pick])]),
+        Column(210, [Group("", "", [sheet]), Group("Sample", "purple", [drawn])]),
+        Column(165, [Group("Save", "cyan", [decoded])]),
+        Column(200, [Group("", "", [saved]), Group("", "", [note(name, says, 330)])]),
     ]
     app = ([(prompt, "prompt"), (seed, "value"), (pick, "batch_index")], [sheet, saved])
     return Template(named(13, name), columns, app)
