@@ -8,6 +8,7 @@ import pytest
 
 from tests.nodes.panel import record
 from tests.nodes.test_routes import BASE, FOREIGN, JOBS, call, ids, post, root, server, write_job  # noqa: F401
+from tests.training.shards_fixture import make_features
 
 pytestmark = pytest.mark.host
 FORM = "/pixart_delta/form"
@@ -57,8 +58,10 @@ def test_a_dataset_is_named_by_its_job(server, root):  # noqa: F811
 
 
 def test_an_estimate_queues_nothing(server, root):  # noqa: F811
-    status, answer = send(server, {}, check=True)
-    assert status == 200 and answer["job"] == "" and answer["text"] and ids(server) == ["holder"]
+    make_features(server.base / "input" / "measured", width=64)
+    status, answer = send(server, {"data": "measured", "batch_size": 1}, check=True)
+    assert status == 200, answer
+    assert answer["job"] == "" and answer["text"] and ids(server) == ["holder"]
 
 
 @pytest.mark.parametrize(
