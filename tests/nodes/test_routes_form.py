@@ -41,12 +41,13 @@ def test_the_form_lists_the_trainers_own_settings(server, root):  # noqa: F811
 
 
 def test_a_form_queues_a_job_and_the_same_one_is_found_again(server, root):  # noqa: F811
-    status, made = send(server, {"steps": 5})
+    make_features(server.base / "input" / "formed", width=64)
+    status, made = send(server, {"steps": 5, "data": "formed"})
     assert status == 200 and made["text"].startswith("x: queued"), made
     settings = server.get(f"{JOBS}/{made['job']}")["settings"]
-    assert settings["steps"] == 5 and settings["data"] == str(server.base / "input" / "data")
-    assert send(server, {"steps": 5})[1]["job"] == made["job"]
-    assert send(server, {"steps": 6})[1]["job"] != made["job"]
+    assert settings["steps"] == 5 and settings["data"] == str(server.base / "input" / "formed")
+    assert send(server, {"steps": 5, "data": "formed"})[1]["job"] == made["job"]
+    assert send(server, {"steps": 6, "data": "formed"})[1]["job"] != made["job"]
 
 
 def test_a_dataset_is_named_by_its_job(server, root):  # noqa: F811
