@@ -24,11 +24,11 @@ from .engine import Outcome, make_engine
 from .estimate import pictures_text
 from .export import default_name, write_result
 from .machine import DiskError, StopSignal, explain_import, out_of_memory
-from .monitor import Monitor
 from .run_dir import RunDir, contents_of
 from .sampling import draw_examples, draw_prompts
 from .task import decided, describe_base
 from .tasks import TASKS
+from .watch.monitor import Monitor
 from .watch.prompts import Prompts, encode_prompts, own_prompts
 from .watch.validation import held_out
 

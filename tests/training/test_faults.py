@@ -21,9 +21,9 @@ from pixart_delta.training.engine import Engine
 from pixart_delta.training.estimate import dry_run
 from pixart_delta.training.loop import TrainingError
 from pixart_delta.training.machine import DiskError
-from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDir, RunDirError
 from pixart_delta.training.tasks import TASKS
+from pixart_delta.training.watch.monitor import Monitor
 
 from tests.training import shards_fixture
 from tests.training.conftest import fill

@@ -14,7 +14,6 @@ from PIL import Image
 from pixart_delta.pixart_core.identify import inspect_file
 from pixart_delta.training import engine as engine_module
 from pixart_delta.training import loop
-from pixart_delta.training import monitor as monitor_module
 from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
@@ -22,9 +21,10 @@ from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.distribute import connect
 from pixart_delta.training.engine import Engine, learning_rate
 from pixart_delta.training.loop import Training, TrainingError
-from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.tasks import TASKS
+from pixart_delta.training.watch import monitor as monitor_module
+from pixart_delta.training.watch.monitor import Monitor
 from safetensors.torch import load_file
 
 import pixart_core as pc
