@@ -90,7 +90,7 @@ class Ours:
     """The trainer's own step."""
 
     def __init__(self, config: LcdConfig, batches: Batches):
-        accelerator = connect(config)
+        accelerator = connect()
         config = decided(config, accelerator.device)
         self.engine = Engine(config, TASKS["lcd"](config), accelerator)
         self.batches, self.number = batches, 0
