@@ -57,7 +57,7 @@ def test_a_file_that_is_open_elsewhere_is_waited_for(monkeypatch):
 
     with pytest.raises(PermissionError):
         storage.patiently(action)  # elsewhere it means what it says
-    monkeypatch.setattr(storage, "fcntl", None)
+    monkeypatch.setattr(storage, "_IS_WINDOWS", True)
     assert storage.patiently(action) == "replaced"
 
 
