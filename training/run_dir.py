@@ -252,7 +252,7 @@ class RunDir:
         return self._read("config.json")
 
     def write_status(self, state: str, **values: Any) -> None:
-        """Replace the status. `values` are those of `training/monitor.py`: step, steps, loss, message, …"""
+        """Replace the status. `values` are those of `training/watch/monitor.py`: step, steps, loss, message, …"""
         self._publish("status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **values})
 
     def read_status(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 
 import pixart_core as pc
 from pixart_core.lcm import ddim_timesteps
-from pixart_core.schedule import add_noise, alphas_cumprod, consistency, ddim_step, predict_x0
+from pixart_core.schedule import add_noise, alphas_cumprod, consistency, ddim_weights, predict_x0
 
 
 def test_schedule_is_the_linear_one_of_the_paper():
@@ -15,12 +15,14 @@ def test_schedule_is_the_linear_one_of_the_paper():
     assert sigma_max == pytest.approx(157.407, rel=1e-4)
 
 
-def test_predict_x0_inverts_add_noise_and_ddim_step_is_add_noise():
+def test_predict_x0_inverts_add_noise_and_a_ddim_step_adds_the_same_noise_again():
     latent, noise = torch.randn(3, 4, 6, 8), torch.randn(3, 4, 6, 8)
     t = torch.tensor([19, 259, 499])
     noisy = add_noise(latent, noise, t)
     torch.testing.assert_close(predict_x0(noisy, noise, t), latent, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(ddim_step(latent, noise, t), noisy)
+    for end in (t, t - 19, torch.tensor([0, 0, 0])):
+        of_noisy, of_epsilon = ddim_weights(t, end)
+        torch.testing.assert_close(of_noisy * noisy + of_epsilon * noise, add_noise(latent, noise, end))
 
 
 def test_boundary_condition():

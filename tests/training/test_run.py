@@ -14,7 +14,6 @@ from PIL import Image
 from pixart_delta.pixart_core.identify import inspect_file
 from pixart_delta.training import engine as engine_module
 from pixart_delta.training import loop
-from pixart_delta.training import monitor as monitor_module
 from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
@@ -22,9 +21,10 @@ from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.distribute import connect
 from pixart_delta.training.engine import Engine, learning_rate
 from pixart_delta.training.loop import Training, TrainingError
-from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.tasks import TASKS
+from pixart_delta.training.watch import monitor as monitor_module
+from pixart_delta.training.watch.monitor import Monitor
 from safetensors.torch import load_file
 
 import pixart_core as pc
@@ -215,7 +215,7 @@ def test_a_loss_that_is_read_late_is_still_never_saved(material, tmp_path, read_
 
 def make_engine(material, tmp_path, **values):
     config = make_config("lcd", settings("lcd", material, tmp_path, **SHORT | values))
-    return Engine(config, TASKS["lcd"](config), connect(config))
+    return Engine(config, TASKS["lcd"](config), connect())
 
 
 def test_accumulated_gradients_are_those_of_the_mean(material, tmp_path, monkeypatch):
