@@ -181,7 +181,7 @@ def main() -> int:
     parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(SETS)}; all when none is named")
     parser.add_argument("--quick", action="store_true", help="the short selection")
     parser.add_argument("--python", nargs="+", default=[], metavar="3.X", help="Pythons instead of sets; or: all")
-    parser.add_argument("--pytest", default="", help="more arguments of pytest")
+    parser.add_argument("--pytest", default="", help='more arguments of pytest: --pytest="-x -k text"')
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.sets if name not in SETS]:
         parser.error(f"unknown set {unknown[0]}: choose of {', '.join(SETS)}")
