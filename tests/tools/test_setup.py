@@ -119,6 +119,24 @@ def test_a_second_setup_reuses_and_links(clone, tmp_path, capsys):
     assert not environment.exists() and not any(folder.exists() for folder in comfyui.values())
 
 
+def test_what_is_complete_waits_for_no_other_setup(clone, monkeypatch):
+    """Making another Python's environment takes minutes, with the lock held."""
+    cache = setup.cache_folder()
+    comfyui = setup.comfyui_folders(cache)
+    environment = complete_environment(setup.environment_folder(cache, setup.ingredients(comfyui)))
+    for folder in comfyui.values():
+        folder.mkdir()
+
+    def held(_cache):
+        raise AssertionError("it waits for the lock")
+
+    monkeypatch.setattr(setup, "only_one", held)
+    assert setup.setup(links=False) == environment
+    (environment / setup.STAMP).unlink()
+    with pytest.raises(AssertionError, match="it waits for the lock"):
+        setup.setup(links=False)
+
+
 def test_clean_spares_a_comfyui_of_the_users_own(clone, tmp_path, monkeypatch):
     own = tmp_path / "ComfyUI"
     own.mkdir()
