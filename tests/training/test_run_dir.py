@@ -1,6 +1,7 @@
 """The run folder: what others read while a run writes, requests, the lock, and what a killed process leaves."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -130,7 +131,6 @@ def test_a_short_look_at_the_lock_does_not_refuse_a_run(run):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 def test_a_forked_worker_does_not_keep_the_lock(run):
     import os
-import re
 
     with run.lock():
         child = os.fork()
