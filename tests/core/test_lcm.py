@@ -28,7 +28,10 @@ def test_predict_x0_inverts_add_noise_and_a_ddim_step_adds_the_same_noise_again(
 def test_boundary_condition():
     assert pc.boundary_scalings(0) == (1.0, 0.0)
     c_skip, c_out = pc.boundary_scalings(torch.tensor([0, 19, 999]))
-    assert c_skip[0] == 1 and c_out[0] == 0 and c_skip[2] < 1e-8 and c_out[2] == pytest.approx(1)
+    assert c_skip[0] == 1
+    assert c_out[0] == 0
+    assert c_skip[2] < 1e-8
+    assert c_out[2] == pytest.approx(1)
     expected = 0.25 / ((19 / 0.1) ** 2 + 0.25)
     assert c_skip[1].item() == pytest.approx(expected)
     noisy = torch.randn(2, 4, 4, 4)
@@ -43,7 +46,9 @@ def test_timestep_grids(steps):
     scheduler.set_timesteps(steps)
     assert pc.lcm_timesteps(steps) == scheduler.timesteps.tolist()
     official = pc.lcm_timesteps(steps, "official")
-    assert len(official) == steps and official[0] == 999 and set(official) <= set(ddim_timesteps())
+    assert len(official) == steps
+    assert official[0] == 999
+    assert set(official) <= set(ddim_timesteps())
     assert official == sorted(official, reverse=True)
 
 

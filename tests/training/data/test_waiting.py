@@ -250,11 +250,15 @@ def test_stop_is_answered_while_the_store_is_out_of_reach(how, serve, material, 
     else:
         os.kill(process.pid, signal.SIGTERM)
     process.join(PATIENCE)
-    assert process.exitcode == 0 and run.read_status()["state"] == "stopped" and "waiting" not in run.read_status()
+    assert process.exitcode == 0
+    assert run.read_status()["state"] == "stopped"
+    assert "waiting" not in run.read_status()
     shut.clear()
     process = forked("finetune", values, cache)
     process.join(PATIENCE)
-    assert process.exitcode == 0 and run.read_status()["state"] == "done" and "waiting" not in run.read_status()
+    assert process.exitcode == 0
+    assert run.read_status()["state"] == "done"
+    assert "waiting" not in run.read_status()
 
 
 def test_processes_wait_for_each_other_and_stop_together(serve, material, tmp_path, monkeypatch):
