@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...pixart_core.pipeline import Hint, Pipeline
+from ...pixart_core.controlnet import Hint
+from ...pixart_core.pipeline import Pipeline
 from .. import sampling
 from .checker import attributes_right
 from .scenes import ATTRIBUTES, caption, random_scene
