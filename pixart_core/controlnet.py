@@ -1,5 +1,4 @@
-"""ControlNets of the paper (Sec. 3.1): copies of the base's first blocks steer it, frozen, through zero linears; and the
-hints that they follow."""
+"""ControlNets of the paper (Sec. 3.1): copies of the base's first blocks, behind zero linears, steer it by a hint."""
 
 from __future__ import annotations
 
