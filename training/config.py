@@ -5,6 +5,7 @@ The text under `help` is the one description of a setting: `--help` and the node
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -314,7 +315,7 @@ class PrepareConfig(Settings):
     """`prepare`: check pictures and captions, then cache what training reads: latents, text embeddings, hints."""
 
     command: ClassVar[str] = "prepare"
-    required: ClassVar[tuple[str, ...]] = ("input", "output")
+    required: ClassVar[tuple[str, ...]] = ("output",)
 
     input: str = path(
         "folder of pictures with captions beside them (picture.txt or .caption; several lines are different wordings), "
@@ -373,6 +374,24 @@ class PrepareConfig(Settings):
         choices=("none", "alpha", "folder"),
     )
     mask_folder: str = path("for masks=folder: pictures named as the pictures")
+    prompts: str = path(
+        "instead of input, to make a model fast without any pictures: a text file of prompts, one a line; base draws "
+        "the latents itself, and lcd or lcm-lora distil it from them"
+    )
+    base: str = path("for prompts: the base model that draws, in any layout that load_pixart reads")
+    lora: str = path("for prompts: a LoRA that base draws with, such as a style")
+    lora_strength: float = setting(1.0, "for prompts: how much of lora is added", low=-10.0, high=10.0)
+    draws: int = setting(1, "for prompts: pictures of each prompt, each from other noise", low=1, high=1000)
+    draw_steps: int = setting(14, "for prompts: steps of DPM-Solver++ for a picture", low=1, high=1000)
+    guidance: float = setting(
+        4.5, "for prompts: classifier-free guidance that pictures are drawn with (cfg)", low=1.0, high=100.0
+    )
+    shapes: list = setting(
+        lambda: ["1:1", "2:3", "3:2"],
+        "for prompts: shapes that pictures are drawn in, one after the other, as a JSON list of width:height; the "
+        "nearest buckets are taken",
+    )
+    seed: int = setting(0, "for prompts: of the noise that pictures begin with", low=0, high=2**63 - 1)
     keep_duplicates: bool = setting(False, "keep pictures whose file is the same as another's")
     latents: str = path("folder of VAE features (.npy) that PixArt's authors' tools made; empty = encode")
     embeddings: str = path("folder of T5 features (.npz) that PixArt's authors' tools made; empty = encode")
@@ -411,6 +430,7 @@ class PrepareConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_prompts()
         if self.part >= self.parts:
             raise ConfigError(f"part is {self.part}: with parts {self.parts} it must be below {self.parts}")
         if self.resolution % 16:
@@ -451,6 +471,36 @@ class PrepareConfig(Settings):
             raise ConfigError("hints=folder needs hint_folder: the folder of hints named as the pictures")
         if self.hint_folder and self.hints != "folder":
             raise ConfigError(f"hint_folder is set, but hints is {self.hints}: set hints=folder, or leave it out")
+
+    def _check_prompts(self) -> None:
+        if bool(self.input) == bool(self.prompts):
+            raise ConfigError(
+                "give either input (pictures: "
+                f"{type(self).__dataclass_fields__['input'].metadata['help']}) or prompts (a text file, for pictures "
+                "that base draws itself)"
+            )
+        if bool(self.prompts) != bool(self.base):
+            raise ConfigError("prompts and base, the model that draws them, need each other")
+        if self.lora and not self.prompts:
+            raise ConfigError("lora is set, and prompts is not: it is what base draws prompts with, leave it out")
+        if not self.prompts:
+            return
+        for name in ("latents", "embeddings", "flip", "masks", "hints", "repeats", "pictures"):
+            if getattr(self, name) not in ("", False, "none", {}):
+                raise ConfigError(f"{name} is set, and with prompts there are no pictures that it could be of")
+        if not self.models:
+            raise ConfigError("models is not set: the pipeline folder with text_encoder/ and tokenizer/ for prompts")
+        if not self.sides or not all(1 <= width <= 4 * height and height <= 4 * width for width, height in self.sides):
+            raise ConfigError(
+                f'shapes is {self.shapes!r:.200}: a JSON list of width:height is wanted, such as ["1:1", "2:3"], '
+                "with no side of more than 4 times the other"
+            )
+
+    @property
+    def sides(self) -> list[tuple[int, int]]:
+        """Width and height of each of `shapes`; (0, 0) for what is none."""
+        found = [re.fullmatch(r"([0-9]{1,5}):([0-9]{1,5})", str(each)) for each in self.shapes]
+        return [(int(each[1]), int(each[2])) if each else (0, 0) for each in found]
 
     @property
     def finds_hints(self) -> bool:
