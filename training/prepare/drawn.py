@@ -15,23 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...pixart_core.checkpoint import describe_pixart, load_pixart
-from ...pixart_core.delta import apply_lora, require_fit
+from ...pixart_core.checkpoint import load_pixart
+from ...pixart_core.delta import apply_lora
 from ...pixart_core.functional import sampling_dtype
 from ...pixart_core.lora import load_lora
-from ...pixart_core.model import PixArt
 from ...pixart_core.sampling import dpm_timesteps, guided, plan_steps, sample
 from ...pixart_core.steps import Steps
-from ...pixart_core.t5 import read_t5_config
-from ...pixart_core.text import find_text_encoder
 from ...pixart_core.vae import FACTOR
-from ..config import ConfigError, PrepareConfig
+from ..config import PrepareConfig
 from ..data.contents import identify
-from ..data.dataset import CAPTION_PADDING, collate, padded
+from ..data.dataset import collate
 from ..data.draws import generator_for
 from ..task import DTYPES
 from .inputs import Inputs, digest, with_trigger
-from .prompts import shapes_of
+from .prompted import shapes_of
 from .sources import Source
 from .survey import Finding
 
@@ -39,34 +36,6 @@ SCALING_FACTOR = 1.0
 """Drawn latents are stored scaled."""
 CHANNELS = 4
 """They are latents, not moments."""
-
-
-def check_drawing(config: PrepareConfig) -> None:
-    """Whether the base can draw the prompts, as far as names and shapes tell: no large weights are loaded.
-
-    Raises:
-        CheckpointError: if base, LoRA or text encoder are something else, or the LoRA does not fit.
-        ConfigError: if the base has no learned null caption, or reads other text embeddings.
-    """
-    shape, null = describe_pixart(config.base)
-    if not null:
-        raise ConfigError(
-            f"base {config.base} has no learned null caption, which guidance needs: diffusers' layout leaves it out. "
-            "Take the authors' .pth, or a file that this trainer exported"
-        )
-    if config.lora:
-        require_fit(load_lora(config.lora), dict(PixArt(shape, device="meta").named_parameters()))
-    width = int(read_t5_config(find_text_encoder(config.models)[0])["d_model"])
-    if width != shape.caption_channels:
-        raise ConfigError(
-            f"models {config.models} makes text embeddings of {width} channels, and {config.base} reads "
-            f"{shape.caption_channels}: take the text encoder that belongs to it, or another base"
-        )
-    if padded(config.max_tokens) > null:
-        raise ConfigError(
-            f"max_tokens is {config.max_tokens}, and the learned null caption of {config.base} has {null}: set "
-            f"max_tokens={null // CAPTION_PADDING * CAPTION_PADDING}"
-        )
 
 
 def plan_drawing(sources: Sequence[Source], config: PrepareConfig) -> list[Finding]:
@@ -92,7 +61,7 @@ class Painter:
     """The base model, with its LoRA.
 
     Raises:
-        CheckpointError: as `check_drawing`, and if a file is damaged.
+        CheckpointError: as `prompted.check_drawing`, and if a file is damaged.
     """
 
     def __init__(self, config: PrepareConfig, device: torch.device):

@@ -17,7 +17,7 @@ from ..data.shards import DESCRIPTION, DataError, Shard, ShardInfo, write_descri
 from ..machine import require_room
 from .archives import Listing, find_archives
 from .captions import Captions, Encoded, remove_captions
-from .drawn import check_drawing, plan_drawing
+from .drawn import plan_drawing
 from .encoders import Encoders
 from .inputs import HintError, InputReader, Inputs, MaskError
 from .inside import OutsideError
@@ -25,7 +25,7 @@ from .opened import is_url
 from .pictures import PictureError
 from .plan import PlannedShard, plan_shards, remove_others
 from .progress import Progress, follow, say
-from .prompts import find_prompts
+from .prompted import check_drawing, find_prompts
 from .report import Report, count_buckets, left_out
 from .sources import CaptionError, Found, Source, find_packed, find_sources
 from .survey import survey

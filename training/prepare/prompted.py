@@ -6,7 +6,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import PrepareConfig
+from ...pixart_core.checkpoint import describe_pixart
+from ...pixart_core.delta import require_fit
+from ...pixart_core.lora import load_lora
+from ...pixart_core.model import PixArt
+from ...pixart_core.t5 import read_t5_config
+from ...pixart_core.text import find_text_encoder
+from ..config import ConfigError, PrepareConfig
+from ..data.dataset import CAPTION_PADDING, padded
 from ..data.shards import DataError
 from .inside import check_inside
 from .pictures import buckets, nearest_bucket
@@ -63,3 +70,31 @@ def find_prompts(config: PrepareConfig) -> list[Source]:
         Source(f"{number:08d}", file, (prompts[number // config.draws],), shapes[number % len(shapes)].bucket)
         for number in range(len(prompts) * config.draws)
     ]
+
+
+def check_drawing(config: PrepareConfig) -> None:
+    """Whether the base can draw the prompts, as far as names and shapes tell: no large weights are loaded.
+
+    Raises:
+        CheckpointError: if base, LoRA or text encoder are something else, or the LoRA does not fit.
+        ConfigError: if the base has no learned null caption, or reads other text embeddings.
+    """
+    shape, null = describe_pixart(config.base)
+    if not null:
+        raise ConfigError(
+            f"base {config.base} has no learned null caption, which guidance needs: diffusers' layout leaves it out. "
+            "Take the authors' .pth, or a file that this trainer exported"
+        )
+    if config.lora:
+        require_fit(load_lora(config.lora), dict(PixArt(shape, device="meta").named_parameters()))
+    width = int(read_t5_config(find_text_encoder(config.models)[0])["d_model"])
+    if width != shape.caption_channels:
+        raise ConfigError(
+            f"models {config.models} makes text embeddings of {width} channels, and {config.base} reads "
+            f"{shape.caption_channels}: take the text encoder that belongs to it, or another base"
+        )
+    if padded(config.max_tokens) > null:
+        raise ConfigError(
+            f"max_tokens is {config.max_tokens}, and the learned null caption of {config.base} has {null}: set "
+            f"max_tokens={null // CAPTION_PADDING * CAPTION_PADDING}"
+        )
