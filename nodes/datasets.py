@@ -156,15 +156,15 @@ class PixArtDeltaPromptDataset(io.ComfyNode):
                     tooltip="Side in pixels of the square pictures: the size of the base model (128 for the bundled "
                     "one). Upright and wide ones have about the same area.",
                 ),
-                setting_input("prepare", "draws"),
+                setting_input("draws", "prepare"),
                 io.Combo.Input(
                     "lora",
                     options=[NONE, *files.names("lora")],
                     tooltip="A LoRA of the base that it draws with, such as a style: the distilled model has it, too.",
                 ),
                 lora_strength_input("lora_strength", tooltip="How much of the LoRA is added."),
-                setting_input("prepare", "guidance", advanced=True),
-                setting_input("prepare", "draw_steps", advanced=True),
+                setting_input("guidance", "prepare", advanced=True),
+                setting_input("draw_steps", "prepare", advanced=True),
                 io.String.Input(
                     "prompt_file",
                     default="",

@@ -94,10 +94,10 @@ def more_settings_input(id: str, command: str, of: str = "") -> io.Input:
     )
 
 
-def setting_input(command: str, name: str, advanced: bool = False, optional: bool = False) -> io.Input:
-    """The input of a setting of the trainer."""
+def setting_input(id: str, command: str, advanced: bool = False, optional: bool = False) -> io.Input:
+    """The input of a setting of the trainer, which is called as the input."""
     kind = COMMANDS[command]
-    setting = kind.__dataclass_fields__[name]
+    setting = kind.__dataclass_fields__[id]
     limits, default = setting.metadata, setting.default
     about = {
         "tooltip": f"{limits['help'][0].upper()}{limits['help'][1:]}.",
@@ -105,12 +105,12 @@ def setting_input(command: str, name: str, advanced: bool = False, optional: boo
         "optional": optional,
     }
     if "choices" in limits:
-        return io.Combo.Input(name, options=list(limits["choices"]), default=default, **about)
-    wanted = get_type_hints(kind)[name]
+        return io.Combo.Input(id, options=list(limits["choices"]), default=default, **about)
+    wanted = get_type_hints(kind)[id]
     if wanted is bool:
-        return io.Boolean.Input(name, default=default, **about)
+        return io.Boolean.Input(id, default=default, **about)
     low, high = limits["low"], limits["high"]
     if wanted is int:
-        return io.Int.Input(name, default=default, min=low, max=high, **about)
-    step = 1e-7 if name == "learning_rate" else 0.1
-    return io.Float.Input(name, default=default, min=low, max=high, step=step, round=False, **about)
+        return io.Int.Input(id, default=default, min=low, max=high, **about)
+    step = 1e-7 if id == "learning_rate" else 0.1
+    return io.Float.Input(id, default=default, min=low, max=high, step=step, round=False, **about)

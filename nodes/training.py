@@ -72,21 +72,21 @@ class TrainingNode(io.ComfyNode):
                     tooltip="What the job is called in the panel. Run again with the same name and settings, and "
                     "nothing is started anew.",
                 ),
-                *(setting_input(cls.COMMAND, name) for name in ("steps", "batch_size", "learning_rate", *cls.OWN)),
+                *(setting_input(name, cls.COMMAND) for name in ("steps", "batch_size", "learning_rate", *cls.OWN)),
                 io.Combo.Input(
                     "samples_with",
                     options=[*files.names("pipeline"), NONE],
                     tooltip="Text encoder and autoencoder that draw the samples: a pipeline folder in "
                     "models/pixart_delta, or the bundled one. none: no samples.",
                 ),
-                setting_input(cls.COMMAND, "sample_every"),
+                setting_input("sample_every", cls.COMMAND),
                 io.Combo.Input(
                     "run",
                     options=RUN,
                     tooltip="train: queue the job. estimate only: check everything, take one real step unless a job "
                     "has the device, and show memory, time and disk; nothing is written.",
                 ),
-                *(setting_input(cls.COMMAND, name, advanced=True) for name in ADVANCED),
+                *(setting_input(name, cls.COMMAND, advanced=True) for name in ADVANCED),
                 io.Boolean.Input(
                     "free_memory",
                     default=False,
@@ -110,7 +110,7 @@ class TrainingNode(io.ComfyNode):
                     tooltip="Own prompts for the samples, one a line: each is a row of the grid, with the same noise "
                     "every time, first before the training begins. Empty: captions of the dataset.",
                 ),
-                setting_input(cls.COMMAND, "validation", optional=True),
+                setting_input("validation", cls.COMMAND, optional=True),
             ],
             outputs=[
                 io.String.Output(
