@@ -213,7 +213,7 @@ class Training:
     def _keep_settings(self, command: str) -> None:
         """Those that the run goes on with. What it trains on may have grown, but not without a word."""
         before = self.run.read_config().get("contents", {}).get("data")
-        contents = contents_of(self.config.to_dict(), identify)
+        contents = contents_of(command, self.config.to_dict(), identify)
         if before is not None and contents.get("data") not in (before, None):
             self.monitor.say(
                 f"{self.data.location} was prepared anew since: from here its pictures come in another order"

@@ -267,7 +267,9 @@ def test_a_package_that_is_missed_later_is_named_in_the_status_too(material, tmp
     monkeypatch.setitem(sys.modules, "peft", None)
     assert main(["lcm-lora", *_as_arguments(settings("lcm-lora", material, tmp_path / "run", **SHORT))]) == 1
     message = RunDir(tmp_path / "run").read_status()["message"]
-    assert message.startswith("peft is not installed. ") and HOW in message and message in capsys.readouterr().err
+    assert message.startswith("peft is not installed. ")
+    assert HOW in message
+    assert message in capsys.readouterr().err
 
 
 def test_no_compiler_says_what_to_do(material, tmp_path):

@@ -74,7 +74,9 @@ def test_what_a_run_writes(material, tmp_path):
     status = run.read_status()
     assert status | {"state": "done", "pid": os.getpid(), "step": 6, "steps": 6, "device": "cpu"} == status
     assert status["checkpoint"] == "step_00000006.safetensors" and Path(status["export"]).exists()
-    assert status["started"] < status["time"] and status["memory"] > 1e7 and status["seconds_left"] == 0
+    assert status["started"] < status["time"]
+    assert status["memory"] > 1e7
+    assert status["seconds_left"] == 0
     assert status["loss"] == lines[-1]["loss"]
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
     log = (tmp_path / "log.txt").read_text()
@@ -264,7 +266,10 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(material, tmp_path, monkeypatch
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     run_here("lcd", settings("lcd", material, tmp_path, **SHORT))
     shown = capsys.readouterr().out
-    assert "100%" in shown and "6/6" in shown and "loss" in shown and "step 3/6 loss" not in shown
+    assert "100%" in shown
+    assert "6/6" in shown
+    assert "loss" in shown
+    assert "step 3/6 loss" not in shown
     assert "step 3/6 loss" in (tmp_path / "log.txt").read_text()
     monkeypatch.undo()
     run_here("lcd", settings("lcd", material, tmp_path, **SHORT | {"steps": 8}))
@@ -327,8 +332,13 @@ def test_command_line_from_another_directory_and_ctrl_c_to_the_group(material, t
     assert wait_until(run.checkpoints)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the reading processes get it, too
     out, errors = process.communicate(timeout=100)
-    assert process.returncode == 0 and "stopped at step" in out and "Traceback" not in errors and "error" not in errors
+    assert process.returncode == 0
+    assert "stopped at step" in out
+    assert "Traceback" not in errors
+    assert "error" not in errors
     status = subprocess.run([*train, "status", "run"], cwd=tmp_path, capture_output=True, text=True)
     assert "state: stopped" in status.stdout and f"step: {run.read_status()['step']} of 100000" in status.stdout
     missing = subprocess.run([*train, "status", "nothing"], cwd=tmp_path, capture_output=True, text=True)
-    assert missing.returncode == 1 and "nothing holds no run" in missing.stderr and not (tmp_path / "nothing").exists()
+    assert missing.returncode == 1
+    assert "nothing holds no run" in missing.stderr
+    assert not (tmp_path / "nothing").exists()
