@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 _OURS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
 """What processes may be: alone, or on CPUs, NVIDIA's and AMD's GPUs, or Intel's (never run: nobody had one)."""
 
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 _SYNC_BUFFERS = (
     "forward_sync_buffers"
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
@@ -40,6 +42,8 @@ def connect(config: TrainConfig) -> Accelerator:
         ConfigError: if accelerate was told to shard the model itself, an optimiser cannot be sharded, or processes were
             started that cannot work together: none trains alone with a part of the batch.
     """
+    if config.deterministic:
+        _compute_deterministically()
     world = adopt()
     kind = _device_kind()
     if world > 1:
@@ -63,6 +67,14 @@ def connect(config: TrainConfig) -> Accelerator:
     if accelerator.num_processes > 1:
         die_with_parent()  # a launcher that is killed takes its processes along
     return accelerator
+
+
+def _compute_deterministically() -> None:
+    """For the rest of this process: the same bits from the same numbers, on a GPU, too. Before anything computes there,
+    because cuBLAS reads once how large its work space is; of one whose size is fixed it gives the same bits."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # which would choose by the time that each one took
 
 
 def _device_kind() -> str:
@@ -136,27 +148,37 @@ def spread(accelerator: Accelerator, config: TrainConfig, model: nn.Module, othe
     if accelerator.num_processes == 1:
         return model
     if config.sharding == "fsdp":
-        _shard(model, accelerator.device)
+        gathered = _HALF.get(config.precision) if not config.compile else None
+        _shard(model, accelerator.device, gathered)
         for network in others:
-            _shard(network, accelerator.device, reshard=True)
+            _shard(network, accelerator.device, gathered, reshard=True)
         return model
     devices = None if accelerator.device.type == "cpu" else [accelerator.device]
     options: dict[str, Any] = {_SYNC_BUFFERS: False}
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **options)
 
 
-def _shard(network: nn.Module, device: torch.device, reshard: bool | None = None) -> None:
+def _shard(
+    network: nn.Module, device: torch.device, gathered: torch.dtype | None = None, reshard: bool | None = None
+) -> None:
     """FSDP2: each block is gathered while it is used, the little outside blocks as long as the network is.
 
     Args:
+        gathered: what a block's products are gathered in, half of what goes between the processes. They would be
+            rounded to it anyway, and their gradients are summed in float32. Its adaLN table, which belongs to the
+            stream of tokens, is then one of the parts outside.
         reshard: whether the latter goes when the forward pass ends; None keeps it for the backward pass.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for block in [module for module in network.modules() if isinstance(module, Block)]:
-        fully_shard(block, mesh=mesh)
+        if gathered is None:
+            fully_shard(block, mesh=mesh)
+            continue
+        policy = MixedPrecisionPolicy(gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        fully_shard([block.attn, block.cross_attn, block.mlp], mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh, reshard_after_forward=reshard)
 
 

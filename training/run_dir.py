@@ -67,7 +67,10 @@ _ANY_TIME = (
     "validation_every",
     "tensorboard",
     "gradient_checkpointing",
+    "keep_attention",
+    "deterministic",
     "compile",
+    "cuda_graph",
     "sharding",
 )
 """Settings that say nothing about what the weights become, nor what they are called."""
