@@ -30,11 +30,11 @@ class TrainConfig(Settings):
     half: ClassVar[str] = "bf16"
     """What precision=auto is on an accelerator that multiplies it natively."""
 
-    run: str = path("folder of this run; the same command with the same folder resumes")
-    data: str = path("folder or URL of prepared features (made by `prepare`)")
-    base: str = path("checkpoint to start from, in any layout that load_pixart reads")
-    models: str = path("pipeline folder (text_encoder/, tokenizer/, vae/) for samples; empty = no samples")
-    steps: int = setting(10_000, "optimiser steps in all", low=1, high=BILLION)
+    run: str = path("folder of this run; the same command with the same folder resumes", free=True)
+    data: str = path("folder or URL of prepared features (made by `prepare`)", content=True)
+    base: str = path("checkpoint to start from, in any layout that load_pixart reads", content=True)
+    models: str = path("pipeline folder (text_encoder/, tokenizer/, vae/) for samples; empty = no samples", free=True)
+    steps: int = setting(10_000, "optimiser steps in all", low=1, high=BILLION, free=True)
     batch_size: int = setting(16, "pictures of one process in one micro-batch", low=1, high=MILLION)
     accumulation: int = setting(1, "micro-batches whose gradients make one step", low=1, high=MILLION)
     learning_rate: float = setting(
@@ -62,40 +62,48 @@ class TrainConfig(Settings):
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     sharding: str = setting(
-        "none", "with several processes: fsdp shards weights and optimiser over them", choices=("none", "fsdp")
+        "none",
+        "with several processes: fsdp shards weights and optimiser over them",
+        choices=("none", "fsdp"),
+        free=True,
     )
     gradient_checkpointing: bool = setting(
         False,
         "recompute blocks in the backward pass: less memory, a quarter more time. It does not change numbers: tokens "
         "between blocks are kept in float32, as they are",
+        free=True,
     )
     keep_attention: bool = setting(
         False,
         "with gradient_checkpointing: keep what self-attention gives, too, and recompute all but that: less time with "
         "many tokens, half as much memory again for each block in half precision. It does not change numbers",
+        free=True,
     )
-    compile: bool = setting(False, "torch.compile the networks")
+    compile: bool = setting(False, "torch.compile the networks", free=True)
     cuda_graph: bool = setting(
         False,
         "on an NVIDIA GPU, without compile and with one process: capture a micro-batch of each size and replay it, for "
         "small models, whose steps wait for Python; takes the memory of a micro-batch besides. It does not change "
         "numbers",
+        free=True,
     )
     deterministic: bool = setting(
         False,
         "on a GPU use only algorithms that give the same bits each time, so that a resumed run is, bit for bit, one "
         "that was never stopped, as it always is on a CPU. Slower; an operation that has no such algorithm is an error",
+        free=True,
     )
-    seed: int = setting(43, "of the order, the noise and the timesteps", low=0, high=2**63 - 1)
+    seed: int = setting(43, "of the order, the noise and the timesteps", low=0, high=2**63 - 1, fixed=True)
     workers: int = setting(
         -1,
         "processes that load data; -1 = 2, but none for local data on a CPU, all of whose cores compute anyway",
         low=-1,
         high=1024,
+        free=True,
     )
-    log_every: int = setting(10, "steps between lines of metrics", low=1, high=BILLION)
-    checkpoint_every: int = setting(500, "steps between checkpoints", low=1, high=BILLION)
-    keep_checkpoints: int = setting(2, "checkpoints to keep", low=1, high=MILLION)
+    log_every: int = setting(10, "steps between lines of metrics", low=1, high=BILLION, free=True)
+    checkpoint_every: int = setting(500, "steps between checkpoints", low=1, high=BILLION, free=True)
+    keep_checkpoints: int = setting(2, "checkpoints to keep", low=1, high=MILLION, free=True)
     sample_every: int = setting(
         0,
         "steps between grids of samples, of which one is drawn before the first step; 0 = only when asked for. lcd and "
@@ -103,24 +111,27 @@ class TrainConfig(Settings):
         "their base is no few-step model",
         low=0,
         high=BILLION,
+        free=True,
     )
-    sample_count: int = setting(4, "pictures of a grid of samples", low=1, high=1024)
+    sample_count: int = setting(4, "pictures of a grid of samples", low=1, high=1024, free=True)
     sample_prompts: list = setting(
         list,
         "JSON list of own prompts for the samples: each is a row of sample_count pictures, with the same noise every "
         "time; empty = captions of the data",
+        free=True,
     )
-    prompt_file: str = path("text file of own prompts for the samples, one a line, such as a caption file")
+    prompt_file: str = path("text file of own prompts for the samples, one a line, such as a caption file", free=True)
     validation: float = setting(
         0.0,
         "share of the pictures that is held out; the loss on it is shown beside that of the training, by four bands "
         "of timesteps",
         low=0.0,
         high=0.9,
+        fixed=True,
     )
-    validation_data: str = path("folder or URL of other prepared features, held out instead of a share")
-    validation_every: int = setting(100, "steps between two looks at what is held out", low=1, high=BILLION)
-    tensorboard: bool = setting(True, "also write TensorBoard events, if tensorboard is installed")
+    validation_data: str = path("folder or URL of other prepared features, held out instead of a share", free=True)
+    validation_every: int = setting(100, "steps between two looks at what is held out", low=1, high=BILLION, free=True)
+    tensorboard: bool = setting(True, "also write TensorBoard events, if tensorboard is installed", free=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,7 +158,7 @@ class DistillConfig(TrainConfig):
 
     half: ClassVar[str] = "fp16"
 
-    base: str = path("the teacher, which the student starts from")
+    base: str = path("the teacher, which the student starts from", content=True)
     guidance: float = setting(
         4.5,
         "guidance scale ω that is distilled into the student; samplers count it as 1 + ω (cfg)",
@@ -160,6 +171,7 @@ class DistillConfig(TrainConfig):
         "linear",
         "noise schedule; linear is PixArt's, scaled_linear the original LCM's, for the paper's ablation (Fig. 3)",
         choices=("linear", "scaled_linear"),
+        fixed=True,
     )
     caption_drop: float = setting(
         0.0, "share of captions replaced by the learned null caption, for all networks alike", low=0.0, high=1.0
@@ -178,6 +190,7 @@ class LcdConfig(DistillConfig):
     w_embedding: bool = setting(
         False,
         "embed ω as LCM does: drawn from w_min … w_max for each picture; the export is made for ω = guidance",
+        fixed=True,
     )
     w_min: float = setting(3.0, "smallest ω of w_embedding", low=0.0, high=1000.0)
     w_max: float = setting(15.0, "largest ω of w_embedding", low=0.0, high=1000.0)
@@ -200,10 +213,10 @@ class LcmLoraConfig(DistillConfig):
 
     command: ClassVar[str] = "lcm-lora"
 
-    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS)
-    lora_rank: int = setting(32, "rank of the LoRA layers", low=1, high=65536)
+    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS, fixed=True)
+    lora_rank: int = setting(32, "rank of the LoRA layers", low=1, high=65536, fixed=True)
     lora_alpha: float = setting(
-        8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6
+        8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6, fixed=True
     )
 
 
@@ -214,7 +227,7 @@ class FinetuneConfig(TrainConfig):
     command: ClassVar[str] = "finetune"
     required: ClassVar[tuple[str, ...]] = ("run", "data")
 
-    model: dict = setting(dict, "fields of PixArtConfig for a new model, instead of `base`")
+    model: dict = setting(dict, "fields of PixArtConfig for a new model, instead of `base`", fixed=True)
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0.0, high=1.0)
     clip_norm: float = setting(1.0, "largest gradient norm; 0 = no clipping", low=0.0, high=1e9)
     ema_decay: float = setting(
@@ -238,12 +251,12 @@ class FinetuneConfig(TrainConfig):
         low=0.0,
         high=1e9,
     )
-    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS)
+    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS, fixed=True)
     lora_rank: int = setting(
-        0, "train LoRA layers of this rank on the frozen base; 0 = train the whole model", low=0, high=65536
+        0, "train LoRA layers of this rank on the frozen base; 0 = train the whole model", low=0, high=65536, fixed=True
     )
     lora_alpha: float = setting(
-        8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6
+        8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6, fixed=True
     )
 
     def __post_init__(self) -> None:
@@ -274,11 +287,14 @@ class ControlNetConfig(TrainConfig):
     warmup_steps: int = setting(0, "steps of linear warm-up", low=0, high=BILLION)
     weight_decay: float = setting(3e-2, "AdamW's decoupled weight decay", low=0.0, high=100.0)
     ema_decay: float = setting(0.0, "decay of the averaged weights; 0 = none", low=0.0, high=1.0)
-    copy_blocks: int = setting(13, "N: base blocks that are copied and trained, 1 … depth - 1", low=1, high=10000)
+    copy_blocks: int = setting(
+        13, "N: base blocks that are copied and trained, 1 … depth - 1", low=1, high=10000, fixed=True
+    )
     wiring: str = setting(
         "transformer",
         "where the copies' outputs go: transformer = onto the same blocks, unet = onto the last blocks (paper Fig. 4)",
         choices=("transformer", "unet"),
+        fixed=True,
     )
     caption_drop: float = setting(
         0.1, "share of captions replaced by the learned null caption, for base and control alike", low=0.0, high=1.0

@@ -247,8 +247,8 @@ def dry_run(command: str, config: TrainConfig) -> None:
     from .engine import make_engine
 
     run = RunDir(config.run)
-    accelerator = connect(config)
-    device = accelerator.device
+    processes = connect(config.deterministic)
+    device = processes.device
     config = decided(config, device, run)
     run.check_config(command, config.to_dict(), identify)
     if config.models:
@@ -256,21 +256,21 @@ def dry_run(command: str, config: TrainConfig) -> None:
     data = FeatureDataset(config.data)
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
     shape = check_before(command, config, data.location, data.description)
-    expected = estimate(command, config, shape, height, width, accelerator.num_processes)
+    expected = estimate(command, config, shape, height, width, processes.count)
     duration = time_text(expected, config, device)
-    if accelerator.is_main_process:  # the others' host need not have the run's disk
+    if processes.is_main:  # the others' host need not have the run's disk
         run.require_room(expected.checkpoint, config.keep_checkpoints)
-    say = print if accelerator.is_main_process else _silent
-    pictures = pictures_text(data.buckets, config.batch_size * accelerator.num_processes, rows=data.rows)
+    say = print if processes.is_main else _silent
+    pictures = pictures_text(data.buckets, config.batch_size * processes.count, rows=data.rows)
     say(f"{pictures}; the largest {width}x{height}; on {device}\n{expected}")
     say(duration, flush=True)
-    engine = make_engine(command, config, data, accelerator)
+    engine = make_engine(command, config, data, processes)
     batches = data.batches(
         config.batch_size,
         config.seed,
         0,
-        accelerator.process_index,
-        accelerator.num_processes,
+        processes.index,
+        processes.count,
         hint=engine.task.needs_hint,
     )
     begin = time.perf_counter()
@@ -285,7 +285,7 @@ def dry_run(command: str, config: TrainConfig) -> None:
         f"one step: loss {loss:.5f}, gradient {norm:.3f}, {took:.3g} s with all that a first step does once, "
         f"{in_units(memory)} {what}. Nothing was written"
     )
-    accelerator.end_training()
+    processes.end()
 
 
 def _multiply(side: int, count: int, device: torch.device, dtype: torch.dtype) -> float:

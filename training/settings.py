@@ -29,14 +29,18 @@ class ConfigError(ValueError):
 
 
 def setting(default: Any, help: str, **limits: Any) -> Any:
-    """A field with its description and limits (`low`, `high`, `choices`); a callable default makes the value."""
+    """A field with its description and limits (`low`, `high`, `choices`); a callable default makes the value.
+
+    What a run may go on with: a setting that is `fixed` says what is trained, and may not change; so is one that names
+    `content`, which may be elsewhere if it is the same; one that is `free` says nothing about what the weights become.
+    """
     how = "default_factory" if callable(default) else "default"
     return field(**{how: default}, metadata={"help": help, **limits})
 
 
-def path(help: str) -> Any:
+def path(help: str, **limits: Any) -> Any:
     """A field that names a file or folder, or is the URL of one; empty = none."""
-    return setting("", help, path=True)
+    return setting("", help, path=True, **limits)
 
 
 @dataclass(kw_only=True)
@@ -103,6 +107,11 @@ class Settings:
     def names(cls) -> list[str]:
         """All settings."""
         return [each.name for each in fields(cls)]
+
+    @classmethod
+    def marked(cls, mark: str) -> dict[str, Any]:
+        """The settings that are marked `content`, `fixed` or `free`, with their defaults."""
+        return {each.name: _default(each) for each in fields(cls) if each.metadata.get(mark)}
 
     @classmethod
     def default(cls, name: str) -> Any:

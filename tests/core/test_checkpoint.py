@@ -422,7 +422,9 @@ def test_broken_descriptions(model, tmp_path):
 def test_saved_file_describes_itself_and_can_be_read_by_others(model, tmp_path):
     path = pc.save_pixart(model, tmp_path / "model.safetensors", metadata={"trained": "12 steps"})
     info = pc.inspect_file(path)
-    assert info.config == CONFIG and info.metadata["trained"] == "12 steps" and info.parameters > 0
+    assert info.config == CONFIG
+    assert info.metadata["trained"] == "12 steps"
+    assert info.parameters > 0
     assert load_file(path).keys() == model.state_dict().keys()
     mask = os.umask(0)
     os.umask(mask)

@@ -30,7 +30,7 @@ def on_the_device(device, monkeypatch):
 def engine_of(command, material, tmp_path, **values):
     config = make_config(command, settings(command, material, tmp_path / "run", **values))
     data = FeatureDataset(config.data)
-    engine = make_engine(command, config, data, connect(config))
+    engine = make_engine(command, config, data, connect())
     return engine, data.batches(config.batch_size, config.seed, hint=engine.task.needs_hint)
 
 
@@ -60,7 +60,7 @@ def test_steps_are_those_of_the_cpu(material, tmp_path, device):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_step_in_every_precision(precision, material, tmp_path, device):
     engine, batches = engine_of("lcd", material, tmp_path, precision=precision, gradient_checkpointing=True)
-    outcome = Outcome(engine.step(0, batches), [], engine.accelerator)
+    outcome = Outcome(engine.step(0, batches), [], engine.processes)
     assert 0 < outcome.loss < 1e3 and outcome.scale >= 1
 
 

@@ -175,7 +175,9 @@ def check_a_recipe_counts_where_nothing_was_changed(setup):
     with raises("Train an LCM-LoRA instead"):
         setup.train("too large", recipe="8gb")
     _, text = setup.train("by recipe", "lcm-lora", recipe="12gb", more="workers=0")
-    assert "recipe 12gb: " in text and "batch_size 8" in text and "together" in text
+    assert "recipe 12gb: " in text
+    assert "batch_size 8" in text
+    assert "together" in text
 
 
 def check_missing_packages_are_named(setup):
@@ -234,7 +236,9 @@ def check_no_step_is_tried_beside_a_job_of_the_same_device(setup):
     setup.put(busy, "running")
     with mock.patch.object(setup.training, "_dry_run", return_value="one step") as tried:
         _, text = setup.train("tried", estimate_only=True)
-        assert "busy has the device now: run this again" in text and "together" in text and not tried.called
+        assert "busy has the device now: run this again" in text
+        assert "together" in text
+        assert not tried.called
         setup.put(busy, "paused")
         assert setup.train("tried", estimate_only=True) == ("", "one step")
 
@@ -277,7 +281,9 @@ def check_a_dataset_is_made_again_when_its_pictures_change(setup):
     ):
         change()
         again = setup.prepare("changing", "changing")
-        assert again.job == made.job and job(made.job).state == "queued" and "the queue" in again.report
+        assert again.job == made.job
+        assert job(made.job).state == "queued"
+        assert "the queue" in again.report
         setup.finish(again)
     assert setup.prepare("changing", "changing").report.startswith("{}changing: done")
 

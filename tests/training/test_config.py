@@ -68,7 +68,9 @@ def test_every_setting_is_described_and_shown(command, capsys):
         main([command, "--help"])
     shown = capsys.readouterr().out
     for each in fields(COMMANDS[command]):
-        assert each.metadata["help"] and each.metadata["help"] in shown and f"  {each.name}=" in shown
+        assert each.metadata["help"]
+        assert each.metadata["help"] in shown
+        assert f"  {each.name}=" in shown
     assert COMMANDS[command].describe() in shown
 
 

@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-from pixart_delta.training.config import make_config
 from pixart_delta.training.distribute import connect
 
 from tests.training.runs_fixture import losses, make_material, run_here, same_weights, settings
@@ -25,14 +24,14 @@ def undone(monkeypatch):
 @pytest.mark.parametrize("asked", [False, True])
 def test_only_who_asks_gets_it(asked, undone):
     torch.backends.cudnn.benchmark = True
-    connect(make_config("lcd", {"run": "r", "data": "d", "base": "b", "deterministic": asked}))
+    connect(asked)
     assert torch.are_deterministic_algorithms_enabled() == asked and torch.backends.cudnn.benchmark != asked
     assert os.environ.get(WORK_SPACE) == (":4096:8" if asked else None)
 
 
 def test_a_work_space_of_the_user_stays(undone, monkeypatch):
     monkeypatch.setenv(WORK_SPACE, ":16:8")
-    connect(make_config("lcd", {"run": "r", "data": "d", "base": "b", "deterministic": True}))
+    connect(deterministic=True)
     assert os.environ[WORK_SPACE] == ":16:8"
 
 

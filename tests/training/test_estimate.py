@@ -213,7 +213,9 @@ def _text(value):
 def test_a_dry_run_does_one_step_and_writes_nothing(command, material, tmp_path, capsys):
     status, said = call(command, material, tmp_path / "run", capsys)
     assert status == 0, said.err
-    assert re.search(r"together +[\d.]+ MB", said.out) and "disk: " in said.out and "s a step" in said.out
+    assert re.search(r"together +[\d.]+ MB", said.out)
+    assert "disk: " in said.out
+    assert "s a step" in said.out
     assert re.search(r"one step: loss \d\.\d+, gradient \d", said.out) and not list(tmp_path.iterdir())
 
 
@@ -260,7 +262,10 @@ def test_a_dry_run_in_float16_may_overflow_at_first(material, tmp_path, capsys):
 )
 def test_a_dry_run_names_what_is_wrong(values, message, material, tmp_path, capsys):
     status, said = call("lcd", material, tmp_path / "run", capsys, **values)
-    assert status == 1 and said.err.startswith("error: ") and message in said.err and not list(tmp_path.iterdir())
+    assert status == 1
+    assert said.err.startswith("error: ")
+    assert message in said.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_control_without_hints_says_how_to_prepare_them(material, tmp_path, capsys):
