@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import checkpoints, conditioning, control, live, loaders, replacements, sampling, training
+from . import checkpoints, conditioning, control, datasets, live, loaders, replacements, sampling, training
 from .background import queue as jobs
 from .background import routes
 from .bridge import files
@@ -26,7 +26,8 @@ NODES: list[type[io.ComfyNode]] = [
     live.PixArtDeltaLiveCanvas,
     checkpoints.PixArtDeltaSplitControlNet,
     checkpoints.PixArtDeltaMergeControlNet,
-    training.PixArtDeltaDataset,
+    datasets.PixArtDeltaDataset,
+    datasets.PixArtDeltaPromptDataset,
     training.PixArtDeltaTrainLCD,
     training.PixArtDeltaTrainLCMLora,
     training.PixArtDeltaTrainControlNet,

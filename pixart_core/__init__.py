@@ -32,7 +32,7 @@ _HOME = {
     "load_hed": "hed",
     "detect": "hed",
     "Pipeline": "pipeline",
-    "Hint": "pipeline",
+    "Hint": "controlnet",
     "memory_plan": "memory",
 }
 

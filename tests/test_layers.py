@@ -23,6 +23,7 @@ ALLOWED = {
         "training.recipes",
         "training.estimate",  # what a training will take is shown before it starts
         "training.prepare.sources",  # which pictures a dataset is made from: to show some, and to see that they changed
+        "training.prepare.prompted",  # which it will draw, and whether it can
         "training.prepare.inside",  # which files may be read
     },
     "training": {"training", "pixart_core"},
@@ -32,6 +33,7 @@ STANDARD_LIBRARY_ONLY = (
     "training/jobs/",
     "training/run_dir.py",
     "training/config.py",
+    "training/prepare_config.py",
     "training/settings.py",
     "training/recipes/",
     "training/storage.py",

@@ -148,7 +148,7 @@ def restore(path: str, base: str = "") -> tuple[Task, RunDir, int]:
             raise CheckpointError(f"{run.path} has no checkpoint yet: wait for one, or ask for it (`save`)")
         file = newest.path
     settings = about["config"] | {"base": current_path("base", about["config"], run.path, base)}
-    task = make_task(about["command"], make_training(about["command"], settings))
+    task = make_task(make_training(about["command"], settings))
     return task, run, _load_weights(task, file)
 
 

@@ -28,15 +28,15 @@ from .task import DTYPES, Task, decided, fingerprint
 from .tasks import make_task
 
 
-def make_engine(command: str, config: TrainConfig, data: FeatureDataset, processes: Processes) -> Engine:
-    """The engine of a command, for data that fits it.
+def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes) -> Engine:
+    """The engine of a training, for data that fits it.
 
     Raises:
         ConfigError: if a setting, or the data, does not fit the base model.
         CheckpointError: if the base is none.
     """
     config = decided(config, processes.device)
-    task = make_task(command, config)
+    task = make_task(config)
     task.check_data(data)
     return Engine(config, task, processes)
 

@@ -103,5 +103,5 @@ def test_the_estimate_of_checkpointed_blocks_keeps_tokens_in_float32():
         make_config("lcd", {**VALUES, "batch_size": size, "gradient_checkpointing": True, "precision": "fp16"})
         for size in (1, 2)
     )
-    more = estimate("lcd", two, SHAPE, 1024, 1024).activations - estimate("lcd", one, SHAPE, 1024, 1024).activations
+    more = estimate(two, SHAPE, 1024, 1024).activations - estimate(one, SHAPE, 1024, 1024).activations
     assert more > 4 * SHAPE.depth * 4096 * SHAPE.hidden_size
