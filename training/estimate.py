@@ -245,7 +245,7 @@ def dry_run(config: TrainConfig) -> None:
     from .engine import make_engine
 
     run = RunDir(config.run)
-    processes = connect()
+    processes = connect(config.deterministic)
     device = processes.device
     config = decided(config, device, run)
     run.check_config(config.command, config.to_dict(), identify)
@@ -313,7 +313,10 @@ def _activations(outline: Outline, config: TrainConfig, shape: PixArtConfig, tok
     if outline.passed_blocks:  # of these the first keeps nothing: no gradient goes on from it
         blocks = [trained + half] * outline.trained_blocks + [frozen] * (outline.passed_blocks - 1)
     widest = max(blocks) + half * 2 * ratio  # the gradients of the MLP's hidden layer
-    kept = 4 * len(blocks) if config.gradient_checkpointing else sum(blocks) - max(blocks)  # tokens, in float32
+    if config.gradient_checkpointing:  # tokens, in float32
+        kept = (4 + half * config.keep_attention) * len(blocks)
+    else:
+        kept = sum(blocks) - max(blocks)
     teacher = 2 * (4 + half * (1 + 2 * ratio)) if outline.extra_forwards else 0
     return unit * (kept + max(widest, teacher))
 
@@ -326,7 +329,8 @@ def _flops(outline: Outline, config: TrainConfig, shape: PixArtConfig, tokens: i
     frozen = gradient - 1 if not config.gradient_checkpointing else 3  # no weight gradients
     trained = gradient if outline.has_weight_gradients else gradient - 1
     products = outline.trained_blocks * trained + outline.passed_blocks * frozen
-    return block * (products + shape.depth * outline.extra_forwards)
+    kept = 4 * tokens * tokens * c * config.keep_attention * (outline.trained_blocks + outline.passed_blocks)
+    return block * (products + shape.depth * outline.extra_forwards) - kept
 
 
 def _memory(device: torch.device) -> tuple[str, int]:

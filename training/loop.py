@@ -49,7 +49,7 @@ def train(config: TrainConfig, private: str = "") -> None:
             is lost.
         RunDirError, CheckpointError, DataError, ConfigError, DiskError: if it cannot begin.
     """
-    processes = connect()
+    processes = connect(config.deterministic)
     run = RunDir(config.run, private)
     config = processes.on_main(lambda: decided(config, processes.device, run))
     monitor = Monitor(run, config, processes.device, silent=not processes.is_main)
