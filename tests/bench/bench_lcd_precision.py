@@ -68,8 +68,7 @@ def run_one(root: Path, precision: str, overrides: list[str]) -> None:
     runpy.run_path(str(root / "training" / "train.py"))  # registers that root as pixart_delta
     import torch
     from pixart_delta.pixart_core.functional import attention
-    from pixart_delta.training.config import load_config
-    from pixart_delta.training.loop import train
+    from pixart_delta.training import cli, loop  # noqa: F401 - loop, so that what it uses is there to be changed
 
     from tests.bench.half import where_emulated
 
@@ -77,9 +76,12 @@ def run_one(root: Path, precision: str, overrides: list[str]) -> None:
         # GPUs run torch's own attention; that of trainings on a CPU would round once more.
         if name.startswith("pixart_delta.training") and hasattr(module, "plain_attention"):
             module.plain_attention = attention
-    config = load_config("lcd", str(ROOT / "training/recipes/nano_student.json"), overrides)
+    recipe = ROOT / "training" / "recipes" / "nano_student.json"
+    words = ["lcd", "--config", str(recipe), *(word for each in overrides for word in ("--set", each))]
     with where_emulated("cuda" if torch.cuda.is_available() or precision == "fp32" else "cpu"):
-        train("lcd", config)
+        status = cli.main(words)
+    if status:
+        raise SystemExit(status)
 
 
 def marks(export: Path, exam) -> dict[str, dict[str, float]]:
