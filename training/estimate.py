@@ -27,9 +27,9 @@ from .data import DataError as DataError  # for who asks from outside
 from .data import FeatureDataset
 from .data.dataset import require_hints
 from .machine import in_units, out_of_memory, require_packages, require_room
-from .optimizers import STATE_BYTES
 from .recipes import recipe_for
 from .run_dir import RunDir
+from .step.optimizers import STATE_BYTES
 from .task import DTYPES, Outline, check_data, count_parameters, decided, describe_base
 from .tasks import TASKS
 
