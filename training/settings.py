@@ -16,6 +16,9 @@ from ..pixart_core.textfile import read_json
 
 Kind = TypeVar("Kind", bound="Settings")
 
+MILLION, BILLION = 10**6, 10**9
+"""Bounds of counts that have none in themselves: beyond them is a slip, or somebody who wants to do harm."""
+
 _TEXT_LIMIT = 4096
 """Characters of a text: as many as a path may have."""
 _DEPTH_LIMIT, _PARTS_LIMIT = 4, 10_000

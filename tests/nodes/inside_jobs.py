@@ -196,6 +196,38 @@ def check_a_folder_without_pictures_is_refused(setup):
     assert len(setup.jobs.queue().jobs()) == before
 
 
+def check_prompts_are_a_dataset_of_what_the_base_draws(setup):
+    """From a text, or from a file in the input folder; changed prompts are another dataset; what cannot draw is
+    refused, with the job's message."""
+    make = setup.dataset.prepare_dataset
+    values = {"base": BASE, "models": "bundled/nano", "resolution": 128}
+    with raises("prompts is empty"):
+        setup.dataset.prompts_file(" \n")
+    file = setup.dataset.prompts_file("a lake\n\n a desert \n")
+    assert Path(file).read_text() == "a lake\na desert\n" and Path(file).is_relative_to(setup.output)
+    assert setup.dataset.prompts_file("a lake\na desert") == file
+    made = make("drawn", values | {"prompts": file, "lora": "bundled/nano (sepia)"}, 'shapes=["1:1"]', 16)
+    seen = setup.jobs.queue().job(made.job).settings
+    assert made.pictures == [] and seen["lora"].endswith("style_lora") and seen["base"].endswith("base.safetensors")
+    (setup.input / "prompts.txt").write_text("a meadow")
+    from_file = make("drawn too", values | {"prompts": "prompts.txt"}, "", 16)
+    setup.finish(from_file)
+    assert make("drawn too", values | {"prompts": "prompts.txt"}, "", 16).report.startswith("{}drawn too: done")
+    (setup.input / "prompts.txt").write_text("a desert")
+    again = make("drawn too", values | {"prompts": "prompts.txt"}, "", 16)
+    assert again.job == from_file.job and setup.jobs.queue().job(again.job).state == "queued"
+    training, text = setup.train("from prompts", data=str(made.folder))
+    assert text.startswith("from prompts: queued"), text
+    for change, problem in (
+        ({"base": str(setup.files.BUNDLE / "nano" / "hed" / "hed.safetensors")}, "transformer but a HED edge detector"),
+        ({"lora": str(setup.files.BUNDLE / "nano" / "hed" / "hed.safetensors")}, "is not a LoRA but"),
+        ({"hints": "canny"}, "there are no pictures"),
+    ):
+        with raises(problem):
+            make("wrong", values | {"prompts": file} | change, "", 16)
+    assert "wrong" not in [job.name for job in setup.jobs.queue().jobs()]
+
+
 def check_shards_that_do_not_fit_are_refused(setup):
     made = setup.prepare("large")
     made.folder.mkdir(exist_ok=True)
