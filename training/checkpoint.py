@@ -28,8 +28,8 @@ from .config import make_training
 from .data.contents import current_path
 from .distribute import like, local, whole
 from .engine import Engine
-from .optimizers import average_weights
 from .run_dir import RunDir
+from .step.optimizers import average_weights
 from .task import Task, fingerprint
 from .tasks import make_task
 
@@ -148,7 +148,7 @@ def restore(path: str, base: str = "") -> tuple[Task, RunDir, int]:
             raise CheckpointError(f"{run.path} has no checkpoint yet: wait for one, or ask for it (`save`)")
         file = newest.path
     settings = about["config"] | {"base": current_path("base", about["config"], run.path, base)}
-    task = make_task(about["command"], make_training(about["command"], settings))
+    task = make_task(make_training(about["command"], settings))
     return task, run, _load_weights(task, file)
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .prepare_config import DETECTED as DETECTED
-from .prepare_config import WITHOUT_WEIGHTS as WITHOUT_WEIGHTS
-from .prepare_config import PrepareConfig
+from .prepare.options import DETECTED as DETECTED
+from .prepare.options import WITHOUT_WEIGHTS as WITHOUT_WEIGHTS
+from .prepare.options import PrepareConfig
 from .settings import BILLION, MILLION, ConfigError, Settings, path, setting
 
 LORA_KINDS = ("lora", "dora", "lokr")
@@ -72,7 +72,26 @@ class TrainConfig(Settings):
         "between blocks are kept in float32, as they are",
         free=True,
     )
+    keep_attention: bool = setting(
+        False,
+        "with gradient_checkpointing: keep what self-attention gives, too, and recompute all but that: less time with "
+        "many tokens, half as much memory again for each block in half precision. It does not change numbers",
+        free=True,
+    )
     compile: bool = setting(False, "torch.compile the networks", free=True)
+    cuda_graph: bool = setting(
+        False,
+        "on an NVIDIA GPU, without compile and with one process: capture a micro-batch of each size and replay it, for "
+        "small models, whose steps wait for Python; takes the memory of a micro-batch besides. It does not change "
+        "numbers",
+        free=True,
+    )
+    deterministic: bool = setting(
+        False,
+        "on a GPU use only algorithms that give the same bits each time, so that a resumed run is, bit for bit, one "
+        "that was never stopped, as it always is on a CPU. Slower; an operation that has no such algorithm is an error",
+        free=True,
+    )
     seed: int = setting(43, "of the order, the noise and the timesteps", low=0, high=2**63 - 1, fixed=True)
     workers: int = setting(
         -1,
@@ -126,6 +145,8 @@ class TrainConfig(Settings):
             raise ConfigError(f"schedule is {self.schedule}: optimizer=schedulefree needs none, leave it constant")
         if self.sharding == "fsdp" and self.optimizer in ("prodigy", "adafactor", "schedulefree"):
             raise ConfigError(f"optimizer is {self.optimizer}: with sharding=fsdp use adamw or adamw8bit")
+        if self.keep_attention and not self.gradient_checkpointing:
+            raise ConfigError("keep_attention says what gradient_checkpointing recomputes: set that to true, too")
         if self.validation and self.validation_data:
             raise ConfigError("validation and validation_data are both set: hold out a share, or take other features")
 

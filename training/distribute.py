@@ -92,19 +92,22 @@ class Processes:
         """Every process's value, by its number."""
         return gather_object([value])
 
-    def spread(self, model: nn.Module, others: Sequence[nn.Module], shard: bool) -> nn.Module:
+    def spread(
+        self, model: nn.Module, others: Sequence[nn.Module], shard: bool, gathered: torch.dtype | None = None
+    ) -> nn.Module:
         """The trained network ready for its forward passes on this process: itself, in DDP, or sharded in place.
 
         Args:
             others: networks like the average, which have no backward pass, to be sharded with it.
             shard: whether several processes share the weights.
+            gathered: see `_shard`.
         """
         if self.count == 1:
             return model
         if shard:
-            _shard(model, self.device)
+            _shard(model, self.device, gathered)
             for network in others:
-                _shard(network, self.device, reshard=True)
+                _shard(network, self.device, gathered, reshard=True)
             return model
         devices = None if self.device.type == "cpu" else [self.device]
         options: dict[str, Any] = {_SYNC_BUFFERS: False}
@@ -139,13 +142,18 @@ class Processes:
         self._accelerator.end_training()
 
 
-def connect() -> Processes:
+def connect(deterministic: bool = False) -> Processes:
     """Join the processes that a launcher started: torchrun, `accelerate launch`, srun or an MPI.
+
+    Args:
+        deterministic: whether a GPU is to give the same bits each time, for the rest of this process.
 
     Raises:
         ConfigError: if accelerate was told to shard the model itself, or processes were started that cannot work
             together: none trains alone with a part of the batch.
     """
+    if deterministic:
+        _compute_deterministically()
     world = adopt()
     kind = _device_kind()
     if world > 1:
@@ -167,6 +175,14 @@ def connect() -> Processes:
     if accelerator.num_processes > 1:
         die_with_parent()  # a launcher that is killed takes its processes along
     return Processes(accelerator)
+
+
+def _compute_deterministically() -> None:
+    """Before anything computes on a GPU: cuBLAS reads only once how large its work space is, and gives the same bits
+    where that is fixed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # which would choose by the time that each one took
 
 
 def _device_kind() -> str:
@@ -198,18 +214,27 @@ def _give_devices(kind: str) -> None:
     )
 
 
-def _shard(network: nn.Module, device: torch.device, reshard: bool | None = None) -> None:
+def _shard(
+    network: nn.Module, device: torch.device, gathered: torch.dtype | None = None, reshard: bool | None = None
+) -> None:
     """FSDP2: each block is gathered while it is used, the little outside blocks as long as the network is.
 
     Args:
+        gathered: what a block's products are gathered in, half of what goes between the processes. They would be
+            rounded to it anyway, and their gradients are summed in float32. Its adaLN table, which belongs to the
+            stream of tokens, is then one of the parts outside. None = as they are.
         reshard: whether the latter goes when the forward pass ends; None keeps it for the backward pass.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for block in [module for module in network.modules() if isinstance(module, Block)]:
-        fully_shard(block, mesh=mesh)
+        if gathered is None:
+            fully_shard(block, mesh=mesh)
+            continue
+        policy = MixedPrecisionPolicy(gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        fully_shard([block.attn, block.cross_attn, block.mlp], mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh, reshard_after_forward=reshard)
 
 

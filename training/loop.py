@@ -38,7 +38,7 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the last good checkpoint is kept."""
 
 
-def train(command: str, config: TrainConfig, private: str = "") -> None:
+def train(config: TrainConfig, private: str = "") -> None:
     """Run, or resume, until config.steps; ends early, saved, on SIGTERM, Ctrl-C or the request `stop`.
 
     Args:
@@ -49,18 +49,18 @@ def train(command: str, config: TrainConfig, private: str = "") -> None:
             is lost.
         RunDirError, CheckpointError, DataError, ConfigError, DiskError: if it cannot begin.
     """
-    processes = connect()
+    processes = connect(config.deterministic)
     run = RunDir(config.run, private)
     config = processes.on_main(lambda: decided(config, processes.device, run))
     monitor = Monitor(run, config, processes.device, silent=not processes.is_main)
     with contextlib.ExitStack() as held:
         says = "saving and stopping after this step" if processes.is_main else ""
         stop = held.enter_context(StopSignal(says))
-        processes.on_main(lambda: held.enter_context(run.create().open(command, config.to_dict(), identify)))
+        processes.on_main(lambda: held.enter_context(run.create().open(config.command, config.to_dict(), identify)))
         held.callback(monitor.close)
         try:
             monitor.say_state("preparing")
-            training = Training(command, config, processes, run, monitor, stop)
+            training = Training(config, processes, run, monitor, stop)
             training.run_steps()
             training.finish()
         except Interrupted:  # before anything was loaded
@@ -79,7 +79,6 @@ class Training:
 
     def __init__(
         self,
-        command: str,
         config: TrainConfig,
         processes: Processes,
         run: RunDir,
@@ -90,8 +89,8 @@ class Training:
         self.data = FeatureDataset(config.data, patience=self._patience())
         self._prompts: Prompts | None = None
         """The run's own, of the main process."""
-        processes.on_main(lambda: self._encode_prompts(command))
-        self.engine = make_engine(command, config, self.data, processes)
+        processes.on_main(self._encode_prompts)
+        self.engine = make_engine(config, self.data, processes)
         self.validation = held_out(config, self.data, self.engine.task)
         processes.on_main(lambda: run.require_room(self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
@@ -100,7 +99,7 @@ class Training:
         """Steps taken, and micro-batches that they took: the position in the data."""
         self.whole = False
         """Whether it leaves pictures out, as a run that an earlier version began: see `FeatureDataset.batches`."""
-        self._resume(command)
+        self._resume()
         self._say_pictures()
         self._asked: set[str] = set()
         self._unread: collections.deque[Outcome] = collections.deque()
@@ -155,10 +154,10 @@ class Training:
                 losses = self.validation.losses(self.engine.task, self.engine.model)
             self.monitor.validated(self.step, losses)
 
-    def _encode_prompts(self, command: str) -> None:
+    def _encode_prompts(self) -> None:
         if not own_prompts(self.config):
             return
-        shape, _ = describe_base(TASKS[command], self.config)
+        shape, _ = describe_base(TASKS[self.config.command], self.config)
         self._prompts = encode_prompts(self.config, self.run, self.processes.device, shape.model_max_length)
 
     def _patience(self) -> Patience:
@@ -195,13 +194,13 @@ class Training:
         with self.engine.whole():
             self.processes.on_main(write)
 
-    def _resume(self, command: str) -> None:
+    def _resume(self) -> None:
         """Go to where the newest checkpoint is, if there is one."""
         checkpoint = resume(self.run, self.engine, self.monitor.say)
         facts: dict[str, Any] = {"step": 0, "pending": []} if checkpoint is None else checkpoint.facts
         self.step = facts["step"]
         if checkpoint is not None:
-            self.processes.on_main(lambda: self._keep_settings(command))
+            self.processes.on_main(self._keep_settings)
             self.batches = self._batches_to_skip(facts)
             self.monitor.say(f"resuming from {checkpoint.path} at step {self.step}")
             self.saved, self.monitor.status["checkpoint"] = self.step, checkpoint.path.name
@@ -210,15 +209,15 @@ class Training:
             self.monitor.say(f"{damaged} lines of {self.run.path / 'metrics.jsonl'} are damaged and left out")
         self.monitor.begin(self.step, facts["pending"])
 
-    def _keep_settings(self, command: str) -> None:
+    def _keep_settings(self) -> None:
         """Those that the run goes on with. What it trains on may have grown, but not without a word."""
         before = self.run.read_config().get("contents", {}).get("data")
-        contents = contents_of(command, self.config.to_dict(), identify)
+        contents = contents_of(self.config.command, self.config.to_dict(), identify)
         if before is not None and contents.get("data") not in (before, None):
             self.monitor.say(
                 f"{self.data.location} was prepared anew since: from here its pictures come in another order"
             )
-        self.run.write_config(command, self.config.to_dict(), identify, contents)
+        self.run.write_config(self.config.command, self.config.to_dict(), identify, contents)
 
     def _batches_to_skip(self, facts: dict[str, Any]) -> int:
         """Micro-batches to leave out, because their pictures were seen."""

@@ -274,7 +274,7 @@ def true_shape(rounds: int, steps: int) -> bool:
     sizes = {"24 GB": {"batch_size": 12}, "16 GB": {"batch_size": 4, "accumulation": 3, "optimizer": "adamw8bit"}}
     common = {"run": "none", "data": "none", "gradient_checkpointing": True}
     for name, values in sizes.items():
-        expected = estimate("lcd", make_config("lcd", {**common, "base": "none", **values}), PIXART_1024_MS, 1024, 1024)
+        expected = estimate(make_config("lcd", {**common, "base": "none", **values}), PIXART_1024_MS, 1024, 1024)
         print(f"\n1024 px in {name}: {json.dumps(values)}\n{expected}", flush=True)
     if not torch.cuda.is_available():
         return _narrow(rounds, steps, common)

@@ -63,7 +63,7 @@ def settings(command: str, material: dict[str, str], run: Path, **values: Any) -
 
 
 def run_here(command: str, values: dict[str, Any]) -> RunDir:
-    train(command, make_config(command, values))
+    train(make_config(command, values))
     return RunDir(values["run"])
 
 

@@ -238,7 +238,7 @@ def test_data_that_the_base_cannot_read_is_named_before_the_first_step(
         run_here(command, values)
     assert RunDir(tmp_path / "run").read_status()["state"] == "failed"
     with pytest.raises(ConfigError, match=problem):
-        dry_run(command, make_config(command, values))
+        dry_run(make_config(command, values))
 
 
 def test_captions_as_long_as_the_null_caption_are_read(material, tmp_path):

@@ -240,6 +240,16 @@ def test_the_average_follows_every_optimiser_step(material, tmp_path):
     torch.testing.assert_close(average, 0.75 * before + 0.25 * weight)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_optimiser_and_average_are_one_call_each_for_all_weights(precision, material, tmp_path, monkeypatch):
+    engine = make_engine(material, tmp_path, precision=precision, ema_decay=0.75)
+    calls, lerp = [], torch._foreach_lerp_
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda ema, *others: (calls.append(len(ema)), lerp(ema, *others))[1])
+    engine.step(0, FeatureDataset(material["data"]).batches(2, 0))
+    assert calls == [len(list(engine.task.ema.parameters()))]
+    assert all(group["fused"] for group in engine.optimizer.param_groups)
+
+
 def test_gradients_are_clipped_and_zero_leaves_them(material, tmp_path):
     norms = {}
     for limit in (0.0, 1e9, 1e-3):
