@@ -33,6 +33,7 @@ NODES: list[type[io.ComfyNode]] = [
     training.PixArtDeltaFineTune,
     training.PixArtDeltaTrainingStatus,
     training.PixArtDeltaTrainedResult,
+    sampling.PixArtDeltaCudaGraphs,
 ]
 
 
