@@ -267,7 +267,7 @@ def null_caption(model, length: int) -> Tensor:
 def apply_lora(model, path: str, strength: float):
     """MODEL with a LoRA in any known layout, at its own alpha. Raises CheckpointError on one of another model.
 
-    What is no plain LoRA (LoHa, LoKr, OFT, DoRA …) is left to ComfyUI's own loader, under the names it knows.
+    What is no plain LoRA (DoRA, LoKr, LoHa, OFT …) is left to ComfyUI's own loader, under the names it knows.
     """
     weights = diffusion_model(model).state_dict()
     try:
@@ -275,6 +275,8 @@ def apply_lora(model, path: str, strength: float):
     except OtherAdapterError:
         return _apply_other(model, path, strength)
     require_fit(lora, weights)
+    if not lora.is_plain:
+        return _apply_other(model, path, strength)
     # Without the differences: ComfyUI's loader knows no part of a fused bias.
     low_rank = dataclasses.replace(lora, diffs=()).to_state_dict()
     patched, _ = comfy.sd.load_lora_for_models(model, None, low_rank, strength, 0)
