@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import pixart_core as pc
 from pixart_core import convert
 from pixart_core.delta import apply_lora, save_lora
-from pixart_core.lora import load_lora, parse_lora
+from pixart_core.lora import host_state, load_lora, parse_lora
 from pixart_core.weightfile import CheckpointError
 from tests.core.lora_fixture import (
     ASPECT_RATIO,
@@ -330,3 +330,10 @@ def test_the_transformers_alpha_is_not_the_text_encoders(tmp_path):
     metadata = {"lora_adapter_metadata": json.dumps(values)}
     save_file(stem_state("transformer.proj_out"), tmp_path / "a.safetensors", metadata)
     assert load_lora(tmp_path / "a.safetensors").deltas[0].alpha == 12
+
+
+def test_every_tensor_has_one_name_for_the_host():
+    """Also of `to_out.0`, which is `to_out` to some."""
+    names = [f"transformer.transformer_blocks.1.attn1.{each}.lokr_w1" for each in ("to_out.0", "to_q")]
+    found = host_state({name: torch.zeros(1) for name in names})
+    assert list(found) == ["diffusion_model.blocks.1.attn.proj.lokr_w1", names[1]]
