@@ -28,8 +28,8 @@ from .config import make_training
 from .data.contents import current_path
 from .distribute import like, local, whole
 from .engine import Engine
-from .optimizers import average_weights
 from .run_dir import RunDir
+from .step.optimizers import average_weights
 from .task import Task, fingerprint
 from .tasks import make_task
 

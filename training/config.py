@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .prepare_config import DETECTED as DETECTED
-from .prepare_config import WITHOUT_WEIGHTS as WITHOUT_WEIGHTS
-from .prepare_config import PrepareConfig
+from .prepare.options import DETECTED as DETECTED
+from .prepare.options import WITHOUT_WEIGHTS as WITHOUT_WEIGHTS
+from .prepare.options import PrepareConfig
 from .settings import BILLION, MILLION, ConfigError, Settings, path, setting
 
 LORA_KINDS = ("lora", "dora", "lokr")

@@ -21,9 +21,9 @@ from .data import FeatureDataset
 from .data.dataset import to_float32
 from .data.draws import Draws, to_device
 from .distribute import Processes, accumulating, local, skeleton, whole
-from .optimizers import STATE_BYTES, evaluated, group_numbers, make_optimizer, set_group_numbers
-from .replay import Replayed
 from .run_dir import REQUESTS
+from .step.optimizers import STATE_BYTES, evaluated, group_numbers, make_optimizer, set_group_numbers
+from .step.replay import Replayed
 from .task import DTYPES, Task, decided, fingerprint
 from .tasks import make_task
 

@@ -27,9 +27,9 @@ from .data import DataError as DataError  # for who asks from outside
 from .data import FeatureDataset
 from .data.dataset import require_hints
 from .machine import in_units, out_of_memory, require_packages, require_room
-from .optimizers import STATE_BYTES
 from .recipes import recipe_for
 from .run_dir import RunDir
+from .step.optimizers import STATE_BYTES
 from .task import DTYPES, Outline, check_data, count_parameters, decided, describe_base
 from .tasks import TASKS
 
@@ -313,10 +313,8 @@ def _activations(outline: Outline, config: TrainConfig, shape: PixArtConfig, tok
     if outline.passed_blocks:  # of these the first keeps nothing: no gradient goes on from it
         blocks = [trained + half] * outline.trained_blocks + [frozen] * (outline.passed_blocks - 1)
     widest = max(blocks) + half * 2 * ratio  # the gradients of the MLP's hidden layer
-    if config.gradient_checkpointing:  # tokens, in float32
-        kept = (4 + half * config.keep_attention) * len(blocks)
-    else:
-        kept = sum(blocks) - max(blocks)
+    again = (4 + half * config.keep_attention) * len(blocks)  # tokens, in float32, of blocks that are recomputed
+    kept = again if config.gradient_checkpointing else sum(blocks) - max(blocks)
     teacher = 2 * (4 + half * (1 + 2 * ratio)) if outline.extra_forwards else 0
     return unit * (kept + max(widest, teacher))
 

@@ -33,8 +33,8 @@ from .config import (
 from .data import FeatureDataset
 from .data.dataset import CAPTION_PADDING, padded, require_hints
 from .data.draws import Draws
-from .optimizers import PACKAGES
 from .run_dir import RunDir
+from .step.optimizers import PACKAGES
 
 Training = FinetuneConfig | LcdConfig | LcmLoraConfig | ControlNetConfig
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,7 +6,7 @@ from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.distribute import connect
 from pixart_delta.training.engine import make_engine
-from pixart_delta.training.replay import Replayed
+from pixart_delta.training.step.replay import Replayed
 
 from tests.training.runs_fixture import COMMANDS, make_material, settings
 

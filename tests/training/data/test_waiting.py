@@ -150,6 +150,10 @@ def test_renewed_credentials_are_taken(features, tmp_path, monkeypatch):
             super().__init__(*arguments, **options)
             self.mine = Store.key
 
+        @classmethod
+        def _strip_protocol(cls, path):  # which older versions do for file:// only
+            return super()._strip_protocol(str(path).removeprefix("guarded://"))
+
         def get_file(self, *arguments, **options):
             if self.mine != "renewed":
                 raise PermissionError("The provided token has expired.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .settings import MILLION, ConfigError, Settings, path, setting
+from ..settings import MILLION, ConfigError, Settings, path, setting
 
 DETECTED = ("canny", "lineart_standard", "lineart", "lineart_anime", "depth", "mlsd", "normal", "softedge", "pose")
 """Hints that a detector of controlnet_aux finds."""

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..pixart_core.graphs import Capture, Replay, capture_on_cuda
-from .data.draws import Draws
+from ...pixart_core.graphs import Capture, Replay, capture_on_cuda
+from ..data.draws import Draws
 
 logger = logging.getLogger(__name__)
 
