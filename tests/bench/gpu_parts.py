@@ -350,9 +350,14 @@ def lcd(bench: Bench) -> None:
                 16,
             ),
             "ours, compiled": (bt.Ours, {"batch_size": rows, "compile": True}, 24),
+            "ours, compiled, attention kept": (
+                bt.Ours,
+                {"batch_size": rows, "compile": True, "keep_attention": True},
+                None,
+            ),
         }
         if bench.rehearse:
-            del cases["ours, compiled"]
+            cases = {name: case for name, case in cases.items() if "compiled" not in name}
         seconds: dict[str, float] = {}
         for name, (kind, values, limit) in cases.items():
             with bench.needing("diffusers", "bitsandbytes"):
@@ -382,12 +387,33 @@ def nano_step(bench: Bench) -> None:
     import tests.bench.bench_train as bt
 
     values = {"run": "none", "data": "none", "base": str(bt.BASE), "batch_size": 2 if bench.rehearse else 16}
-    for name, compiled in {"nano, a step": False, "nano, a step, compiled": True}.items():
-        if compiled and bench.rehearse:
+    for name, switch in {"": None, ", one graph": "cuda_graph", ", compiled": "compile"}.items():
+        if switch and bench.rehearse:
             continue
-        config = bt.decided(bt.make_config("lcd", {**values, "compile": compiled}), bench.device)
+        config = bt.decided(bt.make_config("lcd", {**values, **({switch: True} if switch else {})}), bench.device)
         loop = bt.Ours(config, bt.Batches(config, pc.load_pixart(bt.BASE).config, 16, 40))
-        bench.add(name, 1000 * bench.seconds(loop.step), "ms", most=8 if compiled else None)
+        bench.add(f"nano, a step{name}", 1000 * bench.seconds(loop.step), "ms", most=8 if switch else None)
+        if loop.engine.replayed is not None:
+            bench.add("nano, micro-batches replayed", loop.engine.replayed.counts["replayed"], "", least=1)
+
+
+def lcd_precision(bench: Bench) -> None:
+    """What half precision costs a distillation of nano in 500 steps, by one- and two-step pictures of three seeds."""
+    from tests.bench import bench_lcd_precision as blp
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = ROOT / "output" / "bench" / "lcd_precision_gpu" if not bench.rehearse else Path(place)
+        runs = blp.runs_of(folder, ["fp32"] if bench.rehearse else list(blp.ARMS), 1 if bench.rehearse else 3)
+        small = {"steps": 1, "pictures": 24} if bench.rehearse else {}
+        blp.train_all(runs, folder, **small)
+        known = blp.examine(folder, runs, 66 if bench.rehearse else 200)
+        _, first = blp.table(known, 500)
+        for name, marks in known.items():
+            for steps, mark in marks.items():
+                bench.add(f"{name}, {steps} steps, attributes", mark["attributes"], "%")
+                bench.add(f"{name}, {steps} steps, Fréchet", mark["distance"])
+        if "fp16" in first:
+            bench.add("fp16, 1 step, attributes, mean", first["fp16"], "%", least=first["fp32"] - blp.LOST)
 
 
 def table2(bench: Bench) -> None:

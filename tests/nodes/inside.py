@@ -389,6 +389,22 @@ def check_dora_and_lokr_are_as_peft_merges_them(s: Setup) -> None:
                 close(found, merged.reshape(found.shape), 1e-4)
 
 
+def check_the_loss_is_plotted_with_its_four_bands(s: Setup) -> None:
+    """Each in its colour, and none where nothing is held out."""
+    pictures = s.part("nodes.bridge.pictures")
+    steps, losses = [10, 20, 30], [0.5, 0.4, None]
+    held_out = [[factor, None, 0.5 * factor] for factor in (0.3, 0.1, 0.2, 0.6, 0.8)]
+
+    def colours(*curves) -> set:
+        plot = (pictures.loss_plot(steps, losses, *curves)[0] * 255).round().int().flatten(0, 1)
+        return set(map(tuple, plot.tolist()))
+
+    of_bands, others = set(pictures._BANDS), {pictures._CURVE, pictures._HELD_OUT}
+    assert of_bands | others <= colours(held_out)
+    assert not of_bands & colours(held_out[:1]) and others <= colours(held_out[:1])
+    assert not of_bands & colours([[None] * 3] * 5) and pictures._HELD_OUT not in colours()
+
+
 def check_lists_offer_what_fits(s: Setup) -> None:
     """Shards once, as the folder or the index; folders by what they are; only LoRA among the LoRA."""
     import shutil
