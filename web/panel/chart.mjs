@@ -5,11 +5,15 @@ import { number, t } from "./text.mjs";
 
 const HEIGHT = 220;
 const GRID = "#8885";
+// Columns of metrics.jsonl; of what is held out also by bands of timesteps, the least noisy first.
+const COLUMNS = ["step", "loss", "learning_rate", "validation", "validation_1", "validation_2", "validation_3", "validation_4"];
+const [STEP, LOSS, RATE, HELD] = COLUMNS.keys();
 const MOST = 3000; // points; with more the whole is read anew, thinned by the server
 
 export class Chart {
     element = h("figure", { class: "pxd-chart", "aria-label": t("chart") });
-    #data = [[], [], [], []]; // steps, loss, learning rate, loss on what is held out
+    #data = COLUMNS.map(() => []);
+    #shown = 0; // series of the plot
     #generation = 0;
     #logarithmic = localStorage.getItem("pixart_delta.logarithmic") === "1";
 
@@ -36,7 +40,7 @@ export class Chart {
             return;
         }
         const empty = columns.step.map(() => null);
-        const fresh = [columns.step, columns.loss ?? empty, columns.learning_rate ?? empty, columns.validation ?? empty];
+        const fresh = COLUMNS.map((name) => columns[name] ?? empty);
         this.#data = since < 0 ? fresh : this.#data.map((old, i) => [...old, ...fresh[i]]);
         this.#draw();
     }
@@ -44,7 +48,7 @@ export class Chart {
     /** Forget what was read: a resumed run takes its last steps again. The old curve is seen until the new one is read. */
     reset() {
         this.#generation += 1;
-        this.#data = [[], [], [], []];
+        this.#data = COLUMNS.map(() => []);
     }
 
     destroy() {
@@ -62,11 +66,17 @@ export class Chart {
 
     #draw() {
         this.note.hidden = true;
-        const [steps, losses, rates, validation] = this.#data;
-        const data = [steps, this.#positive(losses), this.#positive(smooth(losses)), rates, this.#positive(validation)];
+        const losses = this.#data[LOSS], found = this.#data.slice(HELD).filter((values, i) => i === 0 || values.some((value) => value !== null));
+        const data = [this.#data[STEP], this.#positive(losses), this.#positive(smooth(losses)), this.#data[RATE], ...found.map((values) => this.#positive(values))];
+        // The first line with bands may come after many without.
+        if (this.plot && this.#shown !== data.length) {
+            this.plot.destroy();
+            this.plot = null;
+        }
+        this.#shown = data.length;
         if (this.plot) this.plot.setData(data);
-        else this.plot = new uPlot(this.#options(), data, this.place);
-        this.element.dataset.points = this.#data[0].length;
+        else this.plot = new uPlot(this.#options(found.length - 1), data, this.place);
+        this.element.dataset.points = data[0].length;
     }
 
     /** Nothing is drawn yet and nothing will be soon: then there is nothing to say. */
@@ -91,7 +101,8 @@ export class Chart {
         if (this.plot && width > 0) this.plot.setSize({ width, height: HEIGHT });
     }
 
-    #options() {
+    /** @param {number} bands that have values: all of them, or none */
+    #options(bands) {
         // Colours are asked for at every drawing: the theme may change.
         const colour = (name) => getComputedStyle(this.element).getPropertyValue(name);
         const axis = (scale, side, size) => ({
@@ -102,6 +113,7 @@ export class Chart {
             values: (_plot, values) => values.map((value) => (value === null ? "" : number(value))),
         });
         const value = (_plot, found) => number(found);
+        const held = (name, width) => ({ label: t(name), scale: "loss", stroke: () => colour(`--pxd-${name}`), width, spanGaps: true, value });
         return {
             width: Math.max(200, this.element.clientWidth),
             height: HEIGHT,
@@ -113,7 +125,8 @@ export class Chart {
                 { label: t("smoothed"), scale: "loss", stroke: () => colour("--pxd-loss"), width: 2, spanGaps: true, value },
                 { label: t("learning_rate"), scale: "rate", stroke: () => colour("--pxd-rate"), width: 1, dash: [4, 3], value },
                 // Of the pictures held out; most lines of metrics have none.
-                { label: t("validation"), scale: "loss", stroke: () => colour("--pxd-validation"), width: 1.5, spanGaps: true, value },
+                held("validation", 1.5),
+                ...COLUMNS.slice(HELD + 1, HELD + 1 + bands).map((name) => held(name, 1)),
             ],
             axes: [axis("x", 2, 28), axis("loss", 3, 48), axis("rate", 1, 56)],
         };
