@@ -68,9 +68,7 @@ def start_training(
     return job.id, f"{jobs.describe(job)}\n{about}{expected}"
 
 
-def start_form(
-    command: str, name: str, values: dict[str, Any], check_only: bool, recipe: str = ""
-) -> tuple[str, str]:
+def start_form(command: str, name: str, values: dict[str, Any], check_only: bool, recipe: str = "") -> tuple[str, str]:
     """`start_training` from the panel's form.
 
     Args:

@@ -100,7 +100,9 @@ def test_bad_settings_are_named(server, root, settings, problem):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "more", [{"command": "sample"}, {"name": 5}, {"check": "yes"}, {"argv": ["sh"]}, {"settings": []}, {"recipe": 8}], ids=str
+    "more",
+    [{"command": "sample"}, {"name": 5}, {"check": "yes"}, {"argv": ["sh"]}, {"settings": []}, {"recipe": 8}],
+    ids=str,
 )
 def test_a_form_is_nothing_else(server, root, more):  # noqa: F811
     body = {"command": "lcd", "settings": {"base": BASE, "data": "data"}, "name": "x", **more}
