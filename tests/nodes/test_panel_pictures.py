@@ -185,8 +185,16 @@ def test_a_training_starts_without_a_graph(panel_server, panel, made):  # noqa: 
     assert form.locator("input[maxlength]").input_value() == "From a form 2"
     assert form.locator('[data-form="recipe"]').input_value() == "", "all of its settings are there already"
     panel.keyboard.press("Escape")
-    panel_server.post(f"/pixart_delta/jobs/{started}/pause", {})
-    panel_server.post(f"/pixart_delta/jobs/{started}/delete", {})
+
+    # And as they are, as a job of its own.
+    opened.locator('[data-tool="again"]').click()
+    again = panel.locator("li[data-job^=from-a-form-2-]").get_attribute("data-job")
+    assert job(panel_server, again)["settings"] == now["settings"] | {
+        "run": now["settings"]["run"].replace(started, again)
+    }
+    for each in (again, started):
+        panel_server.post(f"/pixart_delta/jobs/{each}/pause", {})
+        panel_server.post(f"/pixart_delta/jobs/{each}/delete", {})
 
 
 @pytest.fixture
@@ -215,7 +223,10 @@ def test_a_job_that_begins_to_run_opens_itself(panel, running):
     pid = json.loads((record(folder) / "job.json").read_text())["pid"]
     open_job(panel, "begins")
     row(panel, "begins").click()  # closed by hand, and then it pauses and goes on
-    change(folder, state="paused", pid=None)
+    change(folder, state="stopping", wanted="paused")
+    state_of(panel, "begins", "stopping")
+    assert row(panel, "begins").locator(".pxd-state").inner_text() == "pausing"
+    change(folder, state="paused", wanted="", pid=None)
     state_of(panel, "begins", "paused")
     panel.evaluate("() => document.activeElement.blur()")
     change(folder, state="running", pid=pid)
