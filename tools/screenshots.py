@@ -76,7 +76,7 @@ def open_page(browser, server, width: int, height: int, nodes_2: bool = False):
     """A page of the frontend, cut off from everything else, in the classic canvas or in Nodes 2.0."""
     server.post("/settings", {"Comfy.VueNodes.Enabled": nodes_2})
     page = browser.new_page(viewport={"width": width, "height": height})
-    page.set_default_timeout(1000 * PATIENCE)
+    page.set_default_timeout(120_000)
     page.route(lambda url: not url.startswith(server.address), lambda route: route.abort())
     page.on("dialog", lambda dialog: dialog.accept())
     page.on("pageerror", lambda error: print("error in the page:", error, flush=True))
@@ -130,15 +130,19 @@ def shoot_panel(browser, server, file: Path) -> None:
     page.locator("button:has(.pi-chart-line)").first.click()
     run(page, server)
 
+    training = next(job["id"] for job in server.get("/pixart_delta/jobs")["jobs"] if job["command"] == "lcd")
+
     def drawn() -> int:
-        jobs = server.get("/pixart_delta/jobs")["jobs"]
-        training = next(job for job in jobs if job["command"] == "lcd")
-        if training["state"] == "failed":
-            raise RuntimeError(training["reason"])
-        return len(server.get(f"/pixart_delta/jobs/{training['id']}/samples")["samples"])
+        job = server.get(f"/pixart_delta/jobs/{training}")
+        if job["state"] == "failed":
+            raise RuntimeError(job["reason"])
+        return len(server.get(f"/pixart_delta/jobs/{training}/samples")["samples"])
 
     wait(lambda: drawn() >= 3)
-    page.locator(".pxd-newest img").wait_for()
+    row = page.locator(f'li[data-job="{training}"] .pxd-row')
+    if row.get_attribute("aria-expanded") != "true":
+        row.click()
+    page.locator(f'li[data-job="{training}"] .pxd-newest img').wait_for()
     page.wait_for_timeout(4 * SETTLED)
     page.screenshot(path=file)
     page.close()

@@ -186,14 +186,15 @@ def test_a_training_starts_without_a_graph(panel_server, panel, made):  # noqa: 
     assert form.locator('[data-form="recipe"]').input_value() == "", "all of its settings are there already"
     panel.keyboard.press("Escape")
 
-    # And as they are, as a job of its own.
+    # And as they are, as a job of its own, once it no longer waits.
+    panel_server.post(f"/pixart_delta/jobs/{started}/pause", {})
     opened.locator('[data-tool="again"]').click()
     again = panel.locator("li[data-job^=from-a-form-2-]").get_attribute("data-job")
     assert job(panel_server, again)["settings"] == now["settings"] | {
         "run": now["settings"]["run"].replace(started, again)
     }
+    panel_server.post(f"/pixart_delta/jobs/{again}/pause", {})
     for each in (again, started):
-        panel_server.post(f"/pixart_delta/jobs/{each}/pause", {})
         panel_server.post(f"/pixart_delta/jobs/{each}/delete", {})
 
 
