@@ -1,6 +1,8 @@
 # Everything needs Python 3.10 to 3.13 and nothing else; `make PYTHON=python3.12 demo` chooses one.
 PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
+# Processes that `make test` runs tests in; each may hold a ComfyUI, so more of them take memory rather than give time.
+JOBS ?= 2
 
 .PHONY: demo run test test-versions fuzz bench setup lint clean distclean
 
@@ -12,9 +14,9 @@ demo: setup
 run: setup
 	$(VENV_PYTHON) -m tools.demo --stay
 
-## test   ruff and all tests
+## test   ruff, types and all tests, in two processes: make JOBS=1 PYTEST_ARGS="tests/core -x" test
 test: setup lint
-	$(VENV_PYTHON) -m pytest $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
 
 ## test-versions   the tests that matter with other versions of the packages: make test-versions SETS="oldest 2025"
 test-versions: setup

@@ -4,36 +4,19 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import checkpoints, conditioning, control, live, loaders, replacements, sampling, training
+from . import checkpoints, conditioning, control, datasets, live, loaders, replacements, sampling, training
 from .background import queue as jobs
 from .background import routes
 from .bridge import files
 
+SUBJECTS = (loaders, conditioning, sampling, control, live, checkpoints, datasets, training)
 NODES: list[type[io.ComfyNode]] = [
-    loaders.PixArtDeltaModelLoader,
-    loaders.PixArtDeltaTextEncoderLoader,
-    loaders.PixArtDeltaVAELoader,
-    loaders.PixArtDeltaLoraLoader,
-    conditioning.PixArtDeltaTextEncode,
-    conditioning.PixArtDeltaResolution,
-    sampling.PixArtDeltaLCMSampler,
-    sampling.PixArtDeltaLCMSampling,
-    checkpoints.PixArtDeltaSaveCheckpoint,
-    control.PixArtDeltaControlNetLoader,
-    control.PixArtDeltaApplyControlNet,
-    control.PixArtDeltaHEDPreprocessor,
-    control.PixArtDeltaExamplePicture,
-    live.PixArtDeltaLiveCanvas,
-    checkpoints.PixArtDeltaSplitControlNet,
-    checkpoints.PixArtDeltaMergeControlNet,
-    training.PixArtDeltaDataset,
-    training.PixArtDeltaTrainLCD,
-    training.PixArtDeltaTrainLCMLora,
-    training.PixArtDeltaTrainControlNet,
-    training.PixArtDeltaFineTune,
-    training.PixArtDeltaTrainingStatus,
-    training.PixArtDeltaTrainedResult,
+    node
+    for subject in SUBJECTS
+    for name, node in vars(subject).items()
+    if name.startswith("PixArtDelta") and issubclass(node, io.ComfyNode)
 ]
+"""Each class of a subject that is called so, in the order in which they stand there."""
 
 
 class PixArtDeltaExtension(ComfyExtension):

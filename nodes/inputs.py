@@ -6,15 +6,18 @@ The first argument of every input is its id, by which saved workflows know it.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, get_type_hints
 
 from comfy_api.latest import io
 
+from ..training.config import COMMANDS
 from .bridge import files
 
 CATEGORY = "PixArt-δ"
 CONTROL_CATEGORY = f"{CATEGORY}/control"
 TRAINING_CATEGORY = f"{CATEGORY}/training"
+NONE = "none"
+"""What a list offers besides files."""
 _LARGEST_SIDE = 16384
 
 
@@ -89,3 +92,25 @@ def more_settings_input(id: str, command: str, of: str = "") -> io.Input:
         tooltip=f"Any further setting{of}, one key=value a line; `python training/train.py {command} --help` lists "
         "them.",
     )
+
+
+def setting_input(id: str, command: str, advanced: bool = False, optional: bool = False) -> io.Input:
+    """The input of a setting of the trainer, which is called as the input."""
+    kind = COMMANDS[command]
+    setting = kind.__dataclass_fields__[id]
+    limits, default = setting.metadata, setting.default
+    about = {
+        "tooltip": f"{limits['help'][0].upper()}{limits['help'][1:]}.",
+        "advanced": advanced or None,
+        "optional": optional,
+    }
+    if "choices" in limits:
+        return io.Combo.Input(id, options=list(limits["choices"]), default=default, **about)
+    wanted = get_type_hints(kind)[id]
+    if wanted is bool:
+        return io.Boolean.Input(id, default=default, **about)
+    low, high = limits["low"], limits["high"]
+    if wanted is int:
+        return io.Int.Input(id, default=default, min=low, max=high, **about)
+    step = 1e-7 if id == "learning_rate" else 0.1
+    return io.Float.Input(id, default=default, min=low, max=high, step=step, round=False, **about)

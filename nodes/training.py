@@ -1,4 +1,4 @@
-"""Training nodes: the dataset, the trainings, their progress and what they made.
+"""Training nodes: the trainings, their progress and what they made; `datasets` has what they train on.
 
 Each training is a background job: its node queues it and returns at once, and the panel in the sidebar follows it. Its
 settings are the trainer's own (training/config.py): type, default, limits and description come from there.
@@ -7,28 +7,32 @@ settings are the trainer's own (training/config.py): type, default, limits and d
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, ClassVar
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..training.config import COMMANDS, WITHOUT_WEIGHTS
 from ..training.recipes import AUTO, RECIPES
 from .background import queue as jobs
-from .background.dataset import first_folder, hints_of_images, prepare_dataset
-from .background.result import NEWEST, chosen, find_job, load_result, read_loss, result_stamp, results
+from .background.result import NEWEST, awaited, chosen, find_job, load_result, read_loss, result_stamp, results
 from .background.start import start_training
 from .bridge import files
-from .bridge.hint_kind import kind_of_image
-from .bridge.pictures import latest_samples, loss_plot, thumbnails
+from .bridge.pictures import latest_samples, loss_plot
 from .bridge.ui import about_job
-from .inputs import TRAINING_CATEGORY, always, dtype_input, file_input, lora_strength_input, more_settings_input
+from .inputs import (
+    NONE,
+    TRAINING_CATEGORY,
+    always,
+    dtype_input,
+    file_input,
+    lora_strength_input,
+    more_settings_input,
+    setting_input,
+)
 
-NONE = "none"
 RUN = ["train", "estimate only"]
 ADVANCED = ("accumulation", "precision", "optimizer", "gradient_checkpointing", "checkpoint_every")
 # Not the seed: the editor would change a widget of that name after every run, and each run would be a new training.
-_SHOWN = 16
-"""Pictures of a dataset that its node shows."""
 
 
 class TrainingNode(io.ComfyNode):
@@ -68,21 +72,21 @@ class TrainingNode(io.ComfyNode):
                     tooltip="What the job is called in the panel. Run again with the same name and settings, and "
                     "nothing is started anew.",
                 ),
-                *(setting_input(cls.COMMAND, name) for name in ("steps", "batch_size", "learning_rate", *cls.OWN)),
+                *(setting_input(name, cls.COMMAND) for name in ("steps", "batch_size", "learning_rate", *cls.OWN)),
                 io.Combo.Input(
                     "samples_with",
                     options=[*files.names("pipeline"), NONE],
                     tooltip="Text encoder and autoencoder that draw the samples: a pipeline folder in "
                     "models/pixart_delta, or the bundled one. none: no samples.",
                 ),
-                setting_input(cls.COMMAND, "sample_every"),
+                setting_input("sample_every", cls.COMMAND),
                 io.Combo.Input(
                     "run",
                     options=RUN,
                     tooltip="train: queue the job. estimate only: check everything, take one real step unless a job "
                     "has the device, and show memory, time and disk; nothing is written.",
                 ),
-                *(setting_input(cls.COMMAND, name, advanced=True) for name in ADVANCED),
+                *(setting_input(name, cls.COMMAND, advanced=True) for name in ADVANCED),
                 io.Boolean.Input(
                     "free_memory",
                     default=False,
@@ -106,7 +110,7 @@ class TrainingNode(io.ComfyNode):
                     tooltip="Own prompts for the samples, one a line: each is a row of the grid, with the same noise "
                     "every time, first before the training begins. Empty: captions of the dataset.",
                 ),
-                setting_input(cls.COMMAND, "validation", optional=True),
+                setting_input("validation", cls.COMMAND, optional=True),
             ],
             outputs=[
                 io.String.Output(
@@ -172,125 +176,6 @@ class PixArtDeltaFineTune(TrainingNode):
     COMMAND, TITLE, OWN = "finetune", "PixArt-δ Fine-Tune", ("lora_rank",)
     ALIASES = ["train", "finetune", "lora", "dreambooth", "style"]
     ABOUT = "Goes on training a base model, or a LoRA on it, on your own pictures. Runs in the background."
-
-
-def setting_input(command: str, name: str, advanced: bool = False, optional: bool = False) -> io.Input:
-    """The input of a setting of the trainer."""
-    kind = COMMANDS[command]
-    setting = kind.__dataclass_fields__[name]
-    limits, default = setting.metadata, setting.default
-    about = {
-        "tooltip": f"{limits['help'][0].upper()}{limits['help'][1:]}.",
-        "advanced": advanced or None,
-        "optional": optional,
-    }
-    if "choices" in limits:
-        return io.Combo.Input(name, options=list(limits["choices"]), default=default, **about)
-    wanted = get_type_hints(kind)[name]
-    if wanted is bool:
-        return io.Boolean.Input(name, default=default, **about)
-    low, high = limits["low"], limits["high"]
-    if wanted is int:
-        return io.Int.Input(name, default=default, min=low, max=high, **about)
-    step = 1e-7 if name == "learning_rate" else 0.1
-    return io.Float.Input(name, default=default, min=low, max=high, step=step, round=False, **about)
-
-
-class PixArtDeltaDataset(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PixArtDeltaDataset",
-            display_name="PixArt-δ Training Dataset",
-            category=TRAINING_CATEGORY,
-            search_aliases=["train", "pictures", "captions", "prepare", "cache latents"],
-            description="Checks a folder of pictures with captions, says what was found, and caches in the background "
-            "what training reads: latents, text embeddings, hints.",
-            inputs=[
-                io.Combo.Input(
-                    "folder",
-                    options=files.picture_folders(),
-                    default=first_folder(),
-                    tooltip="A folder in ComfyUI's input folder: pictures, and beside each a text file of the same "
-                    "name with its caption (several lines are different wordings).",
-                ),
-                file_input(
-                    "models",
-                    "pipeline",
-                    tooltip="Text encoder and autoencoder that the base model was trained with: a pipeline folder in "
-                    "models/pixart_delta, or the bundled one.",
-                ),
-                io.String.Input("name", default="", tooltip="What the job is called in the panel."),
-                io.Int.Input(
-                    "resolution",
-                    default=1024,
-                    min=64,
-                    max=4096,
-                    step=8,
-                    tooltip="Side in pixels of the square bucket: the size of the base model (128 for the bundled "
-                    "one).",
-                ),
-                io.Boolean.Input(
-                    "multi_aspect",
-                    default=True,
-                    tooltip="Sort pictures into buckets by their shape. Off: all are cropped to the square.",
-                ),
-                io.Combo.Input(
-                    "hints",
-                    options=[NONE, *files.names("hed"), *WITHOUT_WEIGHTS],
-                    tooltip="For a ControlNet: what finds the hints in the pictures: a HED network, or a detector of "
-                    "controlnet_aux. Others by name in more_settings. none: no hints, or those of hint_images.",
-                ),
-                io.String.Input(
-                    "path",
-                    default="",
-                    advanced=True,
-                    tooltip="Another folder or list (metadata.jsonl, metadata.csv) instead: relative to the input "
-                    "folder, or in a place that who runs the server allows.",
-                ),
-                more_settings_input("more_settings", "prepare"),
-                io.Image.Input(
-                    "hint_images",
-                    optional=True,
-                    tooltip="Hints from any preprocessor node: a batch with one for each picture, in the order of "
-                    "their names.",
-                ),
-            ],
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
-            outputs=[
-                io.String.Output("dataset", display_name="dataset", tooltip="For the training nodes."),
-                io.String.Output("report", display_name="report", tooltip="What was found among the pictures."),
-                io.Image.Output("pictures", display_name="pictures", tooltip="Up to 16 of them, small."),
-            ],
-            is_output_node=True,
-        )
-
-    fingerprint_inputs = always
-
-    @classmethod
-    def execute(
-        cls,
-        folder: str,
-        models: str,
-        name: str,
-        resolution: int,
-        multi_aspect: bool,
-        hints: str,
-        path: str,
-        more_settings: str,
-        hint_images=None,
-    ) -> io.NodeOutput:
-        source = path or files.picture_folder(folder)
-        values = {"input": source, "models": models, "resolution": resolution, "multi_aspect": multi_aspect}
-        if hint_images is not None:
-            kind, _ = kind_of_image(cls.hidden.prompt, cls.hidden.unique_id, "hint_images")
-            values |= hints_of_images(source, hint_images, kind, more_settings)
-        elif hints != NONE:
-            values |= {"hints": hints} if hints in WITHOUT_WEIGHTS else {"hints": "hed", "hed": hints}
-        made = prepare_dataset(name, values, more_settings, _SHOWN)
-        found, _, job = made.report.rpartition("\n")
-        about = about_job(f"{job}\n{found}", made.job)
-        return io.NodeOutput(str(made.folder), made.report, thumbnails(made.pictures), ui=about)
 
 
 class PixArtDeltaTrainingStatus(io.ComfyNode):
@@ -388,4 +273,7 @@ class PixArtDeltaTrainedResult(io.ComfyNode):
     def execute(
         cls, job: str, dtype: str, strength: float, result: str = NEWEST, follow: bool = False
     ) -> io.NodeOutput:
-        return io.NodeOutput(*load_result(find_job(chosen(job, result), exported=True), dtype, strength))
+        found = find_job(chosen(job, result), exported=True)
+        if text := awaited(found):
+            return io.NodeOutput(ExecutionBlocker(None), ExecutionBlocker(None), ui=about_job(text, found.id))
+        return io.NodeOutput(*load_result(found, dtype, strength))

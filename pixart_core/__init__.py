@@ -8,33 +8,22 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOME = {
-    "PixArtConfig": "config",
-    "PIXART_256": "config",
-    "PIXART_512": "config",
-    "PIXART_1024_MS": "config",
-    "PixArt": "model",
-    "ControlNetTransformer": "controlnet",
-    "ControlNetUNet": "controlnet",
-    "preferred_dtype": "functional",
-    "lcm_timesteps": "lcm",
-    "boundary_scalings": "schedule",
-    "sample_lcm": "lcm",
-    "CheckpointError": "checkpoint",
-    "load_pixart": "checkpoint",
-    "inspect_file": "identify",
-    "save_pixart": "checkpoint",
-    "load_controlnet": "checkpoint",
-    "save_controlnet": "checkpoint",
-    "load_lora": "lora",
-    "apply_lora": "delta",
-    "HED": "hed",
-    "load_hed": "hed",
-    "detect": "hed",
-    "Pipeline": "pipeline",
-    "Hint": "pipeline",
-    "memory_plan": "memory",
+_NAMES = {
+    "config": ("PixArtConfig", "PIXART_256", "PIXART_512", "PIXART_1024_MS"),
+    "model": ("PixArt",),
+    "controlnet": ("ControlNetTransformer", "ControlNetUNet", "Hint"),
+    "functional": ("preferred_dtype",),
+    "schedule": ("boundary_scalings",),
+    "lcm": ("lcm_timesteps", "sample_lcm"),
+    "checkpoint": ("CheckpointError", "load_pixart", "save_pixart", "load_controlnet", "save_controlnet"),
+    "identify": ("inspect_file",),
+    "lora": ("load_lora",),
+    "delta": ("apply_lora",),
+    "hed": ("HED", "load_hed", "detect"),
+    "pipeline": ("Pipeline",),
+    "memory": ("memory_plan",),
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = list(_HOME)
 

@@ -1,10 +1,11 @@
-"""ControlNets of the paper (Sec. 3.1): copies of the base's first blocks steer it, frozen, through zero linears."""
+"""ControlNets of the paper (Sec. 3.1): copies of the base's first blocks, behind zero linears, steer it by a hint."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -157,6 +158,34 @@ class ControlNetUNet(ControlNetTransformer):
                 "ControlNet-UNet copies the first half of the base's blocks: copy_blocks_num must be "
                 f"depth / 2 = {config.depth / 2:g}, got {copy_blocks_num}"
             )
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What a ControlNet follows, how strongly, and in which part of the sampling.
+
+    Args:
+        image: edge map: a PIL image, pictures (B, H, W, 3) in 0 … 1 (or 1 or 4 channels, see `hint_rgb`), or their
+            scaled latent (B, 4, h, w).
+        strength: factor of the ControlNet's residuals; 0 is as without a hint.
+        start, end: part of the sampling that is controlled, 0 … 1, counted as ComfyUI does: timesteps from
+            999·(1 − start) down to 999·(1 − end).
+
+    Raises:
+        ValueError: on a start and end that are not 0 … 1 in this order.
+    """
+
+    image: Any
+    strength: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start <= self.end <= 1:
+            raise ValueError(f"a hint's start and end are 0 … 1 in this order, got {self.start:g} and {self.end:g}")
+
+    def covers(self, timestep: float) -> bool:
+        return (self.start, self.end) == (0, 1) or 999 * (1 - self.end) <= timestep <= 999 * (1 - self.start)
 
 
 def hint_rgb(hint: Tensor) -> Tensor:

@@ -39,50 +39,25 @@ _DIFFUSERS_MARKS = (
 )
 
 # Other files, by a part of a tensor name that only they have; the first match counts.
-_OTHER_KINDS = (
-    (
-        "lora",
-        (
-            *("lora_A", "lora_B", "lora_up", "lora_down", "lora.up", "lora.down", "lora_linear_layer", "hada_w1"),
-            *("lokr_w1", "oft_blocks", "oft_diag", ".diff_b", ".set_weight", ".dora_scale"),
-        ),
+_OTHER_KINDS = {
+    "lora": (
+        *("lora_A", "lora_B", "lora_up", "lora_down", "lora.up", "lora.down", "lora_linear_layer", "hada_w1"),
+        *("lokr_w1", "oft_blocks", "oft_diag", ".diff_b", ".set_weight", ".dora_scale"),
     ),
-    ("sd-controlnet", ("control_model.", "input_hint_block.", "controlnet_cond_embedding.")),
-    (
-        "sd",
-        (
-            "input_blocks.0.0.weight",
-            "down_blocks.0.resnets.0.time_emb_proj.weight",
-            "down_blocks.1.resnets.0.time_emb_proj.weight",
-        ),
+    "sd-controlnet": ("control_model.", "input_hint_block.", "controlnet_cond_embedding."),
+    "sd": ("input_blocks.0.0.weight", *(f"down_blocks.{index}.resnets.0.time_emb_proj.weight" for index in (0, 1))),
+    "other transformer": (
+        *("double_blocks.", "joint_blocks.", "joint_transformer_blocks.", "single_transformer_blocks."),
+        *("x_embedder.proj", "img_in."),
     ),
-    (
-        "other transformer",
-        (
-            "double_blocks.",
-            "joint_blocks.",
-            "joint_transformer_blocks.",
-            "single_transformer_blocks.",
-            "x_embedder.proj",
-            "img_in.",
-        ),
+    "t5": ("block.0.layer.0.SelfAttention.q.weight",),
+    "clip": ("text_model.encoder.layers.0.", "transformer.resblocks.0."),
+    "vae": (
+        *("decoder.conv_in.weight", "encoder.conv_in.weight", "decoder.layers.0.weight", "decoder.layers.1.weight"),
+        *("taesd_decoder.", "taesd_encoder.", "first_stage_model."),
     ),
-    ("t5", ("block.0.layer.0.SelfAttention.q.weight",)),
-    ("clip", ("text_model.encoder.layers.0.", "transformer.resblocks.0.")),
-    (
-        "vae",
-        (
-            "decoder.conv_in.weight",
-            "encoder.conv_in.weight",
-            "taesd_decoder.",
-            "taesd_encoder.",
-            "decoder.layers.0.weight",
-            "decoder.layers.1.weight",
-            "first_stage_model.",
-        ),
-    ),
-    ("hed", ("block1.convs.0.weight",)),
-)
+    "hed": ("block1.convs.0.weight",),
+}
 
 _DESCRIPTIONS = {
     "pixart": ("a PixArt transformer", "the node “PixArt-δ Model Loader”"),
@@ -168,7 +143,8 @@ def identify(file: WeightFile) -> FileInfo:
         metadata=metadata,
         names=tuple(sorted(file.tensors)[:4]),
     )
-    kind = next((kind for kind, marks in _OTHER_KINDS if any(m in name for name in file.tensors for m in marks)), None)
+    kinds = (kind for kind, marks in _OTHER_KINDS.items() if any(m in name for name in file.tensors for m in marks))
+    kind = next(kinds, None)
     if kind == "lora" or any(name.endswith(".diff") for name in file.tensors):  # a full difference, as LoraSave's
         return replace(info, kind="lora")
     if base:

@@ -8,6 +8,7 @@ whoever writes into the same place next knows which of these folders nobody will
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -25,6 +26,8 @@ except ImportError:  # Windows
 _LOCK = "lock"
 _LOCK_OFFSET = 1 << 20
 """On Windows a locked byte cannot be read by others: it lies behind the end."""
+NO_LOCKS = () if fcntl is None else (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What a mount says that has no locks."""
 _held: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 """The locks of this process."""
 
@@ -65,7 +68,7 @@ def remove_leftovers(folder: Path) -> None:
 def _remove_if_left(folder: Path) -> None:
     try:
         with open(folder / _LOCK, "r+", encoding="utf-8") as lock:
-            if not _try_lock(lock):
+            if take_lock(lock) is not None:
                 return
             if fcntl is not None:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -86,21 +89,22 @@ def _claim(path: Path) -> tuple[Path, IO[str]]:
         with contextlib.suppress(FileNotFoundError):
             lock = open(folder / _LOCK, "w", encoding="utf-8")
             _held.add(lock)
-            _try_lock(lock)  # where there are no locks, nobody takes it for left either
+            take_lock(lock)  # where there are no locks, nobody takes it for left either
             if (folder / _LOCK).exists():
                 return folder, lock
             lock.close()
     raise OSError(f"{path.parent} keeps no folder that is made in it")
 
 
-def _try_lock(file: IO[str]) -> bool:
-    """Take a file's lock; False if another process holds it, or this file system has none."""
+def take_lock(file: IO[str]) -> int | None:
+    """Take a file's lock, without waiting; the number of the error if it cannot be had: another process holds it, or
+    this file system has none (`NO_LOCKS`)."""
     try:
         if fcntl is None:
             file.seek(_LOCK_OFFSET)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    except OSError as error:
+        return error.errno
+    return None

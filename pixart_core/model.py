@@ -138,7 +138,7 @@ class PixArt(nn.Module):
         config, (height, width) = self.config, latent.shape[-2:]
         rows, columns = -(-height // config.patch_size), -(-width // config.patch_size)
         shape = config.hidden_size, config.base_size, config.interpolation_scale
-        make = _make_position if torch.compiler.is_compiling() else _kept_position  # a graph keeps its own
+        make = _make_position if torch.compiler.is_compiling() or _is_captured(latent) else _kept_position
         return make(rows, columns, *shape, latent.device, self.stream_dtype())
 
     def embed_conditions(
@@ -270,6 +270,11 @@ class PixArt(nn.Module):
         side, config = self.config.base_size, self.config
         self.pos_embed.copy_(position_embedding(side, side, config.hidden_size, side, config.interpolation_scale))
         return self
+
+
+def _is_captured(x: Tensor) -> bool:
+    """Whether a CUDA graph is made, which is to have what it reads for itself: what is kept here may be given up."""
+    return x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _make_position(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from .aliases import Device, DType, PathLike
 from .checkpoint import load_controlnet, load_pixart
-from .controlnet import ControlNetTransformer, hint_rgb
+from .controlnet import ControlNetTransformer, Hint, hint_rgb
 from .convert import is_transformer
 from .errors import CheckpointError
 from .functional import sampling_dtype
@@ -32,34 +31,6 @@ from .vae import FACTOR, decode, encode, is_autoencoder, load_vae, to_pil
 from .weightfolder import find_part, snapshot
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Hint:
-    """What a ControlNet follows, how strongly, and in which part of the sampling.
-
-    Args:
-        image: edge map: a PIL image, pictures (B, H, W, 3) in 0 … 1 (or 1 or 4 channels, see `hint_rgb`), or their
-            scaled latent (B, 4, h, w).
-        strength: factor of the ControlNet's residuals; 0 is as without a hint.
-        start, end: part of the sampling that is controlled, 0 … 1, counted as ComfyUI does: timesteps from
-            999·(1 − start) down to 999·(1 − end).
-
-    Raises:
-        ValueError: on a start and end that are not 0 … 1 in this order.
-    """
-
-    image: Any
-    strength: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(f"a hint's start and end are 0 … 1 in this order, got {self.start:g} and {self.end:g}")
-
-    def covers(self, timestep: float) -> bool:
-        return (self.start, self.end) == (0, 1) or 999 * (1 - self.end) <= timestep <= 999 * (1 - self.start)
 
 
 class Pipeline:

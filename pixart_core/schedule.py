@@ -1,6 +1,7 @@
 """The diffusion process PixArt was trained with: 1000 steps, β linear from 1e-4 to 0.02 (paper App. B.1, Fig. 3).
 
-With what a noise prediction means on it: ẑ_0, the consistency function, a DDIM step.
+With what a noise prediction means on it: ẑ_0, the consistency function and a DDIM step are sums of a latent and the
+prediction, so each is told by its two weights.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ _SIGMA_DATA, _TIMESTEP_SCALING = 0.5, 10.0
 
 ScalarOrTensor = TypeVar("ScalarOrTensor", float, Tensor)
 
+Weights = tuple[Tensor, Tensor]
+"""What two latents (B, C, h, w) count in a sum, each (B, 1, 1, 1) float32: all that a noise prediction means is one."""
+
 
 @functools.cache
 def alphas_cumprod(scaled_linear: bool = False) -> Tensor:
@@ -32,15 +36,6 @@ def alphas_cumprod(scaled_linear: bool = False) -> Tensor:
     else:
         betas = torch.linspace(BETA_START, BETA_END, NUM_TIMESTEPS, dtype=torch.float64)
     return torch.cumprod(1 - betas, dim=0)
-
-
-def signal_and_noise(timestep: Tensor, like: Tensor, table: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """√ᾱ_t and √(1 − ᾱ_t) for timestep (B,), float32, shaped to broadcast over `like` (B, …)."""
-    shape = (-1, *[1] * (like.ndim - 1))
-    signal, sigma = (
-        look_up(root, timestep).view(shape) for root in _roots(alphas_cumprod() if table is None else table)
-    )
-    return signal, sigma
 
 
 def look_up(table: Tensor, timestep: Tensor) -> Tensor:
@@ -61,16 +56,31 @@ def _roots(table: Tensor) -> tuple[Tensor, Tensor]:
     return table.sqrt().float(), (1 - table).sqrt().float()
 
 
-def add_noise(latent: Tensor, noise: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
-    """z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε. latent, noise (B, C, h, w); timestep (B,)."""
-    signal, sigma = signal_and_noise(timestep, latent, table)
-    return signal * latent + sigma * noise
+def noise_weights(timestep: Tensor, table: Tensor | None = None) -> Weights:
+    """√ᾱ_t and √(1 − ᾱ_t): of z_0 and ε in z_t. table: ᾱ of another schedule than PixArt's."""
+    roots = _roots(alphas_cumprod() if table is None else table)
+    signal, sigma = (look_up(root, timestep).view(-1, 1, 1, 1) for root in roots)
+    return signal, sigma
 
 
-def predict_x0(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
-    """The inverse of `add_noise`: ẑ_0 from z_t and a noise prediction."""
-    signal, sigma = signal_and_noise(timestep, noisy, table)
-    return (noisy - sigma * epsilon) / signal
+def x0_weights(timestep: Tensor, table: Tensor | None = None) -> Weights:
+    """Of z_t and a noise prediction in ẑ_0: z_t = √ᾱ_t z_0 + √(1 − ᾱ_t) ε, solved for z_0."""
+    signal, sigma = noise_weights(timestep, table)
+    return 1 / signal, -sigma / signal
+
+
+def ddim_weights(start: Tensor, end: Tensor, table: Tensor | None = None) -> Weights:
+    """Of z_start and a noise prediction there in z_end: a deterministic DDIM step (the solver Ψ of Algorithm 1).
+    It adds the same noise again to ẑ_0, as much as there is at `end`."""
+    (of_noisy, of_epsilon), (signal, sigma) = x0_weights(start, table), noise_weights(end, table)
+    return signal * of_noisy, signal * of_epsilon + sigma
+
+
+def consistency_weights(timestep: Tensor, table: Tensor | None = None) -> Weights:
+    """Of z_t and a noise prediction in f_θ(z_t, t) = c_skip · z_t + c_out · ẑ_0."""
+    c_skip, c_out = (c.view(-1, 1, 1, 1) for c in boundary_scalings(timestep))
+    of_noisy, of_epsilon = x0_weights(timestep, table)
+    return c_skip + c_out * of_noisy, c_out * of_epsilon
 
 
 def boundary_scalings(timestep: ScalarOrTensor) -> tuple[ScalarOrTensor, ScalarOrTensor]:
@@ -82,14 +92,19 @@ def boundary_scalings(timestep: ScalarOrTensor) -> tuple[ScalarOrTensor, ScalarO
     return _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2), scaled / (scaled**2 + _SIGMA_DATA**2) ** 0.5
 
 
+def add_noise(latent: Tensor, noise: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
+    """z_t. latent, noise (B, C, h, w); timestep (B,)."""
+    signal, sigma = noise_weights(timestep, table)
+    return signal * latent + sigma * noise
+
+
+def predict_x0(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
+    """ẑ_0 from z_t and a noise prediction: noisy, epsilon (B, C, h, w); timestep (B,)."""
+    of_noisy, of_epsilon = x0_weights(timestep, table)
+    return of_noisy * noisy + of_epsilon * epsilon
+
+
 def consistency(noisy: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
     """f_θ(z_t, t) from a noise prediction: noisy, epsilon (B, C, h, w); timestep (B,)."""
-    shape = (-1, *[1] * (noisy.ndim - 1))
-    c_skip, c_out = (c.view(shape) for c in boundary_scalings(timestep))
-    return c_skip * noisy + c_out * predict_x0(noisy, epsilon, timestep, table)
-
-
-def ddim_step(x0: Tensor, epsilon: Tensor, timestep: Tensor, table: Tensor | None = None) -> Tensor:
-    """Deterministic DDIM: the point at `timestep` (B,) of the ODE through a prediction (solver Ψ of Algorithm 1)."""
-    signal, sigma = signal_and_noise(timestep, x0, table)
-    return signal * x0 + sigma * epsilon
+    of_noisy, of_epsilon = consistency_weights(timestep, table)
+    return of_noisy * noisy + of_epsilon * epsilon

@@ -45,7 +45,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("comfyui_path", list(trees.values()), ids=list(trees), indirect=True, scope="session")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def _neighbours(item: pytest.Item) -> str:
+    """The name of those tests that shall run in the same process: who share a server, or else a file."""
+    if "panel_server" in getattr(item, "fixturenames", ()):
+        return "panel"
+    if "comfyui_path" in getattr(item, "fixturenames", ()):
+        return item.callspec.params["comfyui_path"].name
+    return item.nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of pytest-xdist's processes
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_neighbours(item)))
+        items.sort(key=lambda item: "/" in _neighbours(item))  # the long ones first
     for item in items:
         if "comfyui_path" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.host)

@@ -23,6 +23,7 @@ ALLOWED = {
         "training.recipes",
         "training.estimate",  # what a training will take is shown before it starts
         "training.prepare.sources",  # which pictures a dataset is made from: to show some, and to see that they changed
+        "training.prepare.prompted",  # which it will draw, and whether it can
         "training.prepare.inside",  # which files may be read
     },
     "training": {"training", "pixart_core"},
@@ -32,6 +33,7 @@ STANDARD_LIBRARY_ONLY = (
     "training/jobs/",
     "training/run_dir.py",
     "training/config.py",
+    "training/prepare/options.py",
     "training/settings.py",
     "training/recipes/",
     "training/storage.py",
@@ -167,6 +169,11 @@ def test_names_that_occur_twice_are_listed():
         re.findall(r"`(\w+)`", text.partition("## Names that occur twice")[2].partition(": the same thing")[0])
     )
     assert listed == {name for name, found in rooms.items() if len(found) > 1}
+
+
+def test_the_hallway_of_training_is_short():
+    """What has no door of its own there stands in a folder of its subject."""
+    assert len(list((ROOT / "training").glob("*.py"))) <= 24
 
 
 def test_a_planted_violation_is_caught(tmp_path):

@@ -301,6 +301,9 @@ def link_all(environment: Path, comfyui: dict[str, Path]) -> None:
 def setup(links: bool = True) -> Path:
     """Make what is missing; returns the environment.
 
+    What is complete is used as it is, also while another setup makes something else: another Python's environment takes
+    minutes.
+
     Args:
         links: lead `.venv` and `.comfyui` of the clone there.
     """
@@ -309,23 +312,32 @@ def setup(links: bool = True) -> Path:
     cache = cache_folder()
     comfyui = comfyui_folders(cache)
     made_from = ingredients(comfyui)
-    missing = [version for version, folder in comfyui.items() if not folder.exists()]
-    with only_one(cache):
-        sweep(cache)
-        environment = choose_environment(cache, made_from)
-        log = cache / "logs" / f"{environment.name}.log"
-        complete = is_complete(environment)
-        python = environment / "bin" / "python" if complete else create_environment(environment)
-        for version in missing:
-            if not comfyui[version].exists():  # another setup may have made it meanwhile
-                fetch_comfyui(version, comfyui[version], python, log)
-        if not complete:
-            install(environment, python, next(iter(comfyui.values())), made_from, log)
-        if links:
-            link_all(environment, comfyui)
-    if missing or not complete:
+    environment = choose_environment(cache, made_from)
+    missing = not is_complete(environment) or not all(folder.exists() for folder in comfyui.values())
+    if missing:
+        with only_one(cache):
+            environment = make(cache, comfyui, made_from)
+    if links:
+        link_all(environment, comfyui)
+    if missing:
         what = ".venv and .comfyui link into" if links else "everything is in"
         say(f"ready in {time.monotonic() - started:.0f} s: {what} {cache}")
+    return environment
+
+
+def make(cache: Path, comfyui: dict[str, Path], made_from: dict) -> Path:
+    """The environment, with the ComfyUI releases beside it; made here unless another setup did meanwhile. Only with the
+    lock held."""
+    sweep(cache)
+    environment = choose_environment(cache, made_from)
+    log = cache / "logs" / f"{environment.name}.log"
+    complete = is_complete(environment)
+    python = environment / "bin" / "python" if complete else create_environment(environment)
+    for version, folder in comfyui.items():
+        if not folder.exists():
+            fetch_comfyui(version, folder, python, log)
+    if not complete:
+        install(environment, python, next(iter(comfyui.values())), made_from, log)
     return environment
 
 

@@ -26,10 +26,10 @@ from ..pixart_core.saving import save_weights
 from ..pixart_core.textfile import parse_json
 from .config import make_training
 from .data.contents import current_path
-from .distribute import from_main, like, local, on_main, whole
+from .distribute import like, local, whole
 from .engine import Engine
-from .optimizers import average_weights
 from .run_dir import RunDir
+from .step.optimizers import average_weights
 from .task import Task, fingerprint
 from .tasks import make_task
 
@@ -74,7 +74,7 @@ def save_checkpoint(run: RunDir, engine: Engine, step: int, keep: int, **facts: 
         for old in run.checkpoints()[:-keep]:
             old.unlink()
 
-    on_main(engine.accelerator, write)
+    engine.processes.on_main(write)
     return path
 
 
@@ -94,7 +94,7 @@ def resume(run: RunDir, engine: Engine, say: Callable[[str], None]) -> Checkpoin
             _check_fit(checkpoint, engine)
         return checkpoint
 
-    checkpoint = on_main(engine.accelerator, find)
+    checkpoint = engine.processes.on_main(find)
     if checkpoint is not None:
         _fill(engine, checkpoint)
     return checkpoint
@@ -148,7 +148,7 @@ def restore(path: str, base: str = "") -> tuple[Task, RunDir, int]:
             raise CheckpointError(f"{run.path} has no checkpoint yet: wait for one, or ask for it (`save`)")
         file = newest.path
     settings = about["config"] | {"base": current_path("base", about["config"], run.path, base)}
-    task = make_task(about["command"], make_training(about["command"], settings))
+    task = make_task(make_training(about["command"], settings))
     return task, run, _load_weights(task, file)
 
 
@@ -158,7 +158,7 @@ def _gather(engine: Engine) -> dict[str, Tensor]:
     seen: set[int] = set()
     for name, tensor in engine.tensors().items():
         full = whole(tensor)
-        if engine.accelerator.is_main_process:
+        if engine.processes.is_main:
             full = full.detach().cpu().contiguous()
             if full.data_ptr() in seen:  # a table that bitsandbytes shares; safetensors takes none that share memory
                 full = full.clone()
@@ -235,10 +235,9 @@ def _check_fit(checkpoint: Checkpoint, engine: Engine) -> None:
 @torch.no_grad()
 def _fill(engine: Engine, checkpoint: Checkpoint) -> None:
     targets = {name: each for name, each in engine.tensors().items() if not _of_optimizer(name)}
-    accelerator = engine.accelerator
-    file = safe_open(checkpoint.path, "pt") if accelerator.is_main_process else None
+    file = safe_open(checkpoint.path, "pt") if engine.processes.is_main else None
     for name, (shape, dtype) in checkpoint.tensors.items():
-        tensor = from_main(accelerator, None if file is None else file.get_tensor(name), shape, dtype)
+        tensor = engine.processes.from_main(None if file is None else file.get_tensor(name), shape, dtype)
         if name in targets:
             local(targets[name]).copy_(local(like(tensor, targets[name])))
         else:

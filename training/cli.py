@@ -42,14 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _chosen(recipe: str, command: str, config: Any) -> str:
+def _chosen(recipe: str, config: Any) -> str:
     """The name of the recipe that is meant."""
     if recipe != AUTO:
         return recipe
     from ..pixart_core.pipeline import default_device
     from .estimate import device_memory, pick_recipe
 
-    return pick_recipe(command, config, device_memory(default_device()))
+    return pick_recipe(config, device_memory(default_device()))
 
 
 def _fail(problem: str) -> int:
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> None:
     given = [f"run={options.run}"] if getattr(options, "run", None) else []
     config = load_config(command, options.config, given + options.set).located()
     if getattr(options, "recipe", None):
-        name = _chosen(options.recipe, command, config)
+        name = _chosen(options.recipe, config)
         config = load_config(command, options.config, options.set, recipe_values(command, name)).located()
         print(f"recipe {name}", flush=True)
     if isinstance(config, PrepareConfig):
@@ -122,11 +122,11 @@ def _run(options: argparse.Namespace) -> None:
         if options.dry_run:
             from .estimate import dry_run
 
-            dry_run(command, config)
+            dry_run(config)
         else:
             from .loop import train
 
-            train(command, config, options.private)
+            train(config, options.private)
     elif isinstance(config, SampleConfig):
         from .sampling import sample
 

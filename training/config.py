@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .settings import ConfigError, Settings, path, setting
-
-MILLION, BILLION = 10**6, 10**9
-"""Bounds of counts that have none in themselves: beyond them is a slip, or somebody who wants to do harm."""
-
+from .prepare.options import DETECTED as DETECTED
+from .prepare.options import WITHOUT_WEIGHTS as WITHOUT_WEIGHTS
+from .prepare.options import PrepareConfig
+from .settings import BILLION, MILLION, ConfigError, Settings, path, setting
 
 LORA_KINDS = ("lora", "dora", "lokr")
 LORA_KINDS_HELP = (
@@ -30,11 +29,11 @@ class TrainConfig(Settings):
     half: ClassVar[str] = "bf16"
     """What precision=auto is on an accelerator that multiplies it natively."""
 
-    run: str = path("folder of this run; the same command with the same folder resumes")
-    data: str = path("folder or URL of prepared features (made by `prepare`)")
-    base: str = path("checkpoint to start from, in any layout that load_pixart reads")
-    models: str = path("pipeline folder (text_encoder/, tokenizer/, vae/) for samples; empty = no samples")
-    steps: int = setting(10_000, "optimiser steps in all", low=1, high=BILLION)
+    run: str = path("folder of this run; the same command with the same folder resumes", free=True)
+    data: str = path("folder or URL of prepared features (made by `prepare`)", content=True)
+    base: str = path("checkpoint to start from, in any layout that load_pixart reads", content=True)
+    models: str = path("pipeline folder (text_encoder/, tokenizer/, vae/) for samples; empty = no samples", free=True)
+    steps: int = setting(10_000, "optimiser steps in all", low=1, high=BILLION, free=True)
     batch_size: int = setting(16, "pictures of one process in one micro-batch", low=1, high=MILLION)
     accumulation: int = setting(1, "micro-batches whose gradients make one step", low=1, high=MILLION)
     learning_rate: float = setting(
@@ -62,24 +61,48 @@ class TrainConfig(Settings):
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     sharding: str = setting(
-        "none", "with several processes: fsdp shards weights and optimiser over them", choices=("none", "fsdp")
+        "none",
+        "with several processes: fsdp shards weights and optimiser over them",
+        choices=("none", "fsdp"),
+        free=True,
     )
     gradient_checkpointing: bool = setting(
         False,
         "recompute blocks in the backward pass: less memory, a quarter more time. It does not change numbers: tokens "
         "between blocks are kept in float32, as they are",
+        free=True,
     )
-    compile: bool = setting(False, "torch.compile the networks")
-    seed: int = setting(43, "of the order, the noise and the timesteps", low=0, high=2**63 - 1)
+    keep_attention: bool = setting(
+        False,
+        "with gradient_checkpointing: keep what self-attention gives, too, and recompute all but that: less time with "
+        "many tokens, half as much memory again for each block in half precision. It does not change numbers",
+        free=True,
+    )
+    compile: bool = setting(False, "torch.compile the networks", free=True)
+    cuda_graph: bool = setting(
+        False,
+        "on an NVIDIA GPU, without compile and with one process: capture a micro-batch of each size and replay it, for "
+        "small models, whose steps wait for Python; takes the memory of a micro-batch besides. It does not change "
+        "numbers",
+        free=True,
+    )
+    deterministic: bool = setting(
+        False,
+        "on a GPU use only algorithms that give the same bits each time, so that a resumed run is, bit for bit, one "
+        "that was never stopped, as it always is on a CPU. Slower; an operation that has no such algorithm is an error",
+        free=True,
+    )
+    seed: int = setting(43, "of the order, the noise and the timesteps", low=0, high=2**63 - 1, fixed=True)
     workers: int = setting(
         -1,
         "processes that load data; -1 = 2, but none for local data on a CPU, all of whose cores compute anyway",
         low=-1,
         high=1024,
+        free=True,
     )
-    log_every: int = setting(10, "steps between lines of metrics", low=1, high=BILLION)
-    checkpoint_every: int = setting(500, "steps between checkpoints", low=1, high=BILLION)
-    keep_checkpoints: int = setting(2, "checkpoints to keep", low=1, high=MILLION)
+    log_every: int = setting(10, "steps between lines of metrics", low=1, high=BILLION, free=True)
+    checkpoint_every: int = setting(500, "steps between checkpoints", low=1, high=BILLION, free=True)
+    keep_checkpoints: int = setting(2, "checkpoints to keep", low=1, high=MILLION, free=True)
     sample_every: int = setting(
         0,
         "steps between grids of samples, of which one is drawn before the first step; 0 = only when asked for. lcd and "
@@ -87,24 +110,27 @@ class TrainConfig(Settings):
         "their base is no few-step model",
         low=0,
         high=BILLION,
+        free=True,
     )
-    sample_count: int = setting(4, "pictures of a grid of samples", low=1, high=1024)
+    sample_count: int = setting(4, "pictures of a grid of samples", low=1, high=1024, free=True)
     sample_prompts: list = setting(
         list,
         "JSON list of own prompts for the samples: each is a row of sample_count pictures, with the same noise every "
         "time; empty = captions of the data",
+        free=True,
     )
-    prompt_file: str = path("text file of own prompts for the samples, one a line, such as a caption file")
+    prompt_file: str = path("text file of own prompts for the samples, one a line, such as a caption file", free=True)
     validation: float = setting(
         0.0,
         "share of the pictures that is held out; the loss on it is shown beside that of the training, by four bands "
         "of timesteps",
         low=0.0,
         high=0.9,
+        fixed=True,
     )
-    validation_data: str = path("folder or URL of other prepared features, held out instead of a share")
-    validation_every: int = setting(100, "steps between two looks at what is held out", low=1, high=BILLION)
-    tensorboard: bool = setting(True, "also write TensorBoard events, if tensorboard is installed")
+    validation_data: str = path("folder or URL of other prepared features, held out instead of a share", free=True)
+    validation_every: int = setting(100, "steps between two looks at what is held out", low=1, high=BILLION, free=True)
+    tensorboard: bool = setting(True, "also write TensorBoard events, if tensorboard is installed", free=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +145,8 @@ class TrainConfig(Settings):
             raise ConfigError(f"schedule is {self.schedule}: optimizer=schedulefree needs none, leave it constant")
         if self.sharding == "fsdp" and self.optimizer in ("prodigy", "adafactor", "schedulefree"):
             raise ConfigError(f"optimizer is {self.optimizer}: with sharding=fsdp use adamw or adamw8bit")
+        if self.keep_attention and not self.gradient_checkpointing:
+            raise ConfigError("keep_attention says what gradient_checkpointing recomputes: set that to true, too")
         if self.validation and self.validation_data:
             raise ConfigError("validation and validation_data are both set: hold out a share, or take other features")
 
@@ -129,7 +157,7 @@ class DistillConfig(TrainConfig):
 
     half: ClassVar[str] = "fp16"
 
-    base: str = path("the teacher, which the student starts from")
+    base: str = path("the teacher, which the student starts from", content=True)
     guidance: float = setting(
         4.5,
         "guidance scale ω that is distilled into the student; samplers count it as 1 + ω (cfg)",
@@ -142,6 +170,7 @@ class DistillConfig(TrainConfig):
         "linear",
         "noise schedule; linear is PixArt's, scaled_linear the original LCM's, for the paper's ablation (Fig. 3)",
         choices=("linear", "scaled_linear"),
+        fixed=True,
     )
     caption_drop: float = setting(
         0.0, "share of captions replaced by the learned null caption, for all networks alike", low=0.0, high=1.0
@@ -160,6 +189,7 @@ class LcdConfig(DistillConfig):
     w_embedding: bool = setting(
         False,
         "embed ω as LCM does: drawn from w_min … w_max for each picture; the export is made for ω = guidance",
+        fixed=True,
     )
     w_min: float = setting(3.0, "smallest ω of w_embedding", low=0.0, high=1000.0)
     w_max: float = setting(15.0, "largest ω of w_embedding", low=0.0, high=1000.0)
@@ -182,10 +212,10 @@ class LcmLoraConfig(DistillConfig):
 
     command: ClassVar[str] = "lcm-lora"
 
-    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS)
-    lora_rank: int = setting(32, "rank of the LoRA layers", low=1, high=65536)
+    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS, fixed=True)
+    lora_rank: int = setting(32, "rank of the LoRA layers", low=1, high=65536, fixed=True)
     lora_alpha: float = setting(
-        8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6
+        8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6, fixed=True
     )
 
 
@@ -196,7 +226,7 @@ class FinetuneConfig(TrainConfig):
     command: ClassVar[str] = "finetune"
     required: ClassVar[tuple[str, ...]] = ("run", "data")
 
-    model: dict = setting(dict, "fields of PixArtConfig for a new model, instead of `base`")
+    model: dict = setting(dict, "fields of PixArtConfig for a new model, instead of `base`", fixed=True)
     adam_epsilon: float = setting(1e-8, "AdamW's epsilon", low=0.0, high=1.0)
     clip_norm: float = setting(1.0, "largest gradient norm; 0 = no clipping", low=0.0, high=1e9)
     ema_decay: float = setting(
@@ -220,12 +250,12 @@ class FinetuneConfig(TrainConfig):
         low=0.0,
         high=1e9,
     )
-    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS)
+    lora_kind: str = setting("lora", LORA_KINDS_HELP, choices=LORA_KINDS, fixed=True)
     lora_rank: int = setting(
-        0, "train LoRA layers of this rank on the frozen base; 0 = train the whole model", low=0, high=65536
+        0, "train LoRA layers of this rank on the frozen base; 0 = train the whole model", low=0, high=65536, fixed=True
     )
     lora_alpha: float = setting(
-        8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6
+        8.0, "their alpha: changes are scaled by alpha / rank; stored in the file", low=0.0, high=1e6, fixed=True
     )
 
     def __post_init__(self) -> None:
@@ -256,11 +286,14 @@ class ControlNetConfig(TrainConfig):
     warmup_steps: int = setting(0, "steps of linear warm-up", low=0, high=BILLION)
     weight_decay: float = setting(3e-2, "AdamW's decoupled weight decay", low=0.0, high=100.0)
     ema_decay: float = setting(0.0, "decay of the averaged weights; 0 = none", low=0.0, high=1.0)
-    copy_blocks: int = setting(13, "N: base blocks that are copied and trained, 1 … depth - 1", low=1, high=10000)
+    copy_blocks: int = setting(
+        13, "N: base blocks that are copied and trained, 1 … depth - 1", low=1, high=10000, fixed=True
+    )
     wiring: str = setting(
         "transformer",
         "where the copies' outputs go: transformer = onto the same blocks, unet = onto the last blocks (paper Fig. 4)",
         choices=("transformer", "unet"),
+        fixed=True,
     )
     caption_drop: float = setting(
         0.1, "share of captions replaced by the learned null caption, for base and control alike", low=0.0, high=1.0
@@ -301,175 +334,6 @@ class ExportConfig(Settings):
     )
     dtype: str = setting("fp16", "of the weights in the file", choices=("fp16", "bf16", "fp32"))
     average: bool = setting(True, "the averaged weights, where the run has them, not the last ones")
-
-
-DETECTED = ("canny", "lineart_standard", "lineart", "lineart_anime", "depth", "mlsd", "normal", "softedge", "pose")
-"""Hints that a detector of controlnet_aux finds."""
-WITHOUT_WEIGHTS = ("canny", "lineart_standard")
-"""Those of them that need no file."""
-
-
-@dataclass(kw_only=True)
-class PrepareConfig(Settings):
-    """`prepare`: check pictures and captions, then cache what training reads: latents, text embeddings, hints."""
-
-    command: ClassVar[str] = "prepare"
-    required: ClassVar[tuple[str, ...]] = ("input", "output")
-
-    input: str = path(
-        "folder of pictures with captions beside them (picture.txt or .caption; several lines are different wordings), "
-        "or a list: metadata.jsonl, metadata.csv or data_info.json, or a folder with one; or archives: tars "
-        "(img2dataset's), Parquet (the Hub's) or zips, a folder of them, a pattern (0*.tar, {00..99}.tar), or several "
-        "with :: between them, each also at a URL (https, s3 …)"
-    )
-    output: str = path("folder for the dataset and its report; the same command with the same folder resumes")
-    models: str = path("pipeline folder (text_encoder/, tokenizer/, vae/) that encodes")
-    resolution: int = setting(
-        1024,
-        "px of the square bucket, a multiple of 16; the others have about its area, and are most with 256, 512, 768 …",
-        low=16,
-        high=65536,
-    )
-    multi_aspect: bool = setting(True, "sort pictures into buckets by aspect ratio; false crops all to the square")
-    hints: str = setting(
-        "none",
-        "for ControlNet: edges that HED finds, pictures of a folder, or what a detector of controlnet_aux of this name "
-        "finds",
-        choices=("none", "hed", "folder", *DETECTED),
-    )
-    annotators: str = path(
-        "folder with the weights of controlnet_aux's detectors (lllyasviel/Annotators); canny and lineart_standard "
-        "need none"
-    )
-    hint_kind: str = setting(
-        "", "for hints=folder: what they are; the ControlNet remembers it", choices=("", "hed", *DETECTED)
-    )
-    hint_folder: str = path("for hints=folder: pictures or HED features (.npz) named as the pictures")
-    hed: str = path("ControlNetHED.pth or a narrower one, for hints=hed")
-    pictures: str = path("folder that a list's names are relative to; empty = where the list is")
-    caption_column: str = setting(
-        "", "of a list, of Parquet, or in the .json files of a tar; empty = text, caption or prompt, or the only text"
-    )
-    image_column: str = setting("", "of a Parquet file; empty = the only one that holds pictures")
-    encoding: str = setting(
-        "", "of captions and lists that are no Unicode: cp1252, gbk, shift_jis …; empty = UTF-8, or as their mark says"
-    )
-    trigger: str = setting(
-        "", "words put before every caption, with a comma: a name that a fine-tune is to learn for what it sees"
-    )
-    repeats: dict = setting(
-        dict,
-        'how often the pictures of a folder come in each epoch, as JSON: {"cats": 3}; those of others once',
-    )
-    flip: bool = setting(
-        False,
-        "also prepare each picture mirrored; a training draws which of the two it sees. Not where captions say left or "
-        "right",
-    )
-    masks: str = setting(
-        "none",
-        "which part of a picture is trained on: alpha = what is not transparent, folder = what is white in the masks "
-        "of mask_folder; the loss of each picture is the mean over that part",
-        choices=("none", "alpha", "folder"),
-    )
-    mask_folder: str = path("for masks=folder: pictures named as the pictures")
-    keep_duplicates: bool = setting(False, "keep pictures whose file is the same as another's")
-    latents: str = path("folder of VAE features (.npy) that PixArt's authors' tools made; empty = encode")
-    embeddings: str = path("folder of T5 features (.npz) that PixArt's authors' tools made; empty = encode")
-    max_tokens: int = setting(120, "tokens that a caption is cut to", low=1, high=65536)
-    clean_caption: bool = setting(False, "remove addresses, markup and the like from captions, as the authors did")
-    quantization: str = setting("none", "of the text encoder (bitsandbytes)", choices=("none", "int8", "int4"))
-    precision: str = setting(
-        "auto", "of the networks; auto = float32, T5 on a GPU bfloat16", choices=("auto", "fp32", "bf16")
-    )
-    device: str = setting("auto", "where the networks run: auto, cpu, cuda, cuda:1, mps …")
-    run: str = path(
-        "folder for status.json, as trainings keep it, and for the request `stop` in its control/; one of its own for "
-        "each part (of processes that torchrun starts the first one keeps it); empty = none"
-    )
-    only_inside: list = setting(
-        list,
-        "JSON list of folders: pictures, captions, lists and hints that are, links followed, in none of them are left "
-        "out and reported; empty = anywhere",
-    )
-    batch_size: int = setting(
-        8,
-        "pictures encoded at once; it decides about the last bits of what is encoded, so that with another one all "
-        "shards are made anew",
-        low=1,
-        high=MILLION,
-    )
-    shard_size: int = setting(512, "largest number of pictures in a shard", low=1, high=MILLION)
-    workers: int = setting(2, "processes that read pictures", low=0, high=1024)
-    part: int = setting(0, "which part of the shards this process makes, 0 … parts - 1", low=0, high=MILLION)
-    parts: int = setting(
-        1,
-        "processes or hosts that share the work, and a disk; torchrun and accelerate launch multiply it",
-        low=1,
-        high=MILLION,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.part >= self.parts:
-            raise ConfigError(f"part is {self.part}: with parts {self.parts} it must be below {self.parts}")
-        if self.resolution % 16:
-            nearest = max(16, round(self.resolution / 16) * 16)
-            raise ConfigError(
-                f"resolution is {self.resolution}: a multiple of 16 is wanted (8 px are one of a latent, and a patch "
-                f"takes two of those); the nearest is {nearest}"
-            )
-        if not all(isinstance(each, str) and each for each in self.only_inside):
-            raise ConfigError(f"only_inside is {self.only_inside!r}: a JSON list of folders is wanted")
-        if self.encoding:
-            try:
-                b"text".decode(self.encoding, "replace")  # of none, Python does not look the name up
-            except LookupError as error:
-                raise ConfigError(f"encoding is {self.encoding!r}: Python knows none of that name") from error
-        if self.hints == "hed" and not self.hed:
-            raise ConfigError("hints=hed needs hed: the file of the edge detector, ControlNetHED.pth")
-        if self.hints in DETECTED and bool(self.annotators) == (self.hints in WITHOUT_WEIGHTS):
-            wants = "no annotators" if self.annotators else "annotators: the folder with the weights of its detector"
-            raise ConfigError(f"hints={self.hints} needs {wants}")
-        if self.hint_kind and self.hints != "folder":
-            raise ConfigError(f"hint_kind is set, but hints is {self.hints}: it is for hints=folder, leave it out")
-        if (self.masks == "folder") != bool(self.mask_folder):
-            raise ConfigError(
-                "masks=folder and mask_folder, the folder of masks named as the pictures, need each other"
-            )
-        if self.latents and (self.flip or self.masks == "alpha"):
-            raise ConfigError("flip and masks=alpha need the pictures, and latents are cached: leave latents out")
-        if self.embeddings and self.trigger:
-            raise ConfigError(
-                "trigger needs captions to put it before, and embeddings are cached: leave embeddings out"
-            )
-        if not all(type(times) is int and 0 < times <= 1000 for times in self.repeats.values()):
-            raise ConfigError(
-                f'repeats is {self.repeats!r}: for each folder how often, 1 to 1000, such as {{"cats": 3}}'
-            )
-        if self.hints == "folder" and not self.hint_folder:
-            raise ConfigError("hints=folder needs hint_folder: the folder of hints named as the pictures")
-        if self.hint_folder and self.hints != "folder":
-            raise ConfigError(f"hint_folder is set, but hints is {self.hints}: set hints=folder, or leave it out")
-
-    @property
-    def finds_hints(self) -> bool:
-        """Whether hints are found in the pictures."""
-        return self.hints not in ("none", "folder")
-
-    @property
-    def kind_of_hints(self) -> str:
-        """What hints are; "" for those of a folder that nobody said it of."""
-        return self.hints if self.finds_hints else self.hint_kind
-
-    @classmethod
-    def upgraded(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """In earlier versions `hints` was hed, a folder, or empty."""
-        hints = values.get("hints")
-        known = cls.__dataclass_fields__["hints"].metadata["choices"]
-        if not isinstance(hints, str) or hints in known or values.get("hint_folder"):
-            return dict(values)
-        return {**values, "hints": "folder" if hints else "none", "hint_folder": hints}
 
 
 COMMANDS: dict[str, type[Settings]] = {

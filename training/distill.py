@@ -17,7 +17,7 @@ from ..pixart_core.functional import exactly, timestep_embedding
 from ..pixart_core.layers import ScalarEmbedder
 from ..pixart_core.lcm import DDIM_SKIP, DDIM_STEPS
 from ..pixart_core.model import PixArt
-from ..pixart_core.schedule import add_noise, alphas_cumprod, consistency, ddim_step, predict_x0
+from ..pixart_core.schedule import Weights, alphas_cumprod, consistency_weights, ddim_weights, noise_weights
 from .config import LcdConfig, LcmLoraConfig
 from .data.draws import Draws
 from .lora import WithoutLora, add_lora, lora_outline
@@ -95,19 +95,22 @@ def lcd_loss(
         table: ᾱ of another noise schedule than PixArt's.
         options: for the student's forward with gradient: block_hook and attention of `PixArt.forward`.
     """
-    latent = batch["latent"]
     start = DDIM_SKIP * (index + 1) - 1
     end = (start - DDIM_SKIP).clamp(min=0)
-    noisy = add_noise(latent, noise, start, table)
+    noisy = _sum(noise_weights(start, table), batch["latent"], noise)
     embedded = guidance if isinstance(guidance, Tensor) else None
     epsilon = _epsilon(student, noisy, start, batch, embedded, **(options or {}))
     with torch.no_grad():
-        guided = _guided_epsilon(teacher, noisy, start, batch, guidance)
-        x_prev = ddim_step(predict_x0(noisy, guided, start, table), guided, end, table)
-        target = consistency(x_prev, _epsilon(ema, x_prev, end, batch, embedded), end, table)
-    prediction = consistency(noisy, epsilon, start, table)
+        x_prev = _sum(ddim_weights(start, end, table), noisy, _guided_epsilon(teacher, noisy, start, batch, guidance))
+        target = _sum(consistency_weights(end, table), x_prev, _epsilon(ema, x_prev, end, batch, embedded))
+    prediction = _sum(consistency_weights(start, table), noisy, epsilon)
     value = distance(prediction, target, loss, huber_c, mask_weight(batch))
     return LcdResult(value, prediction, target, x_prev, noisy, start, end)
+
+
+def _sum(weights: Weights, latent: Tensor, noise: Tensor) -> Tensor:
+    """Every step of the algorithm is one of a latent and its noise; the schedule says with which weights."""
+    return weights[0] * latent + weights[1] * noise
 
 
 def _epsilon(model, latent, timestep, batch, guidance=None, **options) -> Tensor:

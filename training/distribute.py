@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, parse_flag_from_env
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..pixart_core.layers import Block
-from .config import ConfigError, TrainConfig
 from .launcher import adopt, take_the_one_device
 from .machine import die_with_parent
+from .settings import ConfigError
 
 Result = TypeVar("Result")
 _OURS = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.MULTI_XPU)
@@ -33,13 +33,127 @@ _SYNC_BUFFERS = (
 """Argument of DDP: all processes have the same buffers already. torch 2.14 renamed it, and warns of the old name."""
 
 
-def connect(config: TrainConfig) -> Accelerator:
+class Processes:
+    """The processes that share a training's work: which this one is, and what they do together.
+
+    What they do together all of them must call, in the same order.
+
+    Args:
+        accelerator: that connected them.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+        self.device = accelerator.device
+        self.count, self.index = accelerator.num_processes, accelerator.process_index
+        self.is_main = accelerator.is_main_process
+
+    def agreement(self) -> Callable[[bool, bool], tuple[bool, bool]]:
+        """`Patience`'s `agree`, to be called equally often by all. It goes over the CPU, so that a GPU need not wait
+        for what it computes."""
+        group: Any = torch.distributed.new_group(backend="gloo")  # declared as None or a number, too
+
+        def agree(ready: bool, stop: bool) -> tuple[bool, bool]:
+            missing = torch.tensor([not ready, stop], dtype=torch.int32)
+            torch.distributed.all_reduce(missing, torch.distributed.ReduceOp.MAX, group)
+            return not missing[0], bool(missing[1])
+
+        return agree
+
+    def on_main(self, function: Callable[[], Result]) -> Result:
+        """Run `function` on the main process and give its result to all.
+
+        If it fails, the error is raised there, and the other processes exit without a word.
+        """
+        outcome: list[Any] = [None, False]
+        failure = None
+        if self.is_main:
+            try:
+                outcome[0] = function()
+            except Exception as error:
+                failure, outcome[1] = error, True
+        broadcast_object_list(outcome)
+        if failure is not None:
+            raise failure
+        if outcome[1]:
+            raise SystemExit(1)
+        return outcome[0]
+
+    def from_main(self, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The main process's tensor on the device of every process. The others give None."""
+        if tensor is None:
+            tensor = torch.empty(shape, dtype=dtype)
+        tensor = tensor.to(self.device)
+        if self.count > 1:
+            torch.distributed.broadcast(tensor, 0)
+        return tensor
+
+    def gather(self, value: Result) -> list[Result]:
+        """Every process's value, by its number."""
+        return gather_object([value])
+
+    def spread(
+        self, model: nn.Module, others: Sequence[nn.Module], shard: bool, gathered: torch.dtype | None = None
+    ) -> nn.Module:
+        """The trained network ready for its forward passes on this process: itself, in DDP, or sharded in place.
+
+        Args:
+            others: networks like the average, which have no backward pass, to be sharded with it.
+            shard: whether several processes share the weights.
+            gathered: see `_shard`.
+        """
+        if self.count == 1:
+            return model
+        if shard:
+            _shard(model, self.device, gathered)
+            for network in others:
+                _shard(network, self.device, gathered, reshard=True)
+            return model
+        devices = None if self.device.type == "cpu" else [self.device]
+        options: dict[str, Any] = {_SYNC_BUFFERS: False}
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **options)
+
+    @contextlib.contextmanager
+    def whole_networks(self, task: Any, skeletons: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Inside, the main process's task has its sharded networks whole, to draw samples with and to export.
+
+        Args:
+            skeletons: attribute of the task -> `skeleton` of the network there; empty if nothing is sharded.
+        """
+        sharded = {name: getattr(task, name) for name in skeletons}
+        for name, empty in skeletons.items():
+            state = {}
+            for key, tensor in sharded[name].state_dict().items():
+                full = whole(tensor)
+                if self.is_main:
+                    state[key] = full
+            if self.is_main:
+                network = copy.deepcopy(empty)
+                network.load_state_dict(state, assign=True)
+                setattr(task, name, network)
+        try:
+            yield
+        finally:
+            for name, network in sharded.items():
+                setattr(task, name, network)
+
+    def end(self) -> None:
+        """Part, when there is nothing more to do."""
+        self._accelerator.end_training()
+
+
+def connect(deterministic: bool = False) -> Processes:
     """Join the processes that a launcher started: torchrun, `accelerate launch`, srun or an MPI.
 
+    Args:
+        deterministic: whether a GPU is to give the same bits each time, for the rest of this process.
+
     Raises:
-        ConfigError: if accelerate was told to shard the model itself, an optimiser cannot be sharded, or processes were
-            started that cannot work together: none trains alone with a part of the batch.
+        ConfigError: if accelerate was told to shard the model itself, or processes were started that cannot work
+            together: none trains alone with a part of the batch.
     """
+    if deterministic:
+        _compute_deterministically()
     world = adopt()
     kind = _device_kind()
     if world > 1:
@@ -58,11 +172,17 @@ def connect(config: TrainConfig) -> Accelerator:
             f"{world} processes were started, but accelerate connects {accelerator.num_processes} on {kind}: this "
             "torch cannot connect such devices. Start one process, or set ACCELERATE_USE_CPU=1"
         )
-    if config.sharding == "fsdp" and config.optimizer == "adamw8bit" and accelerator.num_processes > 1:
-        raise ConfigError("optimizer=adamw8bit cannot be sharded: set sharding=none, or optimizer=adamw")
     if accelerator.num_processes > 1:
         die_with_parent()  # a launcher that is killed takes its processes along
-    return accelerator
+    return Processes(accelerator)
+
+
+def _compute_deterministically() -> None:
+    """Before anything computes on a GPU: cuBLAS reads only once how large its work space is, and gives the same bits
+    where that is fixed."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # which would choose by the time that each one took
 
 
 def _device_kind() -> str:
@@ -94,69 +214,27 @@ def _give_devices(kind: str) -> None:
     )
 
 
-def agreement(accelerator: Accelerator) -> Callable[[bool, bool], tuple[bool, bool]]:
-    """`Patience`'s `agree` for the processes of a run; all of them must ask for it, and then call it equally often. It
-    goes over the CPU, so that a GPU need not wait for what it computes."""
-    group: Any = torch.distributed.new_group(backend="gloo")  # declared as None or a number, too
-
-    def agree(ready: bool, stop: bool) -> tuple[bool, bool]:
-        missing = torch.tensor([not ready, stop], dtype=torch.int32)
-        torch.distributed.all_reduce(missing, torch.distributed.ReduceOp.MAX, group)
-        return not missing[0], bool(missing[1])
-
-    return agree
-
-
-def on_main(accelerator: Accelerator, function: Callable[[], Result]) -> Result:
-    """Run `function` on the main process and give its result to all.
-
-    If it fails, the error is raised there, and the other processes exit without a word.
-    """
-    outcome: list[Any] = [None, False]
-    failure = None
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = function()
-        except Exception as error:
-            failure, outcome[1] = error, True
-    broadcast_object_list(outcome)
-    if failure is not None:
-        raise failure
-    if outcome[1]:
-        raise SystemExit(1)
-    return outcome[0]
-
-
-def spread(accelerator: Accelerator, config: TrainConfig, model: nn.Module, others: Sequence[nn.Module]) -> nn.Module:
-    """The trained network ready for its forward passes on this process: itself, in DDP, or sharded in place.
-
-    Args:
-        others: networks like the average, which have no backward pass, to be sharded with it.
-    """
-    if accelerator.num_processes == 1:
-        return model
-    if config.sharding == "fsdp":
-        _shard(model, accelerator.device)
-        for network in others:
-            _shard(network, accelerator.device, reshard=True)
-        return model
-    devices = None if accelerator.device.type == "cpu" else [accelerator.device]
-    options: dict[str, Any] = {_SYNC_BUFFERS: False}
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **options)
-
-
-def _shard(network: nn.Module, device: torch.device, reshard: bool | None = None) -> None:
+def _shard(
+    network: nn.Module, device: torch.device, gathered: torch.dtype | None = None, reshard: bool | None = None
+) -> None:
     """FSDP2: each block is gathered while it is used, the little outside blocks as long as the network is.
 
     Args:
+        gathered: what a block's products are gathered in, half of what goes between the processes. They would be
+            rounded to it anyway, and their gradients are summed in float32. Its adaLN table, which belongs to the
+            stream of tokens, is then one of the parts outside. None = as they are.
         reshard: whether the latter goes when the forward pass ends; None keeps it for the backward pass.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for block in [module for module in network.modules() if isinstance(module, Block)]:
-        fully_shard(block, mesh=mesh)
+        if gathered is None:
+            fully_shard(block, mesh=mesh)
+            continue
+        policy = MixedPrecisionPolicy(gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        fully_shard([block.attn, block.cross_attn, block.mlp], mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh, reshard_after_forward=reshard)
 
 
@@ -185,16 +263,6 @@ def like(tensor: Tensor, example: Tensor) -> Tensor:
     return tensor.to(example.device)
 
 
-def from_main(accelerator: Accelerator, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The main process's tensor on the device of every process. The others give None."""
-    if tensor is None:
-        tensor = torch.empty(shape, dtype=dtype)
-    tensor = tensor.to(accelerator.device)
-    if accelerator.num_processes > 1:
-        torch.distributed.broadcast(tensor, 0)
-    return tensor
-
-
 def skeleton(network: nn.Module) -> nn.Module:
     """A copy without weights (on "meta"), to be filled when the network, by then sharded, is wanted whole."""
     empty: dict[int, Tensor] = {}
@@ -203,30 +271,3 @@ def skeleton(network: nn.Module) -> nn.Module:
         is_parameter = isinstance(tensor, nn.Parameter)
         empty[id(tensor)] = nn.Parameter(meta, requires_grad=tensor.requires_grad) if is_parameter else meta
     return copy.deepcopy(network, empty)
-
-
-@contextlib.contextmanager
-def whole_networks(accelerator: Accelerator, task: Any, skeletons: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Inside, the main process's task has its sharded networks whole, to draw samples with and to export.
-
-    All processes must enter.
-
-    Args:
-        skeletons: attribute of the task -> `skeleton` of the network there; empty if nothing is sharded.
-    """
-    sharded = {name: getattr(task, name) for name in skeletons}
-    for name, empty in skeletons.items():
-        state = {}
-        for key, tensor in sharded[name].state_dict().items():
-            full = whole(tensor)
-            if accelerator.is_main_process:
-                state[key] = full
-        if accelerator.is_main_process:
-            network = copy.deepcopy(empty)
-            network.load_state_dict(state, assign=True)
-            setattr(task, name, network)
-    try:
-        yield
-    finally:
-        for name, network in sharded.items():
-            setattr(task, name, network)

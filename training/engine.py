@@ -9,36 +9,36 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from .config import TrainConfig
+from .config import ConfigError, TrainConfig
 from .data import FeatureDataset
 from .data.dataset import to_float32
 from .data.draws import Draws, to_device
-from .distribute import accumulating, local, skeleton, spread, whole, whole_networks
-from .optimizers import STATE_BYTES, evaluated, group_numbers, make_optimizer, set_group_numbers
+from .distribute import Processes, accumulating, local, skeleton, whole
 from .run_dir import REQUESTS
-from .task import Task, decided, fingerprint
+from .step.optimizers import STATE_BYTES, evaluated, group_numbers, make_optimizer, set_group_numbers
+from .step.replay import Replayed
+from .task import DTYPES, Task, decided, fingerprint
 from .tasks import make_task
 
 
-def make_engine(command: str, config: TrainConfig, data: FeatureDataset, accelerator: Accelerator) -> Engine:
-    """The engine of a command, for data that fits it.
+def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes) -> Engine:
+    """The engine of a training, for data that fits it.
 
     Raises:
         ConfigError: if a setting, or the data, does not fit the base model.
         CheckpointError: if the base is none.
     """
-    config = decided(config, accelerator.device)
-    task = make_task(command, config)
+    config = decided(config, processes.device)
+    task = make_task(config)
     task.check_data(data)
-    return Engine(config, task, accelerator)
+    return Engine(config, task, processes)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class Outcome:
         wishes: what this process was asked for (see `run_dir.REQUESTS`); `wishes` are those of all.
     """
 
-    def __init__(self, result: StepResult, wishes: list[str], accelerator: Accelerator):
-        self.result, self._own_wishes, self._processes = result, wishes, accelerator.num_processes
+    def __init__(self, result: StepResult, wishes: list[str], processes: Processes):
+        self.result, self._own_wishes, self._processes = result, wishes, processes.count
         numbers = torch.stack([result.loss, result.gradient_norm, result.scale]).float()
         if self._processes > 1:
             asked = torch.tensor([float(name in wishes) for name in REQUESTS]).to(numbers.device, non_blocking=True)
@@ -111,14 +111,16 @@ class Engine:
     Args:
         config: of the command.
         task: its networks are moved to the device, and compiled or sharded if the settings say so.
-        accelerator: see `distribute.connect`.
+        processes: see `distribute.connect`.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, accelerator: Accelerator):
-        self.config, self.task, self.accelerator = config, task, accelerator
-        self.device = accelerator.device
+    def __init__(self, config: TrainConfig, task: Task, processes: Processes):
+        self.config, self.task, self.processes = config, task, processes
+        self.device = processes.device
         self.frozen_fingerprint = fingerprint(task)
-        shards = config.sharding == "fsdp" and accelerator.num_processes > 1
+        shards = config.sharding == "fsdp" and processes.count > 1
+        if shards and config.optimizer == "adamw8bit":
+            raise ConfigError("optimizer=adamw8bit cannot be sharded: set sharding=none, or optimizer=adamw")
         averages = [] if task.ema is None else [task.ema]
         self.skeletons = {}
         if shards:
@@ -127,15 +129,21 @@ class Engine:
             _own(network.to(self.device))
         if config.compile:
             task.compile()
-        self.model = spread(accelerator, config, task.model, averages)
+        # Compiled blocks are sharded whole: gathering within them would break their graphs.
+        gathered = None if config.compile or config.precision == "fp32" else DTYPES[config.precision]
+        self.model = processes.spread(task.model, averages, shards, gathered)
         self.parameters = {name: each for name, each in task.model.named_parameters() if each.requires_grad}
         self.optimizer = make_optimizer(config, self.parameters)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        alone = processes.count == 1 and not config.compile
+        self.replayed: Replayed | None = None
+        if config.cuda_graph and alone and self.device.type == "cuda":
+            self.replayed = Replayed(self._run_micro_batch, self.parameters.values())
 
     @property
     def global_batch(self) -> int:
         """Samples of a micro-batch, over all processes."""
-        return self.config.batch_size * self.accelerator.num_processes
+        return self.config.batch_size * self.processes.count
 
     def step(self, number: int, batches: Iterator[dict[str, Any]]) -> StepResult:
         """Take step `number` (from 0) with the next `accumulation` batches.
@@ -203,7 +211,7 @@ class Engine:
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
         """Inside, the main process's `task` can draw samples and export; all processes must enter."""
-        with self.evaluated(), whole_networks(self.accelerator, self.task, self.skeletons):
+        with self.evaluated(), self.processes.whole_networks(self.task, self.skeletons):
             yield
 
     def evaluated(self) -> contextlib.AbstractContextManager:
@@ -218,13 +226,17 @@ class Engine:
                 the other processes wait for its pass.
         """
         batch = {name: to_float32(to_device(value, self.device)) for name, value in batch.items()}
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        rank, world = self.processes.index, self.processes.count
         rows = slice(rank, rank + count * world, world) if count else slice(1)
         draws = Draws(self.config.seed, number, micro, self.global_batch, rows, self.device)
-        weight = count / self.config.batch_size
+        run = self.replayed or self._run_micro_batch
+        return run(batch, draws, self._scale(), count / self.config.batch_size / self.config.accumulation)
+
+    def _run_micro_batch(self, batch: Mapping[str, Tensor], draws: Draws, scale: Tensor, weight: float) -> Tensor:
+        """Add the gradient of its loss times `weight`, and times `scale`; returns the loss times `weight`."""
         with self.task.autocast():  # ends before the backward pass, and with it the half copies that it keeps
-            loss = self.task.loss(self.model, batch, draws) * weight / self.config.accumulation
-        self.scaler.scale(loss).backward()
+            loss = self.task.loss(self.model, batch, draws) * weight
+        (loss * scale).backward()
         return loss.detach()
 
     def _update(self, number: int, share: float) -> Tensor:
@@ -234,7 +246,7 @@ class Engine:
         norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), limit * share)) / share
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self.replayed is None)  # graphs add to gradients where they are
         self._average(number + 1, norm)
         return norm
 
@@ -250,8 +262,7 @@ class Engine:
         # A gradient that overflowed float16 left the step out, and so the average. Whether it did is known on the
         # device alone: asking would wait for the step.
         if_taken = torch.where(norm.isfinite(), share, 0.0).to(torch.float32)
-        for average, weights in zip(ema, model, strict=True):
-            average.lerp_(weights, if_taken)
+        torch._foreach_lerp_(ema, model, [if_taken] * len(ema))
 
     def _scale(self) -> Tensor:
         """The scaler's factor for the next step, on the device; `get_scale` would wait for it."""

@@ -27,9 +27,9 @@ from .data import DataError as DataError  # for who asks from outside
 from .data import FeatureDataset
 from .data.dataset import require_hints
 from .machine import in_units, out_of_memory, require_packages, require_room
-from .optimizers import STATE_BYTES
 from .recipes import recipe_for
 from .run_dir import RunDir
+from .step.optimizers import STATE_BYTES
 from .task import DTYPES, Outline, check_data, count_parameters, decided, describe_base
 from .tasks import TASKS
 
@@ -92,9 +92,7 @@ class Estimate:
         )
 
 
-def estimate(
-    command: str, config: TrainConfig, shape: PixArtConfig, height: int, width: int, processes: int = 1
-) -> Estimate:
+def estimate(config: TrainConfig, shape: PixArtConfig, height: int, width: int, processes: int = 1) -> Estimate:
     """What a process of a training takes.
 
     Args:
@@ -104,7 +102,7 @@ def estimate(
         processes: of the training; with sharding=fsdp each keeps its share of what is trained, and of the average.
     """
     half = 4 if config.precision == "fp32" else 2
-    outline = TASKS[command].outline(config, shape)
+    outline = TASKS[config.command].outline(config, shape)
     trained = outline.trained
     averaged = getattr(config, "ema_decay", 0.0) > 0
     share = 1 / processes if config.sharding == "fsdp" else 1
@@ -148,7 +146,7 @@ def pictures_text(
     return f"{text}, {low}{'' if low == high else f' to {high}'} in a batch"
 
 
-def check_before(command: str, config: TrainConfig, location: object, description: Mapping[str, Any]) -> PixArtConfig:
+def check_before(config: TrainConfig, location: object, description: Mapping[str, Any]) -> PixArtConfig:
     """Whether a training can begin, as far as names and shapes tell: no weights are loaded.
 
     Args:
@@ -161,7 +159,7 @@ def check_before(command: str, config: TrainConfig, location: object, descriptio
     Raises:
         ConfigError, CheckpointError, DataError, ImportError: what `train` would raise.
     """
-    task = TASKS[command]
+    task = TASKS[config.command]
     require_packages(task.packages(config))
     shape, null_caption = describe_base(task, config)
     check_data(location, description, config, shape.caption_channels, null_caption)
@@ -177,9 +175,9 @@ def device_memory(device: torch.device) -> float:
     return psutil.virtual_memory().total
 
 
-def pick_recipe(command: str, config: TrainConfig, memory: float) -> str:
+def pick_recipe(config: TrainConfig, memory: float) -> str:
     """The name of the recipe for this base, and a device of so many bytes; raises as `check_before`."""
-    shape, _ = describe_base(TASKS[command], config)
+    shape, _ = describe_base(TASKS[config.command], config)
     return recipe_for(count_parameters(PixArt(shape, device="meta")), memory)
 
 
@@ -234,7 +232,7 @@ def time_text(
     return f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"
 
 
-def dry_run(command: str, config: TrainConfig) -> None:
+def dry_run(config: TrainConfig) -> None:
     """Check all settings and files, print an estimate, take one step, and print what that took.
 
     Raises:
@@ -247,30 +245,30 @@ def dry_run(command: str, config: TrainConfig) -> None:
     from .engine import make_engine
 
     run = RunDir(config.run)
-    accelerator = connect(config)
-    device = accelerator.device
+    processes = connect(config.deterministic)
+    device = processes.device
     config = decided(config, device, run)
-    run.check_config(command, config.to_dict(), identify)
+    run.check_config(config.command, config.to_dict(), identify)
     if config.models:
         load_vae(config.models)
     data = FeatureDataset(config.data)
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
-    shape = check_before(command, config, data.location, data.description)
-    expected = estimate(command, config, shape, height, width, accelerator.num_processes)
+    shape = check_before(config, data.location, data.description)
+    expected = estimate(config, shape, height, width, processes.count)
     duration = time_text(expected, config, device)
-    if accelerator.is_main_process:  # the others' host need not have the run's disk
+    if processes.is_main:  # the others' host need not have the run's disk
         run.require_room(expected.checkpoint, config.keep_checkpoints)
-    say = print if accelerator.is_main_process else _silent
-    pictures = pictures_text(data.buckets, config.batch_size * accelerator.num_processes, rows=data.rows)
+    say = print if processes.is_main else _silent
+    pictures = pictures_text(data.buckets, config.batch_size * processes.count, rows=data.rows)
     say(f"{pictures}; the largest {width}x{height}; on {device}\n{expected}")
     say(duration, flush=True)
-    engine = make_engine(command, config, data, accelerator)
+    engine = make_engine(config, data, processes)
     batches = data.batches(
         config.batch_size,
         config.seed,
         0,
-        accelerator.process_index,
-        accelerator.num_processes,
+        processes.index,
+        processes.count,
         hint=engine.task.needs_hint,
     )
     begin = time.perf_counter()
@@ -285,7 +283,7 @@ def dry_run(command: str, config: TrainConfig) -> None:
         f"one step: loss {loss:.5f}, gradient {norm:.3f}, {took:.3g} s with all that a first step does once, "
         f"{in_units(memory)} {what}. Nothing was written"
     )
-    accelerator.end_training()
+    processes.end()
 
 
 def _multiply(side: int, count: int, device: torch.device, dtype: torch.dtype) -> float:
@@ -315,7 +313,10 @@ def _activations(outline: Outline, config: TrainConfig, shape: PixArtConfig, tok
     if outline.passed_blocks:  # of these the first keeps nothing: no gradient goes on from it
         blocks = [trained + half] * outline.trained_blocks + [frozen] * (outline.passed_blocks - 1)
     widest = max(blocks) + half * 2 * ratio  # the gradients of the MLP's hidden layer
-    kept = 4 * len(blocks) if config.gradient_checkpointing else sum(blocks) - max(blocks)  # tokens, in float32
+    if config.gradient_checkpointing:  # tokens, in float32
+        kept = (4 + half * config.keep_attention) * len(blocks)
+    else:
+        kept = sum(blocks) - max(blocks)
     teacher = 2 * (4 + half * (1 + 2 * ratio)) if outline.extra_forwards else 0
     return unit * (kept + max(widest, teacher))
 
@@ -328,7 +329,8 @@ def _flops(outline: Outline, config: TrainConfig, shape: PixArtConfig, tokens: i
     frozen = gradient - 1 if not config.gradient_checkpointing else 3  # no weight gradients
     trained = gradient if outline.has_weight_gradients else gradient - 1
     products = outline.trained_blocks * trained + outline.passed_blocks * frozen
-    return block * (products + shape.depth * outline.extra_forwards)
+    kept = 4 * tokens * tokens * c * config.keep_attention * (outline.trained_blocks + outline.passed_blocks)
+    return block * (products + shape.depth * outline.extra_forwards) - kept
 
 
 def _memory(device: torch.device) -> tuple[str, int]:

@@ -30,22 +30,11 @@ class _Names:
     local_world: str
 
 
+_COUNTS = ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
 _OTHERS = (
     _Names("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""),
-    _Names(
-        "mpirun (Open MPI)",
-        "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-        "OMPI_COMM_WORLD_LOCAL_SIZE",
-    ),
-    _Names(
-        "mpirun (MVAPICH)",
-        "MV2_COMM_WORLD_RANK",
-        "MV2_COMM_WORLD_SIZE",
-        "MV2_COMM_WORLD_LOCAL_RANK",
-        "MV2_COMM_WORLD_LOCAL_SIZE",
-    ),
+    _Names("mpirun (Open MPI)", *(f"OMPI_COMM_WORLD_{name}" for name in _COUNTS)),
+    _Names("mpirun (MVAPICH)", *(f"MV2_COMM_WORLD_{name}" for name in _COUNTS)),
     _Names("mpirun (MPICH, Intel MPI)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
 )
 _SAME_FOR_ALL = ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "PMI_KVSNAME")

@@ -10,8 +10,6 @@ import traceback
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from .checkpoint import resume, save_checkpoint
 from .config import TrainConfig
@@ -19,16 +17,16 @@ from .data import FeatureDataset
 from .data.contents import identify
 from .data.remote import Location
 from .data.waiting import Interrupted, Patience, StoreBusy
-from .distribute import agreement, connect, on_main
+from .distribute import Processes, connect
 from .engine import Outcome, make_engine
 from .estimate import pictures_text
 from .export import default_name, write_result
 from .machine import DiskError, StopSignal, explain_import, out_of_memory
-from .monitor import Monitor
 from .run_dir import RunDir, contents_of
 from .sampling import draw_examples, draw_prompts
 from .task import decided, describe_base
 from .tasks import TASKS
+from .watch.monitor import Monitor
 from .watch.prompts import Prompts, encode_prompts, own_prompts
 from .watch.validation import held_out
 
@@ -40,7 +38,7 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the last good checkpoint is kept."""
 
 
-def train(command: str, config: TrainConfig, private: str = "") -> None:
+def train(config: TrainConfig, private: str = "") -> None:
     """Run, or resume, until config.steps; ends early, saved, on SIGTERM, Ctrl-C or the request `stop`.
 
     Args:
@@ -51,29 +49,29 @@ def train(command: str, config: TrainConfig, private: str = "") -> None:
             is lost.
         RunDirError, CheckpointError, DataError, ConfigError, DiskError: if it cannot begin.
     """
-    accelerator = connect(config)
+    processes = connect(config.deterministic)
     run = RunDir(config.run, private)
-    config = on_main(accelerator, lambda: decided(config, accelerator.device, run))
-    monitor = Monitor(run, config, accelerator.device, silent=not accelerator.is_main_process)
+    config = processes.on_main(lambda: decided(config, processes.device, run))
+    monitor = Monitor(run, config, processes.device, silent=not processes.is_main)
     with contextlib.ExitStack() as held:
-        says = "saving and stopping after this step" if accelerator.is_main_process else ""
+        says = "saving and stopping after this step" if processes.is_main else ""
         stop = held.enter_context(StopSignal(says))
-        on_main(accelerator, lambda: held.enter_context(run.create().open(command, config.to_dict(), identify)))
+        processes.on_main(lambda: held.enter_context(run.create().open(config.command, config.to_dict(), identify)))
         held.callback(monitor.close)
         try:
             monitor.say_state("preparing")
-            training = Training(command, config, accelerator, run, monitor, stop)
+            training = Training(config, processes, run, monitor, stop)
             training.run_steps()
             training.finish()
         except Interrupted:  # before anything was loaded
             monitor.say_state("stopped", message="asked to stop while the data was waited for")
         except Exception as error:
             failure = _explained(error, run, config)
-            _record(failure, run, monitor, accelerator)
+            _record(failure, run, monitor, processes)
             if failure is error:
                 raise
             raise failure from error
-    accelerator.end_training()
+    processes.end()
 
 
 class Training:
@@ -81,32 +79,31 @@ class Training:
 
     def __init__(
         self,
-        command: str,
         config: TrainConfig,
-        accelerator: Accelerator,
+        processes: Processes,
         run: RunDir,
         monitor: Monitor,
         stop: StopSignal,
     ):
-        self.config, self.accelerator, self.run, self.monitor, self.stop = config, accelerator, run, monitor, stop
+        self.config, self.processes, self.run, self.monitor, self.stop = config, processes, run, monitor, stop
         self.data = FeatureDataset(config.data, patience=self._patience())
         self._prompts: Prompts | None = None
         """The run's own, of the main process."""
-        on_main(accelerator, lambda: self._encode_prompts(command))
-        self.engine = make_engine(command, config, self.data, accelerator)
+        processes.on_main(self._encode_prompts)
+        self.engine = make_engine(config, self.data, processes)
         self.validation = held_out(config, self.data, self.engine.task)
-        on_main(accelerator, lambda: run.require_room(self.engine.checkpoint_bytes(), config.keep_checkpoints))
+        processes.on_main(lambda: run.require_room(self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
         """Step of the newest checkpoint."""
         self.step = self.batches = 0
         """Steps taken, and micro-batches that they took: the position in the data."""
         self.whole = False
         """Whether it leaves pictures out, as a run that an earlier version began: see `FeatureDataset.batches`."""
-        self._resume(command)
+        self._resume()
         self._say_pictures()
         self._asked: set[str] = set()
         self._unread: collections.deque[Outcome] = collections.deque()
-        self._ahead = 1 if accelerator.device.type == "cuda" else 0
+        self._ahead = 1 if processes.device.type == "cuda" else 0
 
     def run_steps(self) -> None:
         """Steps until the last one, or until somebody asks to stop."""
@@ -115,8 +112,8 @@ class Training:
             config.batch_size,
             config.seed,
             self.batches,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+            self.processes.index,
+            self.processes.count,
             self._workers(),
             self.engine.task.needs_hint,
             self.whole,
@@ -134,7 +131,7 @@ class Training:
             self.batches += config.accumulation
             if self._is_due(config.validation_every) or self.step == config.steps:
                 self._validate()
-            self._read(Outcome(result, wishes, self.accelerator))
+            self._read(Outcome(result, wishes, self.processes))
             if self._asked_for("sample") or self._is_due(config.sample_every):
                 self._sample()
             if self._asked_for("save"):
@@ -157,26 +154,26 @@ class Training:
                 losses = self.validation.losses(self.engine.task, self.engine.model)
             self.monitor.validated(self.step, losses)
 
-    def _encode_prompts(self, command: str) -> None:
+    def _encode_prompts(self) -> None:
         if not own_prompts(self.config):
             return
-        shape, _ = describe_base(TASKS[command], self.config)
-        self._prompts = encode_prompts(self.config, self.run, self.accelerator.device, shape.model_max_length)
+        shape, _ = describe_base(TASKS[self.config.command], self.config)
+        self._prompts = encode_prompts(self.config, self.run, self.processes.device, shape.model_max_length)
 
     def _patience(self) -> Patience:
         """How the data is waited for: said in status and log, and given up when somebody asks to stop."""
-        several = self.accelerator.num_processes > 1 and Location(self.config.data).is_remote
-        agree: dict[str, Any] = {"agree": agreement(self.accelerator)} if several else {}
+        several = self.processes.count > 1 and Location(self.config.data).is_remote
+        agree: dict[str, Any] = {"agree": self.processes.agreement()} if several else {}
         return Patience(self.monitor.say, self.monitor.waiting, self._is_asked_to_stop, **agree)
 
     def _is_asked_to_stop(self) -> bool:
-        return self.stop.received or self.accelerator.is_main_process and "stop" in self.run.requests()
+        return self.stop.received or self.processes.is_main and "stop" in self.run.requests()
 
     def _workers(self) -> int:
         """Processes that load data. Beside two cores that compute they cost a step as much as they save it."""
         if self.config.workers >= 0:
             return self.config.workers
-        return 0 if self.accelerator.device.type == "cpu" and not self.data.location.is_remote else 2
+        return 0 if self.processes.device.type == "cpu" and not self.data.location.is_remote else 2
 
     def finish(self) -> None:
         """Save and export."""
@@ -195,32 +192,32 @@ class Training:
             self.monitor.say(f"{what} at step {self.step} of {self.config.steps}: {exported}")
 
         with self.engine.whole():
-            on_main(self.accelerator, write)
+            self.processes.on_main(write)
 
-    def _resume(self, command: str) -> None:
+    def _resume(self) -> None:
         """Go to where the newest checkpoint is, if there is one."""
         checkpoint = resume(self.run, self.engine, self.monitor.say)
         facts: dict[str, Any] = {"step": 0, "pending": []} if checkpoint is None else checkpoint.facts
         self.step = facts["step"]
         if checkpoint is not None:
-            on_main(self.accelerator, lambda: self._keep_settings(command))
+            self.processes.on_main(self._keep_settings)
             self.batches = self._batches_to_skip(facts)
             self.monitor.say(f"resuming from {checkpoint.path} at step {self.step}")
             self.saved, self.monitor.status["checkpoint"] = self.step, checkpoint.path.name
-        damaged = on_main(self.accelerator, lambda: self.run.forget_metrics(after=self.step))
+        damaged = self.processes.on_main(lambda: self.run.forget_metrics(after=self.step))
         if damaged:
             self.monitor.say(f"{damaged} lines of {self.run.path / 'metrics.jsonl'} are damaged and left out")
         self.monitor.begin(self.step, facts["pending"])
 
-    def _keep_settings(self, command: str) -> None:
+    def _keep_settings(self) -> None:
         """Those that the run goes on with. What it trains on may have grown, but not without a word."""
         before = self.run.read_config().get("contents", {}).get("data")
-        contents = contents_of(self.config.to_dict(), identify)
+        contents = contents_of(self.config.command, self.config.to_dict(), identify)
         if before is not None and contents.get("data") not in (before, None):
             self.monitor.say(
                 f"{self.data.location} was prepared anew since: from here its pictures come in another order"
             )
-        self.run.write_config(command, self.config.to_dict(), identify, contents)
+        self.run.write_config(self.config.command, self.config.to_dict(), identify, contents)
 
     def _batches_to_skip(self, facts: dict[str, Any]) -> int:
         """Micro-batches to leave out, because their pictures were seen."""
@@ -252,7 +249,7 @@ class Training:
     def _wishes(self) -> list[str]:
         """What is asked of the next step. A request is taken here, once."""
         wishes = ["stop"] if self.stop.received else []
-        if self.accelerator.is_main_process:
+        if self.processes.is_main:
             for name in self.run.requests():
                 self.run.take(name)
                 wishes.append(name)
@@ -287,8 +284,8 @@ class Training:
         if good and (math.isfinite(outcome.norm) or overflow_is_normal):
             return
         bad = not math.isfinite(outcome.result.loss.item())
-        batches = gather_object([(bad, outcome.result.keys)])
-        if not self.accelerator.is_main_process:
+        batches = self.processes.gather((bad, outcome.result.keys))
+        if not self.processes.is_main:
             raise SystemExit(1)
         some_are_bad = any(is_bad for is_bad, _ in batches)
         names = [name for is_bad, keys in batches if is_bad or not some_are_bad for name in keys]
@@ -318,7 +315,7 @@ class Training:
 
     def _sample(self) -> None:
         with self.engine.whole():
-            on_main(self.accelerator, self._draw_samples)
+            self.processes.on_main(self._draw_samples)
 
     def _draw_samples(self) -> None:
         task, count = self.engine.task, self.config.sample_count
@@ -354,10 +351,10 @@ def _explained(error: Exception, run: RunDir, config: TrainConfig) -> Exception:
     return error
 
 
-def _record(error: Exception, run: RunDir, monitor: Monitor, accelerator: Accelerator) -> None:
+def _record(error: Exception, run: RunDir, monitor: Monitor, processes: Processes) -> None:
     """Leave the reason in the folder; the disk may be full, and another error must not hide this one."""
     with contextlib.suppress(OSError):
         details = "" if isinstance(error, (TrainingError, DiskError, ValueError)) else f"\n{traceback.format_exc()}"
-        run.append_log(f"process {accelerator.process_index} failed: {error}{details}")
+        run.append_log(f"process {processes.index} failed: {error}{details}")
     with contextlib.suppress(OSError):
         monitor.say_state("failed", message=str(error))

@@ -29,48 +29,11 @@ from typing import Any
 
 from ..pixart_core.leftovers import remove_leftovers
 from . import storage
+from .config import COMMANDS
 from .machine import require_room
 
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
-_SAME_CONTENT = ("base", "data")
-"""Settings that name files: they may be elsewhere than before, if they are the same files."""
-_SAME_RUN = (
-    *_SAME_CONTENT,
-    "model",
-    "seed",
-    "lora_rank",
-    "lora_alpha",
-    "beta_schedule",
-    "w_embedding",
-    "copy_blocks",
-    "wiring",
-    "validation",
-    "lora_kind",
-)
-"""Settings that say what is trained, and on what: they may not change between two halves of a run."""
-_OFF = {"lora_kind": "lora"}
-"""What a setting that is not there meant; for others it is nothing."""
-_ANY_TIME = (
-    "run",
-    "steps",
-    "models",
-    "workers",
-    "log_every",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "sample_every",
-    "sample_count",
-    "sample_prompts",
-    "prompt_file",
-    "validation_data",
-    "validation_every",
-    "tensorboard",
-    "gradient_checkpointing",
-    "compile",
-    "sharding",
-)
-"""Settings that say nothing about what the weights become, nor what they are called."""
 
 
 class RunDirError(ValueError):
@@ -142,7 +105,8 @@ class RunDir:
         with self.lock():
             self.check_config(command, config, identify)
             if not self.has_begun():
-                self.write_config(command, config, identify, contents_of(config, identify))
+                contents = None if identify is None else contents_of(command, config, identify)
+                self.write_config(command, config, identify, contents)
             self.remove_leftovers()
             for name in self.requests():
                 self.take(name)
@@ -177,19 +141,19 @@ class RunDir:
         """
         if not self.has_begun():
             return
-        earlier = self.read_config()
+        earlier, kind = self.read_config(), COMMANDS[command]
+        fixed = kind.marked("content") | kind.marked("fixed")
         differing = [
             f"{name} was {earlier['config'].get(name)!r} and is {config.get(name)!r}"
-            for name in _SAME_RUN
-            # What an earlier version did not know was off.
-            if (earlier["config"].get(name) or _OFF.get(name)) != (config.get(name) or _OFF.get(name))
-            and not self._moved(earlier, name, config, identify)
+            for name, default in fixed.items()  # an earlier version did not know, and so had, what is the default now
+            if earlier["config"].get(name, default) != config.get(name, default)
+            and not (name in kind.marked("content") and self._moved(earlier, name, config, identify))
         ]
         if earlier["command"] != command:
             differing = [f"its command was {earlier['command']}, not {command}"]
         done = self._steps_taken()
         if not differing and config.get("steps", 0) <= done:
-            self._check_finished(done, earlier["config"], config)
+            self._check_finished(done, earlier["config"], config, {*fixed, *kind.marked("free")})
         if differing:
             raise RunDirError(
                 f"{self.path} holds another run ({'; '.join(differing)}): give it its own settings, choose a new "
@@ -201,11 +165,11 @@ class RunDir:
         found = [re.search(r"\d+", file.stem) for file in self.checkpoints()]
         return max((int(number[0]) for number in found if number), default=0)
 
-    def _check_finished(self, done: int, before: dict[str, Any], now: dict[str, Any]) -> None:
+    def _check_finished(self, done: int, before: dict[str, Any], now: dict[str, Any], others: set[str]) -> None:
         """Raise if another setting is given and no step is left: it would change nothing but the result's name."""
         differing = [
             f"{name} was {before[name]!r} and is {now[name]!r}"
-            for name in before.keys() & now.keys() - {*_ANY_TIME, *_SAME_RUN}
+            for name in before.keys() & now.keys() - others
             if before[name] != now[name]
         ]
         if differing:
@@ -221,7 +185,7 @@ class RunDir:
     ) -> bool:
         """Whether a setting names the same files as before in another place."""
         was, now = earlier["config"].get(name) or "", config.get(name) or ""
-        if identify is None or name not in _SAME_CONTENT or not was or not now:
+        if identify is None or not was or not now:
             return False
         known = earlier.get("contents", {}).get(name) or identify(name, was)
         # Runs of earlier versions did not note it: what is no longer where it was has been moved here.
@@ -252,7 +216,7 @@ class RunDir:
         return self._read("config.json")
 
     def write_status(self, state: str, **values: Any) -> None:
-        """Replace the status. `values` are those of `training/monitor.py`: step, steps, loss, message, …"""
+        """Replace the status. `values` are those of `training/watch/monitor.py`: step, steps, loss, message, …"""
         self._publish("status.json", {"state": state, "pid": os.getpid(), "time": time.time(), **values})
 
     def read_status(self) -> dict[str, Any]:
@@ -380,9 +344,9 @@ class RunDir:
             raise RunDirError(f"{file} is damaged ({error}): delete it") from error
 
 
-def contents_of(config: Mapping[str, Any], identify: Callable[[str, str], str | None] | None) -> dict[str, str]:
+def contents_of(command: str, config: Mapping[str, Any], identify: Callable[[str, str], str | None]) -> dict[str, str]:
     """Names of what base and data hold, by setting, as far as they can be read."""
-    found = {name: identify(name, config.get(name) or "") for name in _SAME_CONTENT} if identify else {}
+    found = {name: identify(name, config.get(name) or "") for name in COMMANDS[command].marked("content")}
     return {name: each for name, each in found.items() if each is not None}
 
 

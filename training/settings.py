@@ -16,6 +16,9 @@ from ..pixart_core.textfile import read_json
 
 Kind = TypeVar("Kind", bound="Settings")
 
+MILLION, BILLION = 10**6, 10**9
+"""Bounds of counts that have none in themselves: beyond them is a slip, or somebody who wants to do harm."""
+
 _TEXT_LIMIT = 4096
 """Characters of a text: as many as a path may have."""
 _DEPTH_LIMIT, _PARTS_LIMIT = 4, 10_000
@@ -29,14 +32,18 @@ class ConfigError(ValueError):
 
 
 def setting(default: Any, help: str, **limits: Any) -> Any:
-    """A field with its description and limits (`low`, `high`, `choices`); a callable default makes the value."""
+    """A field with its description and limits (`low`, `high`, `choices`); a callable default makes the value.
+
+    What a run may go on with: a setting that is `fixed` says what is trained, and may not change; so is one that names
+    `content`, which may be elsewhere if it is the same; one that is `free` says nothing about what the weights become.
+    """
     how = "default_factory" if callable(default) else "default"
     return field(**{how: default}, metadata={"help": help, **limits})
 
 
-def path(help: str) -> Any:
+def path(help: str, **limits: Any) -> Any:
     """A field that names a file or folder, or is the URL of one; empty = none."""
-    return setting("", help, path=True)
+    return setting("", help, path=True, **limits)
 
 
 @dataclass(kw_only=True)
@@ -103,6 +110,11 @@ class Settings:
     def names(cls) -> list[str]:
         """All settings."""
         return [each.name for each in fields(cls)]
+
+    @classmethod
+    def marked(cls, mark: str) -> dict[str, Any]:
+        """The settings that are marked `content`, `fixed` or `free`, with their defaults."""
+        return {each.name: _default(each) for each in fields(cls) if each.metadata.get(mark)}
 
     @classmethod
     def default(cls, name: str) -> Any:

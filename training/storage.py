@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]  # asked for below by this name
-    import msvcrt
+from ..pixart_core.leftovers import NO_LOCKS, take_lock
 
 Result = TypeVar("Result")
 
-_LOCK_OFFSET = 1 << 20
-"""On Windows a locked byte cannot be read: it lies behind the text of the lock file."""
-_NO_LOCKS = () if fcntl is None else (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
-"""What a mount says that has no locks."""
+_IS_WINDOWS = sys.platform == "win32"
 _PAUSE = 0.01
 """Seconds between two attempts to take a lock."""
 
@@ -64,7 +57,7 @@ def replace_json(file: Path, values: Any, temporary: Path | None = None) -> None
 def patiently(action: Callable[[], Result]) -> Result:
     """What `action` on a file returns. On Windows none can be replaced while another process has it open, nor be opened
     while it is replaced: both take a moment, so that it is tried for a second there."""
-    for _ in range(50 if fcntl is None else 0):
+    for _ in range(50 if _IS_WINDOWS else 0):
         try:
             return action()
         except PermissionError:
@@ -95,33 +88,20 @@ def locked(file: Path, patience: float, take: Callable[[IO[str]], bool] | None =
 
 def try_lock(file: IO[str]) -> bool:
     """Take a file's lock if it is free; whether it was. Where a file system has no locks nobody can be kept out."""
-    return _lock(file) in (None, *_NO_LOCKS)
+    return take_lock(file) in (None, *NO_LOCKS)
 
 
 def try_named_lock(file: IO[str]) -> bool:
     """As `try_lock`, for a file in which the holder writes "process N": that counts where there are no locks."""
-    problem = _lock(file)
-    if problem not in _NO_LOCKS:
+    problem = take_lock(file)
+    if problem not in NO_LOCKS:
         return problem is None
     file.seek(0)
     holder = file.read(64).removeprefix("process ")
-    if fcntl is None:
+    if _IS_WINDOWS:
         return not holder  # to ask for a process by signal 0 would be Ctrl-C there
     try:
         os.kill(int(holder), 0)
     except (ValueError, OSError, OverflowError):
         return True
     return int(holder) == os.getpid()
-
-
-def _lock(file: IO[str]) -> int | None:
-    """Take a file's lock; the number of the error if it cannot be had."""
-    try:
-        if fcntl is None:
-            file.seek(_LOCK_OFFSET)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno
-    return None

@@ -11,6 +11,6 @@ from .task import Task
 TASKS: dict[str, type[Task]] = {task.command: task for task in (Finetune, Lcd, LcmLora, ControlNet)}
 
 
-def make_task(command: str, config: TrainConfig) -> Task:
-    """The task of a command, its networks made."""
-    return TASKS[command](config)  # type: ignore[call-arg, arg-type]  # each takes its own settings alone
+def make_task(config: TrainConfig) -> Task:
+    """The task of these settings, its networks made."""
+    return TASKS[config.command](config)  # type: ignore[call-arg, arg-type]  # each takes its own settings alone

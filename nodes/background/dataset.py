@@ -17,9 +17,11 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
-from ...training.config import ConfigError
+from ...pixart_core.saving import replacing
+from ...training.config import ConfigError, PrepareConfig
 from ...training.estimate import require_room_for_shards
 from ...training.jobs import Job
+from ...training.prepare.prompted import check_drawing, find_prompts
 from ...training.prepare.sources import LISTS, Source, caption_files, read_sources
 from ..bridge import files
 from ..bridge.ui import show_progress
@@ -34,6 +36,8 @@ _LOOKED_AT = 64
 """Files of a folder that are looked at to see whether it is one of pictures with captions."""
 _FOLDERS = ("hint_folder", "latents", "embeddings")
 """Settings that may name a folder with files of each picture."""
+_DRAWN_WITH = ("base", "lora")
+"""Settings that name the files that prompts are drawn with."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
 
     Raises:
         ConfigError, PathError: naming the setting that is wrong.
-        DataError, OutsideError, DiskError: what the job would fail with: there are no pictures, or no room for shards.
+        CheckpointError, DataError, OutsideError, DiskError: what the job would fail with: there are no pictures or
+            prompts, no model that can draw them, or no room for shards.
         JobError: if the pictures have changed while a training reads the dataset.
         ValueError: if no picture can be used.
     """
@@ -74,7 +79,7 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
         raise ValueError(f"{job.name}: {job.reason}")
     if job.state != "done":
         require_room_for_shards(folder)
-    loose = [source.path for source in sources if source.packed is None]
+    loose = [] if settings.get("prompts") else [source.path for source in sources if source.packed is None]
     picked = loose[:: max(1, len(loose) // shown)][:shown]
     return Dataset(folder, f"{text}{jobs.describe(job)}", job.id, [path for path in picked if is_allowed(path)])
 
@@ -108,6 +113,20 @@ def hints_of_images(source: str, images: Tensor, kind: str, more: str) -> dict[s
     return {"hints": "folder", "hint_folder": str(folder), "hint_kind": kind}
 
 
+def prompts_file(text: str) -> str:
+    """A file in the output folder with prompts that a node has as text, one a line; raises ConfigError without any."""
+    said = "".join(f"{line.strip()}\n" for line in text.splitlines() if line.strip())
+    if not said:
+        raise ConfigError("prompts is empty: write some, one a line, or name a file of them as prompt_file")
+    name = hashlib.sha256(said.encode()).hexdigest()[:16]
+    file = Path(folder_paths.get_output_directory(), "pixart_delta", "prompts", f"{name}.txt")
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as temporary:
+            temporary.write_text(said, "utf-8")
+    return str(file)
+
+
 def first_folder() -> str | None:
     """The first of `files.picture_folders` that holds a list or a picture with a caption; None if none does."""
     return next((name for name in files.picture_folders() if _has_captions(files.picture_folder(name))), None)
@@ -123,7 +142,11 @@ def _has_captions(folder: str) -> bool:
 
 
 def _pictures(settings: dict[str, Any]) -> list[Source]:
-    """The pictures as `prepare` reads them."""
+    """The pictures as `prepare` reads them, or as it will draw them."""
+    if settings.get("prompts"):
+        config = PrepareConfig.make({**settings, "output": folder_paths.get_output_directory()})
+        check_drawing(config)
+        return find_prompts(config)
     return read_sources(
         settings["input"],
         settings.get("pictures", ""),
@@ -173,7 +196,7 @@ def _stamp(settings: dict[str, Any], sources: list[Source]) -> str:
     """Changes when a picture, a caption, or another file that it is made from does, comes or goes."""
     # What a list says is in the sources; other captions are in files beside the pictures.
     seen = hashlib.sha256(repr([(source.listed, source.size) for source in sources]).encode())
-    for count, file in enumerate(sorted(_files(settings, sources))):
+    for count, file in enumerate(sorted({*_files(settings, sources)})):
         if count % 1024 == 0:
             memory.throw_exception_if_processing_interrupted()
         try:
@@ -185,6 +208,7 @@ def _stamp(settings: dict[str, Any], sources: list[Source]) -> str:
 
 
 def _files(settings: dict[str, Any], sources: list[Source]) -> Iterator[Path]:
+    yield from (Path(settings[name]) for name in _DRAWN_WITH if settings.get(name))
     for source in sources:
         yield source.path
         if source.listed is None:

@@ -11,7 +11,7 @@ import comfy.model_management as memory
 import torch
 
 from ...pixart_core.textfile import read_json
-from ...training.config import make_training
+from ...training.config import TrainConfig
 from ...training.estimate import (
     FeatureDataset,
     check_before,
@@ -36,7 +36,7 @@ class Prepared:
     """What is known of their description before they are."""
 
 
-def check_and_estimate(command: str, settings: dict[str, Any], data: Prepared, run: RunDir, refuse: bool) -> str:
+def check_and_estimate(config: TrainConfig, data: Prepared, run: RunDir, refuse: bool) -> str:
     """Memory, disk and time of a training that can begin.
 
     Answers ComfyUI's Stop while it measures the device.
@@ -48,9 +48,8 @@ def check_and_estimate(command: str, settings: dict[str, Any], data: Prepared, r
     Raises:
         CheckpointError, ConfigError, DataError, DiskError, ImportError: what the job would fail with.
     """
-    config = make_training(command, {**settings, "run": "run"})
     description = FeatureDataset(data.folder).description if data.ready else data.promised
-    shape = check_before(command, config, data.folder, description)
+    shape = check_before(config, data.folder, description)
     sizes = _sizes(data.folder)
     if not sizes:
         return "The dataset is still being looked at: the estimate comes with the next run."
@@ -58,7 +57,7 @@ def check_and_estimate(command: str, settings: dict[str, Any], data: Prepared, r
     device = memory.get_torch_device()
     total = memory.get_total_memory(device)
     config = decided(config, device)
-    expected = estimate(command, config, shape, *size)
+    expected = estimate(config, shape, *size)
     short = []
     for check in (
         lambda: require_memory(expected, config, device, total),

@@ -56,6 +56,13 @@ def read_loss(job: Job) -> tuple[list[int], list[float | None], list[float | Non
     return steps, columns.get("loss", []), columns.get("validation", [None] * len(steps))
 
 
+def awaited(job: Job) -> str:
+    """What is said of a job that is on its way to its first result; "" where there is one, or none to come."""
+    if newest_export(job) is not None or not (job.active or job.state == "queued"):
+        return ""
+    return f"{jobs.describe(job)}\nThere is no result yet, so what is behind this node waits. Run again when there is."
+
+
 def load_result(job: Job, dtype: str, strength: float):
     """MODEL and CONTROL_NET of a job's newest export; the base where the export is a LoRA or a ControlNet.
 

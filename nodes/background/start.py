@@ -107,7 +107,8 @@ def _checked(
     job = jobs.queue().same(command, settings, name)
     starts = start and (job is None or job.state == "failed")
     run = RunDir(jobs.queue().root / (name or command)) if job is None else jobs.queue().run_dir(job)
-    return job, starts, check_and_estimate(command, settings, data, run, refuse=starts)
+    config = make_training(command, {**settings, "run": _PLACEHOLDER})
+    return job, starts, check_and_estimate(config, data, run, refuse=starts)
 
 
 def form() -> dict[str, Any]:
@@ -154,7 +155,7 @@ def _recipe(command: str, name: str, settings: dict[str, Any]) -> tuple[str, dic
     """A line about a recipe, and its settings."""
     if name == AUTO:
         config = make_training(command, {**settings, "run": _PLACEHOLDER})
-        name = pick_recipe(command, config, memory.get_total_memory(memory.get_torch_device()))
+        name = pick_recipe(config, memory.get_total_memory(memory.get_torch_device()))
     values = recipe_values(command, name)
     return f"recipe {name}: {', '.join(f'{key} {value}' for key, value in values.items())}\n", values
 

@@ -72,7 +72,7 @@ def measure_waiting(folder: Path, steps: int, workers: int) -> tuple[float, floa
         tensorboard=False,
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        train("finetune", config)
+        train(config)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][1:]
     seconds = sum(line["seconds_per_step"] for line in lines)
     return seconds / len(lines), sum(line["data_seconds"] for line in lines) / seconds

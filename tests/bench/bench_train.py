@@ -45,7 +45,7 @@ from pixart_delta.pixart_core.convert import authors_to_diffusers, config_to_dif
 from pixart_delta.pixart_core.functional import preferred_dtype  # noqa: E402
 from pixart_delta.pixart_core.lcm import DDIM_STEPS, ddim_timesteps  # noqa: E402
 from pixart_delta.pixart_core.model import PixArt  # noqa: E402
-from pixart_delta.pixart_core.schedule import add_noise, consistency, ddim_step, predict_x0  # noqa: E402
+from pixart_delta.pixart_core.schedule import add_noise, consistency, predict_x0  # noqa: E402
 from pixart_delta.training.config import LcdConfig, load_config, make_config  # noqa: E402
 from pixart_delta.training.data.draws import Draws  # noqa: E402
 from pixart_delta.training.distill import distance  # noqa: E402
@@ -90,7 +90,7 @@ class Ours:
     """The trainer's own step."""
 
     def __init__(self, config: LcdConfig, batches: Batches):
-        accelerator = connect(config)
+        accelerator = connect()
         config = decided(config, accelerator.device)
         self.engine = Engine(config, TASKS["lcd"](config), accelerator)
         self.batches, self.number = batches, 0
@@ -151,7 +151,7 @@ class Plain:
                 unconditional = self._epsilon(self.teacher, noisy, start, {**batch, "caption": null})
                 x0, x0_null = predict_x0(noisy, epsilon, start), predict_x0(noisy, unconditional, start)
                 w = config.guidance
-                x_prev = ddim_step(x0 + w * (x0 - x0_null), epsilon + w * (epsilon - unconditional), end)
+                x_prev = add_noise(x0 + w * (x0 - x0_null), epsilon + w * (epsilon - unconditional), end)
                 target = consistency(x_prev, self._epsilon(self.ema, x_prev, end, batch), end)
             loss = distance(prediction, target, config.loss, config.huber_c)
         loss.backward()
@@ -274,7 +274,7 @@ def true_shape(rounds: int, steps: int) -> bool:
     sizes = {"24 GB": {"batch_size": 12}, "16 GB": {"batch_size": 4, "accumulation": 3, "optimizer": "adamw8bit"}}
     common = {"run": "none", "data": "none", "gradient_checkpointing": True}
     for name, values in sizes.items():
-        expected = estimate("lcd", make_config("lcd", {**common, "base": "none", **values}), PIXART_1024_MS, 1024, 1024)
+        expected = estimate(make_config("lcd", {**common, "base": "none", **values}), PIXART_1024_MS, 1024, 1024)
         print(f"\n1024 px in {name}: {json.dumps(values)}\n{expected}", flush=True)
     if not torch.cuda.is_available():
         return _narrow(rounds, steps, common)

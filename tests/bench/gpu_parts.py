@@ -319,7 +319,7 @@ def lcd(bench: Bench) -> None:
                 if bench.device.type == "cuda":
                     peak = torch.cuda.max_memory_allocated() / GB
                     bench.add(f"{name}: memory (the paper's: 32 GB)", peak, "GB", most=limit)
-                    planned = bt.estimate("lcd", config, shape, 8 * side, 8 * side).memory / GB
+                    planned = bt.estimate(config, shape, 8 * side, 8 * side).memory / GB
                     bench.add(f"{name}: measured / estimated", peak / planned, "", most=1.03)
                 del loop
                 bench.free()

@@ -209,4 +209,6 @@ def test_steps_are_forwards_to_the_last_bit():
         noisy, t = torch.randn(2, 4, 9, 12), torch.full((2,), timestep)
         assert torch.equal(steps(noisy, t, caption, mask), model(noisy, t, caption, mask))
     one, other = steps._conditions
-    assert one.keys_values is other.keys_values and one.position is other.position and one.caption is other.caption
+    assert one.keys_values is other.keys_values
+    assert one.position is other.position
+    assert one.caption is other.caption

@@ -176,7 +176,7 @@ def test_model_given_to_the_controlnet_loader(model, tmp_path):
 
 def test_every_kind_has_a_description():
     own = {"pixart", "pixart+controlnet", "controlnet", "sigma", "unknown"}
-    kinds = {kind for kind, _ in identify._OTHER_KINDS} | own
+    kinds = set(identify._OTHER_KINDS) | own
     assert kinds == set(identify._DESCRIPTIONS)
 
 

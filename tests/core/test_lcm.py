@@ -5,7 +5,7 @@ import torch
 
 import pixart_core as pc
 from pixart_core.lcm import ddim_timesteps
-from pixart_core.schedule import add_noise, alphas_cumprod, consistency, ddim_step, predict_x0
+from pixart_core.schedule import add_noise, alphas_cumprod, consistency, ddim_weights, predict_x0
 
 
 def test_schedule_is_the_linear_one_of_the_paper():
@@ -15,18 +15,23 @@ def test_schedule_is_the_linear_one_of_the_paper():
     assert sigma_max == pytest.approx(157.407, rel=1e-4)
 
 
-def test_predict_x0_inverts_add_noise_and_ddim_step_is_add_noise():
+def test_predict_x0_inverts_add_noise_and_a_ddim_step_adds_the_same_noise_again():
     latent, noise = torch.randn(3, 4, 6, 8), torch.randn(3, 4, 6, 8)
     t = torch.tensor([19, 259, 499])
     noisy = add_noise(latent, noise, t)
     torch.testing.assert_close(predict_x0(noisy, noise, t), latent, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(ddim_step(latent, noise, t), noisy)
+    for end in (t, t - 19, torch.tensor([0, 0, 0])):
+        of_noisy, of_epsilon = ddim_weights(t, end)
+        torch.testing.assert_close(of_noisy * noisy + of_epsilon * noise, add_noise(latent, noise, end))
 
 
 def test_boundary_condition():
     assert pc.boundary_scalings(0) == (1.0, 0.0)
     c_skip, c_out = pc.boundary_scalings(torch.tensor([0, 19, 999]))
-    assert c_skip[0] == 1 and c_out[0] == 0 and c_skip[2] < 1e-8 and c_out[2] == pytest.approx(1)
+    assert c_skip[0] == 1
+    assert c_out[0] == 0
+    assert c_skip[2] < 1e-8
+    assert c_out[2] == pytest.approx(1)
     expected = 0.25 / ((19 / 0.1) ** 2 + 0.25)
     assert c_skip[1].item() == pytest.approx(expected)
     noisy = torch.randn(2, 4, 4, 4)
@@ -41,7 +46,9 @@ def test_timestep_grids(steps):
     scheduler.set_timesteps(steps)
     assert pc.lcm_timesteps(steps) == scheduler.timesteps.tolist()
     official = pc.lcm_timesteps(steps, "official")
-    assert len(official) == steps and official[0] == 999 and set(official) <= set(ddim_timesteps())
+    assert len(official) == steps
+    assert official[0] == 999
+    assert set(official) <= set(ddim_timesteps())
     assert official == sorted(official, reverse=True)
 
 

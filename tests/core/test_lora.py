@@ -12,57 +12,18 @@ from pixart_core import convert
 from pixart_core.delta import apply_lora, save_lora
 from pixart_core.lora import load_lora, parse_lora
 from pixart_core.weightfile import CheckpointError
-
-CONFIG = pc.PixArtConfig(
-    input_size=8, hidden_size=48, depth=2, num_heads=4, caption_channels=16, model_max_length=8, interpolation_scale=1.0
+from tests.core.lora_fixture import (
+    ASPECT_RATIO,
+    CONFIG,
+    IMAGE_SIZE,
+    RANK,
+    TARGETS,
+    changed,
+    inputs,
+    pair,
+    random_model,
+    stem_state,
 )
-RANK = 4
-# What train_pixart_lcm_lora.py adapts, convolution included ("proj" matches pos_embed.proj).
-TARGETS = [
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-    "proj_in",
-    "proj_out",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "proj",
-    "linear",
-    "linear_1",
-    "linear_2",
-]
-
-IMAGE_SIZE, ASPECT_RATIO = torch.tensor([[48.0, 64.0]] * 2), torch.tensor([[0.75]] * 2)
-
-
-def random_model(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    model = pc.PixArt(CONFIG).eval().requires_grad_(False)
-    for tensor in [*model.parameters(), *model.buffers()]:
-        tensor.normal_(std=0.1, generator=generator)
-    return model
-
-
-def inputs():
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "latent": torch.randn(2, 4, 6, 8, generator=generator),
-        "timestep": torch.tensor([999, 259]),
-        "caption": torch.randn(2, 5, 16, generator=generator),
-    }
-
-
-def changed(model, lora, strength=1.0):
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    apply_lora(model, lora, strength)
-    return {name: tensor - before[name] for name, tensor in model.state_dict().items()}
-
-
-def pair(rows=48, columns=48):
-    """Up (rows, rank) and down (rank, columns)."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows, RANK, generator=generator), torch.randn(RANK, columns, generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -262,114 +223,6 @@ def test_state_dict_has_the_names_comfyuis_key_map_takes(peft_case):
     assert all(stem.startswith("transformer.") for stem in stems)
     assert {stem.removeprefix("transformer.") + ".weight" for stem in stems} <= theirs
     assert all(f"{stem}.alpha" in state for stem in stems)
-
-
-def stem_state(stem, **more):
-    up, down = pair()
-    return {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up} | more
-
-
-@pytest.mark.parametrize(
-    "state,message",
-    [
-        (stem_state("unet.down_blocks.0.attentions.0.proj_in"), "is a LoRA for another model: PixArt has no unet"),
-        (stem_state("lora_te_encoder_block_0"), "is a LoRA for another model: PixArt has no lora_te"),
-        (stem_state("lora_unet_input_blocks_1_1_proj_in"), "is a LoRA for another model"),
-        ({"blocks.0.attn.qkv.hada_w1_a": torch.zeros(1)}, "is a LoHa, not a plain LoRA"),
-        ({"blocks.0.attn.qkv.lokr_w1": torch.zeros(1)}, "is a LoKr, not a plain LoRA"),
-        ({"blocks.0.attn.qkv.weight": torch.zeros(1)}, "is not a LoRA: it holds blocks.0.attn.qkv.weight"),
-        (stem_state("proj_out", **{"proj_out.dora_scale": torch.zeros(1)}), "is a DoRA"),
-        (
-            stem_state("proj_out", **{"proj_out.weight": torch.zeros(1)}),
-            "holds more than a plain LoRA: proj_out.weight",
-        ),
-        (
-            {"transformer.proj_out.lora_A.weight": torch.zeros(2, 3)},
-            "is damaged: transformer.proj_out has no up matrix",
-        ),
-        (
-            {"proj_out.lora_A.weight": torch.zeros(2, 3), "proj_out.lora_B.weight": torch.zeros(3, 4)},
-            "is damaged: proj_out has rank 2 and 4",
-        ),
-    ],
-)
-def test_what_is_no_lora_for_pixart_is_named(state, message):
-    with pytest.raises(CheckpointError, match=f"^x {message}"):
-        parse_lora(state, name="x")
-
-
-def test_lora_of_another_width_changes_nothing():
-    up, down = pair(rows=64, columns=64)
-    good = stem_state("transformer.transformer_blocks.0.attn1.to_q")
-    bad = {
-        "transformer.transformer_blocks.0.attn1.to_k.lora_A.weight": down,
-        "transformer.transformer_blocks.0.attn1.to_k.lora_B.weight": up,
-    }
-    model = random_model()
-    before = model.blocks[0].attn.qkv.weight.clone()
-    message = r"does not fit .* blocks.0.attn.qkv.weight is \[144, 48\], the LoRA is made for \[192, 64\]"
-    with pytest.raises(CheckpointError, match=message):
-        apply_lora(model, parse_lora(good | bad))
-    deep = parse_lora(stem_state("transformer.transformer_blocks.9.attn1.to_q"))
-    with pytest.raises(CheckpointError, match="blocks.9.attn.qkv.weight is missing"):
-        apply_lora(model, deep)
-    assert torch.equal(model.blocks[0].attn.qkv.weight, before)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_in_a_lora_file(tmp_path, value):
-    up, down = pair()
-    up[3, 1] = value
-    save_file({"proj_out.lora_A.weight": down, "proj_out.lora_B.weight": up}, tmp_path / "nan.safetensors")
-    with pytest.raises(CheckpointError, match="NaN or infinite weights .proj_out.lora_B.weight"):
-        load_lora(tmp_path / "nan.safetensors")
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool, torch.int64])
-def test_quantised_matrices_are_no_numbers(dtype):
-    state = stem_state("proj_out")
-    name = next(name for name in state if "lora_A" in name)
-    with pytest.raises(CheckpointError, match=rf"^x: the down matrix of proj_out .* of {dtype}; 16- or 32-bit"):
-        parse_lora(state | {name: state[name].to(dtype)}, name="x")
-
-
-@pytest.mark.parametrize("matrix", [torch.tensor(1.0), torch.ones(4), torch.empty(0, 48)])
-def test_matrices_that_are_none(matrix):
-    state = stem_state("proj_out")
-    name = next(name for name in state if "lora_A" in name)
-    with pytest.raises(CheckpointError, match="^x: the down matrix of proj_out"):
-        parse_lora(state | {name: matrix}, name="x")
-
-
-@pytest.mark.parametrize("alpha", [torch.tensor(float("nan")), torch.ones(2), torch.empty(0), torch.tensor(1j)])
-def test_an_alpha_that_is_no_number(alpha):
-    with pytest.raises(CheckpointError, match="proj_out.alpha is no finite number"):
-        parse_lora(stem_state("proj_out") | {"proj_out.alpha": alpha}, name="x")
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"lora_alpha": [8]},
-        {"lora_alpha": float("nan")},
-        {"lora_alpha": 10**400},
-        {"alpha_pattern": ["to_q"]},
-        {"alpha_pattern": {"to_q": "8"}},
-        {"alpha_pattern": {"(a+)+$": 8}},
-        {"alpha_pattern": {".*" * 50: 8}},
-        {"alpha_pattern": {"(": 8}},
-    ],
-    ids=lambda config: str(config)[:40],
-)
-def test_an_adapter_config_that_is_wrong(config):
-    with pytest.raises(CheckpointError, match="^x: .*(lora_alpha|alpha_pattern|to_q)"):
-        parse_lora(stem_state("transformer.transformer_blocks.0.attn1.to_q"), "x", None, config)
-
-
-def test_model_given_to_the_lora_loader(tmp_path):
-    path = pc.save_pixart(random_model(), tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match="is not a LoRA but a PixArt transformer"):
-        load_lora(path)
 
 
 def test_what_comfyuis_lora_save_extracts(tmp_path):

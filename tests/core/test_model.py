@@ -147,7 +147,9 @@ def test_controlnet_unet_joins_the_mirrored_blocks():
     plain.load_state_dict(unet.state_dict())
     first, second = plain(model, hint=hint, **batch)
     control = unet(model, hint=hint, **batch)
-    assert control[0] is None and torch.equal(control[1], second) and torch.equal(control[2], first)
+    assert control[0] is None
+    assert torch.equal(control[1], second)
+    assert torch.equal(control[2], first)
     skips = {2: second, 3: first}
     expected = model(**batch, block_hook=lambda i, run, x: run(x + skips[i] if i in skips else x))
     torch.testing.assert_close(model(**batch, control=control), expected)

@@ -174,7 +174,7 @@ def test_a_lora_file(device, tmp_path, nano):
 
     base = pc.save_pixart(random_pixart(nano_config()), tmp_path / "base.safetensors")
     values = {"run": "r", "data": "d", "base": str(base), "lora_rank": 2, "precision": "fp32"}
-    task = make_task("lcm-lora", make_config("lcm-lora", values))
+    task = make_task(make_config("lcm-lora", values))
     for name, each in task.model.named_parameters():
         if "lora_B" in name:
             each.data.normal_(std=0.1)

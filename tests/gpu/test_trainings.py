@@ -11,7 +11,7 @@ from pixart_delta.training.engine import Outcome, make_engine
 from pixart_delta.training.task import decided
 
 import pixart_core as pc
-from tests.training.runs_fixture import COMMANDS, losses, run_here, settings
+from tests.training.runs_fixture import COMMANDS, losses, run_here, same_weights, settings
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def on_the_device(device, monkeypatch):
 def engine_of(command, material, tmp_path, **values):
     config = make_config(command, settings(command, material, tmp_path / "run", **values))
     data = FeatureDataset(config.data)
-    engine = make_engine(command, config, data, connect(config))
+    engine = make_engine(config, data, connect())
     return engine, data.batches(config.batch_size, config.seed, hint=engine.task.needs_hint)
 
 
@@ -60,7 +60,7 @@ def test_steps_are_those_of_the_cpu(material, tmp_path, device):
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_step_in_every_precision(precision, material, tmp_path, device):
     engine, batches = engine_of("lcd", material, tmp_path, precision=precision, gradient_checkpointing=True)
-    outcome = Outcome(engine.step(0, batches), [], engine.accelerator)
+    outcome = Outcome(engine.step(0, batches), [], engine.processes)
     assert 0 < outcome.loss < 1e3 and outcome.scale >= 1
 
 
@@ -78,6 +78,45 @@ def test_a_run_that_was_ended_goes_on(material, tmp_path, device):
     run_here("lcd", {**halves, "steps": 2})
     resumed = run_here("lcd", halves)
     assert losses(resumed) == pytest.approx(losses(straight), rel=1e-5 if device.type == "cpu" else 1e-3)
+
+
+def test_a_deterministic_run_that_was_ended_goes_on_bit_for_bit(material, tmp_path, device, monkeypatch):
+    """In the default precision, with attention, its backward pass and the average."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    values = {"steps": 4, "checkpoint_every": 2, "precision": "auto", "deterministic": True}
+    try:
+        straight = run_here("lcd", settings("lcd", material, tmp_path / "straight", **values))
+        halves = settings("lcd", material, tmp_path / "halves", **values)
+        run_here("lcd", {**halves, "steps": 2})
+        resumed = run_here("lcd", halves)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert losses(resumed) == losses(straight) and same_weights(resumed, straight)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_step_that_keeps_attention(command, material, tmp_path, device):
+    """What is not computed again is the same: the same loss and gradient."""
+    found = []
+    for keep in (False, True):
+        values = {"gradient_checkpointing": True, "keep_attention": keep, "precision": "fp32"}
+        engine, batches = engine_of(command, material, tmp_path / str(keep), **values)
+        result = engine.step(0, batches)
+        found.append((result.loss.item(), result.gradient_norm.item()))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_captured_step_is_the_plain_one_on_cuda(command, precision, material, tmp_path, device):
+    found = []
+    for graph in (False, True):
+        values = {"precision": precision, "cuda_graph": graph, "warmup_steps": 0}
+        engine, batches = engine_of(command, material, tmp_path / str(graph), **values)
+        found.append([engine.step(number, batches).loss.item() for number in range(6)])
+    assert engine.replayed.counts["replayed"] > 0 and not engine.replayed._refused
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 def test_eight_bit_moments(material, tmp_path, device):

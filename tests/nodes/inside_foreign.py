@@ -212,10 +212,14 @@ def check_120_tokens_of_any_clip(s: Setup) -> None:
         clip.tokenizer, clip.tokenizer_options = tokenizer, {}
         with say as said:
             (short,), (empty,) = tokens_of(s, clip, "a red mountain"), tokens_of(s, clip, "")
-            assert short[-1][0] == 1 and 3 <= len(short) <= 6 and [token[0] for token in empty] == [1]
+            assert short[-1][0] == 1
+            assert 3 <= len(short) <= 6
+            assert [token[0] for token in empty] == [1]
             assert not said.called
             (long,) = tokens_of(s, clip, "a red mountain and a lake " * 60)
-            assert len(long) == 120 and long[-1][0] == 1 and long[:3] == short[:3]
+            assert len(long) == 120
+            assert long[-1][0] == 1
+            assert long[:3] == short[:3]
             assert "PixArt reads 120" in said.call_args.args[0]
             assert "and a lake" in said.call_args.args[0]
 
@@ -235,7 +239,9 @@ def check_padding_asked_for_is_no_prompt(s: Setup) -> None:
             assert row[: len(bare)] == bare and len(row) == min(120, max(length, len(bare) + padding))
             assert {token[0] for token in row[len(bare) :]} == {0} and not said.called
             (row,) = padded.tokenize("a red mountain and a lake " * 60)["t5xxl"]
-            assert len(row) == 120 and row[-1][0] == end and said.call_count == 1
+            assert len(row) == 120
+            assert row[-1][0] == end
+            assert said.call_count == 1
             assert "<pad>" not in said.call_args.args[0]
 
 

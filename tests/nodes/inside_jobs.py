@@ -175,7 +175,9 @@ def check_a_recipe_counts_where_nothing_was_changed(setup):
     with raises("Train an LCM-LoRA instead"):
         setup.train("too large", recipe="8gb")
     _, text = setup.train("by recipe", "lcm-lora", recipe="12gb", more="workers=0")
-    assert "recipe 12gb: " in text and "batch_size 8" in text and "together" in text
+    assert "recipe 12gb: " in text
+    assert "batch_size 8" in text
+    assert "together" in text
 
 
 def check_missing_packages_are_named(setup):
@@ -192,6 +194,38 @@ def check_a_folder_without_pictures_is_refused(setup):
     with raises("empty holds no pictures"):
         setup.prepare("wrong", "empty")
     assert len(setup.jobs.queue().jobs()) == before
+
+
+def check_prompts_are_a_dataset_of_what_the_base_draws(setup):
+    """From a text, or from a file in the input folder; changed prompts are another dataset; what cannot draw is
+    refused, with the job's message."""
+    make = setup.dataset.prepare_dataset
+    values = {"base": BASE, "models": "bundled/nano", "resolution": 128}
+    with raises("prompts is empty"):
+        setup.dataset.prompts_file(" \n")
+    file = setup.dataset.prompts_file("a lake\n\n a desert \n")
+    assert Path(file).read_text() == "a lake\na desert\n" and Path(file).is_relative_to(setup.output)
+    assert setup.dataset.prompts_file("a lake\na desert") == file
+    made = make("drawn", values | {"prompts": file, "lora": "bundled/nano (sepia)"}, 'shapes=["1:1"]', 16)
+    seen = setup.jobs.queue().job(made.job).settings
+    assert made.pictures == [] and seen["lora"].endswith("style_lora") and seen["base"].endswith("base.safetensors")
+    (setup.input / "prompts.txt").write_text("a meadow")
+    from_file = make("drawn too", values | {"prompts": "prompts.txt"}, "", 16)
+    setup.finish(from_file)
+    assert make("drawn too", values | {"prompts": "prompts.txt"}, "", 16).report.startswith("{}drawn too: done")
+    (setup.input / "prompts.txt").write_text("a desert")
+    again = make("drawn too", values | {"prompts": "prompts.txt"}, "", 16)
+    assert again.job == from_file.job and setup.jobs.queue().job(again.job).state == "queued"
+    training, text = setup.train("from prompts", data=str(made.folder))
+    assert text.startswith("from prompts: queued"), text
+    for change, problem in (
+        ({"base": str(setup.files.BUNDLE / "nano" / "hed" / "hed.safetensors")}, "transformer but a HED edge detector"),
+        ({"lora": str(setup.files.BUNDLE / "nano" / "hed" / "hed.safetensors")}, "is not a LoRA but"),
+        ({"hints": "canny"}, "there are no pictures"),
+    ):
+        with raises(problem):
+            make("wrong", values | {"prompts": file} | change, "", 16)
+    assert "wrong" not in [job.name for job in setup.jobs.queue().jobs()]
 
 
 def check_shards_that_do_not_fit_are_refused(setup):
@@ -234,7 +268,9 @@ def check_no_step_is_tried_beside_a_job_of_the_same_device(setup):
     setup.put(busy, "running")
     with mock.patch.object(setup.training, "_dry_run", return_value="one step") as tried:
         _, text = setup.train("tried", estimate_only=True)
-        assert "busy has the device now: run this again" in text and "together" in text and not tried.called
+        assert "busy has the device now: run this again" in text
+        assert "together" in text
+        assert not tried.called
         setup.put(busy, "paused")
         assert setup.train("tried", estimate_only=True) == ("", "one step")
 
@@ -277,7 +313,9 @@ def check_a_dataset_is_made_again_when_its_pictures_change(setup):
     ):
         change()
         again = setup.prepare("changing", "changing")
-        assert again.job == made.job and job(made.job).state == "queued" and "the queue" in again.report
+        assert again.job == made.job
+        assert job(made.job).state == "queued"
+        assert "the queue" in again.report
         setup.finish(again)
     assert setup.prepare("changing", "changing").report.startswith("{}changing: done")
 

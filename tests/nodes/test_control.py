@@ -323,4 +323,6 @@ def test_missing_hed_weights_say_what_to_download(comfy_server, family):
     }
     changes["apply"]["inputs"]["image"] = ["hed", 0]
     error = error_of(comfy_server, changes)
-    assert "lllyasviel/Annotators" in error and "models/pixart_delta" in error and "(node hed)" in error
+    assert "lllyasviel/Annotators" in error
+    assert "models/pixart_delta" in error
+    assert "(node hed)" in error

@@ -238,7 +238,9 @@ def test_interrupt_stops_within_a_step_and_the_next_run_works(comfy_server, fami
 
     model = {"model": node("PixArtDeltaModelLoader", model_name="slow.safetensors", dtype="float32")}
     result = comfy_server.prompt(text_to_image(steps=8, width=768, height=768, changes=model), on_event)
-    assert result.interrupted and not result.images and not result.errors
+    assert result.interrupted
+    assert not result.images
+    assert not result.errors
     assert len(times) <= 4, "the sampler went on after the interrupt"
     assert len(run(seed=77)) == 1
 
@@ -289,8 +291,12 @@ def test_the_loader_says_what_a_picture_takes_in_two_sentences(comfy_server, fam
     result = comfy_server.prompt(text_to_image(seed=300, changes={"model": changed_loader()}))
     assert not result.errors
     texts = [data["text"] for _, kind, data in result.events if kind == "pixart_delta.said" and data["node"] == "model"]
-    assert len(texts) == 1 and texts[0].count(". ") == 1 and texts[0].endswith("B.")
-    assert "sampled (float32)" in texts[0] and "int8" not in texts[0] and len(texts[0]) < 120
+    assert len(texts) == 1
+    assert texts[0].count(". ") == 1
+    assert texts[0].endswith("B.")
+    assert "sampled (float32)" in texts[0]
+    assert "int8" not in texts[0]
+    assert len(texts[0]) < 120
 
 
 def changed_loader() -> dict:

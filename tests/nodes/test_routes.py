@@ -106,7 +106,9 @@ def ids(server) -> list[str]:
 
 def test_a_job_is_queued_listed_moved_and_deleted(server, root):
     status, made = create(server, {"steps": 5})
-    assert status == 200 and made["state"] == "queued" and made["name"] == "x", made
+    assert status == 200, made
+    assert made["state"] == "queued", made
+    assert made["name"] == "x", made
     one = server.get(f"{JOBS}/{made['id']}")
     assert one["settings"]["steps"] == 5 and one["settings"]["data"] == str(server.base / "input" / "data")
     assert one["settings"]["base"].endswith("pixart_nano_base.safetensors")
@@ -190,7 +192,9 @@ def test_where_a_job_writes_is_not_for_others_to_say(server, root):
 @pytest.mark.parametrize("name", ["../up", "a/b", "a\\b", "..", "nul\0", "line\nbreak", "<b>", "x" * 100])
 def test_names_with_separators_are_refused(server, root, name):
     status, answer = create(server, {}, name=name)
-    assert status == 409 and "the name" in answer["error"] and ids(server) == ["holder"]
+    assert status == 409
+    assert "the name" in answer["error"]
+    assert ids(server) == ["holder"]
 
 
 @pytest.mark.parametrize("job_id", ["..", "%2e%2e", "..%2f..", "%2fetc", "link", "holder%00", "HOLDER", "."])
@@ -224,7 +228,9 @@ def test_ids_lead_nowhere_else(server, root, tmp_path, job_id):
 )
 def test_bad_settings_are_named(server, root, settings, problem):
     status, answer = create(server, settings)
-    assert status == 400 and problem in answer["error"] and ids(server) == ["holder"]
+    assert status == 400
+    assert problem in answer["error"]
+    assert ids(server) == ["holder"]
 
 
 def test_nothing_from_outside_reaches_a_command_line(server, root):
@@ -389,7 +395,9 @@ def test_the_log_is_plain_text_without_control_characters(server, root):
     log = record(root / "holder") / "process.log"
     log.write_bytes(b"old\n" * 50_000 + f"bar 1%\rbar 100%\n{hostile}\nlast \xe4".encode() + b"\xff\n")
     text = server.get(f"{JOBS}/holder/log?lines=4")["text"]
-    assert "<script>alert(1)</script>" in text and "bar 100%" in text and "bar 1%" not in text
+    assert "<script>alert(1)</script>" in text
+    assert "bar 100%" in text
+    assert "bar 1%" not in text
     assert not [letter for letter in text if letter != "\n" and not letter.isprintable() and letter != "\ufffd"]
     assert server.get(f"{JOBS}/holder/log?lines=2000")["text"].count("\n") <= 2000
     assert call(server, "GET", f"{JOBS}/holder/log?lines=x")[0] == 400
@@ -401,7 +409,9 @@ def test_metrics_since_a_step(server, root):
     with (root / "holder" / "metrics.jsonl").open("w") as file:
         file.writelines(f'{{"step": {n}, "loss": {1 / n}}}\n' for n in range(1, 5001))
     whole = server.get(f"{JOBS}/holder/metrics")
-    assert whole["thinned"] and len(whole["columns"]["step"]) <= 1001 and whole["columns"]["step"][-1] == 5000
+    assert whole["thinned"]
+    assert len(whole["columns"]["step"]) <= 1001
+    assert whole["columns"]["step"][-1] == 5000
     assert server.get(f"{JOBS}/holder/metrics?since=4998")["columns"]["step"] == [4999, 5000]
     for query in ("since=x", "since=-5", "points=1", "points=999999", "since=1e3", "since=" + "9" * 40):
         assert call(server, "GET", f"{JOBS}/holder/metrics?{query}")[0] == 400, query
@@ -411,7 +421,9 @@ def test_numbers_that_json_cannot_say_do_not_break_the_page(server, root):
     status = {"state": "running", "pid": pid_of(root), "step": 3, "steps": 5, "loss": float("nan"), "memory": "x"}
     (record(root / "holder") / "status.json").write_text(json.dumps(status))
     (found,) = server.get(JOBS)["jobs"]
-    assert found["step"] == 3 and "loss" not in found and "memory" not in found
+    assert found["step"] == 3
+    assert "loss" not in found
+    assert "memory" not in found
 
 
 def test_damaged_jobs_are_listed_and_can_be_deleted(server, root):

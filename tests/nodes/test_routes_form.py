@@ -39,7 +39,9 @@ def test_the_form_lists_the_trainers_own_settings(server, root):  # noqa: F811
         "low": 1,
         "high": 10**9,
     }
-    assert rows["base"]["path"] and rows["base"]["required"] and rows["loss"]["choices"] == ["huber", "l2"]
+    assert rows["base"]["path"]
+    assert rows["base"]["required"]
+    assert rows["loss"]["choices"] == ["huber", "l2"]
     assert BASE in [each["value"] for each in form["names"]["base"]]
 
 
@@ -78,7 +80,9 @@ def test_an_estimate_queues_nothing(server, root):  # noqa: F811
     make_features(server.base / "input" / "measured", width=64)
     status, answer = send(server, {"data": "measured", "batch_size": 1}, check=True)
     assert status == 200, answer
-    assert answer["job"] == "" and answer["text"] and ids(server) == ["holder"]
+    assert answer["job"] == ""
+    assert answer["text"]
+    assert ids(server) == ["holder"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +100,9 @@ def test_an_estimate_queues_nothing(server, root):  # noqa: F811
 )
 def test_bad_settings_are_named(server, root, settings, problem):  # noqa: F811
     status, answer = send(server, settings)
-    assert status == 400 and problem in answer["error"] and ids(server) == ["holder"], answer
+    assert status == 400, answer
+    assert problem in answer["error"], answer
+    assert ids(server) == ["holder"], answer
 
 
 @pytest.mark.parametrize(

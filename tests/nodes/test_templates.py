@@ -69,7 +69,9 @@ def test_the_files_are_what_the_tool_makes(comfy_server, comfyui_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_says_what_it_is_and_is_found_by_pixart(name):
     """ComfyUI shows file names as titles, and searches nothing else of an extension's templates."""
-    assert name.startswith("PixArt ") and name.isascii() and "_" not in name
+    assert name.startswith("PixArt ")
+    assert name.isascii()
+    assert "_" not in name
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -122,7 +122,9 @@ def test_an_uploaded_job_is_none(server, private):
             for name, text in (("settings.json", settings), ("config.json", {"command": "lcd", "config": settings})):
                 assert upload(server, place, name, json.dumps(text).encode()) == 200
     time.sleep(3)
-    assert states(server) == before and not Fetched.asked and not (server.base / "elsewhere").exists()
+    assert states(server) == before
+    assert not Fetched.asked
+    assert not (server.base / "elsewhere").exists()
     server.stop()
     server.start()
     time.sleep(3)
@@ -194,10 +196,8 @@ def test_uploads_into_the_folder_of_a_job_change_nothing_of_it(server, private):
     found = job(server, HALF)
     assert (found["state"], found["step"], found["settings"]) == ("paused", 4, settings)
     assert found["actions"] == ["resume", "delete"], "what lies in exports is not what it made"
-    assert (
-        contents(record(run_folder(server, HALF))) == before
-        and server.get(f"/pixart_delta/jobs/{HALF}/log")["text"] == ""
-    )
+    assert contents(record(run_folder(server, HALF))) == before
+    assert server.get(f"/pixart_delta/jobs/{HALF}/log")["text"] == ""
 
     act(server, HALF, "resume")
     done = until(lambda: (found := job(server, HALF))["state"] in ("done", "failed") and found, 3600)
@@ -218,10 +218,8 @@ def test_what_a_path_leads_to_is_looked_at_again_at_the_start(server, tmp_path):
     try:
         act(server, WAITING, "resume")
         failed = until(lambda: (found := job(server, WAITING))["state"] == "failed" and found)
-        assert (
-            "could not be started: data is" in failed["reason"]
-            and "in a folder that trainings may read" in failed["reason"]
-        )
+        assert "could not be started: data is" in failed["reason"]
+        assert "in a folder that trainings may read" in failed["reason"]
     finally:
         features.unlink()
         (tmp_path / "features").rename(features)

@@ -53,7 +53,9 @@ def test_requirements_are_those_of_the_metadata():
 
 def test_requirements_pin_nothing_and_leave_torch_alone():
     for entry in [*setup.requirements(), *(entry for extra in setup.EXTRAS for entry in setup.requirements(extra))]:
-        assert ">=" in entry and "==" not in entry and "<" not in entry, f"{entry}: lower bounds only"
+        assert ">=" in entry, f"{entry}: lower bounds only"
+        assert "==" not in entry, f"{entry}: lower bounds only"
+        assert "<" not in entry, f"{entry}: lower bounds only"
         assert not entry.startswith(("torch", "numpy")), f"{entry} is ComfyUI's to choose"
 
 
@@ -114,10 +116,30 @@ def test_a_second_setup_reuses_and_links(clone, tmp_path, capsys):
     assert (clone / ".venv").resolve() == environment
     assert {path.name: path.resolve() for path in (clone / ".comfyui").iterdir()} == comfyui
     setup.clean(with_cache=False)
-    assert not (clone / ".venv").is_symlink() and not (clone / ".comfyui").exists() and environment.exists()
+    assert not (clone / ".venv").is_symlink()
+    assert not (clone / ".comfyui").exists()
+    assert environment.exists()
     setup.setup()
     setup.clean(with_cache=True)
     assert not environment.exists() and not any(folder.exists() for folder in comfyui.values())
+
+
+def test_what_is_complete_waits_for_no_other_setup(clone, monkeypatch):
+    """Making another Python's environment takes minutes, with the lock held."""
+    cache = setup.cache_folder()
+    comfyui = setup.comfyui_folders(cache)
+    environment = complete_environment(setup.environment_folder(cache, setup.ingredients(comfyui)))
+    for folder in comfyui.values():
+        folder.mkdir()
+
+    def held(_cache):
+        raise AssertionError("it waits for the lock")
+
+    monkeypatch.setattr(setup, "only_one", held)
+    assert setup.setup(links=False) == environment
+    (environment / setup.STAMP).unlink()
+    with pytest.raises(AssertionError, match="it waits for the lock"):
+        setup.setup(links=False)
 
 
 def test_clean_spares_a_comfyui_of_the_users_own(clone, tmp_path, monkeypatch):

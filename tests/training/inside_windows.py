@@ -96,7 +96,7 @@ def train(folder: Path) -> None:
         file.write_text(file.read_text("utf-8").replace("/old/", f"{old.as_posix()}/"), "utf-8")
     run = RunDir(old / "run")
     kept = run.read_config()
-    train(kept["command"], make_config(kept["command"], {**kept["config"], "workers": 0}))
+    train(make_config(kept["command"], {**kept["config"], "workers": 0}))
     assert run.read_status()["state"] == "done" and Path(run.read_status()["export"]).is_file()
     assert not run.is_running()
     with run.lock():

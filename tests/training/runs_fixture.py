@@ -22,6 +22,10 @@ import pixart_core as pc
 from tests.fixtures_nano import nano_config, random_pixart
 from tests.training.shards_fixture import BUCKETS, make_features
 
+# The first backward pass of a process may start autograd's threads (it does after some of the core's tests), and then
+# no forked process can make one. This first one, while tests are collected, starts none.
+torch.ones(1, requires_grad=True).sum().backward()
+
 COMMANDS = ("finetune", "lcd", "lcm-lora", "controlnet")
 PATIENCE = 900  # no process here computes for half a minute where it has a core to itself
 """Seconds after which a process of a test hangs."""
@@ -59,7 +63,7 @@ def settings(command: str, material: dict[str, str], run: Path, **values: Any) -
 
 
 def run_here(command: str, values: dict[str, Any]) -> RunDir:
-    train(command, make_config(command, values))
+    train(make_config(command, values))
     return RunDir(values["run"])
 
 

@@ -150,9 +150,8 @@ def test_captions_of_a_tar(packed, models, tmp_path, capsys):
     assert [name for name, _ in report["left_out"]["caption"]] == ["deep/0001.png", "deep/0004.png"]
     assert "cannot be read as UTF-8" in report["left_out"]["caption"][0][1]
     assert "no .txt, .caption or .json with a caption" in report["left_out"]["caption"][1][1]
-    assert report["wordings"] == 4 and report["unused"] == [
-        ["deep/0002.xyz", "no picture that Pillow reads here (.xyz)"]
-    ]
+    assert report["wordings"] == 4
+    assert report["unused"] == [["deep/0002.xyz", "no picture that Pillow reads here (.xyz)"]]
     assert looked_at(tmp_path / "x.tar", models, tmp_path / "own", caption_column="own")["usable"] == 1
 
 

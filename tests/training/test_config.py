@@ -68,7 +68,9 @@ def test_every_setting_is_described_and_shown(command, capsys):
         main([command, "--help"])
     shown = capsys.readouterr().out
     for each in fields(COMMANDS[command]):
-        assert each.metadata["help"] and each.metadata["help"] in shown and f"  {each.name}=" in shown
+        assert each.metadata["help"]
+        assert each.metadata["help"] in shown
+        assert f"  {each.name}=" in shown
     assert COMMANDS[command].describe() in shown
 
 
@@ -180,7 +182,12 @@ def test_paths_mean_the_same_from_any_directory(command, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     texts = [each.name for each in fields(COMMANDS[command]) if each.type == "str" and "choices" not in each.metadata]
     paths = sorted(set(texts) - NO_PATHS)
-    given = {"hints": "folder", "masks": "folder"} if command == "prepare" else {}
+    given = {}
+    if command == "prepare":  # it is of pictures, or of prompts
+        given, own = {"hints": "folder", "masks": "folder"}, {"prompts", "base", "lora"}
+        at = make_config(command, {name: name for name in own | {"models", "output"}}).located()
+        assert {getattr(at, name) for name in own} == {str(tmp_path / name) for name in own}
+        paths = sorted(set(paths) - own)
     config = make_config(command, {name: f"a/../{name}" for name in paths} | given).located()
     assert [getattr(config, name) for name in paths] == [str(tmp_path / name) for name in paths]
     assert config.located() == config

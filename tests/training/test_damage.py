@@ -212,7 +212,7 @@ def test_a_base_that_is_cut_short_while_it_is_trained_on(material, tmp_path, mon
     """It would end the process by a signal, without a word, if the frozen weights were read from the file."""
     base = shutil.copy(material["base"], tmp_path / "base.safetensors")
     values = settings("lcm-lora", material, tmp_path / "run", **SHORT, base=str(base))
-    from pixart_delta.training.monitor import Monitor
+    from pixart_delta.training.watch.monitor import Monitor
 
     add, whole = Monitor.add, base.read_bytes()
 

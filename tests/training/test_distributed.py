@@ -1,6 +1,7 @@
 """Several processes train what one would, see each sample once, end together; any number of them resumes."""
 
 import collections
+import operator
 import os
 import signal
 import subprocess
@@ -98,6 +99,53 @@ def test_sharded_layers_on_a_half_precision_base(material, tmp_path):
     values = settings("lcm-lora", material, tmp_path, **{**TEN, "steps": 2}, precision="bf16", sharding="fsdp")
     assert run_processes("lcm-lora", values) == [0, 0]
     assert (tmp_path / "exports/lora.safetensors").exists()
+
+
+def test_sharded_blocks_are_gathered_in_half_precision_and_their_tables_are_not(material, tmp_path):
+    def note_types(rank):
+        from pixart_delta.pixart_core.layers import Block, Mlp
+
+        for kind, name in ((Block, "scale_shift_table"), (Mlp, "fc1.weight")):
+
+            def noting(self, *arguments, forward=kind.forward, name=name, **options):
+                if rank == 0:
+                    with open(tmp_path / f"types_{precision}", "a") as file:
+                        file.write(f"{name} {operator.attrgetter(name)(self).dtype} {torch.is_grad_enabled()}\n")
+                return forward(self, *arguments, **options)
+
+            kind.forward = noting
+
+    two = {}
+    for precision in ("fp32", "bf16"):
+        values = settings("lcd", material, tmp_path / precision, **{**TEN, "steps": 2}, precision=precision)
+        assert run_processes("lcd", values | {"sharding": "fsdp", "gradient_checkpointing": True}, note_types) == [0, 0]
+        two[precision] = losses(RunDir(tmp_path / precision))
+    assert two["bf16"] == pytest.approx(two["fp32"], rel=0.01)
+    whole, half = ((tmp_path / f"types_{name}").read_text().split("\n") for name in ("fp32", "bf16"))
+    assert not any("bfloat16" in line for line in whole)
+    assert not any("bfloat16" in line for line in half if "table" in line)
+    student, others = (half.count(f"scale_shift_table torch.float32 {grad}") for grad in (True, False))
+    assert half.count("fc1.weight torch.bfloat16 True") == student > 0
+    # The average, and the teacher, which is in half precision anyway: so is its caption projection, 4 times.
+    assert half.count("fc1.weight torch.bfloat16 False") == others + 4
+
+
+def test_gradients_go_between_processes_once_a_step(material, tmp_path):
+    """Not for each micro-batch that is added up."""
+
+    def note_reduces(rank):
+        run = Engine._run_micro_batch
+
+        def noting(self, *arguments):
+            with open(tmp_path / f"reduced_{rank}", "a") as file:
+                file.write(f"{self.model.require_backward_grad_sync} ")
+            return run(self, *arguments)
+
+        Engine._run_micro_batch = noting
+
+    values = settings("lcd", material, tmp_path / "run", **{**TEN, "steps": 2}, accumulation=3)
+    assert run_processes("lcd", values, note_reduces) == [0, 0]
+    assert (tmp_path / "reduced_1").read_text().split() == 2 * ["False", "False", "True"]
 
 
 def test_a_loss_that_explodes_on_one_process_ends_all_and_names_its_batch(material, tmp_path, capfd):

@@ -46,7 +46,7 @@ def apply_to_base(old: Path, lora: Path) -> None:
 def resumed(run: Path) -> RunDir:
     """Give the run its own settings again."""
     kept = RunDir(run).read_config()
-    train(kept["command"], make_config(kept["command"], kept["config"]))
+    train(make_config(kept["command"], kept["config"]))
     return RunDir(run)
 
 

@@ -21,9 +21,9 @@ from pixart_delta.training.engine import Engine
 from pixart_delta.training.estimate import dry_run
 from pixart_delta.training.loop import TrainingError
 from pixart_delta.training.machine import DiskError
-from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDir, RunDirError
 from pixart_delta.training.tasks import TASKS
+from pixart_delta.training.watch.monitor import Monitor
 
 from tests.training import shards_fixture
 from tests.training.conftest import fill
@@ -90,7 +90,7 @@ def test_an_overflow_of_float16_leaves_the_step_out(material, tmp_path, monkeypa
     scale_from(monkeypatch, 30)
     values = settings("finetune", material, tmp_path, **{**SHORT, "steps": 2}, precision="fp16")
     config = make_config("finetune", values)
-    engine = Engine(config, TASKS["finetune"](config), connect(config))
+    engine = Engine(config, TASKS["finetune"](config), connect())
     before = {name: tensor.clone() for name, tensor in engine.tensors().items()}
     result = engine.step(0, FeatureDataset(config.data).batches(2, 0))
     assert not result.gradient_norm.isfinite() and engine.scaler.get_scale() == 2.0**29
@@ -238,7 +238,7 @@ def test_data_that_the_base_cannot_read_is_named_before_the_first_step(
         run_here(command, values)
     assert RunDir(tmp_path / "run").read_status()["state"] == "failed"
     with pytest.raises(ConfigError, match=problem):
-        dry_run(command, make_config(command, values))
+        dry_run(make_config(command, values))
 
 
 def test_captions_as_long_as_the_null_caption_are_read(material, tmp_path):
@@ -267,7 +267,9 @@ def test_a_package_that_is_missed_later_is_named_in_the_status_too(material, tmp
     monkeypatch.setitem(sys.modules, "peft", None)
     assert main(["lcm-lora", *_as_arguments(settings("lcm-lora", material, tmp_path / "run", **SHORT))]) == 1
     message = RunDir(tmp_path / "run").read_status()["message"]
-    assert message.startswith("peft is not installed. ") and HOW in message and message in capsys.readouterr().err
+    assert message.startswith("peft is not installed. ")
+    assert HOW in message
+    assert message in capsys.readouterr().err
 
 
 def test_no_compiler_says_what_to_do(material, tmp_path):

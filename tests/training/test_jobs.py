@@ -13,7 +13,9 @@ from tests.training.jobs_fixture import HERE, add, running, starts, until
 
 def test_a_job_is_queued_prepared_run_and_done(queue):
     made = add(queue, steps=8, name="Mountains, first try")
-    assert made.state == "queued" and made.id.startswith("mountains-first-try-") and queue.jobs() == [made]
+    assert made.state == "queued"
+    assert made.id.startswith("mountains-first-try-")
+    assert queue.jobs() == [made]
     seen = [made.state]
     deadline = time.monotonic() + 30
     while seen[-1] != "done" and time.monotonic() < deadline:

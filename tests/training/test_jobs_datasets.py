@@ -43,7 +43,9 @@ def test_an_unfinished_dataset_is_never_done(queue):
     assert reader.after == made.id, "known by the folder"
     queue.act(made.id, "stop")
     paused = until(queue, made.id, "paused")
-    assert "at picture" in paused.reason and "resume" in queue.actions(paused) and "stop" not in queue.actions(paused)
+    assert "at picture" in paused.reason
+    assert "resume" in queue.actions(paused)
+    assert "stop" not in queue.actions(paused)
     queue.tick()
     assert queue.job(reader.id).state == "queued" and queue.waits() == {reader.id: "waits for prepare, which is paused"}
     queue.act(made.id, "resume")

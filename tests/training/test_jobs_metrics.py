@@ -28,7 +28,10 @@ def test_long_metrics_are_thinned_evenly(tmp_path, count):
     for since in (-1, count // 2):
         found = read_metrics(file, since, points=200)
         steps = found["columns"]["step"]
-        assert found["thinned"] and 150 < len(steps) <= 201 and steps[-1] == count and steps == sorted(set(steps))
+        assert found["thinned"]
+        assert 150 < len(steps) <= 201
+        assert steps[-1] == count
+        assert steps == sorted(set(steps))
         assert since < steps[0] <= max(since, 0) + count // 50
         assert max(b - a for a, b in itertools.pairwise(steps)) < count // 50
     tail = read_metrics(file, since=count - 3)["columns"]["step"]
@@ -62,5 +65,7 @@ def test_lines_that_others_wrote_cost_nothing(tmp_path, line):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "loss": 2}\n' + line + '\n{"step": 4, "loss": 1}\n')
     found = read_metrics(file)["columns"]
-    assert found["step"][0] == 1 and found["step"][-1] == 4 and len(found) <= 32
+    assert found["step"][0] == 1
+    assert found["step"][-1] == 4
+    assert len(found) <= 32
     json.dumps(found, allow_nan=False)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from pixart_delta.training import monitor as monitor_module
 from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
-from pixart_delta.training.monitor import CpuShare, Monitor
 from pixart_delta.training.run_dir import RunDir
+from pixart_delta.training.watch import monitor as monitor_module
+from pixart_delta.training.watch.monitor import CpuShare, Monitor
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pixart_delta.pixart_core import leftovers
 from pixart_delta.pixart_core.weightfile import CheckpointError
 from pixart_delta.training import storage
 from pixart_delta.training.checkpoint import restore
@@ -106,7 +107,7 @@ def test_a_mount_without_locks(tmp_path, monkeypatch):
     def flock(*_arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(storage.fcntl, "flock", flock)
+    monkeypatch.setattr(leftovers.fcntl, "flock", flock)
     run = RunDir(tmp_path).create()
     with run.lock():
         assert not run.is_running(), "we ourselves are not somebody else"

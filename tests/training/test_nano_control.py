@@ -32,7 +32,10 @@ def test_boundaries_are_where_the_drawing_changes(size):
         scene = scenes.random_scene(rng)
         picture = np.asarray(scenes.draw(scene, size, seed), np.int32)
         edges = scenes.boundaries(scene, size, seed)
-        assert edges.shape == size and edges.dtype == np.float32 and edges.min() == 0 and edges.max() == 1
+        assert edges.shape == size
+        assert edges.dtype == np.float32
+        assert edges.min() == 0
+        assert edges.max() == 1
         for axis in (0, 1):
             ahead, behind, here = (np.moveaxis(a, axis, 0) for a in (picture, picture, edges))
             jump = np.abs(ahead[2:] - behind[:-2]).max(-1)

@@ -73,7 +73,9 @@ def test_dropped_captions_are_the_null_caption_and_nothing_else_changes():
     dropped = drop_captions(batch, null, drop)
     is_null = (dropped["caption"] == null[:5]).all(-1).all(-1)
     kept = (dropped["caption"] == batch["caption"]).all(-1).all(-1)
-    assert torch.equal(is_null, drop) and torch.equal(kept, ~drop) and dropped["latent"] is batch["latent"]
+    assert torch.equal(is_null, drop)
+    assert torch.equal(kept, ~drop)
+    assert dropped["latent"] is batch["latent"]
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,8 @@ def test_variational_bound_is_zero_for_the_true_posterior_and_finite_at_step_0()
     timestep = torch.tensor([0, 400, 999])
     noisy = add_noise(latent, noise, timestep)
     bound = variational_bound(latent, noisy, noise, torch.full_like(latent, -1.0), timestep)
-    assert bound[1:].abs().max() < 1e-5 and torch.isfinite(bound).all() and bound[0] > 0
+    assert bound[1:].abs().max() < 1e-5
+    assert torch.isfinite(bound).all()
+    assert bound[0] > 0
     wrong = variational_bound(latent, noisy, noise * 0.5, torch.full_like(latent, -1.0), timestep)
     assert (wrong[1:] > bound[1:]).all()

@@ -13,7 +13,7 @@ from pixart_delta.training.config import ConfigError, ExportConfig, make_config
 from pixart_delta.training.export import export, write_weights
 from pixart_delta.training.finetune import epsilon_loss
 from pixart_delta.training.lora import add_lora, lora_outline
-from pixart_delta.training.optimizers import STATE_BYTES, make_optimizer
+from pixart_delta.training.step.optimizers import STATE_BYTES, make_optimizer
 from safetensors import safe_open
 from safetensors.torch import load_file
 

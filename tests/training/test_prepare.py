@@ -130,7 +130,9 @@ def test_lists_of_pictures(tmp_path):
     entry = {"path": "00/0000.png", "height": 64, "width": 64, "ratio": 1.0}
     (partition / "data_info.json").write_text(json.dumps([{**entry, "prompt": "one"}, {**entry, "prompt": "two"}]))
     (source,) = read_sources(partition / "data_info.json")
-    assert source.captions() == ("one", "two") and source.size == (64, 64) and source.path.is_file()
+    assert source.captions() == ("one", "two")
+    assert source.size == (64, 64)
+    assert source.path.is_file()
     (partition / "data_info.json").write_text('[{"prompt": "one"}]')
     with pytest.raises(DataError, match="data_info.json, entry 1: no picture is named"):
         read_sources(partition)

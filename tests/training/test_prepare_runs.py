@@ -63,7 +63,9 @@ def test_the_status_says_how_far_it_is(tmp_path, models, pictures, told):
     del told[begun : begun + captions - 1]
     assert told == [*[("preparing", 0, 0)] * 2, *looked, *encoded, ("done", 9, 9)]
     status = RunDir(tmp_path / "run").read_status()
-    assert status["pid"] == os.getpid() and status["started"] < status["time"] and status["device"] == "cpu"
+    assert status["pid"] == os.getpid()
+    assert status["started"] < status["time"]
+    assert status["device"] == "cpu"
     assert status["seconds_left"] == 0 and status["pictures_per_second"] > 0
     assert describe_run(tmp_path / "run") == "command: prepare\nstate: done\nstep: 9 of 9\ndevice: cpu"
     told.clear()
@@ -91,7 +93,9 @@ def test_captions_are_said_while_nothing_is_counted(tmp_path, models, pictures, 
     prepare(with_run(tmp_path, models))
     assert "step: 0 of 9" in said[0] and "notice: encoding captions, 0 of 9" in said[0]
     assert "notice: encoding captions, 4 of 9" in said[2] and "encoding captions, 0 of 9" in capsys.readouterr().out
-    assert "notice" not in RunDir(tmp_path / "run").read_status() and freed and not any(freed)
+    assert "notice" not in RunDir(tmp_path / "run").read_status()
+    assert freed
+    assert not any(freed)
     assert not list((tmp_path / "out").glob(".*.text*"))
 
 

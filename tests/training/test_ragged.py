@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from pixart_delta.training import engine as engine_module
 from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
+from pixart_delta.training.distribute import connect
 from pixart_delta.training.engine import Engine
 from pixart_delta.training.loop import Training
 from pixart_delta.training.run_dir import RunDir
@@ -51,8 +51,8 @@ def engine_of(rank, world, **values):
     config = make_config("finetune", {"run": "r", "data": "d", "base": "b", "precision": "fp32", **values})
     model = nn.Module()
     model.weight = nn.Parameter(torch.arange(float(PICTURES)))
-    engine = Engine(config, OneEach(config, model, average=False), Accelerator(cpu=True))
-    engine.accelerator = SimpleNamespace(num_processes=world, process_index=rank)
+    engine = Engine(config, OneEach(config, model, average=False), connect())
+    engine.processes = SimpleNamespace(count=world, index=rank)
     return engine
 
 

@@ -13,8 +13,8 @@ from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.export import export
-from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDir, RunDirError
+from pixart_delta.training.watch.monitor import Monitor
 from safetensors import safe_open
 from safetensors.torch import load_file
 

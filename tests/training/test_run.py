@@ -14,7 +14,6 @@ from PIL import Image
 from pixart_delta.pixart_core.identify import inspect_file
 from pixart_delta.training import engine as engine_module
 from pixart_delta.training import loop
-from pixart_delta.training import monitor as monitor_module
 from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
@@ -22,9 +21,10 @@ from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.distribute import connect
 from pixart_delta.training.engine import Engine, learning_rate
 from pixart_delta.training.loop import Training, TrainingError
-from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.tasks import TASKS
+from pixart_delta.training.watch import monitor as monitor_module
+from pixart_delta.training.watch.monitor import Monitor
 from safetensors.torch import load_file
 
 import pixart_core as pc
@@ -74,7 +74,9 @@ def test_what_a_run_writes(material, tmp_path):
     status = run.read_status()
     assert status | {"state": "done", "pid": os.getpid(), "step": 6, "steps": 6, "device": "cpu"} == status
     assert status["checkpoint"] == "step_00000006.safetensors" and Path(status["export"]).exists()
-    assert status["started"] < status["time"] and status["memory"] > 1e7 and status["seconds_left"] == 0
+    assert status["started"] < status["time"]
+    assert status["memory"] > 1e7
+    assert status["seconds_left"] == 0
     assert status["loss"] == lines[-1]["loss"]
     assert len(list((tmp_path / "tensorboard").glob("events.*"))) == 1
     log = (tmp_path / "log.txt").read_text()
@@ -215,7 +217,7 @@ def test_a_loss_that_is_read_late_is_still_never_saved(material, tmp_path, read_
 
 def make_engine(material, tmp_path, **values):
     config = make_config("lcd", settings("lcd", material, tmp_path, **SHORT | values))
-    return Engine(config, TASKS["lcd"](config), connect(config))
+    return Engine(config, TASKS["lcd"](config), connect())
 
 
 def test_accumulated_gradients_are_those_of_the_mean(material, tmp_path, monkeypatch):
@@ -236,6 +238,16 @@ def test_the_average_follows_every_optimiser_step(material, tmp_path):
     engine.step(0, FeatureDataset(material["data"]).batches(2, 0))
     assert not torch.equal(weight, before)
     torch.testing.assert_close(average, 0.75 * before + 0.25 * weight)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_optimiser_and_average_are_one_call_each_for_all_weights(precision, material, tmp_path, monkeypatch):
+    engine = make_engine(material, tmp_path, precision=precision, ema_decay=0.75)
+    calls, lerp = [], torch._foreach_lerp_
+    monkeypatch.setattr(torch, "_foreach_lerp_", lambda ema, *others: (calls.append(len(ema)), lerp(ema, *others))[1])
+    engine.step(0, FeatureDataset(material["data"]).batches(2, 0))
+    assert calls == [len(list(engine.task.ema.parameters()))]
+    assert all(group["fused"] for group in engine.optimizer.param_groups)
 
 
 def test_gradients_are_clipped_and_zero_leaves_them(material, tmp_path):
@@ -264,7 +276,10 @@ def test_a_bar_on_a_terminal_and_lines_elsewhere(material, tmp_path, monkeypatch
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     run_here("lcd", settings("lcd", material, tmp_path, **SHORT))
     shown = capsys.readouterr().out
-    assert "100%" in shown and "6/6" in shown and "loss" in shown and "step 3/6 loss" not in shown
+    assert "100%" in shown
+    assert "6/6" in shown
+    assert "loss" in shown
+    assert "step 3/6 loss" not in shown
     assert "step 3/6 loss" in (tmp_path / "log.txt").read_text()
     monkeypatch.undo()
     run_here("lcd", settings("lcd", material, tmp_path, **SHORT | {"steps": 8}))
@@ -327,8 +342,13 @@ def test_command_line_from_another_directory_and_ctrl_c_to_the_group(material, t
     assert wait_until(run.checkpoints)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: the reading processes get it, too
     out, errors = process.communicate(timeout=100)
-    assert process.returncode == 0 and "stopped at step" in out and "Traceback" not in errors and "error" not in errors
+    assert process.returncode == 0
+    assert "stopped at step" in out
+    assert "Traceback" not in errors
+    assert "error" not in errors
     status = subprocess.run([*train, "status", "run"], cwd=tmp_path, capture_output=True, text=True)
     assert "state: stopped" in status.stdout and f"step: {run.read_status()['step']} of 100000" in status.stdout
     missing = subprocess.run([*train, "status", "nothing"], cwd=tmp_path, capture_output=True, text=True)
-    assert missing.returncode == 1 and "nothing holds no run" in missing.stderr and not (tmp_path / "nothing").exists()
+    assert missing.returncode == 1
+    assert "nothing holds no run" in missing.stderr
+    assert not (tmp_path / "nothing").exists()

@@ -1,6 +1,7 @@
 """The run folder: what others read while a run writes, requests, the lock, and what a killed process leaves."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -63,22 +64,28 @@ def test_another_run_is_refused_and_more_steps_are_not(run):
 
 
 @pytest.mark.parametrize(
-    "name,one,other",
+    "command,name,one,other",
     [
-        ("lora_rank", 4, 8),
-        ("lora_alpha", 8.0, 16.0),
-        ("beta_schedule", "linear", "scaled_linear"),
-        ("w_embedding", False, True),
-        ("copy_blocks", 2, 3),
-        ("wiring", "transformer", "unet"),
-        ("seed", 1, 2),
+        ("lcm-lora", "lora_rank", 4, 8),
+        ("finetune", "lora_alpha", 8.0, 16.0),
+        ("finetune", "lora_kind", "lora", "dora"),
+        ("finetune", "model", {}, {"depth": 4}),
+        ("lcd", "beta_schedule", "linear", "scaled_linear"),
+        ("lcd", "w_embedding", False, True),
+        ("controlnet", "copy_blocks", 2, 3),
+        ("controlnet", "wiring", "transformer", "unet"),
+        ("lcd", "seed", 1, 2),
+        ("lcd", "validation", 0.0, 0.1),
+        ("lcd", "base", "a", "b"),
+        ("lcd", "data", "a", "b"),
     ],
 )
-def test_what_is_trained_may_not_change(run, name, one, other):
-    run.write_config("lcd", {name: one})
+def test_what_is_trained_may_not_change(run, command, name, one, other):
+    run.write_config(command, {name: one})
     run.checkpoint(1).touch()
-    with pytest.raises(RunDirError, match=f"holds another run .{name} was {one!r} and is {other!r}.: give it its own"):
-        run.check_config("lcd", {name: other})
+    problem = re.escape(f"holds another run ({name} was {one!r} and is {other!r}): give it its own")
+    with pytest.raises(RunDirError, match=problem):
+        run.check_config(command, {name: other})
 
 
 def test_a_run_that_never_got_anywhere_can_be_corrected(run):

@@ -38,7 +38,9 @@ def test_noise_and_a_flat_picture_are_not_read_as_everything_right():
 def test_drawing_is_reproducible_and_seeds_differ():
     scene = scenes.Scene("night", "left", "white", "lake", "boat")
     first, again, other = (np.asarray(scenes.draw(scene, (96, 160), seed)) for seed in (1, 1, 2))
-    assert first.shape == (96, 160, 3) and np.array_equal(first, again) and not np.array_equal(first, other)
+    assert first.shape == (96, 160, 3)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
 
 
 def test_evaluation_scenes_are_never_trained_on():

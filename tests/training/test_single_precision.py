@@ -109,7 +109,7 @@ def test_a_step_of_every_training(command, changes, material, tmp_path):
     """Data, objective, backward pass, clipping, optimiser and average."""
     config = make_config(command, runs_fixture.settings(command, material, tmp_path / "run", steps=2, **changes))
     data = FeatureDataset(config.data)
-    engine = make_engine(command, config, data, connect(config))
+    engine = make_engine(config, data, connect())
     batches = data.batches(config.batch_size, config.seed, hint=engine.task.needs_hint)
     with NoDouble():
         for step in range(2):

@@ -8,8 +8,8 @@ from PIL import Image
 from pixart_delta.training.config import ConfigError, make_config
 from pixart_delta.training.data import DataError, FeatureDataset
 from pixart_delta.training.data.draws import Draws
-from pixart_delta.training.monitor import Monitor
 from pixart_delta.training.run_dir import RunDirError
+from pixart_delta.training.watch.monitor import Monitor
 from pixart_delta.training.watch.prompts import own_prompts
 from pixart_delta.training.watch.validation import NAMES, BandDraws
 

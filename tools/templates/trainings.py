@@ -7,10 +7,26 @@ from types import SimpleNamespace
 
 from .layout import Column, Group, Node, Template, note
 from .pictures import named
-from .pieces import PROMPT, SAMPLER, decode, lcm, loader, result, save, size, text
+from .pieces import PROMPT, SAMPLER, decode, ksampler, lcm, loader, result, save, size, text
 from .weights import HUB, NANO, RELEASED
 
 _QUICK = "seed=0\nwarmup_steps=5\nadam_beta2=0.99\nadam_epsilon=1e-8\nclip_norm=1.0\nlog_every=1"
+
+
+_SCENES = (
+    "a sailing boat on a calm lake, red mountains",
+    "a small red house on a grassy field, blue mountains",
+    "three trees on deep snow, grey mountains",
+    "a desert, green hills",
+)
+_TIMES = (
+    "by day, the sun on the left",
+    "at daybreak, the sun on the right",
+    "at sunset, the sun on the left",
+    "at night, the moon on the right",
+)
+_PROMPTS = [f"{scene}, {time}" for scene in _SCENES for time in _TIMES]
+"""What a base draws to be made fast."""
 
 
 def templates() -> Iterator[Template]:
@@ -43,35 +59,18 @@ def templates() -> Iterator[Template]:
         learning_rate=0.0005,
         copy_blocks=1,
     )
+    yield make_fast()
+    yield teach()
     yield use_trained()
 
 
 def training(number: int, name: str, kind: str, job: str, says: str, hints: bool = False, **own) -> Template:
-    values = {
-        "folder": "bundled/nano scenes",
-        "models": "bundled/nano",
-        "name": "nano scenes with edges" if hints else "nano scenes",
-        "resolution": 128,
-        "hints": NANO.hed if hints else "none",
-    }
-    dataset = Node("PixArtDeltaDataset", 610, values)
-    settings = {
-        "base": NANO.base,
-        "name": job,
-        "steps": 90,
-        "batch_size": 8,
-        "samples_with": "bundled/nano",
-        "sample_every": 30,
-        "precision": "fp32",
-        "checkpoint_every": 30,
-        "more_settings": _QUICK,
-        **own,
-    }
+    values = {"name": "nano scenes with edges" if hints else "nano scenes", "hints": NANO.hed if hints else "none"}
+    dataset = scenes(610, **values)
+    settings = quick(name=job, steps=90, batch_size=8, **own)
     train = Node(f"PixArtDelta{kind}", 610, settings, {"dataset": dataset["dataset"]})
-    status = Node("PixArtDeltaTrainingStatus", 230, {}, {"job": train["job"]})
     pictures = Node("PreviewImage", 270, {}, {"images": dataset["pictures"]}, title="Pictures")
-    loss = Node("PreviewImage", 330, {}, {"images": status["loss"]}, title="Loss")
-    samples = Node("PreviewImage", 400, {}, {"images": status["samples"]}, title="Samples")
+    status, loss, samples = watch(train)
     columns = [
         Column(280, [Group("Dataset", "blue", [dataset])]),
         Column(290, [Group("Train", "purple", [pictures, train])]),
@@ -81,6 +80,104 @@ def training(number: int, name: str, kind: str, job: str, says: str, hints: bool
         Column(330, [Group("", "", [loss, samples])], down=40),
     ]
     return Template(named(number, name), columns)
+
+
+def scenes(height: int, **values) -> Node:
+    """The bundled pictures."""
+    common = {"folder": "bundled/nano scenes", "models": "bundled/nano", "resolution": 128}
+    return Node("PixArtDeltaDataset", height, common | values)
+
+
+def quick(**own) -> dict:
+    """Settings of a training that takes a minute or two."""
+    common = {
+        "base": NANO.base,
+        "samples_with": "bundled/nano",
+        "sample_every": 30,
+        "precision": "fp32",
+        "checkpoint_every": 30,
+        "more_settings": _QUICK,
+    }
+    return common | own
+
+
+def watch(train: Node) -> tuple[Node, Node, Node]:
+    """Its status, loss and samples."""
+    status = Node("PixArtDeltaTrainingStatus", 230, {}, {"job": train["job"]})
+    loss = Node("PreviewImage", 330, {}, {"images": status["loss"]}, title="Loss")
+    samples = Node("PreviewImage", 400, {}, {"images": status["samples"]}, title="Samples")
+    return status, loss, samples
+
+
+def make_fast() -> Template:
+    name = "Make Your Model Fast"
+    values = {
+        "base": NANO.base,
+        "prompts": "\n".join(_PROMPTS),
+        "models": "bundled/nano",
+        "name": "drawn by the base",
+        "resolution": 128,
+        "draws": 4,
+        "more_settings": "max_tokens=40",
+    }
+    dataset = Node("PixArtDeltaPromptDataset", 610, values)
+    own = {"name": "fast without pictures", "steps": 90, "batch_size": 8, "learning_rate": 0.001, "guidance": 3.0}
+    train = Node(
+        "PixArtDeltaTrainLCMLora", 640, quick(lora_rank=4, **own), {"dataset": dataset["dataset"]}, title="LCM-LoRA"
+    )
+    status, loss, samples = watch(train)
+    says = (
+        "A base model becomes a fast one **without any pictures**: it draws for the prompts itself, in 14 steps with "
+        "guidance, and a LoRA learns to do the same in 4. Press **Run**: as shipped for a few minutes on the bundled "
+        "*nano* model. The pictures are those that the model can draw already, in fewer steps: to teach it new ones, "
+        "see *PixArt 24*. *lora*: a style that the fast model shall have, too. Draw with the result in *PixArt 30*.\n\n"
+        "## On the real model\n\n*prompts*: some hundreds, of the kind that you draw. *models*, *resolution* 1024, "
+        f"*base* [{RELEASED.base.name}]({HUB}/{RELEASED.base.repository}) or your own fine-tuned base, an empty "
+        "*more_settings*. It draws 14 steps for each picture first: on a large card some seconds.\n"
+    )
+    columns = [
+        Column(290, [Group("Prompts", "blue", [dataset])]),
+        Column(290, [Group("Train", "purple", [train])]),
+        Column(280, [Group("Watch", "yellow", [status]), Group("", "", [note(name, says, 560)])]),
+        Column(330, [Group("", "", [loss, samples])], down=40),
+    ]
+    return Template(named(23, name), columns)
+
+
+def teach() -> Template:
+    name = "Teach It Your Pictures"
+    dataset = scenes(560, name="your pictures")
+    pictures = Node("PreviewImage", 240, {}, {"images": dataset["pictures"]}, title="Pictures")
+    own = {"name": "taught", "steps": 200, "batch_size": 8, "learning_rate": 0.001, "lora_rank": 8}
+    train = Node("PixArtDeltaFineTune", 600, quick(sample_every=50, **own), {"dataset": dataset["dataset"]})
+    status = Node("PixArtDeltaTrainingStatus", 210, {}, {"job": train["job"]})
+    samples = Node("PreviewImage", 360, {}, {"images": status["samples"]}, title="Samples")
+    trained = Node("PixArtDeltaTrainedResult", 230, {}, {"job": train["job"]})
+    clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
+    vae = loader("VAELoader", "vae_name", NANO.vae, 104)
+    loaded = SimpleNamespace(model=trained, clip=clip, vae=vae)
+    prompt, shape = text(loaded, NANO.prompts[1], unconditional="learned null caption"), size(NANO)
+    sampler = ksampler(trained["MODEL"], prompt["positive"], prompt["negative"], shape["latent"], 5)
+    decoded = decode(sampler, loaded)
+    saved = save(decoded, "taught", 300)
+    says = (
+        "**Your pictures**, each with a caption in a text file of the same name, in a folder in *input*: choose it as "
+        "*folder*. Twenty of one style, person or thing are enough. A *trigger* word before every caption "
+        "(`trigger=…` in *more_settings* of the dataset) gives it a name to call it by.\n\nPress **Run**: *Fine-Tune* "
+        "learns a LoRA in the background, as shipped for some minutes; *Samples* shows it learn. When it is done (or "
+        "stopped in the panel, which saves), **Run** again: *Use Trained Result* draws your own prompt with it. Until "
+        "then what is behind it waits. Its *strength* says how much. Then make it fast: *PixArt 23*, with this LoRA as "
+        "*lora*.\n"
+    )
+    columns = [
+        Column(230, [Group("Your pictures", "blue", [dataset, pictures])]),
+        Column(240, [Group("Teach", "purple", [train]), Group("", "", [note(name, says, 330)])]),
+        Column(230, [Group("Watch", "yellow", [status, samples]), Group("Size", "green", [shape])]),
+        Column(230, [Group("Use", "red", [trained, clip, vae]), Group("Prompt", "green", [prompt])]),
+        Column(225, [Group("Sample", "purple", [sampler, decoded])]),
+        Column(230, [Group("", "", [saved])], down=40),
+    ]
+    return Template(named(24, name), columns)
 
 
 def _training_note(says: str, hints: bool) -> str:

@@ -141,7 +141,7 @@ class FeatureDataset:
         out = []
         for group in groups:
             samples = [self._get(functools.partial(reader.sample, each, generator_for(0, each))) for each in group]
-            batch = _collate(samples)
+            batch = collate(samples)
             out.append((group, {name: value for name, value in batch.items() if isinstance(value, Tensor)}))
         return out
 
@@ -223,7 +223,7 @@ class FeatureDataset:
         reader = _Reader(self, 0, hint)
         chosen = itertools.islice(numbers, count)
         samples = [self._get(functools.partial(reader.sample, number, generator_for(0, number))) for number in chosen]
-        batch = {name: to_float32(value) for name, value in _collate(samples).items()}
+        batch = {name: to_float32(value) for name, value in collate(samples).items()}
         return batch, [sample["prompt"] for sample in samples]
 
     def _numbered(
@@ -299,7 +299,7 @@ class _Reader:
 
     def __call__(self, planned: _PlannedBatch) -> dict[str, Any]:
         samples = [self.sample(sample, generator_for(self.seed, planned.number, row)) for row, sample in planned.rows]
-        batch = _collate(samples) | {"share": torch.tensor(planned.share)}
+        batch = collate(samples) | {"share": torch.tensor(planned.share)}
         return batch | ({"keys": []} if planned.idle else {})
 
     def sample(self, sample: int, generator: torch.Generator) -> dict[str, Any]:
@@ -390,7 +390,9 @@ def padded(tokens: int) -> int:
     return -(-tokens // CAPTION_PADDING) * CAPTION_PADDING
 
 
-def _collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples, each with caption (tokens, D), image_size, aspect_ratio and keys, and latent, hint and mask or none of
+    them, as one batch of `FeatureDataset.batches`."""
     lengths = [len(sample["caption"]) for sample in samples]
     caption = samples[0]["caption"].new_zeros(len(samples), padded(max(lengths)), samples[0]["caption"].shape[1])
     for row, (sample, length) in enumerate(zip(samples, lengths, strict=True)):

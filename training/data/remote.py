@@ -14,6 +14,7 @@ from typing import Any
 
 from ...pixart_core.leftovers import temporary_folder
 from ...pixart_core.saving import replacing
+from ...pixart_core.textfile import parse_json
 from ..machine import DiskError
 from .shards import DESCRIPTION, DataError, Shard, ShardInfo, hash_file
 from .waiting import Aside, StoreBusy
@@ -62,7 +63,10 @@ class Location:
                 url = f"{self.address}/{DESCRIPTION}"
                 with explained(url, self.cache):
                     _download(url, folder / DESCRIPTION)
-                return (folder / DESCRIPTION).read_bytes()
+                text = (folder / DESCRIPTION).read_bytes()
+            if not _is_json(text) and self._may_be_cut(DESCRIPTION):  # it has no checksum of its own
+                raise StoreBusy(f"{url} cannot be read: it came cut short, or as something else")
+            return text
         try:
             return Path(self.address, DESCRIPTION).read_bytes()
         except OSError as error:
@@ -95,10 +99,14 @@ class Location:
         return path
 
     def _refuse(self, url: str, info: ShardInfo, size: int) -> None:
-        times = self._short[info.name] = self._short.get(info.name, 0) + 1
-        if size < info.bytes and times < _SHORT:
+        if size < info.bytes and self._may_be_cut(info.name):
             raise StoreBusy(f"{url} cannot be read: it came with {size} of its {info.bytes} bytes")
         raise DataError(f"shard {url} is damaged or not the one that dataset.json lists: copy it there again")
+
+    def _may_be_cut(self, name: str) -> bool:
+        """Whether a file that came wrong is asked for again."""
+        self._short[name] = self._short.get(name, 0) + 1
+        return self._short[name] < _SHORT
 
 
 def fetch_whole(url: str, path: Path) -> Path:
@@ -163,6 +171,14 @@ def file_system(url: str) -> tuple[Any, str]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED, sock_read=STALLED)
         options = {"client_kwargs": {"timeout": timeout, **kept}}
     return fsspec.core.url_to_fs(url, **options)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...pixart_core.autoencoder import AutoencoderTiny
 from ...pixart_core.autoencoder_config import TinyConfig
 from ...pixart_core.vae import save_vae
+from .learning import Learner
 from .scenes import draw, random_scene
 
 SIZES = ((128, 128), (96, 160), (160, 96))
@@ -75,23 +76,18 @@ def train(
     torch.manual_seed(seed)
     rng = random.Random(seed)
     vae = build(channels).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    learner = Learner(vae, steps, learning_rate, weight_decay=1e-3)
     held_out = torch.cat([crops(random.Random(10_000 + i), 1, 96) for i in range(48)])
-    for step in range(1, steps + 1):
+    while learner.step < steps:
         pictures = crops(rng, batch, side)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             latent = vae.encoder(pictures).float()
             output_picture = vae.decoder(latent + noise * torch.randn_like(latent)).float()
         loss = reconstruction_loss(output_picture, pictures) + 0.1 * moment_penalty(latent)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 0 or step == steps:
+        learner.update(loss)
+        if learner.tells(100):
             print(
-                f"step {step} loss {loss.item():.4f} PSNR {psnr(vae, held_out):.2f} dB "
+                f"step {learner.step} loss {loss.item():.4f} PSNR {psnr(vae, held_out):.2f} dB "
                 f"latent std {latent.std().item():.2f} max {latent.abs().max().item():.1f}",
                 flush=True,
             )

@@ -86,6 +86,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("models", type=Path, help="pipeline folder with base/")
     parser.add_argument("runs", type=Path, nargs="+", help="lcd or lcm-lora runs that kept their checkpoints")
     parser.add_argument("--teacher", type=Path, help="the runs' base; else the folder's own")
+    parser.add_argument("--no-teacher", action="store_true", help="do not measure it: only the runs")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="of sampling")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, 1 to 10")
@@ -95,10 +96,11 @@ def main(arguments: list[str]) -> None:
     exam, seeds = Exam(Pipeline.from_pretrained(options.models), options.count), range(options.seeds)
     configs = [restore(str(run))[0].config for run in options.runs]
     guidance = {config.guidance for config in configs if isinstance(config, DistillConfig)}
-    if len(guidance) > 1:
+    if len(guidance) > 1 and not options.no_teacher:
         parser.error(f"the runs learn different guidance scales ({sorted(guidance)}): plot those of each apart")
-    lines = teacher_marks(teacher, guidance.pop(), exam, seeds)
-    print(json.dumps(lines), flush=True)
+    lines = {} if options.no_teacher else teacher_marks(teacher, guidance.pop(), exam, seeds)
+    if lines:
+        print(json.dumps(lines), flush=True)
     curves = {run.name: curve(run, exam, options.steps, seeds) for run in options.runs}
     if options.plot is not None:
         plot(curves, lines, options.steps, options.plot)

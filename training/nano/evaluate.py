@@ -6,13 +6,15 @@ import argparse
 import json
 import random
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ...pixart_core.pipeline import Hint, Pipeline
+from ...pixart_core.controlnet import Hint
+from ...pixart_core.pipeline import Pipeline
 from .. import sampling
 from .checker import attributes_right
 from .scenes import ATTRIBUTES, caption, random_scene
@@ -20,6 +22,8 @@ from .scenes import ATTRIBUTES, caption, random_scene
 SIZES = ((128, 128), (128, 128), (96, 160), (160, 96))
 """Height, width; the squares twice, as in training."""
 SEED = 20_240_117
+BATCH = 25
+"""Pictures that are made at once."""
 
 
 def held_out_prompts(count: int) -> list[tuple]:
@@ -29,33 +33,38 @@ def held_out_prompts(count: int) -> list[tuple]:
     return [(scene, caption(scene, rng), SIZES[index % len(SIZES)]) for index, scene in enumerate(scenes)]
 
 
-def latents(
-    pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, strength: float = 1.0, **options
-) -> list[Tensor]:
-    """A latent (4, h, w) for each prompt; sizes are made in batches, the order is kept.
+def by_size(prompts: list[tuple], make: Callable[[tuple[int, int], list[int], int], Iterable[Tensor]]) -> list[Tensor]:
+    """A latent (4, h, w) for each of `held_out_prompts`, in their order; those of one size are made `BATCH` at once.
 
     Args:
-        hints: (1, H, W, 3) for each picture.
-        strength: of the hints.
-        options: of `Pipeline.sample`.
+        make: of a size, the prompts' numbers, and how many of the size there were before.
     """
     made: dict[int, Tensor] = {}
     for size in sorted({size for _, _, size in prompts}):
         rows = [index for index, prompt in enumerate(prompts) if prompt[2] == size]
-        for start in range(0, len(rows), 25):
-            chunk = rows[start : start + 25]
-            texts = [prompts[index][1] for index in chunk]
-            hint = None if hints is None else Hint(torch.cat([hints[index] for index in chunk]), strength)
-            batch = pipeline.sample(texts, height=size[0], width=size[1], seed=start, hint=hint, **options)
-            made |= zip(chunk, batch, strict=True)
+        for start in range(0, len(rows), BATCH):
+            chunk = rows[start : start + BATCH]
+            made |= zip(chunk, make(size, chunk, start), strict=True)
     return [made[index] for index in range(len(prompts))]
 
 
 def pictures(
     pipeline: Pipeline, prompts: list[tuple], hints: list[Tensor] | None = None, strength: float = 1.0, **options
 ) -> list[Image.Image]:
-    """`latents` as pictures."""
-    return sampling.pictures(pipeline.vae, latents(pipeline, prompts, hints, strength, **options))
+    """A picture for each prompt.
+
+    Args:
+        hints: (1, H, W, 3) for each picture.
+        strength: of the hints.
+        options: of `Pipeline.sample`.
+    """
+
+    def make(size: tuple[int, int], rows: list[int], start: int) -> Tensor:
+        texts = [prompts[index][1] for index in rows]
+        hint = None if hints is None else Hint(torch.cat([hints[index] for index in rows]), strength)
+        return pipeline.sample(texts, height=size[0], width=size[1], seed=start, hint=hint, **options)
+
+    return sampling.pictures(pipeline.vae, by_size(prompts, make))
 
 
 def score(made: list[Image.Image], prompts: list[tuple]) -> dict[str, float]:

@@ -13,12 +13,11 @@ from torch import Tensor
 from ...pixart_core.pipeline import Pipeline
 from ...pixart_core.vae import FACTOR, encode
 from ..sampling import pictures, sample_latents
-from .evaluate import SEED, held_out_prompts, score
+from .evaluate import BATCH, SEED, by_size, held_out_prompts, score
 from .frechet import features, frechet_distance
 from .scenes import draw
 
 SEEDS = (0, 1, 2)
-_BATCH = 25
 # Student's t for 95 % on both sides, by the number of seeds less one.
 _T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -36,7 +35,7 @@ class Exam:
         self.vae, self.prompts = pipeline.vae, held_out_prompts(count)
         length = pipeline.transformer.config.model_max_length
         texts = [text for _, text, _ in self.prompts]
-        parts = [pipeline.text.encode(texts[i : i + _BATCH], length) for i in range(0, count, _BATCH)]
+        parts = [pipeline.text.encode(texts[i : i + BATCH], length) for i in range(0, count, BATCH)]
         self.caption, self.mask = (torch.cat(part) for part in zip(*parts, strict=True))
         rng = random.Random(SEED)
         scenes = [draw(scene, size, rng.randrange(2**31)) for scene, _, size in self.prompts * drawings]
@@ -61,20 +60,15 @@ class Exam:
         return {"attributes": shares["all"], "distance": frechet_distance(found, self.reference)}
 
     def _latents(self, predictor, steps: int, seed: int, sampler: str = "lcm", null: Tensor | None = None, **options):
-        made: dict[int, Tensor] = {}
-        for height, width in sorted({size for _, _, size in self.prompts}):
-            rows = [index for index, prompt in enumerate(self.prompts) if prompt[2] == (height, width)]
-            for start in range(0, len(rows), _BATCH):
-                chunk = rows[start : start + _BATCH]
-                batch = {
-                    "latent": torch.empty(len(chunk), 4, height // FACTOR, width // FACTOR),
-                    "caption": self.caption[chunk],
-                    "caption_mask": self.mask[chunk],
-                }
-                noise = seed * 1000 + start
-                latents = sample_latents(predictor, batch, sampler, null, noise, steps=steps, **options)
-                made |= zip(chunk, latents, strict=True)
-        return [made[index] for index in range(len(self.prompts))]
+        def make(size: tuple[int, int], rows: list[int], start: int) -> Tensor:
+            batch = {
+                "latent": torch.empty(len(rows), 4, *(side // FACTOR for side in size)),
+                "caption": self.caption[rows],
+                "caption_mask": self.mask[rows],
+            }
+            return sample_latents(predictor, batch, sampler, null, seed * 1000 + start, steps=steps, **options)
+
+        return by_size(self.prompts, make)
 
     def _encode(self, picture) -> Tensor:
         return encode(self.vae, torch.from_numpy(np.asarray(picture, np.float32) / 255)[None])

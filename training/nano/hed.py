@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...pixart_core.hed import HED, load_hed
 from ...pixart_core.saving import save_weights
-from ..storage import replacing
+from .learning import Learner
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
 from .scenes import boundaries, draw, random_scene
 
@@ -96,40 +96,6 @@ def fold_scale(net: HED) -> HED:
     return net
 
 
-class Learning:
-    """The network, its optimizer and where it stands; kept in a file so that a training can go on."""
-
-    def __init__(self, file: Path, steps: int, learning_rate: float, seed: int):
-        torch.manual_seed(seed)
-        self.file, self.step = file, 0
-        self.net = build().to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
-        )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, learning_rate, total_steps=steps, pct_start=0.1
-        )
-        if file.exists():
-            state = torch.load(file, weights_only=True)
-            self.step = state["step"]
-            for part in ("net", "optimizer", "schedule"):
-                getattr(self, part).load_state_dict(state[part])
-            print(f"going on after step {self.step}", flush=True)
-
-    def save(self) -> None:
-        parts = {part: getattr(self, part).state_dict() for part in ("net", "optimizer", "schedule")}
-        with replacing(self.file) as temporary:
-            torch.save({"step": self.step, **parts}, temporary)
-
-    def update(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.step += 1
-
-
 def see(net: HED, pixels: Tensor) -> list[Tensor]:
     """Side outputs for pixels in 0 … 255 while the scale is not folded in."""
     return net((pixels / _SCALE).contiguous(memory_format=torch.channels_last))
@@ -149,23 +115,25 @@ def step_loss(net: HED, rng: random.Random, batch: int, crops: Crops | None) -> 
 def train(output: Path, steps: int, batch: int, learning_rate: float, seed: int, crops: Crops | None = None) -> Path:
     """Train and save `output`/hed.safetensors in half precision; prints a line every `_EVERY` steps."""
     output.mkdir(parents=True, exist_ok=True)
-    learning = Learning(output / "training.pt", steps, learning_rate, seed)
+    torch.manual_seed(seed)
+    net = build().to(memory_format=torch.channels_last)
+    learner = Learner(net, steps, learning_rate, weight_decay=1e-4, file=output / "training.pt")
     held_out = [scene_batch(random.Random(10_000 + index), 16, size) for index, size in enumerate(SIZES)]
     start = time.perf_counter()
-    while learning.step < steps:
+    while learner.step < steps:
         # Drawn by the number of the step, so that nothing random has to be kept.
-        loss = step_loss(learning.net, random.Random(f"{seed} {learning.step}"), batch, crops)
-        learning.update(loss)
-        if learning.step % _EVERY == 0 or learning.step == steps:
+        loss = step_loss(net, random.Random(f"{seed} {learner.step}"), batch, crops)
+        learner.update(loss)
+        if learner.tells(_EVERY):
             with torch.no_grad():
-                scores = [f1(_fused(learning.net, pictures / _SCALE), edges) for pictures, edges in held_out]
+                scores = [f1(_fused(net, pictures / _SCALE), edges) for pictures, edges in held_out]
             print(
-                f"step {learning.step} loss {loss.item():.3f} F1 {sum(scores) / len(scores):.3f} "
+                f"step {learner.step} loss {loss.item():.3f} F1 {sum(scores) / len(scores):.3f} "
                 f"{time.perf_counter() - start:.0f} s",
                 flush=True,
             )
-            learning.save()
-    state = {name: tensor.half() for name, tensor in fold_scale(learning.net).state_dict().items()}
+            learner.save()
+    state = {name: tensor.half() for name, tensor in fold_scale(net).state_dict().items()}
     return save_weights(state, output / "hed.safetensors")
 
 

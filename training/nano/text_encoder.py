@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...pixart_core.tokenizer import complete_tokenizer
+from .learning import Learner
 from .scenes import GROUNDS, MOUNTAINS, SIDES, TIMES, Scene, caption, random_scene
 
 VALUES = {
@@ -109,9 +110,8 @@ def train(
         use_cache=False,
     )
     model = Pretraining(T5EncoderModel(config))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
-    for step in range(1, steps + 1):
+    learner = Learner(model, steps, learning_rate, weight_decay=0.01, beta2=0.999, clip=None)
+    while learner.step < steps:
         scenes = [random_scene(rng) for _ in range(batch)]
         encoded = tokenizer(
             [caption(scene, rng) for scene in scenes],
@@ -121,13 +121,10 @@ def train(
             return_tensors="pt",
         )
         loss, right = model(encoded.input_ids, encoded.attention_mask, scenes, tokenizer.unk_token_id)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % 200 == 0 or step == steps:
+        learner.update(loss)
+        if learner.tells(200):
             print(
-                f"step {step} loss {loss.item():.4f} attributes right {100 * right.item():.1f} % "
+                f"step {learner.step} loss {loss.item():.4f} attributes right {100 * right.item():.1f} % "
                 f"tokens {encoded.input_ids.shape[1]}",
                 flush=True,
             )

@@ -21,6 +21,7 @@ from ..config import ConfigError, PrepareConfig
 from ..data.shards import DataError, flipped, hash_file
 from ..task import DTYPES
 from .detectors import Detector
+from .drawn import CHANNELS, SCALING_FACTOR, Painter, drawing_identity
 from .inputs import Inputs
 
 _PIXELS = 1 << 20
@@ -72,6 +73,10 @@ class Encoders:
         return load_hed(self.config.hed, device=self.device)
 
     @functools.cached_property
+    def painter(self) -> Painter:
+        return Painter(self.config, self.device)
+
+    @functools.cached_property
     def detector(self) -> Detector:
         return Detector(self.config, self.device)
 
@@ -79,7 +84,8 @@ class Encoders:
     def needs_vae(self) -> bool:
         """Whether anything is left for the autoencoder to do; a folder of hints may hold features only."""
         config = self.config
-        return not config.latents or config.finds_hints or bool(config.hint_folder and config.models)
+        made = config.latents or config.prompts
+        return not made or config.finds_hints or bool(config.hint_folder and config.models)
 
     def identity(self) -> dict[str, Any]:
         """Names the networks and settings that decide what a sample holds.
@@ -88,6 +94,8 @@ class Encoders:
         """
         config = self.config
         named: dict[str, Any] = {"max_tokens": config.max_tokens, "batch_size": config.batch_size}
+        if config.prompts:
+            named["drawn"] = drawing_identity(config)
         if self.needs_vae:
             folder = Path(self._models())
             folder = folder / "vae" if (folder / "vae").is_dir() else folder
@@ -109,16 +117,20 @@ class Encoders:
 
     def shape(self) -> tuple[int, int]:
         """Channels of the moments and of the embeddings that are stored; PixArt-α's where no network says it."""
+        if self.config.prompts:
+            return CHANNELS, self.text.width
         has_vae, has_text = self.needs_vae and self.config.models, not self.config.embeddings and self.config.models
         moments = 4 if has_vae and not hasattr(self.vae.config, "down_block_types") else 8
         return moments, self.text.width if has_text else 4096
 
     def scaling_factor(self) -> float:
         """What latents are multiplied by before a transformer sees them."""
+        if self.config.prompts:
+            return SCALING_FACTOR
         return self.vae.config.scaling_factor if self.needs_vae else _OFFICIAL_SCALE
 
     def free(self, *networks: str) -> None:
-        """Take networks (`text`, `vae`, `hed`) out of memory; they are loaded again when they are needed."""
+        """Take networks (`text`, `vae`, `hed`, `painter`) out of memory; they are loaded again when they are needed."""
         if "text" in networks and "text" in self.__dict__:
             self.text.unload()
         for name in {*networks} - {"text"}:
@@ -127,8 +139,8 @@ class Encoders:
             torch.cuda.empty_cache()
 
     def encode(self, batch: Sequence[Inputs], done: Callable[[int], None]) -> list[dict[str, Any]]:
-        """The parts of samples (see data/shards.py) of pictures of one bucket, captions aside. The same batch gives the
-        same bits. Large pictures go through the networks a few at a time.
+        """The parts of samples (see data/shards.py) of pictures of one bucket; embeddings of captions are among what is
+        cached. The same batch gives the same bits. Large pictures go through the networks a few at a time.
 
         Args:
             done: told how many pictures went through, whenever some did and others follow.
@@ -138,7 +150,8 @@ class Encoders:
         """
         samples = [{**inputs.cached} for inputs in batch]
         shown = batch[0].picture if batch[0].picture is not None else batch[0].hint
-        count = len(batch) if shown is None else max(1, _PIXELS // (shown.shape[0] * shown.shape[1]))
+        size = batch[0].size if self.config.prompts else (1, 1) if shown is None else shown.shape
+        count = max(1, _PIXELS // (size[0] * size[1]))
         for start in range(0, len(batch), count):
             self._encode_some(samples[start : start + count], batch[start : start + count])
             if start + count < len(batch):
@@ -149,6 +162,9 @@ class Encoders:
         return samples
 
     def _encode_some(self, samples: list[dict[str, Any]], batch: Sequence[Inputs]) -> None:
+        if self.config.prompts:
+            self._add(samples, "moments.npy", self.painter.draw(batch))
+            return
         shown = {}
         if batch[0].picture is not None:
             shown["moments.npy"] = self._tensor(inputs.picture for inputs in batch)

@@ -51,7 +51,7 @@ class InputReader:
         self.config = config
         # The usual suffixes first: on a network disk each look takes a while.
         self.hint_suffixes = (".npz", ".npy", *sorted(suffixes(), key=lambda suffix: (suffix not in _USUAL, suffix)))
-        self.needs_picture = not config.latents or config.finds_hints
+        self.needs_picture = config.finds_hints or not (config.latents or config.prompts)
 
     def files(self, source: Source) -> list[Path]:
         """Every file that a sample is made from, archives aside; of those that are missing, where it should be."""
@@ -109,8 +109,7 @@ class InputReader:
         # A cache holds one embedding, of the first prompt if a list says it at all.
         if self.config.embeddings:
             return (source.listed or ("",))[:1]
-        captions, trigger = source.captions(self.config.encoding), self.config.trigger
-        return tuple(f"{trigger}, {each}" if each else trigger for each in captions) if trigger else captions
+        return with_trigger(source.captions(self.config.encoding), self.config.trigger)
 
     def contents(self, source: Source) -> list[str]:
         """Names the content of everything that a sample is made from, that of the picture first."""
@@ -161,6 +160,11 @@ class InputReader:
             raise HintError(f"its hint is {size} px, of another shape than its {_text(inputs.size)} px")
         if bucket is not None:
             inputs.hint = fit(hint, *bucket)
+
+
+def with_trigger(captions: tuple[str, ...], trigger: str) -> tuple[str, ...]:
+    """Captions behind the words that come before every one of them, if there are such."""
+    return tuple(f"{trigger}, {each}" if each else trigger for each in captions) if trigger else captions
 
 
 @functools.lru_cache(maxsize=1)

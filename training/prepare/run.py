@@ -17,6 +17,7 @@ from ..data.shards import DESCRIPTION, DataError, Shard, ShardInfo, write_descri
 from ..machine import require_room
 from .archives import Listing, find_archives
 from .captions import Captions, Encoded, remove_captions
+from .drawn import plan_drawing
 from .encoders import Encoders
 from .inputs import HintError, InputReader, Inputs, MaskError
 from .inside import OutsideError
@@ -24,6 +25,7 @@ from .opened import is_url
 from .pictures import PictureError
 from .plan import PlannedShard, plan_shards, remove_others
 from .progress import Progress, follow, say
+from .prompted import check_drawing, find_prompts
 from .report import Report, count_buckets, left_out
 from .sources import CaptionError, Found, Source, find_packed, find_sources
 from .survey import survey
@@ -66,15 +68,17 @@ def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report
     part, parts = which_part(config)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
+    if config.prompts:
+        check_drawing(config)
     encoders = Encoders(config)
     progress.say_state("preparing", device=str(encoders.device))
     identity = {} if dry_run else encoders.identity()  # early, because it names missing weights
     found = _find(config, part, parts, progress)
     sources = found.sources
-    findings = survey(sources, config, part, parts, progress)
+    findings = plan_drawing(sources, config) if config.prompts else survey(sources, config, part, parts, progress)
     shards = plan_shards(sources, findings, config.shard_size)
     report = Report(
-        input=config.input,
+        input=config.input or config.prompts,
         pictures=len(sources),
         usable=sum(not finding.problem for finding in findings),
         left_out=left_out(sources, findings),
@@ -98,7 +102,9 @@ def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report
 
 
 def _find(config: PrepareConfig, part: int, parts: int, progress: Progress) -> Found:
-    """The pictures of the input, whatever it is."""
+    """The pictures of the input, whatever it is, or those that are to be drawn."""
+    if config.prompts:
+        return Found(find_prompts(config))
     if is_url(config.input):
         progress.be_patient()
     archives = progress.get(lambda: find_archives(config.input, config.only_inside))
@@ -136,7 +142,7 @@ def _make(
 ) -> None:
     output = Path(config.output)
     own = list(zip(shards, states, strict=True))[part::parts]
-    progress.begin("running", "encoded", sum(len(shard.entries) for shard, _ in own))
+    progress.begin("running", "drawn" if config.prompts else "encoded", sum(len(shard.entries) for shard, _ in own))
     todo = []
     for shard, state in own:
         progress.check()
@@ -176,7 +182,7 @@ def _encode_captions(some, config: PrepareConfig, encoders: Encoders, progress: 
     missing = [(shard, kept) for shard, state in some if not (kept := _captions(config, shard, state)).made()]
     total, done = sum(len(shard.entries) for shard, _ in missing), 0
     if missing:
-        encoders.free("vae", "hed")
+        encoders.free("vae", "hed", "painter")
 
     def encoded(shard: PlannedShard):
         nonlocal done
@@ -232,25 +238,28 @@ def _samples(
     for batch in batches:
         progress.check()
         done = progress.status["step"] + len(batch)
-        for inputs, parts in zip(batch, encoders.encode(batch, progress.add), strict=True):
+        tokens = [None if captions is None else _add_caption(inputs, next(captions)) for inputs in batch]
+        for inputs, each, parts in zip(batch, tokens, encoders.encode(batch, progress.add), strict=True):
             number, (source, finding) = next(entries)
-            if captions is not None:
-                wordings, parts["tokens"], parts["caption.npy"] = next(captions)
-                if wordings != inputs.captions:
-                    raise DataError(
-                        f"{source.name} has another caption than when it was looked at: run `prepare` again"
-                    )
             about = {
                 "height": inputs.size[0],
                 "width": inputs.size[1],
                 "bucket": list(shard.bucket),
                 "ratio": finding.ratio,
                 "captions": list(inputs.captions),
-                "tokens": parts.pop("tokens", None) or [len(parts["caption.npy"])],
+                "tokens": each or [len(parts["caption.npy"])],
                 "source": source.name,
             }
             yield {"__key__": f"{number:08d}", "json": about, **parts}
         progress.add(done - progress.status["step"])
+
+
+def _add_caption(inputs: Inputs, encoded: Encoded) -> list[int]:
+    """Give a picture the embeddings of its wordings; returns their tokens."""
+    wordings, tokens, inputs.cached["caption.npy"] = encoded
+    if wordings != inputs.captions:
+        raise DataError(f"{inputs.source.name} has another caption than when it was looked at: run `prepare` again")
+    return tokens
 
 
 def _knobs(shards: list[PlannedShard], config: PrepareConfig) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What a run is watched by: its own prompts, and the loss on what it does not train on."""
+"""What a run is watched by: what it says of itself, samples of its own prompts, the loss on what it never trains on."""

@@ -6,8 +6,9 @@ const JOB = "pixart_delta_job"; // in a node's output, and in its properties: sa
 // These nodes, and what their jobs are ("": any). Checked, because another graph may have been opened since the prompt was
 // sent, with another node of the same id.
 const COMMAND = {
-    PixArtDeltaDataset: "prepare", PixArtDeltaTrainLCD: "lcd", PixArtDeltaTrainLCMLora: "lcm-lora",
+    PixArtDeltaDataset: "prepare", PixArtDeltaPromptDataset: "prepare", PixArtDeltaTrainLCD: "lcd", PixArtDeltaTrainLCMLora: "lcm-lora",
     PixArtDeltaTrainControlNet: "controlnet", PixArtDeltaFineTune: "finetune", PixArtDeltaTrainingStatus: "",
+    PixArtDeltaTrainedResult: "",
 };
 const WIDGET = "pixart_delta_line";
 const LINE = 16; // px

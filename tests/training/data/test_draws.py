@@ -24,6 +24,13 @@ def test_every_seed_step_micro_batch_and_row_differs():
 
 def test_shapes_types_and_ranges():
     noise, index, share = numbers(Draws(0, 0, 0, 500, slice(None)))
-    assert noise.shape == (500, 4, 3, 2) and abs(noise.mean()) < 0.05 and abs(noise.std() - 1) < 0.05
-    assert index.shape == (500,) and index.dtype == torch.int64 and 0 <= index.min() < 50 and 950 < index.max() < 1000
-    assert share.shape == (500,) and 0 <= share.min() < 0.05 and 0.95 < share.max() < 1
+    assert noise.shape == (500, 4, 3, 2)
+    assert abs(noise.mean()) < 0.05
+    assert abs(noise.std() - 1) < 0.05
+    assert index.shape == (500,)
+    assert index.dtype == torch.int64
+    assert 0 <= index.min() < 50
+    assert 950 < index.max() < 1000
+    assert share.shape == (500,)
+    assert 0 <= share.min() < 0.05
+    assert 0.95 < share.max() < 1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import TrainConfig
+from ..config import TrainConfig
 
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "schedulefree": "schedulefree"}
 """What must be installed for one; the others are PyTorch's."""

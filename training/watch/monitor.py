@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .config import TrainConfig
-from .machine import duration
-from .run_dir import RunDir, RunDirError
-from .storage import replacing
+from ..config import TrainConfig
+from ..machine import duration
+from ..run_dir import RunDir, RunDirError
+from ..storage import replacing
 
 _STATUS_SECONDS = 0.5
 _WAITING_SECONDS = 5.0

@@ -1,0 +1,66 @@
+"""How the family's small networks are trained: AdamW on one cycle of the learning rate, kept so that it can go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..storage import replacing
+
+_KEPT = ("net", "optimizer", "schedule")
+
+
+class Learner:
+    """A network, its optimizer and where it stands.
+
+    Args:
+        steps: of the whole cycle.
+        clip: largest gradient norm; None = no clipping.
+        file: what a stopped training goes on from; None = it is not kept.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        steps: int,
+        learning_rate: float,
+        weight_decay: float,
+        beta2: float = 0.99,
+        clip: float | None = 1.0,
+        file: Path | None = None,
+    ):
+        self.net, self.steps, self.clip, self.file, self.step = net, steps, clip, file, 0
+        self.optimizer = torch.optim.AdamW(
+            net.parameters(), lr=learning_rate, betas=(0.9, beta2), weight_decay=weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, learning_rate, total_steps=steps, pct_start=0.1
+        )
+        if file is not None and file.exists():
+            state = torch.load(file, weights_only=True)
+            self.step = state["step"]
+            for part in _KEPT:
+                getattr(self, part).load_state_dict(state[part])
+            print(f"going on after step {self.step}", flush=True)
+
+    def update(self, loss: Tensor) -> None:
+        """Take a step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+
+    def tells(self, every: int) -> bool:
+        """Whether it is time to say how far it is."""
+        return self.step % every == 0 or self.step == self.steps
+
+    def save(self) -> None:
+        """Keep what it goes on from."""
+        assert self.file is not None, "it has no file"
+        with replacing(self.file) as temporary:
+            torch.save({"step": self.step, **{part: getattr(self, part).state_dict() for part in _KEPT}}, temporary)
