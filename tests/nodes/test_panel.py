@@ -23,7 +23,8 @@ def run_template(page, server, steps: int) -> str:
             await window.app.loadGraphData(workflow);
             const node = window.app.graph._nodes.find(node => node.type === "PixArtDeltaTrainLCD");
             const values = { steps, batch_size: 2, sample_every: 4, sample_prompts: "a lake at dawn" };
-            for (const widget of node.widgets) widget.value = values[widget.name] ?? widget.value;
+            const find = name => node.widgets.find(widget => widget.name === name);
+            for (const [name, value] of Object.entries(values)) find(name).value = value;
             await window.app.queuePrompt(0);
         }""",
         [workflow, steps],

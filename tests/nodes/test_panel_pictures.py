@@ -232,35 +232,3 @@ def test_a_job_that_begins_to_run_opens_itself(panel, running):
     panel.evaluate("() => document.activeElement.blur()")
     change(folder, state="running", pid=pid)
     panel.locator('li[data-job="begins"] .pxd-detail').wait_for()
-
-
-def test_what_shows_a_running_job_is_drawn_anew(panel, running):
-    """A status node's previews follow the samples of its job; switched off they stay as they are."""
-    folder = running("followed")
-    draw(folder, 1)
-    state_of(panel, "followed", "running")
-    panel.evaluate(
-        """() => {
-            const { graph, api } = window.app;
-            graph.clear();
-            const status = LiteGraph.createNode("PixArtDeltaTrainingStatus");
-            const shown = LiteGraph.createNode("PreviewImage");
-            for (const node of [status, shown]) graph.add(node);
-            status.widgets.find(widget => widget.name === "job").value = "followed";
-            status.connect(1, shown, 0);
-            window.followed = [];
-            api.addEventListener("executed", ({ detail }) => {
-                if (String(detail.node) === String(shown.id)) window.followed.push(detail.output.images[0]);
-            });
-            window.statusNode = status;
-        }"""
-    )
-    panel.wait_for_timeout(3000)  # what there was before it was looked at is not news
-    assert panel.evaluate("() => window.followed.length") == 0
-    draw(folder, 2)
-    panel.wait_for_function("() => window.followed.length === 1")
-    panel.evaluate("() => { window.statusNode.widgets.find(widget => widget.name === 'follow').value = false; }")
-    draw(folder, 3)
-    panel.wait_for_timeout(3000)
-    assert panel.evaluate("() => window.followed.length") == 1
-    panel.evaluate("() => window.app.graph.clear()")
