@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..pixart_core.lcm import GRIDS, MAX_STEPS
-from .bridge.guider import add_lcm_sampling, run_lcm
+from .bridge.guider import add_lcm_sampling, run_lcm, switch_graphs
 from .inputs import CATEGORY
 
 
@@ -92,3 +92,34 @@ class PixArtDeltaLCMSampling(io.ComfyNode):
     @classmethod
     def execute(cls, model) -> io.NodeOutput:
         return io.NodeOutput(add_lcm_sampling(model))
+
+
+class PixArtDeltaCudaGraphs(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PixArtDeltaCudaGraphs",
+            display_name="PixArt-δ CUDA Graphs",
+            category=CATEGORY,
+            search_aliases=["cuda graph", "fast", "speed", "compile", "latency", "dynamic vram"],
+            description="Turns CUDA graphs off for this model, or keeps it out of ComfyUI's dynamic memory so that "
+            "they can be used. Without this node they are used on NVIDIA GPUs wherever that is safe; the log says so. "
+            "The pictures are the same.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="From PixArt-δ Model Loader. Put LoRA loaders and other patches after this node."
+                ),
+                io.Boolean.Input(
+                    "enabled",
+                    default=True,
+                    tooltip="On: the model stays whole on the GPU while it samples, and from a size's second step on "
+                    "the GPU repeats what it was given before, instead of waiting for Python. Off: never, which takes "
+                    "a little less memory.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The MODEL, for LoRA loaders and samplers.")],
+        )
+
+    @classmethod
+    def execute(cls, model, enabled: bool) -> io.NodeOutput:
+        return io.NodeOutput(switch_graphs(model, enabled))

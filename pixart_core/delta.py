@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class Delta:
     down: Tensor
     """(rank, columns)."""
     alpha: float
+    magnitude: Tensor | None = None
+    """(rows,), of a DoRA: the changed rows are multiplied by this over the size of the rows before."""
 
     @property
     def scale(self) -> float:
@@ -49,6 +52,50 @@ class Delta:
     def matrix(self) -> Tensor:
         """up · down · alpha / rank, (rows, columns) float32."""
         return self.scale * (self.up.float() @ self.down.float())
+
+    def change(self, rows: Tensor) -> Tensor:
+        """What it adds to the rows (R, …) float32 that it changes, at strength 1."""
+        added = self.matrix().to(rows.device).reshape(rows.shape)
+        if self.magnitude is None:
+            return added
+        size = rows.flatten(1).norm(dim=1) + torch.finfo(torch.float32).eps
+        ratio = (self.magnitude.to(rows.device).float() / size).view(-1, *[1] * (rows.ndim - 1))
+        return (rows + added) * ratio - rows
+
+
+@dataclass(frozen=True)
+class Kron:
+    """One change of one weight, or of some rows of a fused one, that is a Kronecker product: a LoKr's."""
+
+    key: str
+    part: int
+    parts: int
+    first: Tensor
+    """(a, b), with the scale in it."""
+    second: Tensor
+    """(c, d), or (c, d, kernel, kernel) of a convolution; the weight is (a · c, b · d, …)."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns that it changes, kernels flattened."""
+        a, b = self.first.shape
+        c, d = self.second.flatten(1).shape
+        return a * c, b * d
+
+    @property
+    def rows(self) -> slice | None:
+        """As `Delta.rows`."""
+        height = self.shape[0]
+        return None if self.parts == 1 else slice(self.part * height, (self.part + 1) * height)
+
+    def matrix(self) -> Tensor:
+        """(rows, columns) float32."""
+        first = self.first.float().view(*self.first.shape, *[1] * (self.second.ndim - 2))
+        return torch.kron(first, self.second.float()).flatten(1)
+
+    def change(self, rows: Tensor) -> Tensor:
+        """As `Delta.change`."""
+        return self.matrix().to(rows.device).reshape(rows.shape)
 
 
 @dataclass(frozen=True)
@@ -82,6 +129,13 @@ class Lora:
     """Beside the low-rank changes: of biases mostly, as ComfyUI's LoraSave extracts them."""
     left_out: tuple[str, ...] = ()
     """Names in the file that are not of the transformer: a text encoder's, an embedding's."""
+    krons: tuple[Kron, ...] = ()
+    """In place of the low-rank changes, or for other weights."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a LoRA and nothing else: no DoRA, no LoKr."""
+        return not self.krons and all(delta.magnitude is None for delta in self.deltas)
 
     @property
     def rank(self) -> int:
@@ -97,11 +151,24 @@ class Lora:
                 changes = [(names[delta.part], delta.up)]
             else:  # a LoRA of a whole fused matrix: each part takes its rows of `up`, all share `down`
                 changes = list(zip(names, delta.up.chunk(len(names)), strict=True))
-            for name, up in changes:
+            sizes: Any = itertools.repeat(None)
+            if delta.magnitude is not None:
+                sizes = delta.magnitude.chunk(len(changes))
+            for (name, up), size in zip(changes, sizes, strict=False):
                 stem = "transformer." + name.removesuffix(".weight")
                 out[f"{stem}.lora_A.weight"] = delta.down.clone()
                 out[f"{stem}.lora_B.weight"] = up.clone()
                 out[f"{stem}.alpha"] = torch.tensor(float(delta.alpha))
+                if size is not None:
+                    out[f"{stem}.dora_scale"] = size.clone()[:, None]
+        for kron in self.krons:
+            names = diffusers_names(kron.key)
+            if kron.parts == 1 and len(names) > 1:  # its product cannot be cut into parts
+                for name, value in zip(names, kron.matrix().chunk(len(names)), strict=True):
+                    out[f"transformer.{name.removesuffix('.weight')}.diff"] = value.clone()
+                continue
+            stem = "transformer." + names[kron.part].removesuffix(".weight")
+            out |= {f"{stem}.lokr_w1": kron.first.clone(), f"{stem}.lokr_w2": kron.second.clone()}
         for diff in self.diffs:
             names = diffusers_names(diff.key)
             chosen = [names[diff.part]] if diff.parts > 1 else names
@@ -114,8 +181,12 @@ class Lora:
 
 def require_fit(lora: Lora, weights: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError if a weight (authors' name) that the LoRA changes is missing or of another shape."""
-    for delta in lora.deltas:
-        expected = (delta.parts * delta.up.shape[0], delta.down.shape[1])
+    shaped: list[tuple[Delta | Kron, tuple[int, int]]] = [
+        *((delta, (delta.up.shape[0], delta.down.shape[1])) for delta in lora.deltas),
+        *((kron, kron.shape) for kron in lora.krons),
+    ]
+    for delta, (rows, columns) in shaped:
+        expected = (delta.parts * rows, columns)
         found = tuple(weights[delta.key].flatten(1).shape) if delta.key in weights else None
         if found != expected:
             raise CheckpointError(
@@ -134,7 +205,8 @@ def require_fit(lora: Lora, weights: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
-    """Add `strength` times a LoRA to a model's weights, in place, in float32. The negative strength takes it off again.
+    """Add `strength` times a LoRA to a model's weights, in place, in float32. The negative strength takes it off again,
+    but for a DoRA, whose change depends on the weights.
 
     Raises:
         CheckpointError: before anything is changed, if a weight is missing or of another shape.
@@ -143,11 +215,10 @@ def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
     require_fit(lora, weights)
     if strength == 0:
         return
-    for delta in lora.deltas:
+    for delta in (*lora.deltas, *lora.krons):
         weight = weights[delta.key]
         rows = weight if delta.rows is None else weight[delta.rows]
-        change = strength * delta.matrix().to(weight.device)
-        rows.copy_((rows.float() + change.reshape(rows.shape)).to(weight.dtype))
+        rows.copy_((rows.float() + strength * delta.change(rows.float())).to(weight.dtype))
     for diff in lora.diffs:
         weight = weights[diff.key]
         rows, value = weight if diff.rows is None else weight[diff.rows], diff.value.to(weight.device).float()

@@ -11,7 +11,7 @@ import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,10 @@ class Replay(Protocol):
     def __call__(self) -> None: ...
 
 
-Capture = Callable[[Callable[[], Tensor], Any], tuple[Replay, Tensor, Any]]
+Output = TypeVar("Output", Tensor, list[Tensor | None])
+"""What a function gives: a tensor, or several of which some may be nothing."""
+
+Capture = Callable[[Callable[[], Any], Any], tuple[Replay, Any, Any]]
 """Captures a call, with memory of its own or, as graphs are never replayed at once, with that of earlier ones: what
 replays it, its output, which each replay fills anew, and the memory."""
 
@@ -39,8 +42,8 @@ replays it, its output, which each replay fills anew, and the memory."""
 class _Graph:
     replay: Replay
     inputs: list[Tensor | None]
-    output: Tensor
-    function: Callable[..., Tensor]
+    output: Any
+    function: Callable[..., Any]
     """Keeps alive what it closed over: the graph reads that memory."""
     filled: list[tuple[Any, int] | None] = field(default_factory=list)
     """Which tensor each input is a copy of: a weak reference, and its version."""
@@ -71,6 +74,14 @@ class Graphs:
     def __len__(self) -> int:
         return len(self._graphs)
 
+    def __deepcopy__(self, _memo: object) -> Graphs:
+        """A network's copy has weights of its own, and begins with no graphs."""
+        return Graphs(self._capture, self._limit, tuple(self._works_on))
+
+    def works_on(self, device: torch.device) -> bool:
+        """Whether anything can be captured there."""
+        return device.type in self._works_on
+
     def clear(self) -> None:
         """Forget all graphs, and give their memory back."""
         self._graphs.clear()
@@ -91,11 +102,11 @@ class Graphs:
     def __call__(
         self,
         name: str,
-        function: Callable[..., Tensor],
+        function: Callable[..., Output],
         inputs: Sequence[Tensor | None],
         state: Hashable | None,
         *constants: Hashable,
-    ) -> Tensor:
+    ) -> Output:
         """function(*inputs), which reads nothing else that changes but weights.
 
         Args:
@@ -111,7 +122,7 @@ class Graphs:
         key = (name, constants, *(None if each is None else (each.shape, each.dtype, each.device) for each in inputs))
         if key in self._graphs:
             self._graphs.move_to_end(key)
-            return _replayed(self._graphs[key], inputs)
+            return cast(Output, _replayed(self._graphs[key], inputs))
         self._seen[key] += 1
         if self._seen[key] < 2:
             return function(*inputs)
@@ -121,13 +132,13 @@ class Graphs:
         self._graphs[key] = graph
         while len(self._graphs) > self._limit:
             self._graphs.popitem(last=False)
-        return _replayed(graph, inputs)
+        return cast(Output, _replayed(graph, inputs))
 
     def _may_capture(self, inputs: Sequence[Tensor | None]) -> bool:
         kinds = {each.device.type for each in inputs if each is not None}
         return not torch.is_grad_enabled() and kinds <= self._works_on and not any(map(_is_autocast, kinds))
 
-    def _captured(self, name: str, function: Callable[..., Tensor], inputs: Sequence[Tensor | None]) -> _Graph | None:
+    def _captured(self, name: str, function: Callable[..., Any], inputs: Sequence[Tensor | None]) -> _Graph | None:
         with torch.inference_mode(False), torch.no_grad():
             own = [None if each is None else torch.empty_like(each).copy_(each) for each in inputs]
         try:
@@ -145,7 +156,7 @@ class Graphs:
             self._graphs.pop(key, None)
 
 
-def capture_on_cuda(call: Callable[[], Tensor], memory: Any) -> tuple[Replay, Tensor, Any]:
+def capture_on_cuda(call: Callable[[], Any], memory: Any) -> tuple[Replay, Any, Any]:
     """A call as a CUDA graph; see `Capture`."""
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
@@ -160,7 +171,7 @@ def capture_on_cuda(call: Callable[[], Tensor], memory: Any) -> tuple[Replay, Te
     return graph.replay, output, graph.pool()
 
 
-def _replayed(graph: _Graph, inputs: Sequence[Tensor | None]) -> Tensor:
+def _replayed(graph: _Graph, inputs: Sequence[Tensor | None]) -> Any:
     for index, (own, given) in enumerate(zip(graph.inputs, inputs, strict=True)):
         if own is None or given is None:
             continue
@@ -173,7 +184,9 @@ def _replayed(graph: _Graph, inputs: Sequence[Tensor | None]) -> Tensor:
             own.copy_(given)
             graph.filled[index] = (weakref.ref(given), given._version)
     graph.replay()
-    return graph.output.clone()
+    if isinstance(graph.output, Tensor):
+        return graph.output.clone()
+    return [None if each is None else each.clone() for each in graph.output]
 
 
 def _is_autocast(kind: str) -> bool:

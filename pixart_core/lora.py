@@ -13,11 +13,12 @@ import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .aliases import PathLike
 from .convert import BLOCK_NAMES, TOP_NAMES, authors_name, diffusers_names
-from .delta import Delta, Diff, Lora
+from .delta import Delta, Diff, Kron, Lora
 from .errors import CheckpointError, check, field, summary
 from .identify import inspect_file, own_metadata
 from .textfile import parse_json
@@ -40,15 +41,16 @@ _ROLES = {
     "diff": r"\.(diff|w_norm)",
     "diff_b": r"\.(diff_b|b_norm)",
     "set": r"\.set_weight",
+    "size": r"\.dora_scale",
+    **{each: rf"\.{each}" for each in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
 }
 _ROLE = re.compile(r"(?P<stem>.+?)(?:" + "|".join(f"(?P<{role}>{ends})" for role, ends in _ROLES.items()) + ")")
 # Other ways to change a weight, by what only their names have.
 _OTHER_WAYS = {
     "LoHa": r"\.hada_",
-    "LoKr": r"\.lokr_",
+    "LoKr of Tucker's kind": r"\.lokr_t2$",
     "OFT": r"\.(oft_blocks|oft_diag)",
     "GLoRA": r"\.[ab][12]\.weight$",
-    "DoRA": r"\.dora_scale$",
     "Tucker LoRA": r"\.lora_mid\.",
     "LoRA of another shape": r"\.reshape_weight$",
 }
@@ -56,7 +58,7 @@ _TABLES = ("scale_shift_table", "y_embedding")  # parameters without a module of
 
 
 class OtherAdapterError(CheckpointError):
-    """A file changes weights in another way than a plain LoRA; ComfyUI's own loader may know it."""
+    """A file changes weights in another way than a LoRA, DoRA or LoKr; ComfyUI's own loader may know it."""
 
 
 def _flat(table: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
@@ -70,7 +72,7 @@ _HEADS |= {"blocks", "transformer_blocks", "controlnet", "controlnet_blocks"}
 
 
 def load_lora(path: PathLike, alpha: float | None = None) -> Lora:
-    """A LoRA for PixArt from a file, or from a PEFT or diffusers folder.
+    """A LoRA, DoRA (`dora_scale`) or LoKr for PixArt from a file, or from a PEFT or diffusers folder.
 
     Alpha is, in this order: the argument; the file's own `.alpha` numbers; adapter_config.json beside the file; the
     file's metadata; PEFT's default 8 for PEFT's names; the rank (scale 1) for all others, as their programs take it.
@@ -79,7 +81,7 @@ def load_lora(path: PathLike, alpha: float | None = None) -> Lora:
         alpha: to use for every weight.
 
     Raises:
-        CheckpointError: if it is no LoRA, is made for another model, is not of the plain kind, or is damaged.
+        CheckpointError: if it is no LoRA, is made for another model, is of another kind, or is damaged.
     """
     file = open_weights(path)
     if (info := inspect_file(path)).kind != "lora":
@@ -112,7 +114,7 @@ def parse_lora(
     config = adapter_config or {}
     _require_plain(state, config, name)
     modules, left_out = _modules(state, name)
-    deltas, diffs, guessed = [], [], False
+    deltas, diffs, krons, guessed = [], [], [], False
     for stem, tensors in modules.items():
         target, prefix = _target(stem)
         key, part, parts = _authors_key(target)
@@ -124,7 +126,12 @@ def parse_lora(
             diffs.append(Diff(key, part, parts, value, "set" in tensors))
         if "diff_b" in tensors:
             diffs.append(Diff(_bias(key), part, parts, tensors["diff_b"]))
+        if any(role.startswith("lokr") for role in tensors):
+            krons.append(_kron(tensors, key, part, parts, f"{name}: {stem}"))
+            continue
         if not {"up", "down"} & tensors.keys():
+            if "size" in tensors:
+                raise CheckpointError(f"{name} is damaged: {stem} has a dora_scale and no matrices")
             continue
         if not {"up", "down"} <= tensors.keys():
             raise CheckpointError(f"{name} is damaged: {stem} has no {'up' if 'down' in tensors else 'down'} matrix")
@@ -137,7 +144,8 @@ def parse_lora(
         guessed |= own is None and not config and _PEFT in prefix
         if own is None:
             own = _from_config(name, _peft_alpha, target, down.shape[0], config, prefix)
-        delta = Delta(key, part, parts, up, down, float(own))
+        size = _magnitude(tensors["size"], len(up), f"{name}: {stem}") if "size" in tensors else None
+        delta = Delta(key, part, parts, up, down, float(own), size)
         deltas.append(delta)
         if "up_bias" in tensors:
             diffs.append(Diff(_bias(key), part, parts, tensors["up_bias"].float() * delta.scale))
@@ -148,14 +156,51 @@ def parse_lora(
         )
     if left_out:
         logger.warning("%s: its part for the transformer is taken; left out are %s", name, summary(left_out, 3))
-    places = [(delta.key, delta.part) for delta in deltas]
+    places = [(delta.key, delta.part) for delta in (*deltas, *krons)]
     if len(set(places)) < len(places):
         raise CheckpointError(f"{name} holds two LoRAs for the same weights: save the one alone")
-    return Lora(name, tuple(deltas), dict(metadata or {}), tuple(diffs), tuple(left_out))
+    return Lora(name, tuple(deltas), dict(metadata or {}), tuple(diffs), tuple(left_out), tuple(krons))
+
+
+def _magnitude(tensor: Tensor, rows: int, what: str) -> Tensor:
+    """DoRA's sizes of the rows; raises OtherAdapterError on those of columns, as some trainers have them."""
+    if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{what}.dora_scale holds no finite numbers: take another copy")
+    if tensor.numel() != rows or tensor.ndim and tensor.shape[0] != rows:
+        raise OtherAdapterError(
+            f"{what}.dora_scale is {list(tensor.shape)}, of a DoRA of another kind: the sizes of {rows} rows are wanted"
+        )
+    return tensor.flatten()
+
+
+def _kron(tensors: Mapping[str, Tensor], key: str, part: int, parts: int, what: str) -> Kron:
+    """A LoKr's change of a weight: each factor whole, or as two matrices, and then scaled by alpha over their rank."""
+    if "size" in tensors:
+        raise OtherAdapterError(f"{what} is a LoKr with a dora_scale, which only ComfyUI's own loader knows")
+    factors, ranks = [], []
+    for factor in ("lokr_w1", "lokr_w2"):
+        halves = [f"{factor}_a", f"{factor}_b"]
+        if factor in tensors:
+            found = tensors[factor]
+            if found.ndim < 2 or not found.numel() or not found.is_floating_point():
+                raise CheckpointError(f"{what}.{factor} is {list(found.shape)} of {found.dtype}: take another copy")
+        elif all(half in tensors for half in halves):
+            up, down = (_matrix(tensors[half], f"{what}.{half}") for half in halves)
+            if up.shape[1] != down.shape[0]:
+                raise CheckpointError(f"{what} is damaged: {factor} has rank {down.shape[0]} and {up.shape[1]}")
+            found = up.float() @ down.float()
+            ranks.append(down.shape[0])
+        else:
+            raise CheckpointError(f"{what} is damaged: it has no {factor}")
+        factors.append(found)
+    first = factors[0].flatten(1)
+    if ranks and "alpha" in tensors:  # beside whole factors alpha means nothing
+        first = first.float() * (_single(tensors["alpha"], f"{what}.alpha") / ranks[-1])
+    return Kron(key, part, parts, first, factors[1])
 
 
 def _require_plain(state: Mapping[str, Tensor], config: Mapping[str, Any], name: str) -> None:
-    """Raise what a file is if it is anything but a plain LoRA."""
+    """Raise what a file is if it is anything but a LoRA, DoRA or LoKr."""
     ways = [way for way, mark in _OTHER_WAYS.items() if any(re.search(mark, key) for key in state)]
     if config.get("use_dora") or any("lora_magnitude_vector" in key for key in state):
         ways = ["DoRA of PEFT"]
@@ -168,7 +213,7 @@ def _require_plain(state: Mapping[str, Tensor], config: Mapping[str, Any], name:
             f"{name} was begun by {start}, which changes the base model, too: save it as a plain LoRA"
         )
     if ways:
-        way = "is a DoRA, which changes weights in another way than a LoRA: train or export it without use_dora"
+        way = "is a DoRA of PEFT, whose sizes are others than in files for ComfyUI: train or export it without use_dora"
         error = CheckpointError if "of PEFT" in ways[0] else OtherAdapterError
         raise error(f"{name} {way if 'DoRA' in ways[0] else f'is a {ways[0]}, not a plain LoRA'}")
     if not any(_ROLE.fullmatch(key) for key in state):
@@ -335,7 +380,8 @@ def host_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of an adapter of any kind under names that ComfyUI's own LoRA loader knows a PixArt model by."""
     out = {}
     for key, tensor in state.items():
-        for end in (match.start() for match in re.finditer(r"\.", key)):
+        # The longest name first: `to_out` is one as well as `to_out.0`.
+        for end in reversed([match.start() for match in re.finditer(r"\.", key)]):
             try:
                 target, _ = _target(key[:end])
                 name, part, parts = _authors_key(target)
@@ -343,4 +389,5 @@ def host_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 continue
             ours = f"diffusion_model.{name}" if parts == 1 else f"transformer.{diffusers_names(name)[part]}"
             out[ours.removesuffix(".weight") + key[end:]] = tensor
+            break
     return out

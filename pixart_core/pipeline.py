@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .aliases import Device, DType, PathLike
 from .checkpoint import load_controlnet, load_pixart
+from .compiled import KernelFolder
 from .controlnet import ControlNetTransformer, Hint, hint_rgb
 from .convert import is_transformer
 from .errors import CheckpointError
@@ -43,11 +44,13 @@ class Pipeline:
         controlnet: a ControlNet's file or folder, read when the first hint comes, or the network itself in the
             transformer's dtype; None = no hints.
         device: where everything runs.
-        low_memory: keep only the model on the device that is working; the text encoder leaves memory after a prompt.
+        low_memory: keep only the model on the device that is working; the text encoder leaves memory after a prompt,
+            or, quantised and on CUDA, waits in pinned host memory.
         graphs: on a CUDA device capture what a size launches, and replay it from the third use on (see `graphs`): a
             picture at batch 1 then no longer waits for Python, and takes memory for its activations for good. Never
             with low_memory.
-        compile: torch.compile the blocks and the decoder, in place: some seconds once, which torch keeps on disk.
+        compile: torch.compile the blocks and the decoder, in place: half a minute once on a GPU. A folder keeps what
+            was compiled from run to run, see `compiled.KernelFolder`; with True torch alone does, in a temporary one.
     """
 
     _may_widen = False
@@ -62,7 +65,7 @@ class Pipeline:
         device: Device = None,
         low_memory: bool = False,
         graphs: bool = True,
-        compile: bool = False,
+        compile: bool | PathLike = False,
     ):
         if text.width != transformer.config.caption_channels:
             raise ValueError(
@@ -73,9 +76,13 @@ class Pipeline:
         self.device = torch.device("cpu" if device is None else device)
         self.low_memory = low_memory
         self.graphs = text.graphs = Graphs() if graphs and not low_memory else None
+        self._kernels: KernelFolder | None = None
         if compile:
             compile_blocks(transformer)
             vae.decoder.compile()
+        if not isinstance(compile, bool):
+            self._kernels = KernelFolder(compile, self.device)
+            self._kernels.restore()
         self.seconds: dict[str, float] = {}
         """Seconds of the last call: encode, sample, decode."""
         self.controlnet = controlnet
@@ -93,7 +100,7 @@ class Pipeline:
         cache: EmbeddingCache | PathLike | None = None,
         low_memory: bool = False,
         graphs: bool = True,
-        compile: bool = False,
+        compile: bool | PathLike = False,
     ) -> Pipeline:
         """Open a diffusers pipeline folder: transformer/, text_encoder/, tokenizer/, vae/ and maybe controlnet/.
 
@@ -138,7 +145,9 @@ class Pipeline:
         logger.info("%s", pipeline.memory_plan())
         return pipeline
 
-    def memory_plan(self, width: int | None = None, height: int | None = None, batch: int = 1) -> MemoryPlan:
+    def memory_plan(
+        self, width: int | None = None, height: int | None = None, batch: int = 1, tile: int | None = None
+    ) -> MemoryPlan:
         """What a picture needs in memory, stage by stage."""
         return memory_plan(
             self.transformer.config,
@@ -152,6 +161,7 @@ class Pipeline:
             vae_dtype=self.vae.dtype,
             text_dtype=self.text.dtype,
             keep=not self.low_memory,
+            tile=tile,
         )
 
     def __call__(
@@ -163,6 +173,7 @@ class Pipeline:
         width: int | None = None,
         height: int | None = None,
         use_bins: bool = False,
+        tile: int | None = None,
         **options: Any,
     ) -> list[Any]:
         """Make pictures.
@@ -170,6 +181,7 @@ class Pipeline:
         Args:
             prompt, steps, seed, width, height, options: see `sample`.
             use_bins: sample at the nearest size that the model was trained at, then resize and crop.
+            tile: side in px of the tiles to decode large pictures in, see `vae.decode`; None = whole.
 
         Returns:
             len(prompts) · batch PIL images.
@@ -181,7 +193,10 @@ class Pipeline:
         size = nearest_bin(*asked, self.transformer.config.input_size * FACTOR) if use_bins else asked
         latent = self.sample(prompt, steps, seed, width=size[1], height=size[0], **options)
         with self._stage("decode"):
-            return to_pil(decode(self.vae, latent, asked, self.graphs))
+            pictures = to_pil(decode(self.vae, latent, asked, self.graphs, tile))
+        if self._kernels is not None:
+            self._kernels.keep((latent.shape, tile))
+        return pictures
 
     @torch.no_grad()
     def sample(
@@ -366,7 +381,7 @@ class _Stage:
     def _make_room(self) -> None:
         pipeline, name = self.pipeline, self.name
         if name != "encode":
-            pipeline.text.unload()
+            pipeline.text.leave_device()
         pipeline.transformer.to(pipeline.device if name == "sample" else "cpu")
         if isinstance(pipeline.controlnet, ControlNetTransformer):
             pipeline.controlnet.to(pipeline.device if name == "sample" else "cpu")

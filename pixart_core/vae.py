@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -116,15 +116,25 @@ def _current_name(name: str) -> str:
 
 
 @torch.no_grad()
-def decode(vae: Any, latent: Tensor, size: tuple[int, int] | None = None, graphs: Graphs | None = None) -> Tensor:
+def decode(
+    vae: Any,
+    latent: Tensor,
+    size: tuple[int, int] | None = None,
+    graphs: Graphs | None = None,
+    tile: int | None = None,
+) -> Tensor:
     """Latent (B, 4, h, w), scaled as the transformer sees it -> pictures (B, 8h, 8w, 3), float32 in 0 … 1.
 
     Args:
         size: (height, width) in px to resize and crop the pictures to, see `resolution.resize_and_crop`.
         graphs: replays what was captured of an earlier call.
+        tile: decode larger pictures in tiles of this side in px, which overlap by a quarter and go over into each
+            other: less memory (`memory_plan`). An AutoencoderKL's attention and norms then see a tile, and its colours
+            drift a little from tile to tile.
 
     Raises:
-        ValueError: on another number of channels, or an autoencoder that returns NaN or infinite values.
+        ValueError: on another number of channels, a tile that is no multiple of 32 px, or an autoencoder that returns
+            NaN or infinite values.
     """
     if latent.ndim != 4 or latent.shape[1] != vae.config.latent_channels:
         raise ValueError(
@@ -134,8 +144,14 @@ def decode(vae: Any, latent: Tensor, size: tuple[int, int] | None = None, graphs
     def run(scaled: Tensor) -> Tensor:
         return cast(Tensor, vae.decode(scaled).sample)
 
+    def replayed(scaled: Tensor) -> Tensor:
+        return run(scaled) if graphs is None else graphs("decode", run, [scaled], graphs.state([vae]))
+
+    if tile is not None and (tile < 4 * FACTOR or tile % (4 * FACTOR)):
+        raise ValueError(f"tile must be a multiple of {4 * FACTOR} px, got {tile}")
+    whole = tile is None or FACTOR * max(latent.shape[-2:]) <= tile
     scaled = (latent.to(vae.device, torch.float32) / vae.config.scaling_factor).to(vae.dtype)
-    images = (run(scaled) if graphs is None else graphs("decode", run, [scaled], graphs.state([vae]))).float()
+    images = replayed(scaled).float() if whole else _tiled(replayed, scaled, cast(int, tile))
     if not torch.isfinite(images).all():
         raise ValueError(
             "the autoencoder returned NaN or infinite values: its weights are damaged, or its dtype "
@@ -144,6 +160,34 @@ def decode(vae: Any, latent: Tensor, size: tuple[int, int] | None = None, graphs
     if size is not None:
         images = resize_and_crop(images, *size)
     return (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def _tiled(run: Callable[[Tensor], Tensor], latent: Tensor, tile: int) -> Tensor:
+    """`run` on overlapping tiles of a latent (B, C, h, w), put together: (B, 3, 8h, 8w) float32."""
+    side, sizes = tile // FACTOR, latent.shape[-2:]
+    whole = torch.zeros(len(latent), 3, *(FACTOR * size for size in sizes), device=latent.device)
+    total = whole.new_zeros(whole.shape[-2:])
+    for top in _starts(sizes[0], side):
+        for left in _starts(sizes[1], side):
+            piece = run(latent[..., top : top + side, left : left + side].contiguous())
+            rows, columns = piece.shape[-2:]
+            place = (..., slice(FACTOR * top, FACTOR * top + rows), slice(FACTOR * left, FACTOR * left + columns))
+            weight = _ramp(rows, tile, piece.device)[:, None] * _ramp(columns, tile, piece.device)
+            whole[place] += piece * weight
+            total[place] += weight
+    return whole.div_(total)
+
+
+def _starts(size: int, side: int) -> list[int]:
+    """Where tiles of a side begin, in latent pixels, to cover a size with overlaps of a quarter at least."""
+    last = max(0, size - side)
+    return [*range(0, last, side - side // 4), last]
+
+
+def _ramp(length: int, tile: int, device: torch.device) -> Tensor:
+    """Weights (length,) of a tile's rows or columns: up from its edges over a quarter of a tile, then 1."""
+    places = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+    return (torch.minimum(places, length + 1 - places) / (tile // 4)).clamp(max=1)
 
 
 @torch.no_grad()

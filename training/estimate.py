@@ -313,10 +313,8 @@ def _activations(outline: Outline, config: TrainConfig, shape: PixArtConfig, tok
     if outline.passed_blocks:  # of these the first keeps nothing: no gradient goes on from it
         blocks = [trained + half] * outline.trained_blocks + [frozen] * (outline.passed_blocks - 1)
     widest = max(blocks) + half * 2 * ratio  # the gradients of the MLP's hidden layer
-    if config.gradient_checkpointing:  # tokens, in float32
-        kept = (4 + half * config.keep_attention) * len(blocks)
-    else:
-        kept = sum(blocks) - max(blocks)
+    again = (4 + half * config.keep_attention) * len(blocks)  # tokens, in float32, of blocks that are recomputed
+    kept = again if config.gradient_checkpointing else sum(blocks) - max(blocks)
     teacher = 2 * (4 + half * (1 + 2 * ratio)) if outline.extra_forwards else 0
     return unit * (kept + max(widest, teacher))
 

@@ -49,11 +49,13 @@ def newest_export(job: Job) -> Path | None:
     return jobs.queue().result(job) if job.command in TRAININGS else None
 
 
-def read_loss(job: Job) -> tuple[list[int], list[float | None], list[float | None]]:
-    """Steps of a job, its losses, and those on what it holds out, for a plot."""
+def read_loss(job: Job) -> tuple[list[int], list[float | None], list[list[float | None]]]:
+    """Steps of a job, its losses, and those on what it holds out, for a plot: of all timesteps, and of four bands, the
+    least noisy first."""
     columns = read_metrics(jobs.queue().run_dir(job).path / "metrics.jsonl")["columns"]
     steps = columns.get("step", [])
-    return steps, columns.get("loss", []), columns.get("validation", [None] * len(steps))
+    held_out = ("validation", *(f"validation_{band}" for band in range(1, 5)))
+    return steps, columns.get("loss", []), [columns.get(name, [None] * len(steps)) for name in held_out]
 
 
 def awaited(job: Job) -> str:

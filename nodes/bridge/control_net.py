@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import weakref
+from typing import Any
 
 import comfy.controlnet
 import comfy.latent_formats
@@ -15,10 +17,12 @@ from torch import Tensor, nn
 from ...pixart_core.checkpoint import read_controlnet
 from ...pixart_core.controlnet import WIRINGS, ControlNetTransformer, hint_rgb
 from ...pixart_core.identify import inspect_file
+from .attention import attention_for
 from .conds import aspect_ratio
+from .graphs import may_replay
 from .guider import watch_sampling
 from .hint import RESIZE, RESIZE_MODES, VAE, pixart_control
-from .model import PixArtDeltaConfig, PixArtUNet, attention_for, load_model, pick_dtypes
+from .model import PixArtDeltaConfig, PixArtUNet, load_model, pick_dtypes
 
 
 class HostedControl(nn.Module):
@@ -59,20 +63,21 @@ class HostedControl(nn.Module):
             raise ValueError(
                 "a PixArt ControlNet steers models of PixArt-δ Model Loader only: load the transformer with it"
             )
-        unet = _on_device(model, x.device)
-        residuals = self.net(
-            unet,
-            x.float(),
-            timesteps,
-            context.to(model.product_dtype()),
-            hint.float(),
-            c_mask,
-            c_size,
-            aspect_ratio(c_size, c_ar),
-            attention=functools.partial(attention_for(x.device), transformer_options=transformer_options or {}),
-        )
+        unet, options = _on_device(model, x.device), transformer_options or {}
+        text = context.to(model.product_dtype())
+        inputs = x.float(), timesteps, text, hint.float(), c_mask, c_size, aspect_ratio(c_size, c_ar)
+        if may_replay(options):
+            kept: tuple[Any, Any] = weakref.proxy(self), weakref.proxy(unet)  # a graph keeps no network
+            compute = functools.partial(HostedControl._compute, *kept, {})
+            residuals = unet.graphs(f"control {id(self)}", compute, inputs, unet.graphs.state([unet, self.net]))
+        else:
+            residuals = self._compute(unet, options, *inputs)
         rows = -(-x.shape[-2] // unet.config.patch_size)
         return {"input": [None if tokens is None else token_map(tokens, rows) for tokens in residuals]}
+
+    def _compute(self, unet: PixArtUNet, options: dict, x: Tensor, *inputs: Tensor | None) -> list[Tensor | None]:
+        attention = functools.partial(attention_for(x.device), transformer_options=options)
+        return list(self.net(unet, x, *inputs, attention=attention))
 
 
 def token_map(tokens: Tensor, rows: int) -> Tensor:

@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...pixart_core.lcm import MAX_STEPS, lcm_timesteps, sample_lcm
+from .graphs import GRAPHS_OFF
 from .model import DISTILLED, diffusion_model
 from .ui import say_once
 
@@ -36,6 +37,20 @@ def add_lcm_sampling(model):
 
     patched = model.clone()
     patched.add_object_patch("model_sampling", ModelSamplingLCM(model.model.model_config))
+    return patched
+
+
+def switch_graphs(model, enabled: bool):
+    """MODEL that is sampled with CUDA graphs where they are safe, or never.
+
+    With them it is no part of ComfyUI's dynamic memory, which moves weights between steps.
+
+    Raises:
+        ValueError: on a model that was not loaded by us.
+    """
+    diffusion_model(model)
+    patched = model.clone(disable_dynamic=enabled)
+    patched.set_attachments(GRAPHS_OFF, not enabled)
     return patched
 
 

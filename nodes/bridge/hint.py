@@ -40,14 +40,14 @@ def with_ready_hints(executor, guider, sigmas, extra_args, callback, noise, *res
     """
     patcher = guider.model_patcher
     with contextlib.ExitStack() as stack:
-        for control in _controls(guider.conds):
+        for control in controls_of(guider.conds):
             require_fit(_net(control), patcher.model.diffusion_model.config)
             if _acts(control, sigmas) and noise.ndim == 4:
                 stack.enter_context(_ready(control, noise.shape, patcher.load_device))
         return executor(guider, sigmas, extra_args, callback, noise, *rest, **kwargs)
 
 
-def _controls(conds: dict[str, list[dict]]) -> list:
+def controls_of(conds: dict[str, list[dict]]) -> list:
     """The PixArt controls of a guider's conditionings, each once, chained ones too."""
     found = {}
     for cond in (cond for side in conds.values() for cond in side or ()):
@@ -59,7 +59,7 @@ def _controls(conds: dict[str, list[dict]]) -> list:
 
 
 def _net(control) -> ControlNetTransformer:
-    """The network of one of `_controls`."""
+    """The network of one of `controls_of`."""
     return control.control_model.net
 
 

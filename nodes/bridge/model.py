@@ -6,11 +6,10 @@ import dataclasses
 import functools
 import logging
 import weakref
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import comfy.conds
-import comfy.ldm.modules.attention as host_attention
 import comfy.model_base
 import comfy.model_management as memory
 import comfy.model_patcher
@@ -20,7 +19,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 from comfy.cli_args import args
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 from torch import Tensor, nn
 
 from ...pixart_core.checkpoint import read_pixart
@@ -28,12 +27,15 @@ from ...pixart_core.config import PixArtConfig
 from ...pixart_core.delta import require_fit
 from ...pixart_core.errors import CheckpointError, read_description
 from ...pixart_core.functional import preferred_dtype
+from ...pixart_core.graphs import Graphs
 from ...pixart_core.identify import inspect_file
 from ...pixart_core.lora import OtherAdapterError, host_state, load_lora
 from ...pixart_core.memory import GB, amount, memory_plan
 from ...pixart_core.model import PixArt
 from ...pixart_core.weightfile import open_weights
+from .attention import attention_for
 from .conds import aspect_ratio, caption_conds, size_conds
+from .graphs import forget_graphs, may_replay, with_graphs
 from .hint import with_ready_hints
 from .patches import BlockPatches, compares_sides, without_effect
 from .preview import latent_format
@@ -60,6 +62,9 @@ class PixArtUNet(PixArt):
         self.pred_sigma, self.micro_conditioning = config.learn_sigma, config.micro_condition
         self.pe_interpolation, self.pe_precision = config.interpolation_scale, None
         self._named: tuple = (None, set())
+        self.graphs = Graphs()
+        self.decision = ""
+        """What was said last about graphs, see `bridge.graphs`."""
 
     # As ComfyUI calls it, with names of its own.
     def forward(  # type: ignore[override]
@@ -74,14 +79,24 @@ class PixArtUNet(PixArt):
     def _predict(self, x, timesteps, context, control, options, c_size=None, c_ar=None, c_mask=None, **_) -> Tensor:
         self._name_without_effect(options)
         context = context.to(options.get(PRODUCT_DTYPE, context.dtype))
+        inputs = x, timesteps, context, c_mask, c_size, aspect_ratio(c_size, c_ar), *(_residuals(control) or ())
+        if not may_replay(options):
+            return self._compute(options, *inputs)
+        # The state at every step: other networks of the run can have moved this one since. The graph outlives the run:
+        # it keeps nothing of its options, and does not keep this network.
+        itself: Any = weakref.proxy(self)
+        compute = functools.partial(PixArtUNet._compute, itself, {})
+        return self.graphs("step", compute, inputs, self.graphs.state([self]))
+
+    def _compute(self, options: dict, x, timesteps, context, mask, size, ratio, *residuals: Tensor | None) -> Tensor:
         out = super().forward(
             x,
             timesteps,
             context,
-            c_mask,
-            c_size,
-            aspect_ratio(c_size, c_ar),
-            control=_residuals(control),
+            mask,
+            size,
+            ratio,
+            control=residuals,
             attention=functools.partial(attention_for(x.device), transformer_options=options),
             block_hook=BlockPatches(self, options, x, context),
         )
@@ -116,16 +131,6 @@ def _residuals(control: dict | None) -> list[Tensor | None] | None:
         )
     maps = control.get("input") or []
     return [item.flatten(2).movedim(1, 2) if item is not None and item.ndim == 4 else item for item in maps]
-
-
-def attention_for(device: torch.device) -> Callable:
-    """ComfyUI's attention; on a CPU scaled_dot_product_attention, unless the user asked for another.
-
-    ComfyUI's default there is sub-quadratic attention, which saves memory that a CPU has and is slower.
-    """
-    if device.type == "cpu" and not (args.use_split_cross_attention or args.use_quad_cross_attention):
-        return host_attention.attention_pytorch
-    return host_attention.optimized_attention
 
 
 class PixArtDelta(comfy.model_base.PixArt):
@@ -207,6 +212,8 @@ def load_model(path: str, dtype: str = "default", disable_dynamic: bool = False)
     patcher.cached_patcher_init = (load_model, (path, dtype))
     patcher.set_attachments(DISTILLED, is_distilled(path))
     patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "pixart_delta_hints", with_ready_hints)
+    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "pixart_delta_graphs", with_graphs)
+    patcher.add_callback_with_key(CallbacksMP.ON_DETACH, "pixart_delta_graphs", forget_graphs)
     return patcher
 
 
@@ -260,7 +267,7 @@ def null_caption(model, length: int) -> Tensor:
 def apply_lora(model, path: str, strength: float):
     """MODEL with a LoRA in any known layout, at its own alpha. Raises CheckpointError on one of another model.
 
-    What is no plain LoRA (LoHa, LoKr, OFT, DoRA …) is left to ComfyUI's own loader, under the names it knows.
+    What is no plain LoRA (DoRA, LoKr, LoHa, OFT …) is left to ComfyUI's own loader, under the names it knows.
     """
     weights = diffusion_model(model).state_dict()
     try:
@@ -268,6 +275,8 @@ def apply_lora(model, path: str, strength: float):
     except OtherAdapterError:
         return _apply_other(model, path, strength)
     require_fit(lora, weights)
+    if not lora.is_plain:
+        return _apply_other(model, path, strength)
     # Without the differences: ComfyUI's loader knows no part of a fused bias.
     low_rank = dataclasses.replace(lora, diffs=()).to_state_dict()
     patched, _ = comfy.sd.load_lora_for_models(model, None, low_rank, strength, 0)

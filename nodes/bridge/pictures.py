@@ -16,6 +16,8 @@ _THUMB = 256
 _WIDTH, _HEIGHT, _MARGIN, _LETTERS = 768, 384, 80, 20
 _PAPER, _INK, _LINE = (255, 255, 255), (60, 60, 60), (225, 225, 225)
 _CURVE, _HELD_OUT = (31, 111, 235), (45, 140, 60)
+_BANDS = ((150, 215, 110), (225, 180, 40), (225, 120, 40), (190, 50, 60))
+"""Of four bands of timesteps, the least noisy first."""
 
 
 def to_tensor(pictures: list[Image.Image]) -> Tensor:
@@ -46,8 +48,13 @@ def latest_samples(files: list[Path]) -> Tensor:
     return read_picture(files[-1])
 
 
-def loss_plot(steps: list[int], losses: list[float | None], validation: Sequence[float | None] = ()) -> Tensor:
-    """IMAGE of the loss over steps, on a logarithmic scale where all of it is positive; of what is held out, too."""
+def loss_plot(
+    steps: list[int], losses: list[float | None], validation: Sequence[Sequence[float | None]] = ()
+) -> Tensor:
+    """IMAGE of the loss over steps, on a logarithmic scale where all of it is positive.
+
+    validation: the losses on what is held out: over all timesteps, then over four bands of them, the least noisy first.
+    """
     picture = Image.new("RGB", (_WIDTH, _HEIGHT), _PAPER)
     pen = ImageDraw.Draw(picture)
     pen.font = ImageFont.load_default(_LETTERS)
@@ -55,8 +62,11 @@ def loss_plot(steps: list[int], losses: list[float | None], validation: Sequence
     if not points:
         pen.text((_MARGIN, _HEIGHT // 2), "no loss yet", _INK)
         return to_tensor([picture])
-    held_out = [(step, loss) for step, loss in zip(steps, validation, strict=False) if loss is not None]
-    every = [loss for _, loss in (*points, *held_out)]
+    held_out, *bands = [
+        [(step, loss) for step, loss in zip(steps, each, strict=False) if loss is not None]
+        for each in validation or [[]]
+    ]
+    every = [loss for curve in (points, held_out, *bands) for _, loss in curve]
     logarithmic = all(loss > 0 for loss in every)
     scale = math.log10 if logarithmic else float
     low, high = scale(min(every)), scale(max(every))
@@ -75,9 +85,22 @@ def loss_plot(steps: list[int], losses: list[float | None], validation: Sequence
         step = round(first + share * (last - first))
         pen.text((x(step), _HEIGHT - _MARGIN / 2 + 8), str(step), _INK, anchor="mt")
     pen.text((_MARGIN, 8), "loss over steps" + (", logarithmic" if logarithmic else ""), _INK)
-    for curve, colour in ((points, _CURVE), (held_out, _HELD_OUT)):
+    curves = [*zip(bands, _BANDS, (1,) * len(bands), strict=False), (points, _CURVE, 2), (held_out, _HELD_OUT, 2)]
+    for curve, colour, width in curves:
         line = [(x(step), y(scale(loss))) for step, loss in curve]
-        pen.line(line if len(line) > 1 else line * 2, colour, 2)
+        pen.line(line if len(line) > 1 else line * 2, colour, width)
     if held_out:
-        pen.text((_WIDTH - _MARGIN / 2, 8), "on what is held out", _HELD_OUT, anchor="ra")
+        _legend(pen, bool(bands))
     return to_tensor([picture])
+
+
+def _legend(pen: ImageDraw.ImageDraw, bands: bool) -> None:
+    """What the lines of what is held out are, from the right to the left."""
+    right = _WIDTH - _MARGIN / 2
+    pen.text((right, 8), "on what is held out", _HELD_OUT, anchor="ra")
+    if not bands:
+        return
+    for number, colour in reversed([*enumerate(_BANDS)]):
+        name = f"t {250 * number}-{250 * number + 249}"
+        pen.text((right, 8 + 1.3 * _LETTERS), name, colour, anchor="ra")
+        right -= pen.textlength(name) + _LETTERS / 2

@@ -41,6 +41,7 @@ def main() -> int:
     make_data(folder, options.pictures, options.draws)
     for name in ("real", "drawn"):
         values = {"data": folder / name, "base": BASE, "run": folder / f"run_{name}", "steps": options.steps}
+        values["warmup_steps"] = options.steps // 10  # as the recipe, of 1000
         train("lcd", values | {"workers": 0}, "--config", ROOT / "training" / "recipes" / "nano_student.json")
     marks = measure(folder, options.captions)
     (folder / "marks.json").write_text(json.dumps(marks, indent=1))

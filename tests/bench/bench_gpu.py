@@ -7,7 +7,8 @@ first takes about four. Run it again, and only what is missing is measured. Noth
 machine lacks are named, and what needs none of them is measured. Medians; what is compared is measured in one process.
 
 --rehearse runs every part at a small size, with the bundled family, on the device at hand: it shows that the command
-works, and its figures mean nothing. `--table FILE` prints the table of a JSON file, as README and docs have it.
+works, and its figures mean nothing. `--table FILE` prints the table of a JSON file; `--write README.md` puts the
+figures that have a target, with the card's name, between that document's two gpu comments, from --json.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ BOUNDS = {
     "precision": 90,
     "graphs": 120,
     "memory": 240,
+    "compiled": 240,
     "lcd": 300,
     "table2": 300,
     "forward": 120,
@@ -50,8 +52,13 @@ BOUNDS = {
     "commands": 300,
     "nano_step": 120,
     "comfyui": 400,
+    "lcd_precision": 600,
 }
 """Parts in their order, and the most seconds that each may take."""
+SLOWER = 3
+"""Times as long as a part may take in a rehearsal: on a CPU, mostly beside other work."""
+MARKS = ("<!-- gpu -->", "<!-- /gpu -->")
+"""Lines of a document between which `--write` puts its table."""
 
 
 def main() -> int:
@@ -63,17 +70,22 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="true-shape pipeline folder of 11 GB; made if it is not there")
     parser.add_argument("--table", type=Path, help="only print the table of this file")
+    parser.add_argument("--write", type=Path, help="only put the short table of --json into this document")
     options = parser.parse_args()
+    name = "gpu_rehearsal.json" if options.rehearse else "gpu.json"
+    file = options.json or ROOT / "output" / "bench" / name
     if options.table:
         print(table(json.loads(options.table.read_text())))
+        return 0
+    if options.write:
+        text = options.write.read_text(encoding="utf-8")
+        options.write.write_text(with_table(text, json.loads(file.read_text())), encoding="utf-8")
         return 0
     import torch
 
     if not torch.cuda.is_available() and not options.rehearse:
         print("no CUDA device: nothing is measured (--rehearse runs every part at a small size)")
         return 0
-    name = "gpu_rehearsal.json" if options.rehearse else "gpu.json"
-    file = options.json or ROOT / "output" / "bench" / name
     file.parent.mkdir(parents=True, exist_ok=True)
     about = _about(options.rehearse)
     results = json.loads(file.read_text()) if file.is_file() and not options.again else {"parts": {}}
@@ -92,7 +104,8 @@ def main() -> int:
             if left < 5:
                 print(f"=== {part}: no time left ===")
                 continue
-            results["parts"][part] = _run(part, min(left, BOUNDS[part]), options.rehearse, folder)
+            limit = BOUNDS[part] * (SLOWER if options.rehearse else 1)
+            results["parts"][part] = _run(part, min(left, limit), options.rehearse, folder)
             file.write_text(json.dumps(results, indent=1))
     print(f"\n{table(results)}\n\n{file}")
     failed = [part for part, result in results["parts"].items() if "error" in result]
@@ -112,6 +125,34 @@ def table(results: dict) -> str:
         lines += [f"\n{part}: {result['error']}"] if "error" in result else []
         lines += [f"\n{part} left out: {text}" for text in result.get("left_out", ())]
     return "\n".join(lines)
+
+
+def short_table(results: dict) -> str:
+    """Markdown for a README: the figures that have a target, with the card's name.
+
+    Raises:
+        ValueError: of a rehearsal, whose figures mean nothing.
+    """
+    about = results["about"]
+    if about["rehearsal"]:
+        raise ValueError("these are the figures of a rehearsal: measure on a GPU first")
+    lines = [f"On one {about['device']}, torch {about['torch']} (`python -m tools.bench gpu`):", ""]
+    lines += ["| | measured | target | |", "|---|---|---|---|"]
+    lines += ["| " + " | ".join(row[1:]) + " |" for row in _rows(results) if row[3]]
+    return "\n".join(lines)
+
+
+def with_table(text: str, results: dict) -> str:
+    """A document with the short table between `MARKS`.
+
+    Raises:
+        ValueError: when it has no such lines, or of a rehearsal.
+    """
+    before, first, rest = text.partition(MARKS[0])
+    _, last, after = rest.partition(MARKS[1])
+    if not first or not last:
+        raise ValueError(f"the document has no lines {MARKS[0]} and {MARKS[1]}")
+    return f"{before}{first}\n{short_table(results)}\n{last}{after}"
 
 
 def _rows(results: dict) -> list[tuple[str, ...]]:

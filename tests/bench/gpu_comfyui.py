@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from tests.bench.gpu_parts import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
+TRAININGS = ("PixArtDeltaTrainLCD", "PixArtDeltaTrainLCMLora", "PixArtDeltaTrainControlNet", "PixArtDeltaFineTune")
+MODELS = {"true": "true/transformer/", "bundled/nano": "bundled/nano (student)"}
 PROMPT = "a small house under a red tree at the lake, mountains in the evening sun, a boat on the water"
 
 
@@ -28,19 +31,76 @@ def measure(bench: Bench) -> None:
         base = Path(place)
         if not bench.rehearse:
             _true_shape(bench, base)
-        with ComfyServer(tree, base, ROOT, cpu=bench.device.type == "cpu", python=sys.executable) as server:
+        options = {"cpu": bench.device.type == "cpu", "python": sys.executable}
+        with ComfyServer(tree, base, ROOT, _eight_gb(), **options) as server:
             for file in sorted((ROOT / "workflows").glob("*.json")):
-                if file.stem.startswith(("train", "use_trained")) and bench.rehearse:
-                    continue
-                result = server.prompt(to_api(load_workflow(file), server.object_info()), timeout=200)
-                if any("Value not in list" in error for error in result.errors):
-                    bench.left_out.append(f"{file.stem}: it names weights that are not here")
-                    continue
-                if result.errors:
-                    raise RuntimeError(f"{file.name}: {result.errors}")
-                bench.add(f"workflow {file.stem}", result.seconds, "s")
-            if not bench.rehearse:
+                _workflow(bench, server, file)
+            _graphs(bench, server)
+        if not bench.rehearse:
+            with ComfyServer(tree, base, ROOT, **options) as server:
                 _beside_its_own(bench, server)
+
+
+def _eight_gb() -> list[str]:
+    """Arguments by which ComfyUI leaves all but 8 GB of a card to others."""
+    if not torch.cuda.is_available():
+        return []
+    return ["--reserve-vram", f"{max(0.0, torch.cuda.get_device_properties(0).total_memory / 1e9 - 8):.1f}"]
+
+
+def _workflow(bench: Bench, server: ComfyServer, file: Path) -> None:
+    """A bundled workflow; those that train are made short, and followed to their end. A rehearsal trains once."""
+    graph = to_api(load_workflow(file), server.object_info())
+    trains = [each for each in graph.values() if each["class_type"] in TRAININGS]
+    if trains and bench.rehearse and trains[0]["class_type"] != TRAININGS[0]:
+        return
+    for each in trains:
+        each["inputs"]["steps"] = 2 if bench.rehearse else 20
+    result = server.prompt(graph, timeout=200)
+    if any("Value not in list" in error for error in result.errors):
+        bench.left_out.append(f"{file.stem}: it names weights that are not here")
+        return
+    if result.errors:
+        raise RuntimeError(f"{file.name}: {result.errors}")
+    seconds = result.seconds + (_until_trained(server) if trains else 0)
+    bench.add(f"workflow {file.stem}", seconds, "s")
+
+
+def _until_trained(server: ComfyServer, limit: float = 240) -> float:
+    """Seconds until no job waits or runs any more."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < limit:
+        states = {job["id"]: job["state"] for job in server.get("/pixart_delta/jobs")["jobs"]}
+        if "failed" in states.values():
+            raise RuntimeError(f"trainings: {states}")
+        if set(states.values()) <= {"done"}:
+            return time.monotonic() - begin
+        time.sleep(1)
+    raise RuntimeError(f"trainings are not done after {limit:g} s: {states}")
+
+
+def _graphs(bench: Bench, server: ComfyServer) -> None:
+    """Pictures of the bundled model by our sampler, with graphs and with the node that turns them off; the log says
+    which it was."""
+    times, pictures = {}, {}
+    for enabled in (True, False):
+        runs = [server.prompt(_small(seed, enabled), timeout=120) for seed in range(2 if bench.rehearse else 6)]
+        if errors := [error for run in runs for error in run.errors]:
+            raise RuntimeError(f"graphs {enabled}: {errors}")
+        times[enabled] = statistics.median(run.node_seconds["sample"] for run in runs[1:])
+        pictures[enabled] = [image for run in runs for image in run.images]
+        bench.add(f"bundled model, 4 steps, graphs {'on' if enabled else 'off'}", 1000 * times[enabled], "ms")
+    same = sum(one == other for one, other in zip(pictures[True], pictures[False], strict=True))
+    bench.add("pictures that are the same with and without graphs", same, "", least=len(pictures[True]))
+    said = server.log.count("CUDA graphs are used")
+    bench.add("graphs in use, said in the log", said, "", least=1 if bench.device.type == "cuda" else 0)
+
+
+def _small(seed: int, enabled: bool) -> dict[str, Any]:
+    graph = _graph("ours", seed, "bundled/nano", 128)
+    graph["graphs"] = node("PixArtDeltaCudaGraphs", model=["model", 0], enabled=enabled)
+    graph["sample"]["inputs"]["model"] = ["graphs", 0]
+    return graph
 
 
 def _true_shape(bench: Bench, base: Path) -> None:
@@ -53,7 +113,8 @@ def _true_shape(bench: Bench, base: Path) -> None:
 
 
 def _beside_its_own(bench: Bench, server: ComfyServer) -> None:
-    """Seconds of a picture without loading: seeds differ, the graph does not."""
+    """Seconds of a picture without loading: seeds differ, the graph does not. Then the pipeline in this process, whose
+    decoder is ours."""
     times: dict[str, float] = {}
     for name in ("ours", "native"):
         runs = [server.prompt(_graph(name, seed), timeout=300) for seed in range(5)]
@@ -61,14 +122,27 @@ def _beside_its_own(bench: Bench, server: ComfyServer) -> None:
             raise RuntimeError(f"{name}: {errors}")
         times[name] = statistics.median(sum(run.node_seconds.values()) for run in runs[2:])
         bench.add(f"1024 px, 4 steps, {name} nodes", times[name], "s")
+        for part in ("sample", "decode"):
+            seconds = statistics.median(run.node_seconds[part] for run in runs[2:])
+            bench.add(f"1024 px, {name} nodes, {part}", seconds, "s")
     bench.add("native / ours", times["native"] / times["ours"], "x", least=1.5)
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    pipeline = bench.pipeline()
+    for seed in range(4):
+        begin = time.perf_counter()
+        pipeline(PROMPT, width=1024, height=1024, seed=seed)
+        seconds = time.perf_counter() - begin
+    bench.add("1024 px, 4 steps, Pipeline", seconds, "s")
+    bench.add("1024 px, Pipeline, decode", pipeline.seconds["decode"], "s")
+    bench.add("our nodes / Pipeline", times["ours"] / seconds, "x", most=1.25)
 
 
-def _graph(kind: str, seed: int) -> dict[str, Any]:
+def _graph(kind: str, seed: int, family: str = "true", side: int = 1024) -> dict[str, Any]:
+    part = (lambda name: f"{family}/{name}/") if family == "true" else lambda _: family  # noqa: E731
     graph = {
-        "clip": node("PixArtDeltaTextEncoderLoader", text_encoder_name="true/text_encoder/", quantization="none"),
-        "vae": node("PixArtDeltaVAELoader", vae_name="true/vae/"),
-        "size": node("PixArtDeltaResolution", width=1024, height=1024, bins="off", batch_size=1),
+        "clip": node("PixArtDeltaTextEncoderLoader", text_encoder_name=part("text_encoder"), quantization="none"),
+        "vae": node("PixArtDeltaVAELoader", vae_name=part("vae")),
+        "size": node("PixArtDeltaResolution", width=side, height=side, bins="off", batch_size=1),
         "text": node(
             "PixArtDeltaTextEncode",
             clip=["clip", 0],
@@ -83,7 +157,7 @@ def _graph(kind: str, seed: int) -> dict[str, Any]:
         "save": node("SaveImage", images=["decode", 0], filename_prefix=kind),
     }
     if kind == "ours":
-        graph["model"] = node("PixArtDeltaModelLoader", model_name="true/transformer/", dtype="default")
+        graph["model"] = node("PixArtDeltaModelLoader", model_name=MODELS[family], dtype="default")
         graph["sample"] = node(
             "PixArtDeltaLCMSampler",
             model=["model", 0],

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import importlib
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -223,7 +225,53 @@ def memory(bench: Bench) -> None:
         measured = bench.peak(lambda latent=latent: decode(pipeline.vae, latent))
         planned = pipeline.memory_plan(side, side)["decode"].activations
         bench.add(f"decoding {side} px", measured, "GB")
-        bench.add(f"decoding {side} px, measured / planned", measured / planned if measured else 1.0, "", most=1.1)
+        _add_ratio(bench, f"decoding {side} px, measured / planned", measured, planned)
+    side, tile = (128, 96) if bench.rehearse else (2048, 512)
+    latent = torch.randn(1, 4, side // 8, side // 8, device=bench.device)
+    measured = bench.peak(lambda: decode(pipeline.vae, latent, tile=tile))
+    planned = pipeline.memory_plan(side, side, tile=tile)["decode"].activations
+    bench.add(f"decoding {side} px in tiles of {tile}", measured, "GB")
+    _add_ratio(bench, f"decoding {side} px in tiles, measured / planned", measured, planned)
+
+
+def _add_ratio(bench: Bench, what: str, measured: float, planned: float) -> None:
+    """As the larger by the smaller of the two; 1 where nothing was measured."""
+    ratio = max(measured / planned, planned / measured) if measured else 1.0
+    bench.add(what, ratio, "", most=1.1)
+
+
+def compiled(bench: Bench) -> None:
+    """Seconds until the first picture of a compiled pipeline, and of one in a new process that finds its kernels kept.
+
+    Each process has an empty cache of torch's own. A rehearsal compiles a network that a CPU's compiler is quick with.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = bench.folder
+        if bench.rehearse:
+            from tests.fixtures_nano import make_nano_folder
+
+            folder = make_nano_folder(Path(place) / "nano", depth=1)
+        for name in ("compiling, first picture", "compiled before, first picture of a new process"):
+            size = f"width={bench.small}, height={bench.small}"
+            code = (
+                "import time, numpy, pixart_core as pc\n"
+                f"pipe = pc.Pipeline.from_pretrained({str(folder)!r}, compile={place + '/kept'!r})\n"
+                f"begin = time.perf_counter(); made = pipe('a house', 1, {size})[0]\n"
+                "seconds = time.perf_counter() - begin\n"
+                f"plain = pc.Pipeline.from_pretrained({str(folder)!r})('a house', 1, {size})[0]\n"
+                "print(seconds, abs(numpy.asarray(made, float) - numpy.asarray(plain, float)).mean())"
+            )
+            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": f"{place}/{len(name)}"}
+            run = subprocess.run(
+                [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+            )
+            if run.returncode:
+                raise RuntimeError(run.stderr[-2000:])
+            seconds, difference = map(float, run.stdout.split()[-2:])
+            bench.add(name, seconds, "s")
+            bench.add(f"{name}: mean difference of compiled and eager", difference, "/255", most=1)
+        kept = sum(file.stat().st_size for file in (Path(place) / "kept").iterdir())
+        bench.add("kernels kept on disk", kept / 1e6, "MB")
 
 
 def forward(bench: Bench) -> None:
@@ -302,9 +350,14 @@ def lcd(bench: Bench) -> None:
                 16,
             ),
             "ours, compiled": (bt.Ours, {"batch_size": rows, "compile": True}, 24),
+            "ours, compiled, attention kept": (
+                bt.Ours,
+                {"batch_size": rows, "compile": True, "keep_attention": True},
+                None,
+            ),
         }
         if bench.rehearse:
-            del cases["ours, compiled"]
+            cases = {name: case for name, case in cases.items() if "compiled" not in name}
         seconds: dict[str, float] = {}
         for name, (kind, values, limit) in cases.items():
             with bench.needing("diffusers", "bitsandbytes"):
@@ -334,12 +387,33 @@ def nano_step(bench: Bench) -> None:
     import tests.bench.bench_train as bt
 
     values = {"run": "none", "data": "none", "base": str(bt.BASE), "batch_size": 2 if bench.rehearse else 16}
-    for name, compiled in {"nano, a step": False, "nano, a step, compiled": True}.items():
-        if compiled and bench.rehearse:
+    for name, switch in {"": None, ", one graph": "cuda_graph", ", compiled": "compile"}.items():
+        if switch and bench.rehearse:
             continue
-        config = bt.decided(bt.make_config("lcd", {**values, "compile": compiled}), bench.device)
+        config = bt.decided(bt.make_config("lcd", {**values, **({switch: True} if switch else {})}), bench.device)
         loop = bt.Ours(config, bt.Batches(config, pc.load_pixart(bt.BASE).config, 16, 40))
-        bench.add(name, 1000 * bench.seconds(loop.step), "ms", most=8 if compiled else None)
+        bench.add(f"nano, a step{name}", 1000 * bench.seconds(loop.step), "ms", most=8 if switch else None)
+        if loop.engine.replayed is not None:
+            bench.add("nano, micro-batches replayed", loop.engine.replayed.counts["replayed"], "", least=1)
+
+
+def lcd_precision(bench: Bench) -> None:
+    """What half precision costs a distillation of nano in 500 steps, by one- and two-step pictures of three seeds."""
+    from tests.bench import bench_lcd_precision as blp
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = ROOT / "output" / "bench" / "lcd_precision_gpu" if not bench.rehearse else Path(place)
+        runs = blp.runs_of(folder, ["fp32"] if bench.rehearse else list(blp.ARMS), 1 if bench.rehearse else 3)
+        small = {"steps": 1, "pictures": 24} if bench.rehearse else {}
+        blp.train_all(runs, folder, **small)
+        known = blp.examine(folder, runs, 66 if bench.rehearse else 200)
+        _, first = blp.table(known, 500)
+        for name, marks in known.items():
+            for steps, mark in marks.items():
+                bench.add(f"{name}, {steps} steps, attributes", mark["attributes"], "%")
+                bench.add(f"{name}, {steps} steps, Fréchet", mark["distance"])
+        if "fp16" in first:
+            bench.add("fp16, 1 step, attributes, mean", first["fp16"], "%", least=first["fp32"] - blp.LOST)
 
 
 def table2(bench: Bench) -> None:
@@ -361,7 +435,12 @@ def commands(bench: Bench) -> None:
 
         def run(name: str, *words: str) -> None:
             begin = time.perf_counter()
-            subprocess.run([*train, *words], check=True, capture_output=True)
+            if bench.rehearse:  # in this process: each of its own spends most of its time with imports
+                importlib.import_module("tests.conftest")  # registers the package
+                if status := importlib.import_module("pixart_delta.training.cli").main(list(words)):
+                    raise RuntimeError(f"train.py {name} ended with exit status {status}")
+            else:
+                subprocess.run([*train, *words], check=True, capture_output=True)
             bench.add(f"train.py {name}", time.perf_counter() - begin, "s")
 
         def settings(**values: Any) -> list[str]:

@@ -37,6 +37,24 @@ def test_decode_is_the_pipelines(folder):
     assert vae.config.scaling_factor == (0.18215 if type(vae).__name__ == "AutoencoderKL" else 1.0)
 
 
+def test_tiles_are_put_together(folder):
+    """A decoder that looks at one place only gives the same in tiles; others nearly, and the same where one tile is."""
+    from types import SimpleNamespace
+
+    vae, latent = load_vae(folder), torch.randn(2, 4, 9, 21) / 2
+
+    def local(x):
+        return SimpleNamespace(sample=torch.nn.functional.interpolate(x[:, :3], scale_factor=8.0))
+
+    alone = SimpleNamespace(config=vae.config, device=vae.device, dtype=vae.dtype, decode=local)
+    torch.testing.assert_close(decode(alone, latent, tile=64), decode(alone, latent))
+    assert torch.equal(decode(vae, latent, tile=256), decode(vae, latent))
+    assert (decode(vae, latent, tile=96) - decode(vae, latent)).abs().mean() < 0.1
+    for tile in (0, 100):
+        with pytest.raises(ValueError, match=f"tile must be a multiple of 32 px, got {tile}"):
+            decode(vae, latent, tile=tile)
+
+
 def test_encode_scales_and_samples(folder):
     vae = load_vae(folder)
     images = torch.rand(2, 16, 24, 3)

@@ -359,6 +359,52 @@ def check_a_lora_with_biases_and_a_loha(s: Setup) -> None:
             close(found["diffusion_model.blocks.1.attn.qkv.bias"], other_bias)
 
 
+def check_dora_and_lokr_are_as_peft_merges_them(s: Setup) -> None:
+    """An export of the trainer through ComfyUI's own loader, under its own names, and through our node."""
+    import copy
+
+    import comfy.sd
+    from safetensors.torch import load_file
+
+    lora, export = s.part("training.lora"), s.part("training.export")
+    network = s.part("pixart_core.checkpoint").load_pixart(s.family / "transformer", torch.float32)
+    for kind in ("lora", "dora", "lokr"):
+        trained = lora.add_lora(copy.deepcopy(network), 3, 6.0, kind=kind)
+        for number, each in enumerate(each for each in trained.parameters() if each.requires_grad):
+            each.data += 0.1 * torch.randn(each.shape, generator=torch.Generator().manual_seed(number))
+        path = s.family.parent / f"{kind}.safetensors"
+        export.write_weights(trained, path, "comfyui", torch.float32, {}, "")
+        wanted: dict[str, dict[int, torch.Tensor]] = {}
+        for name, layer in lora._layers(trained).items():
+            layer.merge()
+            key, part, _ = lora._target(name)
+            wanted.setdefault(key, {})[part] = layer.get_base_layer().weight.detach()
+        node = s.part("nodes.bridge.model").apply_lora(s.model, str(path), 1.0)
+        stock, _ = comfy.sd.load_lora_for_models(s.model, None, load_file(path), 1.0, 0)
+        for patched in (node, stock):
+            assert len(patched.patches) == len(wanted)
+            for key in wanted:
+                found = patched.patch_weight_to_device(f"diffusion_model.{key}", return_weight=True)
+                merged = torch.cat([part for _, part in sorted(wanted[key].items())])
+                close(found, merged.reshape(found.shape), 1e-4)
+
+
+def check_the_loss_is_plotted_with_its_four_bands(s: Setup) -> None:
+    """Each in its colour, and none where nothing is held out."""
+    pictures = s.part("nodes.bridge.pictures")
+    steps, losses = [10, 20, 30], [0.5, 0.4, None]
+    held_out = [[factor, None, 0.5 * factor] for factor in (0.3, 0.1, 0.2, 0.6, 0.8)]
+
+    def colours(*curves) -> set:
+        plot = (pictures.loss_plot(steps, losses, *curves)[0] * 255).round().int().flatten(0, 1)
+        return set(map(tuple, plot.tolist()))
+
+    of_bands, others = set(pictures._BANDS), {pictures._CURVE, pictures._HELD_OUT}
+    assert of_bands | others <= colours(held_out)
+    assert not of_bands & colours(held_out[:1]) and others <= colours(held_out[:1])
+    assert not of_bands & colours([[None] * 3] * 5) and pictures._HELD_OUT not in colours()
+
+
 def check_lists_offer_what_fits(s: Setup) -> None:
     """Shards once, as the folder or the index; folders by what they are; only LoRA among the LoRA."""
     import shutil

@@ -68,9 +68,9 @@ def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(panel
 
     # Stop, resume, sample now.
     panel.locator('[data-action="stop"]').click()
-    state_of(panel, lcd, "done")
+    state_of(panel, lcd, "stopped")
     stopped = job(panel_server, lcd)
-    assert stopped["reason"].startswith("stopped at step") and stopped["export"] == "pixart.safetensors"
+    assert stopped["reason"].startswith("at step") and stopped["export"] == "pixart.safetensors"
     panel.locator('[data-action="resume"]').click()
     state_of(panel, lcd, "running")
     shown = panel.locator(".pxd-samples button").count()
@@ -96,7 +96,7 @@ def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(panel
 
     # Its result is a picture, and the person is told of the end.
     panel.locator('[data-action="stop"]').click()
-    state_of(panel, lcd, "done")
+    state_of(panel, lcd, "stopped")
     panel.locator(".p-toast-message", has_text="Training stopped").wait_for()
     text_to_image(panel_server, job=lcd)
     keep(panel, "panel_done")

@@ -60,9 +60,9 @@ def test_the_queue_can_be_reordered(queue):
 def test_stop_saves_and_resume_goes_on(queue):
     made = running(queue)
     assert queue.act(made.id, "stop").state == "stopping"
-    stopped = until(queue, made.id, "done")
+    stopped = until(queue, made.id, "stopped")
     step = queue.status(stopped)["step"]
-    assert 0 < step < 10_000 and stopped.reason == f"stopped at step {step} of 10000, saved"
+    assert 0 < step < 10_000 and stopped.reason == f"at step {step} of 10000, saved"
     queue.act(made.id, "resume")
     until(queue, made.id, "running")
     assert queue.status(queue.job(made.id))["step"] >= step and len(starts(queue, made.id)) == 2
@@ -72,7 +72,7 @@ def test_pause_ends_the_process_and_lets_the_next_one_run(queue):
     made, other = running(queue), add(queue, steps=3)
     pid = made.pid
     queue.act(made.id, "pause")
-    assert until(queue, made.id, "paused").reason.startswith("paused at step")
+    assert until(queue, made.id, "paused").reason.startswith("at step")
     assert not Path(f"/proc/{pid}").exists(), "a zombie, or it still holds its memory"
     until(queue, other.id, "done")
     queue.act(made.id, "resume")
@@ -251,3 +251,22 @@ def test_a_renamed_job_keeps_its_place_and_its_folder(queue):
             queue.rename(first.id, name)
     with pytest.raises(NoSuchJob):
         queue.rename("nobody", "x")
+
+
+def test_what_a_person_stopped_is_stopped_and_can_be_used(queue):
+    """It is not done, as it did not take all its steps; a version before called it so, and asked for it so."""
+    made = running(queue)
+    queue.act(made.id, "pause")
+    until(queue, made.id, "paused")
+    assert queue.act(made.id, "stop").state == "stopped" and queue.result(queue.job(made.id))
+    assert {"resume", "delete"} <= set(queue.actions(queue.job(made.id)))
+    queue.act(made.id, "resume")
+    until(queue, made.id, "running")
+    job = queue.job(made.id)
+    job.wanted = "done"  # as that version asked for it
+    queue.put(job, "stopping", "saves and ends")
+    queue._runner.ask_to_end(job)
+    assert until(queue, made.id, "stopped").reason.startswith("at step")
+    job = queue.job(made.id)
+    queue.put(job, "done", "stopped at step 3 of 10000, saved")
+    assert "resume" in queue.actions(queue.job(made.id))

@@ -37,7 +37,7 @@ def test_a_new_server_finds_the_running_process_and_its_end(queue):
     again = later.job(made.id)
     assert (again.state, again.pid) == ("running", made.pid)
     later.act(made.id, "stop")
-    assert until(later, made.id, "done").reason.startswith("stopped at step")
+    assert until(later, made.id, "stopped").reason.startswith("at step")
     assert starts(queue, made.id) == [made.pid]
 
 

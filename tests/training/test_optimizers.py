@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 from pixart_delta.pixart_core.config import PixArtConfig
-from pixart_delta.pixart_core.lora import OtherAdapterError, load_lora
+from pixart_delta.pixart_core.delta import apply_lora, save_lora
+from pixart_delta.pixart_core.lora import load_lora
 from pixart_delta.pixart_core.model import PixArt
 from pixart_delta.pixart_core.schedule import alphas_cumprod
 from pixart_delta.training.config import ConfigError, ExportConfig, make_config
@@ -117,8 +118,34 @@ def test_other_kinds_of_lora_train_and_resume(kind, command, material, tmp_path)
     made = load_file(whole.path / "exports" / "lora.safetensors")
     mark = ".dora_scale" if kind == "dora" else ".lokr_w1"
     assert any(name.endswith(mark) for name in made) and all(torch.isfinite(each).all() for each in made.values())
-    with pytest.raises(OtherAdapterError, match="DoRA" if kind == "dora" else "LoKr"):
-        load_lora(whole.path / "exports" / "lora.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
+@pytest.mark.parametrize("rank", [2, 40])
+def test_an_export_loads_as_what_was_trained(kind, rank, tmp_path):
+    """Into the base's own weights, at any strength, and again from what is saved of it."""
+    config = nano_config(depth=2)
+    base = random_pixart(config)
+    trained = add_lora(copy.deepcopy(base), rank, 4.0, kind=kind)
+    for number, each in enumerate(each for each in trained.parameters() if each.requires_grad):
+        generator = torch.Generator().manual_seed(number)  # not only zeros where a training begins
+        each.data += 0.1 * torch.randn(each.shape, generator=generator)
+    file = write_weights(trained, tmp_path / "a.safetensors", "comfyui", torch.float32, {}, "")
+    inputs = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 8, config.caption_channels)
+    again = save_lora(load_lora(file), tmp_path / "b.safetensors")
+    with torch.no_grad():
+        plain, wanted = base(*inputs), trained(*inputs)
+        for each in (file, again):
+            model = copy.deepcopy(base)
+            apply_lora(model, load_lora(each))
+            assert (wanted - plain).abs().max() > 0.02
+            assert (model(*inputs) - wanted).abs().max() < 0.01 * (wanted - plain).abs().max()
+        half = copy.deepcopy(base)
+        apply_lora(half, load_lora(file), 0.5)
+    before, whole, part = (dict(each.named_parameters()) for each in (base, model, half))
+    name = "blocks.0.attn.qkv.weight"
+    assert torch.allclose(part[name], (before[name] + whole[name]) / 2, atol=1e-6)
+    assert load_lora(file).is_plain == (kind == "lora")
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..run_dir import RunDir
 from ..settings import is_number
-from .job import FILE, IDENTIFIER, Job, read_job
+from .job import ENDED, FILE, IDENTIFIER, Job, read_job
 from .queue import Queue, check_name
 from .runner import KEPT
 from .verdict import plain_text
@@ -84,7 +84,7 @@ def _taken_over(queue: Queue, folder: Path) -> Job:
             f"it was made by an earlier version, and cannot be taken over ({_text(error)}): delete it, or make it anew"
         )
         return Job(folder.name, "", {}, "cpu", name, "failed", reason, order=old.order, created=old.created)
-    ended = old.state in ("done", "failed", "paused")
+    ended = old.state in ENDED
     if not ended:
         with contextlib.suppress(ValueError, OSError):
             run = RunDir(folder)

@@ -14,11 +14,14 @@ from typing import Any, get_origin, get_type_hints
 from ..settings import is_number
 from ..storage import patiently, replace_json
 
-STATES = ("queued", "preparing", "running", "paused", "stopping", "done", "failed")
+STATES = ("queued", "preparing", "running", "paused", "stopping", "stopped", "done", "failed")
 ACTIVE = ("preparing", "running", "stopping")
 """States in which a process exists."""
-ENDED = ("paused", "done", "failed")
+ENDED = ("paused", "stopped", "done", "failed")
 """States in which there is no process, and nothing is waited for."""
+FINISHED = ("done", "stopped")
+"""States in which its result can be read: it took all its steps, or a person said that these are enough. (A version
+before called both done.)"""
 FILE = "job.json"
 _FILE_LIMIT = 1 << 20
 """Largest size in bytes: settings come in a request of 64 KiB, or are those of a node."""
@@ -61,7 +64,7 @@ class Job:
     stamp: str = ""
     """A digest of what it was made from (a dataset's pictures), to see whether that has changed since."""
     wanted: str = ""
-    """While stopping: the state to end in (paused or done)."""
+    """While stopping: the state to end in (paused or stopped; a version before wrote done for the latter)."""
     pid: int | None = None
     identity: str = ""
     """The process's identity (`process.identity`): a process of that number with another one is not ours."""

@@ -13,7 +13,7 @@ from typing import Any
 from ..config import TRAININGS, ConfigError, make_config
 from ..settings import is_number
 from . import process
-from .job import ACTIVE, DEVICE, Job, JobError, new_id
+from .job import ACTIVE, DEVICE, FINISHED, Job, JobError, new_id
 from .runner import Runner
 from .store import QUEUED, Store, queue_order
 
@@ -55,14 +55,14 @@ class Queue(Store):
         said = {}
         for job in jobs:
             source = sources.get(job.after)
-            first = source if source is not None and source.state != "done" else busy.get(job.device)
+            first = source if source is not None and source.state not in FINISHED else busy.get(job.device)
             if job.state == "queued" and first is not None:
                 said[job.id] = f"waits for {first.name}" + (", which is paused" if first.state == "paused" else "")
         return said
 
     def readers(self, job: Job) -> list[Job]:
         """Jobs that read its result and have not ended for good."""
-        return [each for each in self.jobs() if each.after == job.id and each.state not in ("done", "failed")]
+        return [each for each in self.jobs() if each.after == job.id and each.state not in (*FINISHED, "failed")]
 
     def same(self, command: str, settings: dict[str, Any], name: str) -> Job | None:
         """The job that was made from these very settings, if it is still there."""
@@ -209,9 +209,9 @@ class Queue(Store):
         source, named = sources.get(job.after), f"job {job.after}, whose result it reads,"
         if job.after and (source is None or source.state == "failed"):
             self.put(job, "failed", f"{named} has failed or was deleted")
-        elif source is not None and source.state == "done" and not self.result(source):
+        elif source is not None and source.state in FINISHED and not self.result(source):
             self.put(job, "failed", f"{named} is not finished: run its node again")
-        elif job.device not in busy and (source is None or source.state == "done"):
+        elif job.device not in busy and (source is None or source.state in FINISHED):
             busy.add(job.device)
             self._runner.launch(job)
 
@@ -227,7 +227,7 @@ class Queue(Store):
             return "it was started without the text encoder and autoencoder that draw samples"
         if action == "stop" and job.state == "paused" and not self.result(job):
             return "it has made nothing yet that could be used: resume or delete it"
-        if action == "resume" and job.state == "done":
+        if action == "resume" and job.state in FINISHED:
             if job.command not in TRAININGS:
                 return "its dataset is finished" if self.result(job) else ""
             return "it has taken all its steps" if _number(job, "step") >= _number(job, "steps") > 0 else ""
@@ -244,7 +244,7 @@ class Queue(Store):
     _retry = _resume
 
     def _stop(self, job: Job) -> Job:
-        return self._end(job, "done")
+        return self._end(job, "stopped")
 
     def _pause(self, job: Job) -> Job:
         return self._end(job, "paused")
@@ -284,8 +284,8 @@ class Queue(Store):
     def _end(self, job: Job, wanted: str) -> Job:
         if not job.active:
             # In the queue, or paused: there is nothing to end, and nothing is done as long as nothing is made.
-            done = wanted == "done" and self.result(job)
-            return self.put(job, *(("done", "stopped by you") if done else ("paused", "taken out of the queue by you")))
+            enough = wanted == "stopped" and self.result(job)
+            return self.put(job, *(("stopped", "by you") if enough else ("paused", "taken out of the queue by you")))
         job.wanted = wanted
         self.put(job, "stopping", "saves and ends")
         self._runner.ask_to_end(job)
@@ -306,10 +306,10 @@ ACTIONS: dict[str, tuple[str, ...]] = {
     "start": ("queued",),
     "stop": ("queued", "preparing", "running", "paused", "stopping"),
     "pause": ("queued", "preparing", "running"),
-    "resume": ("paused", "done"),
+    "resume": ("paused", *FINISHED),
     "retry": ("failed",),
     "move": ("queued",),
-    "delete": ("queued", "paused", "done", "failed"),
+    "delete": ("queued", "paused", *FINISHED, "failed"),
     "sample": ("running",),
     "save": ("running",),
     "kill": ACTIVE,

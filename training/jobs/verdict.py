@@ -32,9 +32,9 @@ def verdict(job: Job, status: dict[str, Any], code: int | None, log: Path, made:
     if ended == "failed":
         return "failed", plain_text(str(status.get("message") or _last_words(job, log, code)))
     # Without anything to use it can only be gone on with.
-    end = job.wanted if made else "paused"
+    end = {"done": "stopped"}.get(job.wanted, job.wanted) if made else "paused"
     if ended == "stopped" and job.wanted:
-        return end, f"{'paused' if job.wanted == 'paused' else 'stopped'}{at}, saved"
+        return end, f"{at.strip()}, saved".removeprefix(", ")
     if ended == "stopped":
         return "paused", f"its process was asked to end from outside{at}: resume goes on from there"
     if job.wanted:

@@ -97,8 +97,7 @@ class Painter:
             for inputs in batch
         ]
         together = collate(rows)
-        dtype = self.model.y_embedder.y_embedding.dtype
-        caption = together["caption"].to(self.device, dtype)
+        caption = together["caption"].to(self.device, self.model.product_dtype)
         null = self.model.null_caption(len(batch), caption.shape[1]).to(caption)
         conditions = {
             "caption": torch.cat([caption, null]),  # under the caption's own mask, as it was trained

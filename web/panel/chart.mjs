@@ -5,15 +5,16 @@ import { number, t } from "./text.mjs";
 
 const HEIGHT = 220;
 const GRID = "#8885";
-// Columns of metrics.jsonl; of what is held out also by bands of timesteps, the least noisy first.
-const COLUMNS = ["step", "loss", "learning_rate", "validation", "validation_1", "validation_2", "validation_3", "validation_4"];
-const [STEP, LOSS, RATE, HELD] = COLUMNS.keys();
+// Columns of the metrics: the loss on what is held out, over all timesteps and by four bands of them, the least noisy first.
+const HELD_OUT = ["validation", "validation_1", "validation_2", "validation_3", "validation_4"];
+const BANDS = ["#8fce6a", "#d4a72c", "#e0792b", "#c93c44"]; // their colours
+const NOTHING = () => [[], [], [], ...HELD_OUT.map(() => [])]; // steps, loss, learning rate, and those
 const MOST = 3000; // points; with more the whole is read anew, thinned by the server
 
 export class Chart {
     element = h("figure", { class: "pxd-chart", "aria-label": t("chart") });
-    #data = COLUMNS.map(() => []);
-    #shown = 0; // series of the plot
+    #data = NOTHING();
+    #banded = false; // whether the plot has lines of the bands
     #generation = 0;
     #logarithmic = localStorage.getItem("pixart_delta.logarithmic") === "1";
 
@@ -40,7 +41,7 @@ export class Chart {
             return;
         }
         const empty = columns.step.map(() => null);
-        const fresh = COLUMNS.map((name) => columns[name] ?? empty);
+        const fresh = [columns.step, columns.loss ?? empty, columns.learning_rate ?? empty, ...HELD_OUT.map((name) => columns[name] ?? empty)];
         this.#data = since < 0 ? fresh : this.#data.map((old, i) => [...old, ...fresh[i]]);
         this.#draw();
     }
@@ -48,7 +49,7 @@ export class Chart {
     /** Forget what was read: a resumed run takes its last steps again. The old curve is seen until the new one is read. */
     reset() {
         this.#generation += 1;
-        this.#data = COLUMNS.map(() => []);
+        this.#data = NOTHING();
     }
 
     destroy() {
@@ -58,25 +59,22 @@ export class Chart {
 
     /** No curve: a run that began anew has no step yet. */
     #clear() {
-        this.plot?.destroy();
-        this.plot = null;
+        this.#forgetPlot();
         this.note.hidden = false;
         this.element.dataset.points = 0;
     }
 
     #draw() {
         this.note.hidden = true;
-        const losses = this.#data[LOSS], found = this.#data.slice(HELD).filter((values, i) => i === 0 || values.some((value) => value !== null));
-        const data = [this.#data[STEP], this.#positive(losses), this.#positive(smooth(losses)), this.#data[RATE], ...found.map((values) => this.#positive(values))];
-        // The first line with bands may come after many without.
-        if (this.plot && this.#shown !== data.length) {
-            this.plot.destroy();
-            this.plot = null;
-        }
-        this.#shown = data.length;
+        const [steps, losses, rates, all, ...bands] = this.#data;
+        const banded = bands.some((values) => values.some((value) => value !== null));
+        const held = (banded ? [all, ...bands] : [all]).map((values) => this.#positive(values));
+        const data = [steps, this.#positive(losses), this.#positive(smooth(losses)), rates, ...held];
+        if (banded !== this.#banded) this.#forgetPlot();
+        this.#banded = banded;
         if (this.plot) this.plot.setData(data);
-        else this.plot = new uPlot(this.#options(found.length - 1), data, this.place);
-        this.element.dataset.points = data[0].length;
+        else this.plot = new uPlot(this.#options(), data, this.place);
+        this.element.dataset.points = this.#data[0].length;
     }
 
     /** Nothing is drawn yet and nothing will be soon: then there is nothing to say. */
@@ -91,9 +89,13 @@ export class Chart {
     #setLogarithmic(on) {
         this.#logarithmic = on;
         localStorage.setItem("pixart_delta.logarithmic", on ? "1" : "0");
+        this.#forgetPlot();
+        if (this.#data[0].length) this.#draw();
+    }
+
+    #forgetPlot() {
         this.plot?.destroy();
         this.plot = null;
-        if (this.#data[0].length) this.#draw();
     }
 
     #resize() {
@@ -101,8 +103,7 @@ export class Chart {
         if (this.plot && width > 0) this.plot.setSize({ width, height: HEIGHT });
     }
 
-    /** @param {number} bands that have values: all of them, or none */
-    #options(bands) {
+    #options() {
         // Colours are asked for at every drawing: the theme may change.
         const colour = (name) => getComputedStyle(this.element).getPropertyValue(name);
         const axis = (scale, side, size) => ({
@@ -113,7 +114,6 @@ export class Chart {
             values: (_plot, values) => values.map((value) => (value === null ? "" : number(value))),
         });
         const value = (_plot, found) => number(found);
-        const held = (name, width) => ({ label: t(name), scale: "loss", stroke: () => colour(`--pxd-${name}`), width, spanGaps: true, value });
         return {
             width: Math.max(200, this.element.clientWidth),
             height: HEIGHT,
@@ -125,8 +125,10 @@ export class Chart {
                 { label: t("smoothed"), scale: "loss", stroke: () => colour("--pxd-loss"), width: 2, spanGaps: true, value },
                 { label: t("learning_rate"), scale: "rate", stroke: () => colour("--pxd-rate"), width: 1, dash: [4, 3], value },
                 // Of the pictures held out; most lines of metrics have none.
-                held("validation", 1.5),
-                ...COLUMNS.slice(HELD + 1, HELD + 1 + bands).map((name) => held(name, 1)),
+                { label: t("validation"), scale: "loss", stroke: () => colour("--pxd-validation"), width: 1.5, spanGaps: true, value },
+                ...(this.#banded ? BANDS : []).map((stroke, i) => (
+                    { label: t("validation_band", { first: 250 * i, last: 250 * i + 249 }), scale: "loss", stroke, width: 1, spanGaps: true, value }
+                )),
             ],
             axes: [axis("x", 2, 28), axis("loss", 3, 48), axis("rate", 1, 56)],
         };

@@ -99,7 +99,7 @@ export class Store extends EventTarget {
             if (before && before.state !== "running" && job.state === "running") {
                 this.dispatchEvent(new CustomEvent("began", { detail: job }));
             }
-            if (before && before.state !== job.state && ["done", "failed"].includes(job.state)) {
+            if (before && before.state !== job.state && ["done", "stopped", "failed"].includes(job.state)) {
                 this.dispatchEvent(new CustomEvent("ended", { detail: job }));
             }
         }

@@ -41,7 +41,7 @@ export function number(value) {
     return size >= 1e-3 && size < 1e5 ? String(Number(value.toPrecision(4))) : value.toExponential(2);
 }
 
-/** What a job's state is called: one that is ending says how, one that a person ended is not "done". */
+/** What a job's state is called: one that is ending says how, one that a person ended is not "done" (of a version before it is). */
 export function stateOf(job) {
     if (job.state === "stopping" && job.wanted === "paused") return "pausing";
     return job.state === "done" && job.reason ? "stopped" : job.state;

@@ -17,7 +17,7 @@ export class Tools {
     /** Offer what fits the job as it is now. */
     update(job) {
         const training = job.command && job.command !== "prepare";
-        const offered = { use: training && job.export, again: training && ["done", "failed", "paused"].includes(job.state), duplicate: training, rename: job.command, open: true };
+        const offered = { use: training && job.export, again: training && ["done", "stopped", "failed", "paused"].includes(job.state), duplicate: training, rename: job.command, open: true };
         for (const [name, fits] of Object.entries(offered)) this.#button(name).hidden = !fits;
     }
 
