@@ -21,6 +21,7 @@ _NAMES = {
     "delta": ("apply_lora",),
     "hed": ("HED", "load_hed", "detect"),
     "pipeline": ("Pipeline",),
+    "int8": ("quantize_blocks",),
     "memory": ("memory_plan",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

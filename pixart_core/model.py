@@ -115,8 +115,9 @@ class PixArt(nn.Module):
 
     @property
     def product_dtype(self) -> torch.dtype:
-        """Type of the blocks' weights."""
-        return self.blocks[0].mlp.fc1.weight.dtype
+        """Type of the blocks' weights, or of what goes into those in 8 bits (see `int8`)."""
+        weight = self.blocks[0].mlp.fc1.weight
+        return weight.dtype if isinstance(weight, Tensor) else torch.float32
 
     def _caption(self, caption: Tensor) -> Tensor:
         """In the dtype of the blocks' products; see `stream_dtype`."""

@@ -52,6 +52,7 @@ BOUNDS = {
     "commands": 300,
     "nano_step": 120,
     "comfyui": 400,
+    "lcd_precision": 600,
 }
 """Parts in their order, and the most seconds that each may take."""
 SLOWER = 3

@@ -1,6 +1,6 @@
 """What half precision costs a distillation: nano LCD in float32, in the default of GPUs, and in bf16 as it once was.
 
-    python -m tools.bench lcd_precision [--folder FOLDER] [--steps 500] [--seeds 3] [--batch 8] [--pictures 3000]
+    python -m tools.bench lcd_precision [--folder FOLDER] [--steps 500] [--seeds 3] [--batch 4] [--pictures 3000]
 
 From the bundled base, recipe nano_student, each in 500 steps from several seeds; then attributes right and the Fréchet
 distance to drawn scenes over 200 captions that nothing was trained on, in one and two steps, in float32. "bf16 as it
@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,8 +68,7 @@ def run_one(root: Path, precision: str, overrides: list[str]) -> None:
     runpy.run_path(str(root / "training" / "train.py"))  # registers that root as pixart_delta
     import torch
     from pixart_delta.pixart_core.functional import attention
-    from pixart_delta.training.config import load_config
-    from pixart_delta.training.loop import train
+    from pixart_delta.training import cli, loop  # noqa: F401 - loop, so that what it uses is there to be changed
 
     from tests.bench.half import where_emulated
 
@@ -76,9 +76,12 @@ def run_one(root: Path, precision: str, overrides: list[str]) -> None:
         # GPUs run torch's own attention; that of trainings on a CPU would round once more.
         if name.startswith("pixart_delta.training") and hasattr(module, "plain_attention"):
             module.plain_attention = attention
-    config = load_config("lcd", str(ROOT / "training/recipes/nano_student.json"), overrides)
+    recipe = ROOT / "training" / "recipes" / "nano_student.json"
+    words = ["lcd", "--config", str(recipe), *(word for each in overrides for word in ("--set", each))]
     with where_emulated("cuda" if torch.cuda.is_available() or precision == "fp32" else "cpu"):
-        train("lcd", config)
+        status = cli.main(words)
+    if status:
+        raise SystemExit(status)
 
 
 def marks(export: Path, exam) -> dict[str, dict[str, float]]:
@@ -91,8 +94,8 @@ def marks(export: Path, exam) -> dict[str, dict[str, float]]:
     return {str(steps): {name: mark[0] for name, mark in each.items()} for steps, each in found.items()}
 
 
-def examine(folder: Path, runs: dict[str, Path]) -> dict[str, dict]:
-    """Marks of all runs that are done, kept in marks.json."""
+def examine(folder: Path, runs: dict[str, Path], captions: int = 200) -> dict[str, dict]:
+    """Marks of those of the runs that are done; kept in marks.json."""
     file = folder / "marks.json"
     known = json.loads(file.read_text()) if file.is_file() else {}
     exam = None
@@ -101,20 +104,20 @@ def examine(folder: Path, runs: dict[str, Path]) -> dict[str, dict]:
         if name in known or not _done(run) or not exports:
             continue
         if exam is None:
-            exam = _exam()
+            exam = _exam(captions)
         known[name] = marks(exports[0], exam)
         print(json.dumps({name: known[name]}), flush=True)
         file.write_text(json.dumps(known, indent=1))
-    return known
+    return {name: known[name] for name in runs if name in known}
 
 
-def _exam():
+def _exam(captions: int):
     runpy.run_path(str(ROOT / "training" / "train.py"))  # registers the root folder as pixart_delta
     import torch
     from pixart_delta.pixart_core.pipeline import Pipeline
     from pixart_delta.training.nano.exam import Exam
 
-    return Exam(Pipeline.from_pretrained(NANO, device="cpu", dtype=torch.float32), 200)
+    return Exam(Pipeline.from_pretrained(NANO, device="cpu", dtype=torch.float32), captions)
 
 
 def _done(run: Path) -> bool:
@@ -145,12 +148,33 @@ def table(known: dict[str, dict], steps: int) -> tuple[str, dict[str, float]]:
     return "\n".join(lines), first
 
 
+def train_all(runs: dict[str, Path], folder: Path, steps: int = 500, batch: int = 4, pictures: int = 3000) -> None:
+    """Each run that is not done, in a process of its own."""
+    features = prepare(folder, pictures)
+    for name, run in runs.items():
+        if _done(run):
+            continue
+        arm, _, seed = name.rpartition("_")
+        precision = "bf16" if arm == "old" else arm
+        values = {"run": run, "data": features, "base": NANO / "base" / "pixart_nano_base.safetensors", "seed": seed}
+        values |= {"precision": precision, "steps": steps, "batch_size": batch, "warmup_steps": 50}
+        values |= {"keep_checkpoints": 1, "checkpoint_every": 50, "log_every": 50, "tensorboard": "false"}
+        words = [str(code(folder, arm)), precision, *(f"{name}={value}" for name, value in values.items())]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, __file__, "--one", *words], check=True, env=environment)
+
+
+def runs_of(folder: Path, arms: Sequence[str], seeds: int) -> dict[str, Path]:
+    """Name -> folder of each run, one seed after the other."""
+    return {f"{arm}_{seed}": folder / "runs" / f"{arm}_{seed}" for seed in range(seeds) for arm in arms}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / "output" / "bench" / "lcd_precision")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--pictures", type=int, default=3000)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--no-runs", action="store_true")
@@ -161,23 +185,12 @@ def main() -> int:
         run_one(Path(options.one[0]), options.one[1], options.one[2:])
         return 0
     folder = options.folder.absolute()
-    runs = {f"{arm}_{seed}": folder / "runs" / f"{arm}_{seed}" for seed in range(options.seeds) for arm in options.arms}
+    runs = runs_of(folder, options.arms, options.seeds)
     if not options.no_runs:
-        features = prepare(folder, options.pictures)
-    for name, run in runs.items():
-        if options.no_runs or _done(run):
-            continue
-        arm, _, seed = name.rpartition("_")
-        precision = "bf16" if arm == "old" else arm
-        values = {"run": run, "data": features, "base": NANO / "base" / "pixart_nano_base.safetensors", "seed": seed}
-        values |= {"precision": precision, "steps": options.steps, "batch_size": options.batch, "warmup_steps": 50}
-        values |= {"keep_checkpoints": 1, "checkpoint_every": 50, "log_every": 50, "tensorboard": "false"}
-        words = [str(code(folder, arm)), precision, *(f"{name}={value}" for name, value in values.items())]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, __file__, "--one", *words], check=True, env=environment)
+        train_all(runs, folder, options.steps, options.batch, options.pictures)
     if options.no_marks:
         return 0
-    known = {name: each for name, each in examine(folder, runs).items() if name in runs}
+    known = examine(folder, runs)
     text, first = table(known, options.steps)
     print(f"\n{text}")
     return 1 if "fp16" in first and "fp32" in first and first["fp16"] < first["fp32"] - LOST else 0

@@ -31,12 +31,21 @@ def measure(bench: Bench) -> None:
         base = Path(place)
         if not bench.rehearse:
             _true_shape(bench, base)
-        with ComfyServer(tree, base, ROOT, cpu=bench.device.type == "cpu", python=sys.executable) as server:
+        options = {"cpu": bench.device.type == "cpu", "python": sys.executable}
+        with ComfyServer(tree, base, ROOT, _eight_gb(), **options) as server:
             for file in sorted((ROOT / "workflows").glob("*.json")):
                 _workflow(bench, server, file)
             _graphs(bench, server)
-            if not bench.rehearse:
+        if not bench.rehearse:
+            with ComfyServer(tree, base, ROOT, **options) as server:
                 _beside_its_own(bench, server)
+
+
+def _eight_gb() -> list[str]:
+    """Arguments by which ComfyUI leaves all but 8 GB of a card to others."""
+    if not torch.cuda.is_available():
+        return []
+    return ["--reserve-vram", f"{max(0.0, torch.cuda.get_device_properties(0).total_memory / 1e9 - 8):.1f}"]
 
 
 def _workflow(bench: Bench, server: ComfyServer, file: Path) -> None:

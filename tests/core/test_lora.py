@@ -285,8 +285,10 @@ def test_an_unknown_module_of_the_transformer_is_another_models(stem):
 
 
 def test_pefts_patterns_as_peft_reads_them():
-    from peft.utils.other import get_pattern_key
+    from peft.utils import other
 
+    if not hasattr(other, "get_pattern_key"):
+        pytest.skip("this version of PEFT finds patterns within a longer function")
     patterns = {"attn2.to_q": 5, "transformer_blocks.1.attn2.to_q": 7, "to_.*": 9}
     stems = [
         f"base_model.model.transformer_blocks.{n}.{m}" for n in (0, 1) for m in ("attn2.to_q", "attn1.to_v", "ff.net.2")
@@ -295,7 +297,7 @@ def test_pefts_patterns_as_peft_reads_them():
     lora = parse_lora(state, adapter_config={"r": RANK, "lora_alpha": 32, "alpha_pattern": patterns})
     for delta in lora.deltas:
         module = convert.diffusers_names(delta.key)[delta.part].removesuffix(".weight")
-        assert delta.alpha == patterns.get(get_pattern_key(patterns, module), 32)
+        assert delta.alpha == patterns.get(other.get_pattern_key(patterns, module), 32)
     assert {delta.alpha for delta in lora.deltas} == {5.0, 9.0}
 
 

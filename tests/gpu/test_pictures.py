@@ -147,6 +147,24 @@ def test_a_quantised_text_encoder(nano, device, reference, quantization):
     assert relative(quantised.sample(PROMPT, 2, **SIZE), reference.sample(PROMPT, 2, **SIZE)) < 0.3
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_quantised_text_encoder_between_prompts(nano, device, quantization):
+    """On CUDA it waits in pinned host memory, and leaves nothing on the device; elsewhere it is read again."""
+    pytest.importorskip("bitsandbytes")
+    options = {"dtype": torch.float32, "device": device, "quantization": quantization, "low_memory": True}
+    pipeline = pc.Pipeline.from_pretrained(nano, **options)
+    one, other = (pipeline.sample(PROMPT, 2, **SIZE) for _ in range(2))
+    assert relative(other, one) < 1e-3 and pipeline.text.loaded is (device.type == "cuda")
+    if device.type == "cuda":
+        weights = [*pipeline.text._model.parameters(), *pipeline.text._model.buffers()]
+        assert all(each.device.type == "cpu" and each.data.is_pinned() for each in weights if each.numel())
+
+
+def test_a_decode_in_tiles(pipeline, reference):
+    latent = torch.randn(1, 4, 12, 20, generator=torch.Generator().manual_seed(0))
+    assert relative(decode(pipeline.vae, latent, tile=64), decode(reference.vae, latent, tile=64)) < 1e-3
+
+
 def test_a_stopped_run_leaves_a_pipeline_that_works(pipeline, reference):
     def stop(step, _denoised):
         if step == 1:

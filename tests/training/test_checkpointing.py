@@ -109,7 +109,7 @@ def test_the_estimate_counts_what_is_kept_and_what_is_not_computed_again(command
     common = {"run": "r", "data": "d", "base": "b", "gradient_checkpointing": True, "precision": "fp16"}
     common |= {"copy_blocks": 2} if command == "controlnet" else {}
     plain, kept = (
-        estimate(command, make_config(command, {**common, "batch_size": 2, "keep_attention": keep}), CONFIG, 96, 160)
+        estimate(make_config(command, {**common, "batch_size": 2, "keep_attention": keep}), CONFIG, 96, 160)
         for keep in (False, True)
     )
     blocks = {"controlnet": 2 + CONFIG.depth - 1}.get(command, CONFIG.depth)
