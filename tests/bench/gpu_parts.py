@@ -177,7 +177,11 @@ def precision(bench: Bench) -> None:
 
     rows, _ = bench_precision.measure(str(bench.device), 2 if bench.rehearse else 8)
     for name, errors in rows.items():
-        limit = 0.10 if name.startswith("lcd fp16") else {"one step float16": 0.01, "one step bfloat16": 0.06}.get(name)
+        limit = (
+            0.10
+            if name.startswith(("lcd fp16", "lcm-lora fp16"))
+            else {"one step float16": 0.01, "one step bfloat16": 0.06}.get(name)
+        )
         bench.add(f"{name}, worst", max(errors.values()), "", most=limit)
 
 
