@@ -174,7 +174,7 @@ def check_another_network_in_its_place_runs(s: Setup) -> None:
     class Around(torch.nn.Module):
         def __init__(self, inner):
             super().__init__()
-            self.inner, self.dtype = inner, inner.dtype
+            self.inner, self.dtype, self.config = inner, inner.dtype, inner.config
 
         def forward(self, *args, **kwargs):
             return self.inner(*args, **kwargs)
