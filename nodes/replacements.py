@@ -20,9 +20,28 @@ _PROMPT = {
 }
 
 
+class _Exchange(io.NodeReplace):
+    """An exchange whose outputs are renumbered by the server only where their numbers differ.
+
+    ComfyUI's server exchanges the nodes of a graph in the order of a set, and renumbers a node's links by the old names
+    of the inputs that they lead to: where such a neighbour was exchanged before it, that is a KeyError, and the whole
+    graph is refused with status 500. The editor needs the outputs in any case, to connect the new node.
+    """
+
+    def __init__(self, outputs: list[int], **mapping):
+        self._outputs = [{"old_idx": index, "new_idx": to} for index, to in enumerate(outputs)]
+        differ = outputs != list(range(len(outputs)))
+        super().__init__(**mapping, output_mapping=self._outputs if differ else None)
+
+    def as_dict(self) -> dict:
+        """What the editor is told."""
+        return super().as_dict() | {"output_mapping": self._outputs}
+
+
 def _replace(old: str, widgets: list[str], new: str, renamed: dict[str, str], fixed: dict, outputs: list[int]):
     """One exchange: names of inputs old -> new, values for inputs that the old one lacks, and where its outputs go."""
-    return io.NodeReplace(
+    return _Exchange(
+        outputs,
         new_node_id=f"PixArtDelta{new}",
         old_node_id=old,
         old_widget_ids=widgets,
@@ -30,7 +49,6 @@ def _replace(old: str, widgets: list[str], new: str, renamed: dict[str, str], fi
             *({"new_id": to, "old_id": name} for name, to in renamed.items()),
             *({"new_id": name, "set_value": value} for name, value in fixed.items()),
         ],
-        output_mapping=[{"old_idx": index, "new_idx": to} for index, to in enumerate(outputs)],
     )
 
 
@@ -59,6 +77,6 @@ async def register() -> None:
     """Tell ComfyUI's server about them, where it can exchange nodes."""
     known = getattr(ComfyAPI(), "node_replacement", None)
     is_served = getattr(PromptServer, "instance", None) is not None  # ComfyUI keeps them with its server
-    if is_served and known is not None and hasattr(io, "NodeReplace"):
+    if is_served and known is not None:
         for replacement in replacements():
             await known.register(replacement)

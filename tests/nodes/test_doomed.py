@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.nodes.panel import READY, jobs, keep
 
 pytestmark = pytest.mark.host
+ROOT = Path(__file__).resolve().parents[2]
 BASE = "bundled/nano (base)"
 DESCRIPTION = {
     "kind": "pixart_delta_features",
@@ -21,8 +23,8 @@ DESCRIPTION = {
 }
 """Of a dataset without hints."""
 DOOMED = {
-    "base": ("TrainLCMLora", {"base": "bundled/nano (student)"}, "has no learned null caption"),
-    "hints": ("TrainControlNet", {"more_settings": "copy_blocks=1"}, "was prepared without hints"),
+    "base": ("TrainLCMLora", {"base": "a_control.safetensors"}, "but a PixArt ControlNet without its base model"),
+    "hints": ("TrainControlNet", {"copy_blocks": 1}, "was prepared without hints"),
     "memory": ("TrainLCD", {"batch_size": 1_000_000, "recipe": "none"}, "out of memory with batch_size=1000000"),
     "disk": ("FineTune", {"more_settings": "keep_checkpoints=1000000", "recipe": "none"}, "are free"),
     "recipe": ("TrainLCD", {"recipe": "8gb"}, "Train an LCM-LoRA instead"),
@@ -47,18 +49,23 @@ def page(panel_server, open_page):
     data.mkdir(parents=True)
     (data / "dataset.json").write_text(json.dumps(DESCRIPTION))
     (panel_server.base / "input" / "empty").mkdir()
+    control = panel_server.base / "models" / "diffusion_models" / "a_control.safetensors"
+    control.parent.mkdir(parents=True, exist_ok=True)
+    control.symlink_to(ROOT / "models" / "nano" / "controlnet" / "diffusion_pytorch_model.safetensors")
     page = open_page(panel_server, 1366, 900, timeout=120_000)
     page.wait_for_function(READY)
     yield page
     page.close()
+    control.unlink()
 
 
 @pytest.mark.parametrize("name", DOOMED)
 def test_it_is_refused_at_its_node(page, panel_server, name):
     kind, changed, problem = DOOMED[name]
-    values = (
-        {} if kind in ("Dataset", "PromptDataset") else {"base": BASE, "dataset": "doomed", "name": f"doomed {name}"}
-    )
+    # A node with the number of one before gets that one's values from the editor: so all that differ are set.
+    values = {"more_settings": ""}
+    if "Dataset" not in kind:
+        values |= {"base": BASE, "dataset": "doomed", "name": f"doomed {name}", "batch_size": 16, "recipe": "auto"}
     page.evaluate(RUN, [f"PixArtDelta{kind}", values | changed])
     page.wait_for_function("() => window.refused")
     refused = page.evaluate("() => window.refused")

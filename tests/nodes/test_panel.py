@@ -16,14 +16,15 @@ pytestmark = pytest.mark.host
 
 
 def run_template(page, server, steps: int) -> str:
-    """Open the template of LCD as a person does, with so many steps, and press Run. Returns the training's id."""
+    """Open the template of LCD as a person does, with so many small steps, and press Run. Returns the training's id."""
     workflow = load_workflow(ROOT / "workflows" / "PixArt 20 Train LCD.json")
     page.evaluate(
         """async ([workflow, steps]) => {
             await window.app.loadGraphData(workflow);
             const node = window.app.graph._nodes.find(node => node.type === "PixArtDeltaTrainLCD");
-            node.widgets.find(widget => widget.name === "steps").value = steps;
-            node.widgets.find(widget => widget.name === "sample_every").value = 4;
+            const values = { steps, batch_size: 2, sample_every: 4, sample_prompts: "a lake at dawn" };
+            const find = name => node.widgets.find(widget => widget.name === name);
+            for (const [name, value] of Object.entries(values)) find(name).value = value;
             await window.app.queuePrompt(0);
         }""",
         [workflow, steps],

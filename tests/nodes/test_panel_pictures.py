@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from tests.nodes.panel import change, job, keep, open_job, record, row, state_of
 from tests.nodes.test_panel_jobs import made  # noqa: F401
 
 pytestmark = pytest.mark.host
+ROOT = Path(__file__).resolve().parents[2]
 COLOURS = ("red", "green", "blue", "yellow", "white")
 PROMPTS = [f"a field of {colour}" for colour in COLOURS]
 
@@ -106,6 +108,23 @@ def test_what_waits_shows_no_empty_chart(panel, made):  # noqa: F811
     ]
 
 
+def test_the_loss_on_what_is_held_out_is_seen_by_bands(panel, made):  # noqa: F811
+    """Each quarter of the timesteps is a curve of its own, from the first line that has them on."""
+    folder = made("bands")
+    write_metrics(folder, 9)
+    state_of(panel, "bands", "paused")
+    labels = open_job(panel, "bands").locator(".u-label")
+    until(lambda: labels.count() == 5)
+    bands = {"validation": 0.4, **{f"validation_{band}": band / 10 for band in (1, 2, 3, 4)}}
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 10, "loss": 0.1, "learning_rate": 0.001, **bands}) + "\n")
+    change(folder, attempt=2)
+    until(lambda: labels.count() == 9)
+    ranges = ("0 to 249", "250 to 499", "500 to 749", "750 to 999")
+    assert labels.all_inner_texts()[5:] == [f"held out, timesteps {each}" for each in ranges]
+    keep(panel, "bands")
+
+
 def test_datasets_stand_apart(panel, made):  # noqa: F811
     made("pictures", command="prepare", state="done")
     made("training")
@@ -158,14 +177,26 @@ def test_a_training_starts_without_a_graph(panel_server, panel, made):  # noqa: 
     started = re.search("from-a-form-[0-9a-f]+", opened.evaluate("each => each.closest('li').dataset.job"))[0]
     now = job(panel_server, started)
     assert (now["command"], now["settings"]["steps"], now["state"]) == ("lcm-lora", 3, "queued")
+    recipe = json.loads((ROOT / "training/recipes/nano_lcm_lora.json").read_text())
+    assert now["settings"]["learning_rate"] == recipe["learning_rate"], "auto, of the bundled base"
 
     # Its settings, with a change, once more.
     opened.locator('[data-tool="duplicate"]').click()
     assert form.locator('[data-setting="steps"]').input_value() == "3"
     assert form.locator("input[maxlength]").input_value() == "From a form 2"
+    assert form.locator('[data-form="recipe"]').input_value() == "", "all of its settings are there already"
     panel.keyboard.press("Escape")
+
+    # And as they are, as a job of its own, once it no longer waits.
     panel_server.post(f"/pixart_delta/jobs/{started}/pause", {})
-    panel_server.post(f"/pixart_delta/jobs/{started}/delete", {})
+    opened.locator('[data-tool="again"]').click()
+    again = panel.locator("li[data-job^=from-a-form-2-]").get_attribute("data-job")
+    assert job(panel_server, again)["settings"] == now["settings"] | {
+        "run": now["settings"]["run"].replace(started, again)
+    }
+    panel_server.post(f"/pixart_delta/jobs/{again}/pause", {})
+    for each in (again, started):
+        panel_server.post(f"/pixart_delta/jobs/{each}/delete", {})
 
 
 @pytest.fixture
@@ -194,7 +225,10 @@ def test_a_job_that_begins_to_run_opens_itself(panel, running):
     pid = json.loads((record(folder) / "job.json").read_text())["pid"]
     open_job(panel, "begins")
     row(panel, "begins").click()  # closed by hand, and then it pauses and goes on
-    change(folder, state="paused", pid=None)
+    change(folder, state="stopping", wanted="paused")
+    state_of(panel, "begins", "stopping")
+    assert row(panel, "begins").locator(".pxd-state").inner_text() == "pausing"
+    change(folder, state="paused", wanted="", pid=None)
     state_of(panel, "begins", "paused")
     panel.evaluate("() => document.activeElement.blur()")
     change(folder, state="running", pid=pid)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from pixart_delta.pixart_core.textfile import read_json
 
 from tests.nodes.panel import record
 from tests.nodes.test_routes import BASE, FOREIGN, JOBS, call, ids, post, root, server, write_job  # noqa: F401
 from tests.training.shards_fixture import make_features
 
 pytestmark = pytest.mark.host
+ROOT = Path(__file__).resolve().parents[2]
 FORM = "/pixart_delta/form"
 
 
@@ -52,6 +55,19 @@ def test_a_form_queues_a_job_and_the_same_one_is_found_again(server, root):  # n
     assert send(server, {"steps": 6, "data": "formed"})[1]["job"] != made["job"]
 
 
+def test_a_recipe_fills_what_is_left_at_its_default(server, root):  # noqa: F811
+    make_features(server.base / "input" / "cooked", width=64)
+    assert server.get(FORM)["recipes"][0] == "auto"
+    values = read_json(ROOT / "training/recipes/nano_student.json")
+    assert values["batch_size"] != 3
+    for recipe in ("nano", "auto"):  # the base is the bundled one
+        status, made = send(server, {"batch_size": 3, "data": "cooked"}, recipe=recipe)
+        assert status == 200 and "recipe nano: " in made["text"], made
+        settings = server.get(f"{JOBS}/{made['job']}")["settings"]
+        assert settings["batch_size"] == 3 and settings["learning_rate"] == values["learning_rate"]
+    assert "3gb" in send(server, {"data": "cooked"}, recipe="3gb")[1]["error"]
+
+
 def test_a_dataset_is_named_by_its_job(server, root):  # noqa: F811
     write_job(root, "scenes", command="prepare", settings={"output": str(root / "scenes" / "dataset")})
     assert {"value": "scenes", "text": "scenes"} in server.get(FORM)["names"]["data"]
@@ -90,7 +106,9 @@ def test_bad_settings_are_named(server, root, settings, problem):  # noqa: F811
 
 
 @pytest.mark.parametrize(
-    "more", [{"command": "sample"}, {"name": 5}, {"check": "yes"}, {"argv": ["sh"]}, {"settings": []}], ids=str
+    "more",
+    [{"command": "sample"}, {"name": 5}, {"check": "yes"}, {"argv": ["sh"]}, {"settings": []}, {"recipe": 8}],
+    ids=str,
 )
 def test_a_form_is_nothing_else(server, root, more):  # noqa: F811
     body = {"command": "lcd", "settings": {"base": BASE, "data": "data"}, "name": "x", **more}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.nodes.panel import until
 from tools.comfy_server import comfyui_trees
 from tools.templates.__main__ import files
 from tools.workflow_api import load_workflow
@@ -18,6 +19,8 @@ GRAPHS = [name for name in NAMES if not load_workflow(ROOT / "workflows" / f"{na
 """Those that open as graphs; the others open in App mode."""
 RUN = [name for name in NAMES if name.split()[1] in ("01", "05", "13", "16")]
 """One of each kind that draws is run; a training would go on beside the other tests of this server."""
+STEPS = 2
+"""That a sampler takes here at most: where things lie does not depend on it, and it shows its preview all the same."""
 ZOOM = 0.57
 """Below it the classic canvas draws no text."""
 BOXES = """() => Object.fromEntries(window.app.graph._nodes.map(node => {
@@ -96,7 +99,11 @@ def test_opened_it_can_be_read_and_nothing_covers_anything(page, name):
 
 @pytest.mark.parametrize("name", RUN)
 def test_after_a_run_nothing_covers_anything(page, panel_server, name):
-    page.evaluate(OPEN, [name, load_workflow(ROOT / "workflows" / f"{name}.json")])
+    workflow = load_workflow(ROOT / "workflows" / f"{name}.json")
+    for node in workflow["nodes"]:
+        if node["type"] in ("KSampler", "PixArtDeltaLCMSampler"):
+            node["widgets_values"][2] = min(node["widgets_values"][2], STEPS)
+    page.evaluate(OPEN, [name, workflow])
     page.evaluate("() => window.app.queuePrompt(0)")
     page.wait_for_function("() => window.app.graph._nodes.some(node => node.imgs?.length)")
     page.wait_for_function(
@@ -106,4 +113,4 @@ def test_after_a_run_nothing_covers_anything(page, panel_server, name):
         }"""
     )
     page.wait_for_timeout(1000)
-    assert covered(page.evaluate(BOXES)) == []
+    until(lambda: not covered(page.evaluate(BOXES)), 30)  # a busy machine draws late

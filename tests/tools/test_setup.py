@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,28 @@ def test_it_needs_nothing_but_the_standard_library():
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import setup"
     subprocess.run([sys.executable, "-S", "-I", "-c", code], check=True, cwd=ROOT.parent)
     assert importlib.util.find_spec("tools.setup")
+
+
+def test_installing_the_extras_leaves_nothing_in_the_folder(tmp_path):
+    """pip calls the backend of pyproject.toml in the project's folder; the wheel names what is to be installed."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no TOML parser")
+    pytest.importorskip("setuptools")
+    system = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]
+    (folder,) = system["backend-path"]
+    project, wheels = tmp_path / "project", tmp_path / "wheels"
+    for name in ("pyproject.toml", "README.md", "LICENSE", f"{folder}/{system['build-backend']}.py"):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    before = sorted(project.rglob("*"))
+    wheels.mkdir()
+    call = f"import {system['build-backend']} as backend; print(backend.build_wheel({str(wheels)!r}))"
+    subprocess.run(
+        [sys.executable, "-B", "-c", call], cwd=project, env={**os.environ, "PYTHONPATH": folder}, check=True
+    )
+    assert sorted(project.rglob("*")) == before
+    (wheel,) = wheels.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        metadata = opened.read(next(name for name in opened.namelist() if name.endswith("/METADATA"))).decode()
+    for extra in setup.EXTRAS:
+        assert f"Provides-Extra: {extra}\n" in metadata
+    assert metadata.count("Requires-Dist: ") > len(setup.requirements())

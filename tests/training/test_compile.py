@@ -34,11 +34,12 @@ def batch(size, length, rows=2):
     }
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_training_over_all_buckets_and_caption_lengths(precision, tmp_path, counter):
+@pytest.mark.parametrize("precision,keep", [("fp32", False), ("bf16", False), ("bf16", True)])
+def test_a_training_over_all_buckets_and_caption_lengths(precision, keep, tmp_path, counter):
     """Student with a gradient, recomputed; teacher and average without: as many graphs as these, whatever the sizes."""
     base = save_pixart(random_pixart(nano_config()), tmp_path / "base.safetensors")
     values = {"run": "r", "data": "d", "base": str(base), "precision": precision, "gradient_checkpointing": True}
+    values["keep_attention"] = keep
     task = TASKS["lcd"](make_config("lcd", values))
     task.compile(backend=counter)
     counts = []

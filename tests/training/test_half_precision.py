@@ -60,11 +60,12 @@ def test_one_step_where_the_host_casts(dtype, most, batch, exact):
     assert 0 < deviation(torch.cat(found), exact) < most
 
 
-def test_what_distillation_learns_from(batch):
+@pytest.mark.parametrize("command", ["lcd", "lcm-lora"])
+def test_what_distillation_learns_from(command, batch):
     """In the default of GPUs, with the average and with blocks that are recomputed: a tenth may be rounding."""
     few = {name: each[:2] for name, each in batch.items()}
-    expected = bench_precision.lcd_signal(few, "cpu", precision="fp32")
+    expected = bench_precision.lcd_signal(few, "cpu", command, precision="fp32")
     with HalfByRounding():
-        found = bench_precision.lcd_signal(few, "cpu", precision="fp16", gradient_checkpointing=True)
+        found = bench_precision.lcd_signal(few, "cpu", command, precision="fp16", gradient_checkpointing=True)
     for t in bench_precision.TIMESTEPS:
         assert 0 < (found[t] - expected[t]).abs().mean() / expected[t].abs().mean() < 0.10

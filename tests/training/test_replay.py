@@ -29,7 +29,7 @@ def stand_in(call, memory):
 def engine_of(command, material, tmp_path, capture=None, **values):
     values = {"warmup_steps": 0, "workers": 0, **values}
     config = make_config(command, settings(command, material, tmp_path, **values))
-    engine = make_engine(command, config, FeatureDataset(config.data), connect())
+    engine = make_engine(config, FeatureDataset(config.data), connect())
     if capture is not None:
         engine.replayed = Replayed(engine._run_micro_batch, engine.parameters.values(), capture, limit=3)
     return engine

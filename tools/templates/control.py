@@ -41,7 +41,7 @@ class Controlled:
     def _picture(self, name: str) -> Node:
         if self.weights is NANO:
             return example(name)
-        return Node("LoadImage", 286, {"image": "example.png"})
+        return Node("LoadImage", 238, {"image": "example.png"})
 
     def _hint(self) -> tuple[Node, str]:
         """The edges of the picture, at the size that the new one has."""

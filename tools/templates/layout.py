@@ -26,6 +26,8 @@ NOTE_COLOURS = {"color": "#222", "bgcolor": "#000"}
 """Of notes: those of the official templates."""
 _TITLE, _BAND, _PAD, _GAP, _AISLE = 30, 40, 12, 14, 36
 """Pixels: title bar of a node, title of a group, margin inside a group, between nodes, between columns."""
+_FOOT = 16
+"""More pixels below a node whose file may be missing: Nodes 2.0 hangs a line there that says so."""
 _GROWING = "COMFY_AUTOGROW_V3"
 """An input that has one more slot than is used; three of them are saved."""
 _WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -53,6 +55,11 @@ class Node:
     models: tuple[dict[str, str], ...] = ()
     down: int = 0
     wide: int = 0
+
+    @property
+    def foot(self) -> int:
+        """Pixels that it may need below itself."""
+        return _FOOT if self.models else 0
 
     def __getitem__(self, output: str | int) -> tuple[Node, str | int]:
         return self, output
@@ -146,7 +153,7 @@ def _places(template: Template) -> Iterator[tuple[Node, tuple[int, int, int, int
             for node in group.nodes:
                 y += _TITLE + node.down
                 yield node, (x + _PAD, y, column.width + node.wide, node.height)
-                y += node.height + _GAP
+                y += node.height + node.foot + _GAP
             y += _PAD + _GAP
         x += column.width + 2 * _PAD + _AISLE
 
@@ -156,6 +163,7 @@ def _frames(template: Template, places: Mapping) -> Iterator[dict]:
     for number, group in enumerate(titled, 1):
         x, top, width, _ = places[group.nodes[0]]
         _, y, _, height = places[group.nodes[-1]]
+        y += group.nodes[-1].foot
         top -= _TITLE + _BAND + group.nodes[0].down
         yield {
             "id": number,

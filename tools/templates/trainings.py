@@ -151,7 +151,7 @@ def teach() -> Template:
     own = {"name": "taught", "steps": 200, "batch_size": 8, "learning_rate": 0.001, "lora_rank": 8}
     train = Node("PixArtDeltaFineTune", 600, quick(sample_every=50, **own), {"dataset": dataset["dataset"]})
     status = Node("PixArtDeltaTrainingStatus", 210, {}, {"job": train["job"]})
-    samples = Node("PreviewImage", 360, {}, {"images": status["samples"]}, title="Samples")
+    samples = Node("PreviewImage", 345, {}, {"images": status["samples"]}, title="Samples")
     trained = Node("PixArtDeltaTrainedResult", 230, {}, {"job": train["job"]})
     clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
     vae = loader("VAELoader", "vae_name", NANO.vae, 104)
@@ -171,11 +171,11 @@ def teach() -> Template:
     )
     columns = [
         Column(230, [Group("Your pictures", "blue", [dataset, pictures])]),
-        Column(240, [Group("Teach", "purple", [train]), Group("", "", [note(name, says, 330)])]),
+        Column(240, [Group("Teach", "purple", [train]), Group("", "", [note(name, says, 270)])]),
         Column(230, [Group("Watch", "yellow", [status, samples]), Group("Size", "green", [shape])]),
-        Column(230, [Group("Use", "red", [trained, clip, vae]), Group("Prompt", "green", [prompt])]),
-        Column(225, [Group("Sample", "purple", [sampler, decoded])]),
-        Column(230, [Group("", "", [saved])], down=40),
+        Column(230, [Group("Use", "red", [trained, clip, vae])]),
+        Column(240, [Group("Sample", "purple", [sampler]), Group("Prompt", "green", [prompt])]),
+        Column(230, [Group("Save", "cyan", [decoded]), Group("", "", [saved])]),
     ]
     return Template(named(24, name), columns)
 

@@ -12,25 +12,25 @@ export function follow(node, app, api, store) {
     let id = null; // of the job that is followed
     // The id stands in place of a link to the node that starts the training: to look at a job must not start one.
     const runner = new Runner(app, api, node, SWITCH, (output) => (output[node.id].inputs.job = id));
-    let seen = null; // of the job, when the previews were drawn last; null: it was not looked at yet
     let asked = null; // the samples after which a result was asked for
-    const look = () => {
+    const result = node.comfyClass === RESULT;
+    // While there is no result yet, a node that loads it could only fail.
+    const usable = (job) => !result || job.exported || job.export;
+    const shown = (job) => JSON.stringify([result ? job.exported : job.sampled, ACTIVE.includes(job.state)]);
+    const look = ({ detail: earlier }) => {
         const job = jobOf(node, store);
-        if (!job || !runner.on || job.id !== id) seen = null;
         id = job?.id ?? null;
         if (!job || !runner.on) return;
-        const result = node.comfyClass === RESULT;
         if (result && job.state === "running" && job.sampled && job.sampled !== asked && job.actions.includes("save")) {
             asked = job.sampled;
             store.act(job.id, "save").catch((error) => console.warn("PixArt-δ:", error));
         }
-        // While there is no result yet, a node that loads it could only fail.
-        const now = JSON.stringify([result ? job.exported : job.sampled, ACTIVE.includes(job.state)]);
-        if (seen !== null && now !== seen && (!result || job.exported || job.export)) {
+        // Against what the job was, not what this node saw of it: a node may be made, or switched on, between two changes.
+        const before = earlier.get(job.id);
+        if (before && usable(job) && shown(before) !== shown(job)) {
             runner.forget();
             runner.run();
         }
-        seen = now;
     };
     store.addEventListener("change", look);
     const before = node.onRemoved;
@@ -44,8 +44,11 @@ export function follow(node, app, api, store) {
 /** The job that a node names, showed last, or would choose by itself: the newest training. */
 function jobOf(node, store) {
     const written = node.widgets?.find((each) => each.name === "job")?.value;
-    const linked = node.inputs?.find((each) => each.name === "job")?.link != null;
-    const named = store.jobs.get(linked ? node.properties?.[JOB] : written);
+    const link = node.inputs?.find((each) => each.name === "job")?.link;
+    const linked = link != null;
+    // Linked, it is the job of the node that starts the training; that of an earlier run of this one, if nothing ran since.
+    const starter = linked ? node.graph?.getNodeById(node.graph.getLink(link)?.origin_id) : null;
+    const named = store.jobs.get(linked ? (starter?.properties?.[JOB] ?? node.properties?.[JOB]) : written);
     if (named || (written && !linked)) return named;
     const list = node.widgets?.find((each) => each.name === "result");
     if (list && list.value !== list.options?.values?.[0]) return undefined; // a certain one was chosen, by a name

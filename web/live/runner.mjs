@@ -2,6 +2,7 @@
 // by the next, so that nothing is drawn that is overtaken already.
 
 const SLOW = 700; // ms: a run that took longer is interrupted when a stroke ends, a shorter one may finish
+const QUICK = 150; // ms: only such runs follow a stroke while it is drawn; a longer one would hold up the one that counts
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
 
 export class Runner {
@@ -37,7 +38,7 @@ export class Runner {
 
     /** Whether runs are so fast that they can follow a stroke while it is drawn. */
     get quick() {
-        return this.#took > 0 && this.#took <= SLOW;
+        return this.#took > 0 && this.#took <= QUICK;
     }
 
     /** The prompt may be the same and its result another one: run it even so. */

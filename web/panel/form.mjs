@@ -14,13 +14,14 @@ export class Form {
         Object.assign(this, { store, started });
         this.command = h("select", { onchange: () => this.#fill(this.#values()) });
         this.name = h("input", { type: "text", maxlength: "80" });
+        this.recipe = h("select", { "data-form": "recipe" });
         this.fields = h("div", { class: "pxd-fields" });
         this.more = h("div", { class: "pxd-fields" });
         this.said = h("pre", { class: "pxd-said", role: "status" });
         const button = (key, press) => h("button", { type: "button", class: "pxd-button", "data-form": key, onclick: press }, t(key));
         this.element = h("dialog", { class: "pxd-dialog pxd-form", "aria-label": t("new_training"), onkeydown: (event) => event.stopPropagation() },
             h("h2", {}, t("new_training")),
-            h("div", { class: "pxd-fields" }, ...label(t("command"), this.command), ...label(t("name"), this.name, t("name_hint"))),
+            h("div", { class: "pxd-fields" }, ...label(t("command"), this.command), ...label(t("name"), this.name, t("name_hint")), ...label(t("recipe"), this.recipe, t("recipe_hint"))),
             this.fields, h("details", {}, h("summary", {}, t("all_settings")), this.more), this.said,
             h("div", { class: "pxd-buttons" }, button("form_start", () => this.#send(false)), button("form_check", () => this.#send(true)), button("close", () => this.element.close())));
         document.body.append(this.element);
@@ -34,7 +35,10 @@ export class Form {
     async open(job = null, name = "") {
         this.form = await this.store.form();
         this.command.replaceChildren(...Object.keys(this.form.commands).map((command) => h("option", { value: command }, command)));
+        const recipes = [...this.form.recipes.map((each) => [each, each]), ["", t("none")]];
+        this.recipe.replaceChildren(...recipes.map(([value, text]) => h("option", { value }, text)));
         if (job) this.command.value = job.command;
+        if (job) this.recipe.value = ""; // all of its settings are there already
         this.name.value = name;
         this.said.textContent = "";
         this.#fill(job?.settings ?? this.#beginning());
@@ -77,7 +81,7 @@ export class Form {
         this.said.dataset.bad = false;
         this.said.textContent = t("asking");
         try {
-            const { job, text } = await this.store.train({ command: this.command.value, name: this.name.value.trim(), settings: this.#values(), check });
+            const { job, text } = await this.store.train({ command: this.command.value, name: this.name.value.trim(), recipe: this.recipe.value, settings: this.#values(), check });
             this.said.textContent = text;
             if (check) return;
             this.element.close();

@@ -91,9 +91,11 @@ export class Store extends EventTarget {
     }
 
     #merge({ jobs, deleted }) {
+        const earlier = new Map();
         for (const job of jobs) {
             const before = this.jobs.get(job.id);
             this.jobs.set(job.id, job);
+            if (before) earlier.set(job.id, before);
             if (before && before.state !== "running" && job.state === "running") {
                 this.dispatchEvent(new CustomEvent("began", { detail: job }));
             }
@@ -102,12 +104,17 @@ export class Store extends EventTarget {
             }
         }
         for (const id of deleted) this.jobs.delete(id);
-        this.dispatchEvent(new Event("change"));
+        this.#tell(earlier);
     }
 
     #setOnline(online) {
         if (this.online === online) return;
         this.online = online;
-        this.dispatchEvent(new Event("change"));
+        this.#tell();
+    }
+
+    /** Something has changed. `earlier`: what jobs were before, by their ids. */
+    #tell(earlier = new Map()) {
+        this.dispatchEvent(new CustomEvent("change", { detail: earlier }));
     }
 }
