@@ -168,6 +168,22 @@ def check_what_patches_the_model_leaves_graphs_out(s: Setup) -> None:
     linear.weight_function = []
 
 
+def check_another_network_in_its_place_runs(s: Setup) -> None:
+    """An object patch of the whole model, as some packs compile it."""
+
+    class Around(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.dtype, self.config = inner, inner.dtype, inner.config
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    model = s.lcm.clone()
+    model.add_object_patch("diffusion_model", Around(s.unet))
+    assert torch.equal(s.sample(model), s.sample(s.off)) and not s.capture.captures
+
+
 def check_hooks_of_a_prompt_leave_graphs_out(s: Setup) -> None:
     import comfy.hooks
 
