@@ -43,7 +43,7 @@ class Setup:
         )
         self.files, self.identify = part("nodes.bridge.files"), part("pixart_core.identify")
         self.estimate, self.result = part("nodes.background.estimate"), part("nodes.background.result")
-        self.root = part("training.jobs.job")
+        self.root, self.hints = part("training.jobs.job"), part("nodes.bridge.hint_kind")
         self.input, self.output = folder / "input", folder / "output"
         folder_paths.set_input_directory(str(self.input))
         folder_paths.set_output_directory(str(self.output))
@@ -208,7 +208,9 @@ def check_prompts_are_a_dataset_of_what_the_base_draws(setup):
     assert setup.dataset.prompts_file("a lake\na desert") == file
     made = make("drawn", values | {"prompts": file, "lora": "bundled/nano (sepia)"}, 'shapes=["1:1"]', 16)
     seen = setup.jobs.queue().job(made.job).settings
-    assert made.pictures == [] and seen["lora"].endswith("style_lora") and seen["base"].endswith("base.safetensors")
+    assert made.pictures == []
+    assert seen["lora"].endswith("style_lora")
+    assert seen["base"].endswith("base.safetensors")
     (setup.input / "prompts.txt").write_text("a meadow")
     from_file = make("drawn too", values | {"prompts": "prompts.txt"}, "", 16)
     setup.finish(from_file)
@@ -226,6 +228,44 @@ def check_prompts_are_a_dataset_of_what_the_base_draws(setup):
         with raises(problem):
             make("wrong", values | {"prompts": file} | change, "", 16)
     assert "wrong" not in [job.name for job in setup.jobs.queue().jobs()]
+
+
+def check_hints_come_from_a_batch_of_images(setup):
+    """One for each picture in the order of their names, kept as files, with what they are."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    images = torch.rand(2, 64, 64, 3)
+    values = setup.dataset.hints_of_images("pictures", images, "canny", "")
+    assert (values["hints"], values["hint_kind"]) == ("folder", "canny")
+    for name, image in zip(("a", "b"), images, strict=True):
+        with Image.open(Path(values["hint_folder"], f"{name}.png")) as kept:
+            assert np.abs(np.asarray(kept) / 255 - image.numpy()).max() < 0.003
+    settings = {"input": "pictures", "models": "bundled/nano", "resolution": 128, **values}
+    made = setup.dataset.prepare_dataset("with hints", settings, "", 16)
+    assert setup.jobs.queue().job(made.job).settings["hint_folder"].startswith(str(setup.output))
+    setup.train("follows them", "controlnet", data=str(made.folder), more="copy_blocks=1")
+    with raises("hint_images holds 3 pictures, and pictures 2"):
+        setup.dataset.hints_of_images("pictures", torch.rand(3, 64, 64, 3), "canny", "")
+
+
+def check_hints_of_another_kind_are_said(setup):
+    """By the nearest preprocessor above the node, whatever lies between; where nothing tells, nothing is said."""
+    graph = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
+        "2": {"class_type": "PixArtDeltaHEDPreprocessor", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "Canny", "inputs": {"image": ["2", 0]}},
+        "4": {"class_type": "ImageScale", "inputs": {"image": ["3", 0]}},
+        "5": {"class_type": "PixArtDeltaApplyControlNet", "inputs": {"image": ["4", 0], "vae": ["2", 0]}},
+    }
+    with mock.patch.object(setup.hints, "say") as said:
+        text = setup.hints.warn_of_another("hed", graph, "5")
+        assert "was trained on hed, and its image comes from Canny, which makes canny" in text
+        assert said.call_args.args[0] == text
+        for trained, node in (("canny", "5"), ("", "5"), ("hed", "3"), ("canny", "2")):
+            assert setup.hints.warn_of_another(trained, graph, node) == "", (trained, node)
+        assert said.call_count == 1
 
 
 def check_shards_that_do_not_fit_are_refused(setup):
