@@ -38,12 +38,13 @@ def with_graphs(executor, guider, sigmas, extra_args, *rest, **kwargs):
     patcher = guider.model_patcher
     unet = patcher.model.diffusion_model
     options = extra_args["model_options"].setdefault("transformer_options", {})
-    if unet.graphs.works_on(patcher.load_device):
+    graphs = getattr(unet, "graphs", None)  # another node may have put a network of its own in this place
+    if graphs is not None and graphs.works_on(patcher.load_device):
         moved = next(_network_obstacles(patcher, guider.conds), "")
         reason = next(_run_obstacles(patcher, options, guider.conds), moved)
         _say(unet, f"not used: {reason}" if reason else "used from a size's second step on")
         if moved:
-            unet.graphs.clear()
+            graphs.clear()
         if not reason:
             options[REPLAYED] = True
     return executor(guider, sigmas, extra_args, *rest, **kwargs)
@@ -56,8 +57,9 @@ def may_replay(options: dict) -> bool:
 
 def forget_graphs(patcher, unpatch_all: bool) -> None:
     """When a model leaves the device (`CallbacksMP.ON_DETACH`), and not when only its clone takes its place."""
-    if unpatch_all:
-        patcher.model.diffusion_model.graphs.clear()
+    graphs = getattr(patcher.model.diffusion_model, "graphs", None)
+    if unpatch_all and graphs is not None:
+        graphs.clear()
 
 
 def _say(unet: Any, text: str) -> None:

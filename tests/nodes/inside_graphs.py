@@ -168,6 +168,22 @@ def check_what_patches_the_model_leaves_graphs_out(s: Setup) -> None:
     linear.weight_function = []
 
 
+def check_another_network_in_its_place_runs(s: Setup) -> None:
+    """An object patch of the whole model, as some packs compile it."""
+
+    class Around(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.dtype, self.config = inner, inner.dtype, inner.config
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    model = s.lcm.clone()
+    model.add_object_patch("diffusion_model", Around(s.unet))
+    assert torch.equal(s.sample(model), s.sample(s.off)) and not s.capture.captures
+
+
 def check_hooks_of_a_prompt_leave_graphs_out(s: Setup) -> None:
     import comfy.hooks
 
@@ -245,7 +261,9 @@ def check_a_copy_has_graphs_of_its_own(s: Setup) -> None:
 
     s.draw(s.lcm)
     other = copy.deepcopy(s.unet)
-    assert len(s.unet.graphs) and not len(other.graphs) and other.graphs is not s.unet.graphs
+    assert len(s.unet.graphs)
+    assert not len(other.graphs)
+    assert other.graphs is not s.unet.graphs
 
 
 def check_torch_compile_model_works_on_ours(s: Setup) -> None:

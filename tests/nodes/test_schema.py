@@ -25,6 +25,7 @@ IDS = {
     "PixArtDeltaLiveCanvas",
     "PixArtDeltaSplitControlNet",
     "PixArtDeltaMergeControlNet",
+    "PixArtDeltaCudaGraphs",
 }
 """Saved workflows name nodes by these: removing or renaming one breaks them."""
 
