@@ -215,7 +215,8 @@ def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
     require_fit(lora, weights)
     if strength == 0:
         return
-    for delta in (*lora.deltas, *lora.krons):
+    deltas: list[Delta | Kron] = [*lora.deltas, *lora.krons]
+    for delta in deltas:
         weight = weights[delta.key]
         rows = weight if delta.rows is None else weight[delta.rows]
         rows.copy_((rows.float() + strength * delta.change(rows.float())).to(weight.dtype))

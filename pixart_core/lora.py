@@ -156,7 +156,8 @@ def parse_lora(
         )
     if left_out:
         logger.warning("%s: its part for the transformer is taken; left out are %s", name, summary(left_out, 3))
-    places = [(delta.key, delta.part) for delta in (*deltas, *krons)]
+    changes: list[Delta | Kron] = [*deltas, *krons]
+    places = [(change.key, change.part) for change in changes]
     if len(set(places)) < len(places):
         raise CheckpointError(f"{name} holds two LoRAs for the same weights: save the one alone")
     return Lora(name, tuple(deltas), dict(metadata or {}), tuple(diffs), tuple(left_out), tuple(krons))

@@ -261,7 +261,9 @@ def check_a_copy_has_graphs_of_its_own(s: Setup) -> None:
 
     s.draw(s.lcm)
     other = copy.deepcopy(s.unet)
-    assert len(s.unet.graphs) and not len(other.graphs) and other.graphs is not s.unet.graphs
+    assert len(s.unet.graphs)
+    assert not len(other.graphs)
+    assert other.graphs is not s.unet.graphs
 
 
 def check_torch_compile_model_works_on_ours(s: Setup) -> None:

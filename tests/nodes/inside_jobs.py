@@ -208,7 +208,9 @@ def check_prompts_are_a_dataset_of_what_the_base_draws(setup):
     assert setup.dataset.prompts_file("a lake\na desert") == file
     made = make("drawn", values | {"prompts": file, "lora": "bundled/nano (sepia)"}, 'shapes=["1:1"]', 16)
     seen = setup.jobs.queue().job(made.job).settings
-    assert made.pictures == [] and seen["lora"].endswith("style_lora") and seen["base"].endswith("base.safetensors")
+    assert made.pictures == []
+    assert seen["lora"].endswith("style_lora")
+    assert seen["base"].endswith("base.safetensors")
     (setup.input / "prompts.txt").write_text("a meadow")
     from_file = make("drawn too", values | {"prompts": "prompts.txt"}, "", 16)
     setup.finish(from_file)
