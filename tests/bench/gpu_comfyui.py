@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 
 from pixart_core.checkpoint import load_pixart, save_pixart
 from tests.nodes.graphs import node
@@ -88,7 +90,7 @@ def _graphs(bench: Bench, server: ComfyServer) -> None:
         if errors := [error for run in runs for error in run.errors]:
             raise RuntimeError(f"graphs {enabled}: {errors}")
         times[enabled] = statistics.median(run.node_seconds["sample"] for run in runs[1:])
-        pictures[enabled] = [image for run in runs for image in run.images]
+        pictures[enabled] = [Image.open(io.BytesIO(image)).tobytes() for run in runs for image in run.images]
         bench.add(f"bundled model, 4 steps, graphs {'on' if enabled else 'off'}", 1000 * times[enabled], "ms")
     same = sum(one == other for one, other in zip(pictures[True], pictures[False], strict=True))
     bench.add("pictures that are the same with and without graphs", same, "", least=len(pictures[True]))
