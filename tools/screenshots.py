@@ -142,7 +142,7 @@ def shoot_panel(browser, server, file: Path) -> None:
     row = page.locator(f'li[data-job="{training}"] .pxd-row')
     if row.get_attribute("aria-expanded") != "true":
         row.click()
-    page.locator(f'li[data-job="{training}"] .pxd-newest img').wait_for()
+    page.locator(f'li[data-job="{training}"] .pxd-newest').wait_for()
     page.wait_for_timeout(4 * SETTLED)
     page.screenshot(path=file)
     page.close()
