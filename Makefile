@@ -16,7 +16,7 @@ run: setup
 
 ## test   ruff, types and all tests, in two processes: make JOBS=1 PYTEST_ARGS="tests/core -x" test
 test: setup lint
-	$(VENV_PYTHON) -m pytest -n $(JOBS) --dist loadgroup $(PYTEST_ARGS)
+	$(VENV_PYTHON) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 ## test-versions   the tests that matter with other versions of the packages: make test-versions SETS="oldest 2025"
 test-versions: setup

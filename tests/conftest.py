@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -45,21 +46,28 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("comfyui_path", list(trees.values()), ids=list(trees), indirect=True, scope="session")
 
 
-def _neighbours(item: pytest.Item) -> str:
+def _neighbours(nodeid: str) -> str:
     """The name of those tests that shall run in the same process: who share a server, or else a file."""
-    if "panel_server" in getattr(item, "fixturenames", ()):
-        return "panel"
-    if "comfyui_path" in getattr(item, "fixturenames", ()):
-        return item.callspec.params["comfyui_path"].name
-    return item.nodeid.partition("::")[0]
+    file, _, name = nodeid.partition("::")
+    if versions := set(comfyui_trees()) & set(re.split(r"[\[\]-]", name)):
+        return versions.pop()
+    return "panel" if file.startswith("tests/nodes/") else file
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist's own reads the groups
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Neighbours stay together. (pytest-xdist's own groups by marks have no effect with pytest 9.2.)"""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Neighbours(LoadScopeScheduling):
+        _split_scope = staticmethod(_neighbours)
+
+    return Neighbours(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # one of pytest-xdist's processes
-        for item in items:
-            item.add_marker(pytest.mark.xdist_group(_neighbours(item)))
-        items.sort(key=lambda item: "/" in _neighbours(item))  # the long ones first
+        items.sort(key=lambda item: _neighbours(item.nodeid).endswith(".py"))  # the long ones first
     for item in items:
         if "comfyui_path" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.host)
