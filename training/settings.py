@@ -26,6 +26,9 @@ _DEPTH_LIMIT, _PARTS_LIMIT = 4, 10_000
 _EXACT = 2**53
 """Beyond, JSON's readers no longer know a whole number exactly."""
 
+_MARKS = ("content", "fixed", "free")
+"""What a setting says of itself besides its limits: see `setting`."""
+
 
 class ConfigError(ValueError):
     """A setting that is unknown, missing or out of range."""
@@ -140,8 +143,8 @@ class Settings:
         for each in fields(cls):
             default = _default(each)
             kind = getattr(get_origin(kinds[each.name]) or kinds[each.name], "__name__", "str")
-            required = each.name in cls.required
-            rows.append({"name": each.name, "type": kind, "default": default, "required": required, **each.metadata})
+            row = {"name": each.name, "type": kind, "default": default, "required": each.name in cls.required}
+            rows.append(row | {name: value for name, value in each.metadata.items() if name not in _MARKS})
         return rows
 
     def to_dict(self) -> dict[str, Any]:
