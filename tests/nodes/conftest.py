@@ -109,9 +109,9 @@ def panel_server(tmp_path_factory):
         end_trainings(running)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def panel(panel_server, open_page):
-    """A page with the panel open; at the end nothing has gone wrong in it."""
+    """A page with the panel open; nothing has gone wrong in it at the end. Of each file: pages take half a core."""
     page = open_page(panel_server, 1500, 1000, timeout=120_000)
     open_panel(page)
     yield page

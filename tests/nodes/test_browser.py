@@ -21,7 +21,7 @@ OPEN = """async (workflow) => {
 }"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(comfy_server, open_page):
     comfy_server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "what's new seen"})
     page = open_page(comfy_server, 1900, 1000, timeout=300_000)
