@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV_PYTHON = .venv/bin/python
 # Processes that `make test` runs tests in; each may hold a ComfyUI, so more of them take memory rather than give time.
+# One thread each: with more, OpenMP's threads wait for each other, and some tests take ten times as long.
 JOBS ?= 2
 
 .PHONY: demo run test test-versions fuzz bench setup lint clean distclean
@@ -16,7 +17,7 @@ run: setup
 
 ## test   ruff, types and all tests, in two processes: make JOBS=1 PYTEST_ARGS="tests/core -x" test
 test: setup lint
-	$(VENV_PYTHON) -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 ## test-versions   the tests that matter with other versions of the packages: make test-versions SETS="oldest 2025"
 test-versions: setup
