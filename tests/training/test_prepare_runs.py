@@ -1,6 +1,7 @@
 """`prepare` under way: what its status says, how it is stopped, and that a dataset is whole or not there."""
 
 import errno
+import json
 import os
 import signal
 
@@ -173,7 +174,8 @@ def test_stopped_it_goes_on_where_it_was(tmp_path, models, pictures, told, monke
             os.kill(os.getpid(), signal.Signals[asked])
 
     config = with_run(tmp_path, models, batch_size=1)
-    arguments = [f"--set={name}={value}" for name, value in config.to_dict().items() if value and name != "parts"]
+    values = {name: value for name, value in config.to_dict().items() if value and name != "parts"}
+    arguments = [f"--set={n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in values.items()]
     with monkeypatch.context() as patch:
         before_shard(patch, "64x64_00001.tar", ask)
         assert cli.main(["prepare", *arguments]) == 0

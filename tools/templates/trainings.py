@@ -151,7 +151,7 @@ def teach() -> Template:
     own = {"name": "taught", "steps": 200, "batch_size": 8, "learning_rate": 0.001, "lora_rank": 8}
     train = Node("PixArtDeltaFineTune", 600, quick(sample_every=50, **own), {"dataset": dataset["dataset"]})
     status = Node("PixArtDeltaTrainingStatus", 210, {}, {"job": train["job"]})
-    samples = Node("PreviewImage", 345, {}, {"images": status["samples"]}, title="Samples")
+    samples = Node("PreviewImage", 250, {}, {"images": status["samples"]}, title="Samples")
     trained = Node("PixArtDeltaTrainedResult", 230, {}, {"job": train["job"]})
     clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
     vae = loader("VAELoader", "vae_name", NANO.vae, 104)
@@ -170,12 +170,13 @@ def teach() -> Template:
         "*lora*.\n"
     )
     columns = [
-        Column(230, [Group("Your pictures", "blue", [dataset, pictures])]),
-        Column(240, [Group("Teach", "purple", [train]), Group("", "", [note(name, says, 270)])]),
-        Column(230, [Group("Watch", "yellow", [status, samples]), Group("Size", "green", [shape])]),
-        Column(230, [Group("Use", "red", [trained, clip, vae])]),
-        Column(240, [Group("Sample", "purple", [sampler]), Group("Prompt", "green", [prompt])]),
-        Column(230, [Group("Save", "cyan", [decoded]), Group("", "", [saved])]),
+        Column(230, [Group("Your pictures", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
+        Column(240, [Group("Teach", "purple", [train]), Group("", "", [pictures])]),
+        Column(230, [Group("Watch", "yellow", [status]), Group("Use", "red", [trained, clip])]),
+        Column(240, [Group("Prompt", "green", [prompt, shape]), Group("", "", [samples])]),
+        Column(240, [Group("Sample", "purple", [sampler, vae])]),
+        Column(170, [Group("Save", "cyan", [decoded])]),
+        Column(230, [Group("", "", [saved])], down=40),
     ]
     return Template(named(24, name), columns)
 
