@@ -76,7 +76,7 @@ def jobs(folder: Path) -> None:
     queue.act(first.id, "save")
     until(lambda: not queue.run_dir(first).requests())
     queue.act(first.id, "stop")
-    until(lambda: state(first) == "done")
+    until(lambda: state(first) == "stopped")
     until(lambda: state(second) == "running")
     queue.act(second.id, "kill")
     until(lambda: state(second) in ("paused", "failed"))
