@@ -170,12 +170,12 @@ def teach() -> Template:
         "*lora*.\n"
     )
     columns = [
-        Column(205, [Group("Your pictures", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
-        Column(215, [Group("Teach", "purple", [train]), Group("", "", [pictures])]),
-        Column(205, [Group("Watch", "yellow", [status]), Group("Use", "red", [trained, clip])]),
-        Column(215, [Group("Prompt", "green", [prompt, shape]), Group("", "", [samples])]),
-        Column(215, [Group("Sample", "purple", [sampler, vae])]),
-        Column(155, [Group("Save", "cyan", [decoded])]),
+        Column(200, [Group("Your pictures", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
+        Column(205, [Group("Teach", "purple", [train]), Group("", "", [pictures])]),
+        Column(200, [Group("Watch", "yellow", [status]), Group("Use", "red", [trained, clip])]),
+        Column(205, [Group("Prompt", "green", [prompt, shape]), Group("", "", [samples])]),
+        Column(205, [Group("Sample", "purple", [sampler, vae])]),
+        Column(190, [Group("Save", "cyan", [decoded])]),
         Column(200, [Group("", "", [saved])], down=40),
     ]
     return Template(named(24, name), columns)
