@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from .aliases import PathLike
+from .saving import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,5 @@ class KernelFolder:
         self._kept.add(size)
         if (artifacts := torch.compiler.save_cache_artifacts()) is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            part = self.file.with_suffix(".part")
-            part.write_bytes(artifacts[0])
-            part.replace(self.file)
+            with replacing(self.file) as temporary:
+                temporary.write_bytes(artifacts[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,10 +150,9 @@ class Lora:
                 changes = [(names[delta.part], delta.up)]
             else:  # a LoRA of a whole fused matrix: each part takes its rows of `up`, all share `down`
                 changes = list(zip(names, delta.up.chunk(len(names)), strict=True))
-            sizes: Any = itertools.repeat(None)
-            if delta.magnitude is not None:
-                sizes = delta.magnitude.chunk(len(changes))
-            for (name, up), size in zip(changes, sizes, strict=False):
+            whole = delta.magnitude
+            sizes = [None] * len(changes) if whole is None else whole.chunk(len(changes))
+            for (name, up), size in zip(changes, sizes, strict=True):
                 stem = "transformer." + name.removesuffix(".weight")
                 out[f"{stem}.lora_A.weight"] = delta.down.clone()
                 out[f"{stem}.lora_B.weight"] = up.clone()

@@ -80,9 +80,9 @@ class Pipeline:
         if compile:
             compile_blocks(transformer)
             vae.decoder.compile()
-        if not isinstance(compile, bool):
-            self._kernels = KernelFolder(compile, self.device)
-            self._kernels.restore()
+            if not isinstance(compile, bool):
+                self._kernels = KernelFolder(compile, self.device)
+                self._kernels.restore()
         self.seconds: dict[str, float] = {}
         """Seconds of the last call: encode, sample, decode."""
         self.controlnet = controlnet

@@ -63,8 +63,8 @@ def loss_plot(
         pen.text((_MARGIN, _HEIGHT // 2), "no loss yet", _INK)
         return to_tensor([picture])
     held_out, *bands = [
-        [(step, loss) for step, loss in zip(steps, each, strict=False) if loss is not None]
-        for each in validation or [[]]
+        [(step, loss) for step, loss in zip(steps, each, strict=True) if loss is not None]
+        for each in validation or [[None] * len(steps)]
     ]
     every = [loss for curve in (points, held_out, *bands) for _, loss in curve]
     logarithmic = all(loss > 0 for loss in every)
@@ -85,7 +85,8 @@ def loss_plot(
         step = round(first + share * (last - first))
         pen.text((x(step), _HEIGHT - _MARGIN / 2 + 8), str(step), _INK, anchor="mt")
     pen.text((_MARGIN, 8), "loss over steps" + (", logarithmic" if logarithmic else ""), _INK)
-    curves = [*zip(bands, _BANDS, (1,) * len(bands), strict=False), (points, _CURVE, 2), (held_out, _HELD_OUT, 2)]
+    thin = [(band, colour, 1) for band, colour in zip(bands, _BANDS[: len(bands)], strict=True)]
+    curves = [*thin, (points, _CURVE, 2), (held_out, _HELD_OUT, 2)]
     for curve, colour, width in curves:
         line = [(x(step), y(scale(loss))) for step, loss in curve]
         pen.line(line if len(line) > 1 else line * 2, colour, width)

@@ -6,26 +6,10 @@ import torch
 import pixart_core as pc
 from pixart_core.graphs import Graphs
 from pixart_core.steps import Steps
+from tests.capture_fixture import OnCpu
 from tests.fixtures_nano import nano_config, random_pixart
 
 SIZE = {"width": 96, "height": 72}
-
-
-class OnCpu:
-    """What `capture_on_cuda` is, on the CPU: a replay computes on the tensors of the capture, and fills its output."""
-
-    def __init__(self):
-        self.captures = self.replays = 0
-
-    def __call__(self, call, memory):
-        self.captures += 1
-        output = call()
-
-        def replay():
-            self.replays += 1
-            output.copy_(call())
-
-        return replay, output, memory or object()
 
 
 @pytest.fixture

@@ -13,8 +13,10 @@ import importlib.util
 import json
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -40,6 +42,35 @@ def start(comfyui: str):
     name = next(name for name in sys.modules if name.endswith(".bridge.model"))
     package = name.removesuffix(".nodes.bridge.model")
     return lambda part: importlib.import_module(f"{package}.{part}")
+
+
+def sibling(name: str, folder: Path):
+    """A module of the tests by its path: ComfyUI has its own `tests` and `nodes`."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main(checks: Mapping[str, Any], make: Callable[[Callable, str], Any], context=torch.inference_mode) -> None:
+    """The command line of each script of checks.
+
+    Args:
+        checks: what a script has, by name.
+        make: what a check is given, from `start`'s function and the folder that the command line names.
+        context: that a check runs in.
+    """
+    comfyui, folder, *names = sys.argv[1:]
+    part = start(comfyui)
+    found = {}
+    for name in names:
+        try:
+            with context():
+                checks[name](make(part, folder))
+            found[name] = ""
+        except Exception:
+            found[name] = traceback.format_exc()[-3000:]
+    print(json.dumps(found))  # noqa: T201
 
 
 def close(one: torch.Tensor, other: torch.Tensor, limit: float = 1e-5) -> None:
@@ -182,9 +213,7 @@ def check_256_px_divides_by_zero_in_native_and_works_in_ours(s: Setup) -> None:
 
 def save_random(s: Setup, config, name: str) -> Path:
     sys.path.append(str(ROOT))  # after ComfyUI's folder: only for the fixtures' `tests` and `pixart_core`
-    spec = importlib.util.spec_from_file_location("fixtures_nano", ROOT / "tests" / "fixtures_nano.py")
-    fixtures = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fixtures)
+    fixtures = sibling("fixtures_nano", ROOT / "tests")
     path = s.family.parent / name
     s.part("pixart_core.checkpoint").save_pixart(fixtures.random_pixart(config).state_dict(), path, config=config)
     return path
@@ -442,16 +471,5 @@ def check_lists_offer_what_fits(s: Setup) -> None:
         folder_paths.folder_names_and_paths.update(kept)
 
 
-def run(check: str, part, family: str) -> str:
-    try:
-        with torch.inference_mode():
-            globals()[check](Setup(part, family))
-    except Exception:
-        return traceback.format_exc()[-3000:]
-    return ""
-
-
 if __name__ == "__main__":
-    comfyui, family, *checks = sys.argv[1:]
-    part = start(comfyui)
-    print(json.dumps({check: run(check, part, family) for check in checks}))  # noqa: T201
+    main(globals(), Setup)

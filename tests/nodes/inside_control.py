@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import sys
-import traceback
 from pathlib import Path
 
+import inside
 import torch
 
-
-def sibling(name: str, folder: Path = Path(__file__).parent):
-    """A module of the tests by its path: ComfyUI has its own `tests` and `nodes`."""
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-inside = sibling("inside")
 close = inside.close
 
 
@@ -29,7 +17,7 @@ class Setup(inside.Setup):
     def __init__(self, part, family: str):
         super().__init__(part, family)
         sys.path.append(str(inside.ROOT))  # after ComfyUI's folder: for the fixtures' `pixart_core`
-        self.fixtures = sibling("fixtures_nano", inside.ROOT / "tests")
+        self.fixtures = inside.sibling("fixtures_nano", inside.ROOT / "tests")
         self.bridge, self.hint = part("nodes.bridge.control_net"), part("nodes.bridge.hint")
         self.checkpoint = part("pixart_core.checkpoint")
         self.vae = part("nodes.bridge.vae").load_vae(str(self.family / "vae"))
@@ -417,16 +405,5 @@ def check_missing_hed_weights_say_what_goes_where(s: Setup) -> None:
     raises("lllyasviel/Annotators", files.locate, "hed", "ControlNetHED.pth")
 
 
-def run(check: str, part, family: str) -> str:
-    try:
-        with torch.inference_mode():
-            globals()[check](Setup(part, family))
-    except Exception:
-        return traceback.format_exc()[-3000:]
-    return ""
-
-
 if __name__ == "__main__":
-    comfyui, family, *checks = sys.argv[1:]
-    part = inside.start(comfyui)
-    print(json.dumps({check: run(check, part, family) for check in checks}))  # noqa: T201
+    inside.main(globals(), Setup)

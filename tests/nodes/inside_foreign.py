@@ -7,20 +7,12 @@ from __future__ import annotations
 
 import copy
 import gc
-import importlib.util
-import json
-import sys
-import traceback
-from pathlib import Path
 from unittest import mock
 
+import inside_control
 import torch
 import torch.nn.functional as F
 
-PATH = Path(__file__).with_name("inside_control.py")
-spec = importlib.util.spec_from_file_location("inside_control", PATH)
-inside_control = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(inside_control)
 close, raises, reference_run = inside_control.close, inside_control.raises, inside_control.reference_run
 Setup = inside_control.Setup
 
@@ -347,16 +339,5 @@ def check_a_node_says_a_thing_once_in_a_prompt(s: Setup) -> None:
             assert said.call_count == count, (prompt, node, text)
 
 
-def run(check: str, part, family: str) -> str:
-    try:
-        with torch.inference_mode():
-            globals()[check](Setup(part, family))
-    except Exception:
-        return traceback.format_exc()[-3000:]
-    return ""
-
-
 if __name__ == "__main__":
-    comfyui, family, *checks = sys.argv[1:]
-    part = inside_control.inside.start(comfyui)
-    print(json.dumps({check: run(check, part, family) for check in checks}))  # noqa: T201
+    inside_control.inside.main(globals(), Setup)

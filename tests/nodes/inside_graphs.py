@@ -5,54 +5,21 @@ There is no GPU here: a capture for the CPU stands in for CUDA's, and computes a
 
 from __future__ import annotations
 
-import importlib.util
-import json
+import itertools
 import logging
-import sys
-import traceback
-from pathlib import Path
 
+import inside
+import inside_control
 import torch
 
 
-def sibling(name: str, folder: Path = Path(__file__).parent):
-    """A module of the tests by its path: ComfyUI has its own `tests` and `nodes`."""
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-control = sibling("inside_control")
-inside = control.inside
-
-
-class Capture:
-    """What `pixart_core.graphs.capture_on_cuda` is, on the CPU."""
-
-    def __init__(self):
-        self.captures = self.replays = 0
-
-    def __call__(self, call, memory):
-        self.captures += 1
-        output = call()
-
-        def replay():
-            self.replays += 1
-            own, new = ([each] if isinstance(each, torch.Tensor) else each for each in (output, call()))
-            for one, other in zip(own, new, strict=True):
-                if one is not None:
-                    one.copy_(other)
-
-        return replay, output, memory or object()
-
-
-class Setup(control.Setup):
+class Setup(inside_control.Setup):
     """As for controls, and graphs that work on the CPU in the place of the model's own."""
 
     def __init__(self, part, family: str):
         super().__init__(part, family)
-        self.capture, self.unet = Capture(), self.model.model.diffusion_model
+        self.capture = inside.sibling("capture_fixture", inside.ROOT / "tests").OnCpu()
+        self.unet = self.model.model.diffusion_model
         self.bridge_graphs, self.core_graphs = part("nodes.bridge.graphs"), part("pixart_core.graphs")
         self.unet.graphs = self.core_graphs.Graphs(self.capture, works_on=("cpu",))
         self.lcm = self.sampling.add_lcm_sampling(self.model)
@@ -90,7 +57,7 @@ def check_replayed_pictures_are_the_same_to_the_last_bit(s: Setup) -> None:
             assert s.capture.captures == captured + (seed == 3), (name, seed)
     assert torch.equal(s.draw(s.lcm), s.draw(s.off))
     assert s.capture.replays > 10
-    assert all(one != other for one, other in zip(s.said.texts, s.said.texts[1:], strict=False)), s.said.texts
+    assert all(one != other for one, other in itertools.pairwise(s.said.texts)), s.said.texts
 
 
 def check_the_decision_is_said_once(s: Setup) -> None:
@@ -294,16 +261,5 @@ def check_torch_compile_model_works_on_ours(s: Setup) -> None:
     assert len(compiled) <= counts[-1] + counts[0], (counts, len(compiled))
 
 
-def run(check: str, part, family: str) -> str:
-    try:
-        with torch.inference_mode():
-            globals()[check](Setup(part, family))
-    except Exception:
-        return traceback.format_exc()[-3000:]
-    return ""
-
-
 if __name__ == "__main__":
-    comfyui, family, *checks = sys.argv[1:]
-    part = inside.start(comfyui)
-    print(json.dumps({check: run(check, part, family) for check in checks}))  # noqa: T201
+    inside.main(globals(), Setup)

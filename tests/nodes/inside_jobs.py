@@ -6,14 +6,14 @@ Started by test_training.py; prints as inside.py does. No watcher runs: no job e
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from unittest import mock
 
-from inside import start
+from inside import main
 
 BASE = "bundled/nano (base)"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -437,15 +437,5 @@ def raises(text: str):
         raise AssertionError(f"no error {text!r}")
 
 
-def run(check: str, setup: Setup) -> str:
-    try:
-        globals()[check](setup)
-    except Exception:
-        return traceback.format_exc()[-3000:]
-    return ""
-
-
 if __name__ == "__main__":
-    comfyui, folder, *checks = sys.argv[1:]
-    setup = Setup(start(comfyui), Path(folder))
-    print(json.dumps({check: run(check, setup) for check in checks}))  # noqa: T201
+    main(globals(), functools.cache(lambda part, folder: Setup(part, Path(folder))), contextlib.nullcontext)

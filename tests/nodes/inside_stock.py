@@ -6,26 +6,14 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import json
+import functools
 import logging
-import sys
-import traceback
 from pathlib import Path
 
+import inside
 import torch
 from PIL import Image
 
-
-def sibling(name: str, folder: Path = Path(__file__).parent):
-    """A module of the tests by its path: ComfyUI has its own `tests` and `nodes`."""
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-inside = sibling("inside")
 close = inside.close
 
 STEPS, CFG, SIDE = 4, 4.5, 128
@@ -465,21 +453,14 @@ def check_attributes_of_comfyuis_class(s: Stock) -> None:
         assert s.ours.model.model_config.unet_config[name] is not None, name
 
 
-def run(check: str, stock: Stock) -> str:
-    try:
-        with torch.inference_mode():
-            globals()[check](stock)
-    except Exception:
-        return traceback.format_exc()[-3000:]
-    return ""
-
-
-if __name__ == "__main__":
-    comfyui, nano, *checks = sys.argv[1:]
-    part = inside.start(comfyui)
+@functools.cache
+def stock(part, nano: str) -> Stock:
+    """One for all checks."""
     import comfy.utils
 
     comfy.utils.PROGRESS_BAR_ENABLED = False
-    with torch.inference_mode():
-        stock = Stock(part, nano)
-    print(json.dumps({check: run(check, stock) for check in checks}))  # noqa: T201
+    return Stock(part, nano)
+
+
+if __name__ == "__main__":
+    inside.main(globals(), stock)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,7 +103,7 @@ def follows(found: Mapping[str, Marks]) -> str:
     words = []
     for label, marks in found.items():
         curve = [(point["step"], point["f1"]) for point in marks["points"]]
-        rises = [(b[1] - a[1], a[0], b[0]) for a, b in zip(curve, curve[1:], strict=False)]
+        rises = [(b[1] - a[1], a[0], b[0]) for a, b in itertools.pairwise(curve)]
         rise, start, end = max(rises)
         words.append(
             f"{label}: F1 {marks['without']:.2f} without control, {curve[0][1]:.2f} at step {curve[0][0]}, "
