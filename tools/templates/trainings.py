@@ -241,8 +241,8 @@ def watch_it_learn() -> Template:
     name = "Watch It Learn"
     dataset = scenes(660, name="nano scenes")
     settings = quick(name="watched", steps=90, batch_size=8, learning_rate=0.0003, guidance=3.0) | {"sample_every": 15}
-    train = Node("PixArtDeltaTrainLCD", 870, settings, {"dataset": dataset["dataset"]})
-    trained = Node("PixArtDeltaTrainedResult", 330, {"follow": True}, {"job": train["job"]})
+    train = Node("PixArtDeltaTrainLCD", 900, settings, {"dataset": dataset["dataset"]})
+    trained = Node("PixArtDeltaTrainedResult", 340, {"follow": True}, {"job": train["job"]})
     clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
     vae = loader("VAELoader", "vae_name", NANO.vae, 104)
     loaded = SimpleNamespace(model=trained, clip=clip, vae=vae)
@@ -260,12 +260,12 @@ def watch_it_learn() -> Template:
         "the real model choose a large *sample_every*.\n"
     )
     columns = [
-        Column(200, [Group("Dataset", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
-        Column(205, [Group("Train", "purple", [train])]),
-        Column(200, [Group("Follow", "red", [trained, clip, vae])]),
-        Column(205, [Group("Prompt", "green", [prompt, shape])]),
-        Column(205, [Group("Sample", "purple", [sampler])]),
-        Column(190, [Group("Save", "cyan", [decoded])]),
-        Column(240, [Group("", "", [shown])], down=40),
+        Column(185, [Group("Dataset", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
+        Column(225, [Group("Train", "purple", [train])]),
+        Column(225, [Group("Follow", "red", [trained, clip, vae])]),
+        Column(195, [Group("Prompt", "green", [prompt, shape])]),
+        Column(195, [Group("Sample", "purple", [sampler])]),
+        Column(190, [Group("Show", "cyan", [decoded])]),
+        Column(190, [Group("", "", [shown])], down=40),
     ]
     return Template(named(31, name), columns)
