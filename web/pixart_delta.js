@@ -30,6 +30,12 @@ function tellEnd({ detail: job }) {
     });
 }
 
+/** A node that ComfyUI puts in the place of another pack's keeps that one's size, in which ours may not fit. */
+function grow(node) {
+    const needed = node.computeSize();
+    if (node.graph && needed.some((side, axis) => node.size[axis] < side)) node.setSize(needed.map((side, axis) => Math.max(side, node.size[axis])));
+}
+
 app.registerExtension({
     name: "pixart_delta.training",
     getCustomWidgets: () => ({
@@ -38,6 +44,7 @@ app.registerExtension({
     nodeCreated(node) {
         lines.attend(node);
         follow(node, app, api, store);
+        if (node.comfyClass?.startsWith("PixArtDelta")) requestAnimationFrame(() => grow(node));
     },
     afterConfigureGraph() {
         lines.update();

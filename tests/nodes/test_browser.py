@@ -42,3 +42,19 @@ def test_opens_as_the_graph_that_we_test_and_is_saved_as_it_was(schemas, page, n
     saved = {node["id"]: node for node in opened["workflow"]["nodes"]}
     for node in workflow["nodes"]:
         assert saved[node["id"]]["widgets_values"] == node["widgets_values"], node["type"]
+
+
+def test_in_the_place_of_another_packs_node_ours_has_room_for_itself(page):
+    """ComfyUI's exchange gives the new node the size of the old one, in the same turn as it makes it."""
+    fits = page.evaluate(
+        """async () => {
+            const node = LiteGraph.createNode("PixArtDeltaTextEncode");
+            node.size = [260, 120];
+            window.app.graph.add(node);
+            await new Promise(resolve => setTimeout(resolve, 500));
+            const fits = node.computeSize().every((side, axis) => node.size[axis] >= side);
+            window.app.graph.remove(node);
+            return fits;
+        }"""
+    )
+    assert fits and page.errors == []
