@@ -260,12 +260,12 @@ def watch_it_learn() -> Template:
         "the real model choose a large *sample_every*.\n"
     )
     columns = [
-        Column(185, [Group("Dataset", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
+        Column(185, [Group("Dataset", "blue", [dataset])]),
         Column(225, [Group("Train", "purple", [train])]),
         Column(225, [Group("Follow", "red", [trained, clip, vae])]),
         Column(195, [Group("Prompt", "green", [prompt, shape])]),
         Column(195, [Group("Sample", "purple", [sampler])]),
         Column(190, [Group("Show", "cyan", [decoded])]),
-        Column(190, [Group("", "", [shown])], down=40),
+        Column(190, [Group("", "", [shown, note(name, says, 330)])], down=40),
     ]
     return Template(named(31, name), columns)
