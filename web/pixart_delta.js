@@ -33,7 +33,9 @@ function tellEnd({ detail: job }) {
 /** A node that ComfyUI puts in the place of another pack's keeps that one's size, in which ours may not fit. */
 function grow(node) {
     const needed = node.computeSize();
-    if (node.graph && needed.some((side, axis) => node.size[axis] < side)) node.setSize(needed.map((side, axis) => Math.max(side, node.size[axis])));
+    if (!node.graph || needed.every((side, axis) => node.size[axis] >= side)) return;
+    node.setSize(needed.map((side, axis) => Math.max(side, node.size[axis])));
+    node.setDirtyCanvas(true, true);
 }
 
 app.registerExtension({
