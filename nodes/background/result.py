@@ -64,7 +64,7 @@ def awaited(job: Job) -> str:
     """What is said of a job that is on its way to its first result; "" where there is one, or none to come."""
     if newest_export(job) is not None or not (job.active or job.state == "queued"):
         return ""
-    return f"{jobs.describe(job)}\nThere is no result yet, so what is behind this node waits. Run again when there is."
+    return f"{jobs.describe(job)}\nNo result yet: what is behind this node waits. Run again when there is one."
 
 
 def load_result(job: Job, dtype: str, strength: float):
