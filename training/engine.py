@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import ConfigError, TrainConfig
+from .config import TrainConfig
 from .data import FeatureDataset
 from .data.dataset import to_float32
 from .data.draws import Draws, to_device
 from .distribute import Processes, accumulating, local, skeleton, whole
+from .machine import require_packages
 from .run_dir import REQUESTS
 from .step.optimizers import STATE_BYTES, evaluated, group_numbers, make_optimizer, set_group_numbers
 from .step.replay import Replayed
 from .task import DTYPES, Task, decided, fingerprint
-from .tasks import make_task
+from .tasks import TASKS, make_task
 
 
 def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes) -> Engine:
@@ -34,8 +35,10 @@ def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes)
     Raises:
         ConfigError: if a setting, or the data, does not fit the base model.
         CheckpointError: if the base is none.
+        PackageError: if a package that it needs is missing or too old.
     """
     config = decided(config, processes.device)
+    require_packages(TASKS[config.command].packages(config))
     task = make_task(config)
     task.check_data(data)
     return Engine(config, task, processes)
@@ -119,8 +122,6 @@ class Engine:
         self.device = processes.device
         self.frozen_fingerprint = fingerprint(task)
         shards = config.sharding == "fsdp" and processes.count > 1
-        if shards and config.optimizer == "adamw8bit":
-            raise ConfigError("optimizer=adamw8bit cannot be sharded: set sharding=none, or optimizer=adamw")
         averages = [] if task.ema is None else [task.ema]
         self.skeletons = {}
         if shards:

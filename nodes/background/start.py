@@ -91,12 +91,15 @@ def start_form(command: str, name: str, values: dict[str, Any], check_only: bool
 
 
 def _settings(command: str, values: dict[str, Any], more: str, recipe: str) -> tuple[dict[str, Any], str]:
-    """Settings of a training whose dataset is known, with those of a recipe if one is named, and a line about it."""
+    """Settings of a training whose dataset is known, with those of a recipe if one is named, and a line about what of
+    it counts."""
     settings = node_settings(command, values, more, known=("data",))
     if not recipe:
         return settings, ""
-    about, chosen = _recipe(command, recipe, settings)
-    return node_settings(command, values, more, known=("data",), recipe=chosen), about
+    name, chosen = _recipe(command, recipe, settings)
+    settings = node_settings(command, values, more, known=("data",), recipe=chosen)
+    counts = [f"{key} {value}" for key, value in chosen.items() if settings.get(key) == value]
+    return settings, f"recipe {name}: {', '.join(counts)}\n"
 
 
 def _checked(
@@ -152,12 +155,11 @@ def node_settings(
 
 
 def _recipe(command: str, name: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """A line about a recipe, and its settings."""
+    """The name of a recipe, and its settings."""
     if name == AUTO:
         config = make_training(command, {**settings, "run": _PLACEHOLDER})
         name = pick_recipe(config, memory.get_total_memory(memory.get_torch_device()))
-    values = recipe_values(command, name)
-    return f"recipe {name}: {', '.join(f'{key} {value}' for key, value in values.items())}\n", values
+    return name, recipe_values(command, name)
 
 
 def _dataset(text: str) -> Prepared:

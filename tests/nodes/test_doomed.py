@@ -24,6 +24,7 @@ DESCRIPTION = {
 """Of a dataset without hints."""
 DOOMED = {
     "base": ("TrainLCMLora", {"base": "a_control.safetensors"}, "but a PixArt ControlNet without its base model"),
+    "distilled": ("TrainLCD", {"base": "bundled/nano (student)"}, "choose the base model that it was made from"),
     "hints": ("TrainControlNet", {"copy_blocks": 1}, "was prepared without hints"),
     "memory": ("TrainLCD", {"batch_size": 1_000_000, "recipe": "none"}, "out of memory with batch_size=1000000"),
     "disk": ("FineTune", {"more_settings": "keep_checkpoints=1000000", "recipe": "none"}, "are free"),
