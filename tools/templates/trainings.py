@@ -64,6 +64,7 @@ def templates() -> Iterator[Template]:
     yield make_fast()
     yield teach()
     yield use_trained()
+    yield watch_it_learn()
 
 
 def training(number: int, name: str, kind: str, job: str, says: str, hints: bool = False, **own) -> Template:
@@ -239,3 +240,37 @@ def use_trained() -> Template:
         *result(decoded, saved, remark),
     ]
     return Template(named(30, name), columns)
+
+
+def watch_it_learn() -> Template:
+    name = "Watch It Learn"
+    dataset = scenes(660, name="nano scenes")
+    settings = quick(name="watched", steps=90, batch_size=8, learning_rate=0.0003, guidance=3.0) | {"sample_every": 15}
+    train = Node("PixArtDeltaTrainLCD", 900, settings, {"dataset": dataset["dataset"]})
+    trained = Node("PixArtDeltaTrainedResult", 340, {"follow": True}, {"job": train["job"]})
+    clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
+    vae = loader("VAELoader", "vae_name", NANO.vae, 104)
+    loaded = SimpleNamespace(model=trained, clip=clip, vae=vae)
+    prompt, shape = text(loaded, NANO.prompts[0]), size(NANO, batch=4)
+    sampler = lcm(trained["MODEL"], prompt["positive"], shape["latent"], 7)
+    sampler.after = "fixed"
+    decoded = decode(sampler, loaded)
+    shown = Node("PreviewImage", 330, {}, {"images": decoded["IMAGE"]}, title="Your prompt, so far")
+    says = (
+        "Press **Run** once: a training begins, and after each of its grids (*sample_every* 15 steps) it saves, *Use "
+        "Trained Result* loads that, and **your prompt is drawn again** from the same noise (the seed is *fixed*). "
+        "Nothing more to press: change the prompt while it learns. *follow* off stops that. Until the first result "
+        "what is behind *Use Trained Result* waits.\n\nIt follows a training of yours, too: take the training nodes "
+        "out, and write its id into *job*, or leave that empty for the newest. Each result is a checkpoint: for "
+        "the real model choose a large *sample_every*.\n"
+    )
+    columns = [
+        Column(185, [Group("Dataset", "blue", [dataset])]),
+        Column(225, [Group("Train", "purple", [train])]),
+        Column(225, [Group("Follow", "red", [trained, clip, vae])]),
+        Column(195, [Group("Prompt", "green", [prompt, shape])]),
+        Column(195, [Group("Sample", "purple", [sampler])]),
+        Column(190, [Group("Show", "cyan", [decoded])]),
+        Column(190, [Group("", "", [shown, note(name, says, 330)])], down=40),
+    ]
+    return Template(named(31, name), columns)
