@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,20 @@ _PLACES = ("only_inside", "run", "output")
 
 
 class Queue(Store):
-    """The jobs, and their processes."""
+    """The jobs, and their processes.
 
-    @functools.cached_property
-    def _runner(self) -> Runner:
-        return Runner(self)
+    Args:
+        root, records, check: see `Store`.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        records: str | Path,
+        check: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
+    ):
+        super().__init__(root, records, check)
+        self._runner = Runner(self)
 
     # --- looking ---
 
