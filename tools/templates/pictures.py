@@ -227,12 +227,12 @@ def draft_and_pick() -> Template:
     )
     columns = [
         Column(224, [Group("Load", "blue", loaded.nodes), Group("Size", "green", [shape])]),
-        Column(210, [Group("Prompt", "green", [prompt, seed])]),
+        Column(200, [Group("Prompt", "green", [prompt, seed])]),
         Column(200, [Group("Draft", "purple", [draft])]),
-        Column(165, [Group("Sheet", "cyan", [drafts]), Group("Pick", "yellow", [pick])]),
-        Column(210, [Group("", "", [sheet]), Group("Sample", "purple", [drawn])]),
+        Column(198, [Group("Sheet", "cyan", [drafts]), Group("Pick", "yellow", [pick])]),
+        Column(200, [Group("", "", [sheet]), Group("Sample", "purple", [drawn])]),
         Column(165, [Group("Save", "cyan", [decoded])]),
-        Column(200, [Group("", "", [saved]), Group("", "", [note(name, says, 330)])]),
+        Column(190, [Group("", "", [saved]), Group("", "", [note(name, says, 330)])]),
     ]
     app = ([(prompt, "prompt"), (seed, "value"), (pick, "batch_index")], [sheet, saved])
     return Template(named(13, name), columns, app)
