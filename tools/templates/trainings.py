@@ -71,7 +71,8 @@ def training(number: int, name: str, kind: str, job: str, says: str, hints: bool
     values = {"name": "nano scenes with edges" if hints else "nano scenes", "hints": NANO.hed if hints else "none"}
     dataset = scenes(610, **values)
     settings = quick(name=job, steps=90, batch_size=8, **own)
-    train = Node(f"PixArtDelta{kind}", _TRAINING, settings, {"dataset": dataset["dataset"]})
+    height = _TRAINING + 24 * ("lora_rank" in own)  # one input more
+    train = Node(f"PixArtDelta{kind}", height, settings, {"dataset": dataset["dataset"]})
     pictures = Node("PreviewImage", 270, {}, {"images": dataset["pictures"]}, title="Pictures")
     status, loss, samples = watch(train)
     columns = [
