@@ -449,5 +449,5 @@ def test_a_student_is_sampled_on_the_noise_schedule_that_its_export_names(nano, 
             assert student.table is None
             student.table = alphas_cumprod(scaled_linear=True)
             expected = student.sample(PROMPTS, 2, 3, **SIZE)
-    assert torch.equal(made["scaled_linear"], expected)
+    assert relative(made["scaled_linear"], expected) < 1e-4
     assert relative(made["scaled_linear"], made["linear"]) > 0.01
