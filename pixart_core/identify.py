@@ -133,6 +133,13 @@ def is_distilled(info: FileInfo) -> bool | None:
     return read_description(scheduler).get("_class_name") == "LCMScheduler" if scheduler.is_file() else None
 
 
+def is_scaled_linear(info: FileInfo) -> bool:
+    """Whether a transformer was distilled on the original LCM's noise schedule, as exports of this project say."""
+    made = info.metadata.get("training")
+    config = made.get("config") if isinstance(made, dict) else None
+    return isinstance(config, dict) and config.get("beta_schedule") == "scaled_linear"
+
+
 def inspect_file(path: PathLike) -> FileInfo:
     """Say what a file or folder is, from names and shapes alone: no weights are read.
 

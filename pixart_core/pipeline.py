@@ -19,12 +19,14 @@ from .convert import is_transformer
 from .errors import CheckpointError
 from .functional import sampling_dtype
 from .graphs import Graphs
+from .identify import inspect_file, is_scaled_linear
 from .layers import compile_blocks
 from .lcm import NotFiniteError
 from .memory import MemoryPlan, TextShape, VaeShape, memory_plan
 from .model import PixArt
 from .resolution import nearest_bin, resize_and_crop
 from .sampling import GUIDANCE, Callback, dpm_timesteps, guided, plan_steps, sample
+from .schedule import alphas_cumprod
 from .steps import Control, Steps
 from .t5 import is_t5
 from .text import EmbeddingCache, TextEncoder
@@ -55,6 +57,8 @@ class Pipeline:
 
     _may_widen = False
     """Whether float16 was our choice: where it overflows we may choose again."""
+    table: Tensor | None = None
+    """ᾱ of the noise schedule of LCM sampling; None = PixArt's. `from_pretrained` takes that of the training."""
 
     def __init__(
         self,
@@ -135,13 +139,14 @@ class Pipeline:
         text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
         text = TextEncoder.from_pretrained(folder, text_dtype, device, quantization, cache)
         start = "cpu" if low_memory else device
-        model = load_pixart(
-            parts["transformer"] if transformer is None else transformer, dtype or sampling_dtype(device), start
-        )
+        weights = parts["transformer"] if transformer is None else transformer
+        model = load_pixart(weights, dtype or sampling_dtype(device), start)
         if controlnet is None and (folder / "controlnet").is_dir():
             controlnet = folder / "controlnet"
         pipeline = cls(model, text, load_vae(folder, dtype, device), controlnet, device, low_memory, graphs, compile)
         pipeline._may_widen = dtype is None
+        if is_scaled_linear(inspect_file(weights)):
+            pipeline.table = alphas_cumprod(scaled_linear=True)
         logger.info("%s", pipeline.memory_plan())
         return pipeline
 
@@ -263,7 +268,7 @@ class Pipeline:
             noise = torch.randn(shape, generator=generator, dtype=torch.float32).to(self.device)
             predictor = self._predictor(timesteps, hint, hint_latent)
             model_fn = guided(predictor, {"caption": caption, "caption_mask": mask}, guidance)
-            return sample(model_fn, noise, timesteps, generator=generator, callback=callback)
+            return sample(model_fn, noise, timesteps, generator=generator, callback=callback, table=self.table)
 
         with self._stage("sample"):
             try:

@@ -24,7 +24,10 @@ from .machine import duration, explain_import, in_units
 from .recipes import AUTO, RECIPES, recipe_values
 from .run_dir import RunDir
 
-NANO_PARTS = ("autoencoder", "text_encoder", "scenes", "hed", "evaluate", "evaluate_control", "curve", "family")
+NANO_PARTS = (
+    *("scenes", "autoencoder", "text_encoder", "hed", "assemble"),
+    *("evaluate", "evaluate_control", "curve", "preview"),
+)
 _DRY_RUN = {name: "check everything, print what it will take, do one step, write nothing" for name in TRAININGS}
 _DRY_RUN["prepare"] = "only look at the pictures and report"
 

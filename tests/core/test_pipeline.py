@@ -11,6 +11,7 @@ from pixart_core.checkpoint import CheckpointError
 from pixart_core.functional import sampling_dtype
 from pixart_core.layers import is_in_stream
 from pixart_core.sampling import sample_dpm
+from pixart_core.schedule import alphas_cumprod
 from tests.fixtures_nano import make_text_encoder, nano_config, random_pixart
 
 PROMPTS = ["A red house on the Lake", "sun"]
@@ -312,3 +313,21 @@ def test_a_model_that_overflows_float16_goes_on_in_bfloat16_where_that_was_our_c
 def test_a_gpu_samples_in_float16_and_others_in_what_they_are_fast_in():
     assert sampling_dtype("cuda") == torch.float16
     assert sampling_dtype("cpu") == pc.preferred_dtype("cpu") and sampling_dtype("mps") == torch.float16
+
+
+@pytest.mark.parametrize("layout", ["authors", "diffusers"])
+def test_a_student_is_sampled_on_the_noise_schedule_that_its_export_names(nano, tmp_path, layout):
+    """`beta_schedule` is in what `train.py export` writes of a training."""
+    made = {}
+    for schedule in ("linear", "scaled_linear"):
+        path = tmp_path / (schedule if layout == "diffusers" else f"{schedule}.safetensors")
+        about = {"training": {"command": "lcd", "step": 1, "config": {"beta_schedule": schedule}}}
+        pc.save_pixart(pc.load_pixart(nano / "transformer"), path, layout, dtype=torch.float32, metadata=about)
+        student = pc.Pipeline.from_pretrained(nano, dtype=torch.float32, device="cpu", transformer=path)
+        made[schedule] = student.sample(PROMPTS, 2, 3, **SIZE)
+        if schedule == "linear":
+            assert student.table is None
+            student.table = alphas_cumprod(scaled_linear=True)
+            expected = student.sample(PROMPTS, 2, 3, **SIZE)
+    assert relative(made["scaled_linear"], expected) < 1e-4
+    assert relative(made["scaled_linear"], made["linear"]) > 0.01

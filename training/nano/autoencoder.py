@@ -1,4 +1,7 @@
-"""Train the nano family's f8 autoencoder, a narrow AutoencoderTiny, on crops of scenes and of their edge maps."""
+"""Train the nano family's f8 autoencoder, a narrow AutoencoderTiny, on crops of scenes and of their edge maps.
+
+The same command again goes on where it was stopped.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,20 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from ...pixart_core.autoencoder import AutoencoderTiny
 from ...pixart_core.autoencoder_config import TinyConfig
+from ...pixart_core.functional import sampling_dtype
+from ...pixart_core.pipeline import default_device
 from ...pixart_core.vae import save_vae
-from .learning import Learner
+from .learning import Learner, step_rng
+from .scene_folder import resized
 from .scenes import draw, random_scene
 
 SIZES = ((128, 128), (96, 160), (160, 96))
+_EVERY = 100
+"""Steps after which the training says how far it is and is kept."""
 EDGE_SHARE = 0.12
 """Part of the pictures shown as edge maps, because ControlNet hints go through the same autoencoder."""
 
@@ -30,17 +39,30 @@ def edge_map(picture: Image.Image) -> Image.Image:
     return Image.fromarray((255 * np.clip(grey / 60, 0, 1)).astype(np.uint8)).convert("RGB")
 
 
-def crops(rng: random.Random, batch: int, side: int) -> Tensor:
-    """(batch, 3, side, side) in -1 … 1."""
+def crops(rng: random.Random, batch: int, side: int, resolution: int = 128) -> Tensor:
+    """(batch, 3, side, side) in -1 … 1, of scenes drawn for that resolution."""
     out = np.empty((batch, side, side, 3), np.float32)
     for row in range(batch):
-        size = rng.choice(SIZES)
+        size = resized(rng.choice(SIZES), resolution)
         picture = draw(random_scene(rng), size, rng.randrange(2**31))
         if rng.random() < EDGE_SHARE:
             picture = edge_map(picture)
         top, left = rng.randrange(size[0] - side + 1), rng.randrange(size[1] - side + 1)
         out[row] = np.asarray(picture)[top : top + side, left : left + side]
     return torch.from_numpy(out / 127.5 - 1).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+class Batches(Dataset):
+    """The crops of every step from `start` on, each a function of the seed and its number alone."""
+
+    def __init__(self, seed: int, start: int, steps: int, batch: int, side: int, resolution: int):
+        self.seed, self.numbers, self.what = seed, range(start, steps), (batch, side, resolution)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return crops(random.Random(f"{self.seed} {self.numbers[index]}"), *self.what)
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -70,28 +92,48 @@ def psnr(vae, pictures: Tensor) -> float:
 
 
 def train(
-    output: Path, steps: int, batch: int, side: int, learning_rate: float, channels: int, noise: float, seed: int
-):
-    """Train and save in diffusers' layout; prints a line every 100 steps."""
+    output: Path,
+    steps: int,
+    batch: int,
+    side: int,
+    learning_rate: float,
+    channels: int,
+    noise: float,
+    seed: int,
+    resolution: int = 128,
+    workers: int = 0,
+) -> None:
+    """Train and save in diffusers' layout; prints a line and is kept every `_EVERY` steps.
+
+    Args:
+        side: of the crops, px.
+        resolution: that scenes are drawn at.
+        workers: processes that draw; 0 = this one.
+    """
+    output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    rng = random.Random(seed)
-    vae = build(channels).to(memory_format=torch.channels_last)
-    learner = Learner(vae, steps, learning_rate, weight_decay=1e-3)
-    held_out = torch.cat([crops(random.Random(10_000 + i), 1, 96) for i in range(48)])
-    while learner.step < steps:
-        pictures = crops(rng, batch, side)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    device = default_device()
+    vae = build(channels).to(device, memory_format=torch.channels_last)
+    learner = Learner(vae, steps, learning_rate, weight_decay=1e-3, file=output / "training.pt")
+    held_out = torch.cat([crops(random.Random(10_000 + i), 1, 96, resolution) for i in range(48)]).to(device)
+    is_half_fast = sampling_dtype(device) != torch.float32
+    batches = Batches(seed, learner.step, steps, batch, side, resolution)
+    for drawn in DataLoader(batches, batch_size=None, num_workers=workers):
+        step_rng(seed, learner.step)
+        pictures = drawn.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half_fast):
             latent = vae.encoder(pictures).float()
             output_picture = vae.decoder(latent + noise * torch.randn_like(latent)).float()
         loss = reconstruction_loss(output_picture, pictures) + 0.1 * moment_penalty(latent)
         learner.update(loss)
-        if learner.tells(100):
+        if learner.tells(_EVERY):
             print(
                 f"step {learner.step} loss {loss.item():.4f} PSNR {psnr(vae, held_out):.2f} dB "
                 f"latent std {latent.std().item():.2f} max {latent.abs().max().item():.1f}",
                 flush=True,
             )
-    save_vae(vae.half(), output)
+            learner.save()
+    save_vae(vae.half().cpu(), output)
 
 
 def main(arguments: list[str]) -> None:
@@ -105,4 +147,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--channels", type=int, default=32)
     parser.add_argument("--noise", type=float, default=0.08)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resolution", type=int, default=128, help="px of the square scenes that crops are of")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0 = the one that trains")
     train(**vars(parser.parse_args(arguments)))

@@ -21,14 +21,15 @@ from torch import Tensor
 
 from ...pixart_core.controlnet import Hint
 from ...pixart_core.pipeline import Pipeline
-from ...pixart_core.vae import encode
+from ...pixart_core.vae import FACTOR, encode
 from .. import sampling
 from .checker import attributes_right
 from .counting import COUNTS, counts_right
+from .scene_folder import resized
 from .scenes import ATTRIBUTES, caption, draw, held_out_scenes, random_scene
 
 SIZES = ((128, 128), (128, 128), (96, 160), (160, 96))
-"""Height, width; the squares twice, as in training."""
+"""Height, width at a resolution of 128; the squares twice, as in training."""
 SEED = 20_240_117
 HARD_SEED = 20_261_126
 HARD_WORDS = {
@@ -42,14 +43,18 @@ BATCH = 25
 """Pictures that are made at once."""
 
 
-def held_out_prompts(count: int) -> list[tuple]:
-    """(scene, caption, (height, width)) of scenes whose combination of attributes was never trained on."""
+def held_out_prompts(count: int, resolution: int = 128) -> list[tuple]:
+    """(scene, caption, (height, width)) of scenes whose combination of attributes was never trained on.
+
+    Args:
+        resolution: of the model, px.
+    """
     rng = random.Random(SEED)
     scenes = [random_scene(rng, held_out=True) for _ in range(count)]
-    return [(scene, caption(scene, rng), SIZES[index % len(SIZES)]) for index, scene in enumerate(scenes)]
+    return [(scene, caption(scene, rng), _size(index, resolution)) for index, scene in enumerate(scenes)]
 
 
-def hard_prompts(count: int) -> list[tuple]:
+def hard_prompts(count: int, resolution: int = 128) -> list[tuple]:
     """As `held_out_prompts`, of scenes with a house, three trees and a boat in turn, and captions that say how many.
 
     The first are the same whatever the count, and none has a combination of attributes that was ever trained on.
@@ -60,8 +65,17 @@ def hard_prompts(count: int) -> list[tuple]:
     for index, thing in zip(range(count), things, strict=False):
         scene = rng.choice(having[thing])
         # Every size with every thing: three things, and four sizes.
-        prompts.append((scene, caption(scene, rng, HARD_WORDS), SIZES[index % len(SIZES)]))
+        prompts.append((scene, caption(scene, rng, HARD_WORDS), _size(index, resolution)))
     return prompts
+
+
+def _size(index: int, resolution: int) -> tuple[int, int]:
+    return resized(SIZES[index % len(SIZES)], resolution)
+
+
+def resolution_of(pipeline: Pipeline) -> int:
+    """Side in px of a model's own square pictures."""
+    return pipeline.transformer.config.input_size * FACTOR
 
 
 PROMPTS = {"held-out": held_out_prompts, "hard": hard_prompts}
@@ -144,7 +158,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sheet", type=Path, help="PNG file for the first pictures, a row for each number of steps")
     options = parser.parse_args(arguments)
     pipeline = Pipeline.from_pretrained(options.models, transformer=options.transformer)
-    prompts, rows = PROMPTS[options.captions](options.count), []
+    prompts, rows = PROMPTS[options.captions](options.count, resolution_of(pipeline)), []
 
     def tell(made: list[Image.Image], **about) -> None:
         shares = {name: round(value, 1) for name, value in score(made, prompts).items()}

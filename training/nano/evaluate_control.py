@@ -20,7 +20,7 @@ from ...pixart_core.pipeline import Pipeline
 from ..checkpoint import restore
 from ..run_dir import RunDir
 from ..sampling import contact_sheet
-from .evaluate import held_out_prompts, pictures, score
+from .evaluate import held_out_prompts, pictures, resolution_of, score
 from .scenes import draw
 
 TOLERANCE = 1
@@ -53,10 +53,11 @@ class ControlTest:
     Args:
         find: pictures of any sizes -> their edge maps (1, H, W, 1).
         count: of the scenes.
+        resolution: of the model, px.
     """
 
-    def __init__(self, find: Callable[[Sequence[Image.Image]], list[Tensor]], count: int):
-        self.find, self.prompts = find, held_out_prompts(count)
+    def __init__(self, find: Callable[[Sequence[Image.Image]], list[Tensor]], count: int, resolution: int = 128):
+        self.find, self.prompts = find, held_out_prompts(count, resolution)
         self.drawn = [draw(scene, size, seed) for seed, (scene, _, size) in enumerate(self.prompts)]
         self.edges = find(self.drawn)
 
@@ -123,8 +124,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--curve", type=Path, help="a `controlnet` run: measure its checkpoints instead")
     parser.add_argument("--plot", type=Path, help="PNG or SVG of F1 over the steps of --curve")
     options = parser.parse_args(arguments)
-    test = ControlTest(partial(soft_edges, load_hed(options.models / "hed" / "hed.safetensors")), options.count)
     pipeline = Pipeline.from_pretrained(options.models, transformer=options.transformer, controlnet=options.controlnet)
+    find = partial(soft_edges, load_hed(options.models / "hed" / "hed.safetensors"))
+    test = ControlTest(find, options.count, resolution_of(pipeline))
     settings = {"steps": options.steps, "sampler": options.sampler, "guidance": options.guidance}
     results = []
 

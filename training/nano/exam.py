@@ -12,7 +12,7 @@ from torch import Tensor
 from ...pixart_core.pipeline import Pipeline
 from ...pixart_core.vae import FACTOR
 from ..sampling import pictures, sample_latents
-from .evaluate import AT_ONCE, BATCH, PROMPTS, SEED, by_size, encoded, score
+from .evaluate import AT_ONCE, BATCH, PROMPTS, SEED, by_size, encoded, resolution_of, score
 from .frechet import features, frechet_distance
 from .scenes import draw
 
@@ -32,7 +32,7 @@ class Exam:
     """
 
     def __init__(self, pipeline: Pipeline, count: int, drawings: int = 4, captions: str = "held-out"):
-        self.vae, self.prompts = pipeline.vae, PROMPTS[captions](count)
+        self.vae, self.prompts = pipeline.vae, PROMPTS[captions](count, resolution_of(pipeline))
         length = pipeline.transformer.config.model_max_length
         texts = [text for _, text, _ in self.prompts]
         parts = [pipeline.text.encode(texts[i : i + BATCH], length) for i in range(0, count, BATCH)]

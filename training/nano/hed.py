@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from ...pixart_core.hed import HED, load_hed
 from ...pixart_core.saving import save_weights
 from .learning import Learner
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
+from .scene_folder import resized
 from .scenes import boundaries, draw, random_scene
 
 SIZES = ((128, 128), (96, 160), (160, 96))
@@ -76,9 +78,9 @@ def f1(logits: Tensor, edges: Tensor) -> float:
     return float(2 * (found & true).sum() / (found.sum() + true.sum()).clamp(min=1))
 
 
-def build() -> HED:
+def build(widths: Sequence[int] = WIDTHS) -> HED:
     """A narrow network with He's initialisation, for inputs divided by `_SCALE`."""
-    net = HED(WIDTHS)
+    net = HED(widths)
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if module.out_channels > 1 else "linear")
@@ -101,10 +103,10 @@ def see(net: HED, pixels: Tensor) -> list[Tensor]:
     return net((pixels / _SCALE).contiguous(memory_format=torch.channels_last))
 
 
-def step_loss(net: HED, rng: random.Random, batch: int, crops: Crops | None) -> Tensor:
+def step_loss(net: HED, rng: random.Random, batch: int, crops: Crops | None, resolution: int = 128) -> Tensor:
     """The loss of a batch of scenes alone, or of as many scenes as crops of photographs."""
     scenes = batch if crops is None else (batch + 1) // 2
-    pictures, edges = scene_batch(rng, scenes, rng.choice(SIZES))
+    pictures, edges = scene_batch(rng, scenes, resized(rng.choice(SIZES), resolution))
     loss = deep_loss(see(net, pictures), edges)
     if crops is None:
         return loss
@@ -112,17 +114,28 @@ def step_loss(net: HED, rng: random.Random, batch: int, crops: Crops | None) -> 
     return loss + distillation_loss(see(net, pictures), teacher, _FUSED)
 
 
-def train(output: Path, steps: int, batch: int, learning_rate: float, seed: int, crops: Crops | None = None) -> Path:
+def train(
+    output: Path,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+    crops: Crops | None = None,
+    resolution: int = 128,
+    widths: Sequence[int] = WIDTHS,
+) -> Path:
     """Train and save `output`/hed.safetensors in half precision; prints a line every `_EVERY` steps."""
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    net = build().to(memory_format=torch.channels_last)
+    net = build(widths).to(memory_format=torch.channels_last)
     learner = Learner(net, steps, learning_rate, weight_decay=1e-4, file=output / "training.pt")
-    held_out = [scene_batch(random.Random(10_000 + index), 16, size) for index, size in enumerate(SIZES)]
+    held_out = [
+        scene_batch(random.Random(10_000 + index), 16, resized(size, resolution)) for index, size in enumerate(SIZES)
+    ]
     start = time.perf_counter()
     while learner.step < steps:
         # Drawn by the number of the step, so that nothing random has to be kept.
-        loss = step_loss(net, random.Random(f"{seed} {learner.step}"), batch, crops)
+        loss = step_loss(net, random.Random(f"{seed} {learner.step}"), batch, crops, resolution)
         learner.update(loss)
         if learner.tells(_EVERY):
             with torch.no_grad():
@@ -158,6 +171,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resolution", type=int, default=128, help="px of the square scenes")
+    parser.add_argument("--widths", type=int, nargs=5, default=WIDTHS, help="channels of the five blocks")
     parser.add_argument("--teacher", type=Path, help="a full HED (ControlNetHED.pth), to learn photographs from")
     parser.add_argument("--photographs", type=Path, help="folder of pictures to learn on; needs --teacher")
     parser.add_argument("--held-out", type=Path, help="folder of pictures to compare both networks on at the end")

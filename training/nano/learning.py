@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import torch
@@ -10,6 +11,13 @@ from torch import Tensor, nn
 from ..storage import replacing
 
 _KEPT = ("net", "optimizer", "schedule")
+
+
+def step_rng(seed: int, step: int) -> random.Random:
+    """Random numbers by the number of the step, torch's, too, so that nothing random has to be kept to go on."""
+    rng = random.Random(f"{seed} {step}")
+    torch.manual_seed(rng.randrange(2**31))
+    return rng
 
 
 class Learner:
@@ -39,7 +47,7 @@ class Learner:
             self.optimizer, learning_rate, total_steps=steps, pct_start=0.1
         )
         if file is not None and file.exists():
-            state = torch.load(file, weights_only=True)
+            state = torch.load(file, weights_only=True, map_location=next(net.parameters()).device)
             self.step = state["step"]
             for part in _KEPT:
                 getattr(self, part).load_state_dict(state[part])

@@ -1,6 +1,7 @@
 """Train the nano family's tokenizer and T5 encoder: transformers' T5EncoderModel, small, then frozen for good.
 
 The encoder learns to fill in masked words of captions and to tell their attributes; both heads are thrown away.
+The same command again goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...pixart_core.tokenizer import complete_tokenizer
-from .learning import Learner
+from .learning import Learner, step_rng
 from .scenes import GROUNDS, MOUNTAINS, SIDES, TIMES, Scene, caption, random_scene
 
 VALUES = {
@@ -94,7 +95,6 @@ def train(
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     tokenizer = train_tokenizer(output / "tokenizer", vocabulary, 40_000, seed)
     config = T5Config(
         vocab_size=len(tokenizer),
@@ -110,8 +110,11 @@ def train(
         use_cache=False,
     )
     model = Pretraining(T5EncoderModel(config))
-    learner = Learner(model, steps, learning_rate, weight_decay=0.01, beta2=0.999, clip=None)
+    learner = Learner(
+        model, steps, learning_rate, weight_decay=0.01, beta2=0.999, clip=None, file=output / "text_encoder.pt"
+    )
     while learner.step < steps:
+        rng = step_rng(seed, learner.step)
         scenes = [random_scene(rng) for _ in range(batch)]
         encoded = tokenizer(
             [caption(scene, rng) for scene in scenes],
@@ -128,6 +131,7 @@ def train(
                 f"tokens {encoded.input_ids.shape[1]}",
                 flush=True,
             )
+            learner.save()
     model.encoder.save_pretrained(output / "text_encoder")
 
 

@@ -39,13 +39,15 @@ def assemble(parts: Path, teacher: Path, student: Path, output: Path) -> None:
     """Write the family: the student as transformer/ in diffusers' layout, the teacher as base/ in the authors'.
 
     Args:
-        parts: folder of text_encoder/, tokenizer/ and vae/.
+        parts: folder of text_encoder/, tokenizer/, vae/ and maybe hed/.
         teacher, student: exports of `finetune` and `lcd`.
         output: the pipeline folder; parts that are there already are replaced.
     """
-    for name in ("text_encoder", "tokenizer", "vae"):
-        if (parts / name).resolve() != (output / name).resolve():
-            shutil.copytree(parts / name, output / name, dirs_exist_ok=True)
+    kept = shutil.ignore_patterns("*.pt")  # what a stopped training goes on from
+    for name in ("text_encoder", "tokenizer", "vae", "hed"):
+        is_there = name != "hed" or (parts / name).is_dir()
+        if is_there and (parts / name).resolve() != (output / name).resolve():
+            shutil.copytree(parts / name, output / name, dirs_exist_ok=True, ignore=kept)
     for name, values in (("model_index.json", MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULER)):
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
@@ -58,9 +60,9 @@ def assemble(parts: Path, teacher: Path, student: Path, output: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Command line of `train.py nano family`."""
-    parser = argparse.ArgumentParser(prog="train.py nano family", description=__doc__)
-    parser.add_argument("parts", type=Path, help="folder of text_encoder/, tokenizer/ and vae/")
+    """Command line of `train.py nano assemble`."""
+    parser = argparse.ArgumentParser(prog="train.py nano assemble", description=__doc__)
+    parser.add_argument("parts", type=Path, help="folder of text_encoder/, tokenizer/, vae/ and maybe hed/")
     parser.add_argument("teacher", type=Path, help="export of finetune")
     parser.add_argument("student", type=Path, help="export of lcd")
     parser.add_argument("output", type=Path, help="pipeline folder to write")
