@@ -115,7 +115,9 @@ def test_opened_it_can_be_read_and_nothing_covers_anything(page, name):
     assert covered(page.evaluate(BOXES)) == []
 
 
-@pytest.mark.parametrize("name", [name for name in GRAPHS if name.split()[1] in ("20", "21", "22", "23", "24", "30", "31")])
+@pytest.mark.parametrize(
+    "name", [name for name in GRAPHS if name.split()[1] in ("20", "21", "22", "23", "24", "30", "31")]
+)
 def test_what_jobs_say_covers_nothing(page, name):
     """And the nodes stay in the frames of their groups."""
     page.evaluate(OPEN, [name, load_workflow(ROOT / "workflows" / f"{name}.json")])

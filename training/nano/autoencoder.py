@@ -113,7 +113,7 @@ def train(
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     device = default_device()
-    vae = build(channels).to(device, memory_format=torch.channels_last)
+    vae = build(channels).to(device).to(memory_format=torch.channels_last)
     learner = Learner(vae, steps, learning_rate, weight_decay=1e-3, file=output / "training.pt")
     held_out = torch.cat([crops(random.Random(10_000 + i), 1, 96, resolution) for i in range(48)]).to(device)
     is_half_fast = sampling_dtype(device) != torch.float32

@@ -80,7 +80,7 @@ def f1(logits: Tensor, edges: Tensor) -> float:
 
 def build(widths: Sequence[int] = WIDTHS) -> HED:
     """A narrow network with He's initialisation, for inputs divided by `_SCALE`."""
-    net = HED(widths)
+    net = HED(tuple(widths))
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if module.out_channels > 1 else "linear")
