@@ -227,7 +227,7 @@ def time_text(
     expected: Estimate, config: TrainConfig, device: torch.device, check: Callable[[], None] = lambda: None
 ) -> str:
     """A line about the time of a step and of all of them, by the speed of the device: see `matmul_rate`."""
-    seconds = expected.seconds(matmul_rate(device, DTYPES[decided(config, device).precision], check))
+    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision], check))
     whole = datetime.timedelta(seconds=round(seconds * config.steps))
     return f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"
 

@@ -91,7 +91,7 @@ class Training:
         """The run's own, of the main process."""
         processes.on_main(self._encode_prompts)
         self.engine = make_engine(config, self.data, processes)
-        self.validation = held_out(config, self.data, self.engine.task)
+        self.validation = held_out(self.engine.task, self.data)
         processes.on_main(lambda: run.require_room(self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
         """Step of the newest checkpoint."""
