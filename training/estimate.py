@@ -244,11 +244,11 @@ def dry_run(config: TrainConfig) -> None:
     from .distribute import connect
     from .engine import make_engine
 
-    run = RunDir(config.run)
+    run = RunDir(config.run, identify=identify)
     processes = connect(config.deterministic)
     device = processes.device
     config = decided(config, device, run)
-    run.check_config(config.command, config.to_dict(), identify)
+    run.check_config(config.command, config.to_dict())
     if config.models:
         load_vae(config.models)
     data = FeatureDataset(config.data)

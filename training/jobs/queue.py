@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,11 @@ _PLACES = ("only_inside", "run", "output")
 
 
 class Queue(Store):
-    """The jobs, and their processes.
+    """The jobs, and their processes."""
 
-    Args:
-        root, records, check: see `Store`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        records: str | Path,
-        check: Callable[[Settings], Settings] | None = None,
-    ):
-        super().__init__(root, records, check)
-        self._runner = Runner(self)
+    @functools.cached_property
+    def _runner(self) -> Runner:
+        return Runner(self)
 
     # --- looking ---
 
