@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .config import ConfigError, TrainConfig
 from .data import FeatureDataset
-from .data.dataset import to_float32
 from .data.draws import Draws, to_device
+from .data.samples import to_float32
 from .distribute import Processes, accumulating, local, skeleton, whole
 from .run_dir import REQUESTS
 from .step.optimizers import STATE_BYTES, evaluated, group_numbers, make_optimizer, set_group_numbers

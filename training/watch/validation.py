@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..data import FeatureDataset
-from ..data.dataset import to_float32
 from ..data.draws import Draws, to_device
+from ..data.samples import to_float32
 from ..task import Task
 
 BANDS = 4
