@@ -21,11 +21,12 @@ from .data import FeatureDataset
 from .data.draws import Draws, to_device
 from .data.samples import to_float32
 from .distribute import Processes, accumulating, local, skeleton, whole
+from .machine import require_packages
 from .run_dir import REQUESTS
 from .step.optimizers import STATE_BYTES, evaluated, group_numbers, make_optimizer, set_group_numbers
 from .step.replay import Replayed
 from .task import DTYPES, Task, decided, fingerprint
-from .tasks import make_task
+from .tasks import TASKS, make_task
 
 
 def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes) -> Engine:
@@ -34,8 +35,10 @@ def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes)
     Raises:
         ConfigError: if a setting, or the data, does not fit the base model.
         CheckpointError: if the base is none.
+        PackageError: if a package that it needs is missing or too old.
     """
     config = decided(config, processes.device)
+    require_packages(TASKS[config.command].packages(config))
     task = make_task(config)
     task.check_data(data)
     return Engine(task, processes)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import sys
@@ -36,6 +38,10 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}"
 
 
+class PackageError(ImportError):
+    """A package that training needs is not there, or is too old; the message says what installs it."""
+
+
 def require_room(folder: Path, needed: float, what: str, way_out: str = "") -> None:
     """Whether a disk has room.
 
@@ -64,16 +70,36 @@ def require_room(folder: Path, needed: float, what: str, way_out: str = "") -> N
 
 def explain_import(error: ImportError) -> str:
     """What cannot be imported, and the command that installs it into this very Python."""
+    if isinstance(error, PackageError):
+        return str(error)
     module = error.name if isinstance(error, ModuleNotFoundError) else None
     problem = f"{module.partition('.')[0]} is not installed" if module else str(error)
     return f'{problem}. What training needs is installed by: {sys.executable} -m pip install "{_ROOT}[train]"'
 
 
 def require_packages(names: Iterable[str]) -> None:
-    """Raises ImportError, saying what installs it, if one of these packages is not there; none is imported."""
+    """Whether packages are there, in versions that pyproject.toml allows: an old one may train something else than it
+    should. None is imported.
+
+    Raises:
+        PackageError: if one is not.
+    """
+    stated = (_ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ImportError(explain_import(ModuleNotFoundError(f"No module named {name!r}", name=name)))
+            raise PackageError(explain_import(ModuleNotFoundError(name=name)))
+        bound = re.search(rf'"{name}(?:\[\w+\])?>=([\d.]+)"', stated)
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # somebody's own folder of it
+            continue
+        if bound and _release(found) < _release(bound[1]):
+            raise PackageError(explain_import(ImportError(f"{name} {found} is older than {bound[1]}")))
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version to compare by; what follows them (rc1, .dev0, +cu128) does not count."""
+    return tuple(map(int, re.findall(r"\d+", re.match(r"[\d.]*", version)[0])))  # type: ignore[index]
 
 
 def out_of_memory(batch_size: int) -> str:

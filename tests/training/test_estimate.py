@@ -1,6 +1,7 @@
 """The estimate before a training against what autograd keeps and what files take; `--dry-run`."""
 
 import dataclasses
+import importlib.metadata
 import json
 import re
 from pathlib import Path
@@ -15,7 +16,7 @@ from pixart_delta.training.cli import main
 from pixart_delta.training.config import ConfigError, load_config, make_config
 from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.estimate import estimate, matmul_rate, pictures_text
-from pixart_delta.training.machine import GB
+from pixart_delta.training.machine import GB, require_packages
 from pixart_delta.training.recipes import SIZES, recipe_for, recipe_values
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.tasks import TASKS
@@ -212,10 +213,10 @@ def material(tmp_path_factory):
     return runs_fixture.make_material(tmp_path_factory.mktemp("material"))
 
 
-def call(command, material, run, capsys, **values):
+def call(command, material, run, capsys, options=("--dry-run",), **values):
     values = {**runs_fixture.settings(command, material, run, workers=0), **values}
     pairs = [part for name, value in values.items() for part in ("--set", f"{name}={_text(value)}")]
-    status = main([command, "--dry-run", *pairs])
+    status = main([command, *options, *pairs])
     return status, capsys.readouterr()
 
 
@@ -315,3 +316,30 @@ def test_a_dry_run_in_the_folder_of_another_run(material, tmp_path, capsys):
 def test_an_estimate_is_plain_numbers():
     expected = estimate(settings("lcd"), CONFIG, 256, 256)
     assert all(value >= 0 for value in dataclasses.astuple(expected)) and expected.seconds(1e12) > 0
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "command", "more"),
+    [
+        ("accelerate", "0.34.2", "lcd", {}),
+        ("bitsandbytes", "0.46", "lcd", {"optimizer": "adamw8bit"}),
+        ("peft", "0.13.2", "lcm-lora", {}),
+        ("peft", "0.13.0rc1+cu128", "finetune", {"lora_rank": 4}),
+        ("schedulefree", "1", "lcd", {"optimizer": "schedulefree"}),
+    ],
+)
+def test_a_package_older_than_stated_is_refused(
+    package, version, command, more, material, tmp_path, monkeypatch, capsys
+):
+    """PEFT 0.13 trains a LoKr without its alpha, and what is exported is another model."""
+    known = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version if name == package else known(name))
+    status, said = call(command, material, tmp_path / "run", capsys, (), models="", **more)
+    assert status == 1
+    assert f"{package} {version} is older than " in said.err
+    assert said.err.count("pip install") == 1
+
+
+def test_a_later_package_is_none_that_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "version", lambda _name: "9999.dev1")
+    require_packages(("accelerate", "peft", "fsspec"))

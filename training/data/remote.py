@@ -15,7 +15,7 @@ from typing import Any
 from ...pixart_core.leftovers import temporary_folder
 from ...pixart_core.saving import replacing
 from ...pixart_core.textfile import parse_json
-from ..machine import DiskError
+from ..machine import DiskError, require_packages
 from .shards import DESCRIPTION, DataError, Shard, ShardInfo, hash_file
 from .waiting import Aside, StoreBusy
 
@@ -158,7 +158,8 @@ def _download(url: str, path: Path) -> str:
 
 
 def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path there."""
+    """fsspec's file system for a URL, and the path there. Raises PackageError if what reads from one is too old."""
+    require_packages(("fsspec", "webdataset"))
     import fsspec
 
     scheme = url.partition("://")[0]
