@@ -190,9 +190,8 @@ class Lora:
 def require_fit(lora: Lora, weights: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError if a weight (authors' name) that the LoRA changes is missing or of another shape."""
     for each in lora.changes:
-        expected, found = (), None
-        if each.shape:
-            expected = (each.parts * each.shape[0], *each.shape[1:])
+        expected = tuple(size * (1 if axis else each.parts) for axis, size in enumerate(each.shape))
+        found = None
         if each.key in weights:
             weight = weights[each.key]
             found = tuple((weight if isinstance(each, Diff) else weight.flatten(1)).shape)
