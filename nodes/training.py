@@ -276,4 +276,5 @@ class PixArtDeltaTrainedResult(io.ComfyNode):
         found = find_job(chosen(job, result), exported=True)
         if text := awaited(found):
             return io.NodeOutput(ExecutionBlocker(None), ExecutionBlocker(None), ui=about_job(text, found.id))
-        return io.NodeOutput(*load_result(found, dtype, strength))
+        text, *loaded = load_result(found, dtype, strength)
+        return io.NodeOutput(*loaded, ui=about_job(text, found.id))

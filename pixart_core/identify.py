@@ -19,7 +19,7 @@ from .aliases import PathLike
 from .config import KNOWN_CONFIGS, PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
 from .convert import config_from_diffusers, diffusers_sources
-from .errors import CheckpointError, summary
+from .errors import CheckpointError, read_description, summary
 from .textfile import parse_json
 from .weightfile import WeightFile, open_weights
 
@@ -113,6 +113,24 @@ class FileInfo:
         """What it is and what takes it, to put into a sentence."""
         what, taker = _DESCRIPTIONS[self.kind]
         return f"{what}, which {taker} takes" if taker else f"{what} (it begins with {summary(self.names, 3)})"
+
+
+def is_distilled(info: FileInfo) -> bool | None:
+    """Whether a transformer draws in a few steps already: files of this project say how they were made, and the
+    scheduler of a pipeline's folder what its transformer is for. None where nothing says so.
+
+    Raises:
+        CheckpointError: if the scheduler's description is damaged.
+    """
+    if "distilled" in info.metadata:
+        return bool(info.metadata["distilled"])
+    made = info.metadata.get("training")
+    if isinstance(made, dict) and made.get("command") == "lcd":
+        return True
+    folder = info.path if info.path.is_dir() else info.path.parent
+    pipeline = folder.parent if folder.name == "transformer" else folder
+    scheduler = pipeline / "scheduler" / "scheduler_config.json"
+    return read_description(scheduler).get("_class_name") == "LCMScheduler" if scheduler.is_file() else None
 
 
 def inspect_file(path: PathLike) -> FileInfo:

@@ -144,8 +144,8 @@ class TrainConfig(Settings):
             )
         if self.optimizer == "schedulefree" and self.schedule != "constant":
             raise ConfigError(f"schedule is {self.schedule}: optimizer=schedulefree needs none, leave it constant")
-        if self.sharding == "fsdp" and self.optimizer in ("prodigy", "adafactor", "schedulefree"):
-            raise ConfigError(f"optimizer is {self.optimizer}: with sharding=fsdp use adamw or adamw8bit")
+        if self.sharding == "fsdp" and self.optimizer != "adamw":
+            raise ConfigError(f"optimizer is {self.optimizer}, which cannot be sharded: with sharding=fsdp use adamw")
         if self.keep_attention and not self.gradient_checkpointing:
             raise ConfigError("keep_attention says what gradient_checkpointing recomputes: set that to true, too")
         if self.validation and self.validation_data:

@@ -142,6 +142,7 @@ class Distillation(Task):
     model: PixArt
     ema: PixArt | None
     teacher: PixArt | WithoutLora
+    is_guided = True
     extra_forwards = 3
     """Without a gradient, each step: the teacher's two, and the target's."""
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import ConfigError, TrainConfig
+from .config import TrainConfig
 from .data import FeatureDataset
 from .data.draws import Draws, to_device
 from .data.samples import to_float32
@@ -122,8 +122,6 @@ class Engine:
         self.device = processes.device
         self.frozen_fingerprint = fingerprint(task)
         shards = config.sharding == "fsdp" and processes.count > 1
-        if shards and config.optimizer == "adamw8bit":
-            raise ConfigError("optimizer=adamw8bit cannot be sharded: set sharding=none, or optimizer=adamw")
         averages = [] if task.ema is None else [task.ema]
         self.skeletons = {}
         if shards:

@@ -19,6 +19,7 @@ from ..pixart_core.checkpoint import describe_pixart, load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.functional import preferred_dtype
+from ..pixart_core.identify import inspect_file, is_distilled
 from ..pixart_core.layers import compile_blocks
 from ..pixart_core.model import PixArt
 from .config import (
@@ -106,6 +107,8 @@ class Task(ABC):
 
     command: ClassVar[str]
     needs_hint: ClassVar[bool] = False
+    is_guided: ClassVar[bool] = False
+    """Whether its base draws with guidance, which a distilled model cannot."""
     sampler: ClassVar[str] = "lcm"
     """What samples are made with: "lcm" in 4 steps, or "dpm" in 14 with guidance."""
 
@@ -264,7 +267,18 @@ def _check_base(task: type[Task], config: TrainConfig, shape: PixArtConfig, has_
             f"base {config.base} has no learned null caption, which guidance and dropped captions need: diffusers' "
             "layout leaves it out. Take the authors' .pth, or a file that this trainer exported"
         )
+    if task.is_guided:
+        require_guidable(config.base)
     task.check_shape(config, shape)
+
+
+def require_guidable(base: str) -> None:
+    """Raise ConfigError for a file that says it is a distilled model, whose own guidance would count twice."""
+    if is_distilled(inspect_file(base)):
+        raise ConfigError(
+            f"base {base} is a distilled model, which draws in a few steps already and is not to be guided: choose the "
+            "base model that it was made from"
+        )
 
 
 def check_data(

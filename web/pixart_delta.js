@@ -30,6 +30,14 @@ function tellEnd({ detail: job }) {
     });
 }
 
+/** A node that ComfyUI puts in the place of another pack's keeps that one's size, in which ours may not fit. */
+function grow(node) {
+    const needed = node.computeSize();
+    if (!node.graph || needed.every((side, axis) => node.size[axis] >= side)) return;
+    node.setSize(needed.map((side, axis) => Math.max(side, node.size[axis])));
+    node.setDirtyCanvas(true, true);
+}
+
 app.registerExtension({
     name: "pixart_delta.training",
     getCustomWidgets: () => ({
@@ -38,6 +46,7 @@ app.registerExtension({
     nodeCreated(node) {
         lines.attend(node);
         follow(node, app, api, store);
+        if (node.comfyClass?.startsWith("PixArtDelta")) requestAnimationFrame(() => grow(node));
     },
     afterConfigureGraph() {
         lines.update();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from comfy_execution.graph_utils import ExecutionBlocker
@@ -11,8 +12,9 @@ from ...training.jobs import Job, JobError, read_metrics
 from ..bridge.control_net import load_control
 from ..bridge.guider import watch_sampling
 from ..bridge.model import apply_lora, load_model
-from ..bridge.ui import say
 from . import queue as jobs
+
+log = logging.getLogger(__name__)
 
 
 def find_job(text: str, exported: bool = False) -> Job:
@@ -62,11 +64,11 @@ def awaited(job: Job) -> str:
     """What is said of a job that is on its way to its first result; "" where there is one, or none to come."""
     if newest_export(job) is not None or not (job.active or job.state == "queued"):
         return ""
-    return f"{jobs.describe(job)}\nThere is no result yet, so what is behind this node waits. Run again when there is."
+    return f"{jobs.describe(job)}\nNo result yet: what is behind this node waits. Run again when there is one."
 
 
 def load_result(job: Job, dtype: str, strength: float):
-    """MODEL and CONTROL_NET of a job's newest export; the base where the export is a LoRA or a ControlNet.
+    """What is said of a job's newest export, its MODEL and CONTROL_NET; the base where it is a LoRA or a ControlNet.
 
     Raises:
         JobError: while there is no export.
@@ -75,13 +77,15 @@ def load_result(job: Job, dtype: str, strength: float):
     if file is None:
         raise JobError(f"{jobs.describe(job)}: there is no result yet. Wait for its end, or stop it, which saves")
     on_base = file.stem in ("lora", "controlnet")
-    say(f"Loaded {file.name} of {job.name} ({job.command}, {job.id}).")
+    loaded = f"Loaded {file.name} of {job.name} ({job.command}, {job.id})."
+    log.info(loaded)
+    text = f"{jobs.describe(job)}\n{loaded}"
     model = watch_sampling(load_model(job.settings["base"] if on_base else str(file), dtype))
     if file.stem == "controlnet":
-        return model, load_control(str(file), dtype)
+        return text, model, load_control(str(file), dtype)
     if file.stem == "lora":
         model = apply_lora(model, str(file), strength)
-    return model, ExecutionBlocker(f"training {job.name} is no ControlNet: it has a MODEL alone")
+    return text, model, ExecutionBlocker(f"training {job.name} is no ControlNet: it has a MODEL alone")
 
 
 def result_stamp(text: str) -> str:

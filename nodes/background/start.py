@@ -105,7 +105,8 @@ def _asked(command: str, name: str, values: dict[str, Any], more: str, recipe: s
 
 
 def _settings(command: str, values: dict[str, Any], more: str, recipe: str) -> tuple[TrainConfig, str]:
-    """Settings of a training whose dataset is known, with those of a recipe if one is named, and a line about it."""
+    """Settings of a training whose dataset is known, with those of a recipe if one is named, and a line about what of
+    it counts."""
     kind = TRAININGS[command]
     given = node_settings(kind, values, more)
     config = checked_settings(kind, given, known=("data",))
@@ -115,8 +116,9 @@ def _settings(command: str, values: dict[str, Any], more: str, recipe: str) -> t
         recipe = pick_recipe(config, memory.get_total_memory(memory.get_torch_device()))
     chosen = recipe_values(command, recipe)
     own = {name for name, value in given.items() if name not in values or value != kind.default(name)}
-    about = f"recipe {recipe}: {', '.join(f'{name} {value}' for name, value in chosen.items())}\n"
-    return replace(config, **{name: value for name, value in chosen.items() if name not in own}), about
+    config = replace(config, **{name: value for name, value in chosen.items() if name not in own})
+    counts = [f"{name} {value}" for name, value in chosen.items() if getattr(config, name) == value]
+    return config, f"recipe {recipe}: {', '.join(counts)}\n"
 
 
 def form() -> dict[str, Any]:

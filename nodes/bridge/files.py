@@ -213,23 +213,14 @@ def _about(path: Path) -> tuple[str, tuple[str, ...]]:
 @functools.lru_cache(maxsize=1024)
 def _inspected(path: str, _state: tuple) -> tuple[str, tuple[str, ...]]:
     """What a file or folder is, and what it can be used for; "" for one that cannot be read. Kept until it changes."""
-    from ...pixart_core.identify import inspect_file
+    from ...pixart_core.identify import inspect_file, is_distilled
     from ...pixart_core.lora import is_for_pixart
 
     try:
         info = inspect_file(path)
         if info.kind == "lora" and not is_for_pixart(path):
             return "lora of another model", ()
-        is_base = bool(info.null_caption) and not _is_distilled(Path(path), info.metadata)
+        is_base = bool(info.null_caption) and not is_distilled(info)
         return info.kind, ("training",) if is_base else ()
     except (CheckpointError, OSError):
         return "", ()
-
-
-def _is_distilled(path: Path, metadata: dict) -> bool:
-    """Whether a model draws in a few steps already: our files say how they were made, and a pipeline's scheduler says
-    what its transformer is for."""
-    made = metadata.get("training")
-    scheduler = path.parent / "scheduler" / "scheduler_config.json"
-    beside = read_description(scheduler) if path.is_dir() and scheduler.is_file() else {}
-    return isinstance(made, dict) and made.get("command") == "lcd" or beside.get("_class_name") == "LCMScheduler"

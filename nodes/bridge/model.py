@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from ...pixart_core.checkpoint import read_pixart
 from ...pixart_core.config import PixArtConfig
 from ...pixart_core.delta import require_fit
-from ...pixart_core.errors import CheckpointError, read_description
+from ...pixart_core.errors import CheckpointError
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.graphs import Graphs
-from ...pixart_core.identify import inspect_file
+from ...pixart_core.identify import inspect_file, is_distilled
 from ...pixart_core.lora import OtherAdapterError, host_state, load_lora
 from ...pixart_core.memory import GB, amount, memory_plan
 from ...pixart_core.model import PixArt
@@ -210,7 +210,7 @@ def load_model(path: str, dtype: str = "default", disable_dynamic: bool = False)
     patcher = patcher_class(model, load_device=device, offload_device=memory.unet_offload_device())
     model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_model, (path, dtype))
-    patcher.set_attachments(DISTILLED, is_distilled(path))
+    patcher.set_attachments(DISTILLED, seems_distilled(path))
     patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "pixart_delta_hints", with_ready_hints)
     patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "pixart_delta_graphs", with_graphs)
     patcher.add_callback_with_key(CallbacksMP.ON_DETACH, "pixart_delta_graphs", forget_graphs)
@@ -238,14 +238,12 @@ def pick_dtypes(dtype: str, device, state: dict, supported: list[torch.dtype]) -
     return weights, memory.unet_manual_cast(weights, device, supported)
 
 
-def is_distilled(path: str) -> bool | None:
-    """Whether a file holds an LCM or one-step model; None when nothing says so. Used for warnings only."""
-    info = inspect_file(path)
-    if "distilled" in info.metadata:
-        return bool(info.metadata["distilled"])
-    scheduler = Path(path).parent / "scheduler" / "scheduler_config.json"
-    if scheduler.is_file():
-        return read_description(scheduler).get("_class_name") == "LCMScheduler"
+def seems_distilled(path: str) -> bool | None:
+    """Whether a file holds an LCM or one-step model, going by its name where nothing in it says so; None when that does
+    not, either. Used for warnings only."""
+    said = is_distilled(inspect_file(path))
+    if said is not None:
+        return said
     name = Path(path).name.lower()
     few_steps = "lcm" in name or "dmd" in name
     return True if few_steps else False if name.startswith("pixart-xl-2") else None

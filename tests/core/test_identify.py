@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 import pixart_core as pc
 from pixart_core import convert, identify
 from pixart_core.checkpoint import CheckpointError, load_controlnet, save_controlnet
+from pixart_core.identify import is_distilled
 from tests.core.checkpoint_fixture import CONFIG, OFFICIAL, assert_same, sparse_file
 
 RELEASED = pytest.mark.parametrize(
@@ -66,6 +67,28 @@ def test_a_whole_512_model_loads_from_its_shapes_alone(tmp_path):
     path = sparse_file(tmp_path / "512.safetensors", OFFICIAL["PixArt-XL-2-512x512"], "BF16", 2)
     loaded = pc.load_pixart(path)
     assert loaded.config == pc.PIXART_512 and sum(p.numel() for p in loaded.parameters()) > 600e6
+
+
+def test_a_distilled_model_is_known_by_what_made_it_or_by_its_pipelines_scheduler(model, tmp_path):
+    def said(path) -> bool | None:
+        return is_distilled(pc.inspect_file(path))
+
+    for command, expected in (("lcd", True), ("finetune", None)):
+        made = {"training": {"command": command}}
+        assert said(pc.save_pixart(model, tmp_path / f"{command}.safetensors", metadata=made)) is expected
+    assert said(pc.save_pixart(model, tmp_path / "other.safetensors", metadata={"distilled": False})) is False
+    for name, expected in (("LCMScheduler", True), ("DPMSolverMultistepScheduler", False)):
+        pipeline = tmp_path / name
+        pipeline.mkdir()
+        pc.save_pixart(model, pipeline / "transformer", "diffusers")
+        (pipeline / "base").mkdir()
+        beside = pc.save_pixart(model, pipeline / "base" / "base.safetensors")
+        assert said(pipeline / "transformer") is None
+        (pipeline / "scheduler").mkdir()
+        (pipeline / "scheduler" / "scheduler_config.json").write_text(f'{{"_class_name": "{name}"}}')
+        file = next((pipeline / "transformer").glob("*.safetensors"))
+        assert [said(path) for path in (pipeline / "transformer", file)] == [expected] * 2
+        assert said(beside) is None and said(beside.parent) is None
 
 
 def test_shapes_that_tell_nothing_need_a_configuration(model, tmp_path):

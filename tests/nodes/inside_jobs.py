@@ -169,7 +169,10 @@ def check_a_recipe_counts_where_nothing_was_changed(setup):
     values = {"learning_rate": 5e-4, "batch_size": 4, "recipe": "auto"}
     found, text = setup.train("by recipe", "lcm-lora", more="guidance=5", **values)
     seen = setup.jobs.queue().job(found).settings
-    assert (seen["lora_rank"], seen["steps"], seen["precision"]) == (4, 3, "fp32") and "\nrecipe nano: " in text
+    assert (seen["lora_rank"], seen["steps"], seen["precision"]) == (4, 3, "fp32")
+    (line,) = (line for line in text.splitlines() if line.startswith("recipe nano: "))
+    named = {part.split()[0] for part in line.removeprefix("recipe nano: ").split(", ")}
+    assert "lora_rank" in named and named.isdisjoint({"steps", "guidance", "learning_rate", "batch_size"}), line
     assert (seen["learning_rate"], seen["batch_size"], seen["guidance"]) == (5e-4, 4, 5.0)
     assert setup.train("by recipe", "lcm-lora", more="guidance=5", **values)[0] == found
     with raises("Train an LCM-LoRA instead"):

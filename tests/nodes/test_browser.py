@@ -42,3 +42,36 @@ def test_opens_as_the_graph_that_we_test_and_is_saved_as_it_was(schemas, page, n
     saved = {node["id"]: node for node in opened["workflow"]["nodes"]}
     for node in workflow["nodes"]:
         assert saved[node["id"]]["widgets_values"] == node["widgets_values"], node["type"]
+
+
+def test_in_the_place_of_another_packs_node_ours_has_room_for_itself(page):
+    """ComfyUI's exchange gives the new node the size of the old one, in the same turn as it makes it."""
+    fits = page.evaluate(
+        """async () => {
+            const node = LiteGraph.createNode("PixArtDeltaTextEncode");
+            node.size = [260, 120];
+            window.app.graph.add(node);
+            await new Promise(resolve => setTimeout(resolve, 500));
+            const fits = node.computeSize().every((side, axis) => node.size[axis] >= side);
+            window.app.graph.remove(node);
+            return fits;
+        }"""
+    )
+    assert fits and page.errors == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda path: path.stem)
+def test_a_blueprint_is_a_node_that_draws(comfy_server, page, path):
+    """ComfyUI offers it; opened as the editor puts it into a graph, its inside is a whole graph up to the picture."""
+    offered = comfy_server.get("/global_subgraphs")
+    assert path.stem in {entry["name"] for entry in offered.values() if "pixart-delta" in entry["info"]["node_pack"]}
+    opened = page.evaluate(OPEN, load_workflow(path))
+    assert opened["missing"] == [] and page.errors == []
+    (node,) = page.evaluate("() => window.app.graph._nodes.map(node => node.widgets.map(widget => widget.name))")
+    assert {"prompt", "width", "height", "seed", "model_name"} <= set(node)
+    inner = {entry["class_type"]: entry["inputs"] for entry in opened["output"].values()}
+    assert {"PixArtDeltaModelLoader", "PixArtDeltaTextEncode", "PixArtDeltaLCMSampler", "VAEDecode"} <= set(inner)
+    assert inner["PixArtDeltaTextEncode"]["prompt"] and inner["PixArtDeltaModelLoader"]["model_name"].startswith(
+        "bundled/"
+    )
+    assert len(inner["VAEDecode"]["samples"]) == len(inner["PixArtDeltaLCMSampler"]["positive"]) == 2

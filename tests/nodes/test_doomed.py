@@ -24,6 +24,7 @@ DESCRIPTION = {
 """Of a dataset without hints."""
 DOOMED = {
     "base": ("TrainLCMLora", {"base": "a_control.safetensors"}, "but a PixArt ControlNet without its base model"),
+    "distilled": ("TrainLCD", {"base": "bundled/nano (student)"}, "choose the base model that it was made from"),
     "hints": ("TrainControlNet", {"copy_blocks": 1}, "was prepared without hints"),
     "memory": ("TrainLCD", {"batch_size": 1_000_000, "recipe": "none"}, "out of memory with batch_size=1000000"),
     "disk": ("FineTune", {"more_settings": "keep_checkpoints=1000000", "recipe": "none"}, "are free"),
@@ -40,6 +41,11 @@ RUN = """async ([type, values]) => {
     node.pos = [300, 120];
     for (const [name, value] of Object.entries(values)) node.widgets.find(each => each.name === name).value = value;
     await window.app.queuePrompt(0);
+}"""
+
+SAID = """() => {
+    const [node] = window.app.graph._nodes;
+    return node.widgets.find(each => each.name === "pixart_delta_said")?.element.textContent;
 }"""
 
 
@@ -70,6 +76,7 @@ def test_it_is_refused_at_its_node(page, panel_server, name):
     page.wait_for_function("() => window.refused")
     refused = page.evaluate("() => window.refused")
     assert refused["node_type"] == f"PixArtDelta{kind}" and problem in refused["exception_message"]
+    assert problem in page.wait_for_function(SAID).json_value(), "the reason stands under its node"
     page.wait_for_timeout(1000)
     keep(page, f"doomed_{name}")
     assert f"doomed {name}" not in [job["name"] for job in jobs(panel_server)]

@@ -29,6 +29,24 @@ BOXES = """() => Object.fromEntries(window.app.graph._nodes.map(node => {
     const scale = window.app.canvas.ds.scale;
     return [`${node.id} ${node.type}`, element ? [x, y, width, height].map(v => v / scale) : [...node.boundingRect]];
 }))"""
+SAID = {
+    "Dataset": "first\n" + "a line of a report, rather long\n" * 12,
+    "Train": "first\n" + "a line of an estimate, rather long\n" * 12,
+    "FineTune": "first\n" + "a line of an estimate, rather long\n" * 12,
+    "PromptDataset": "first\n" + "a line of a report, rather long\n" * 12,
+    "TrainingStatus": "taught: preparing · this training gets 31% of the processor time that it could use: "
+    "other programs keep this machine busy",
+    "TrainedResult": "taught: running · step 100 of 200 · loss 0.07605 · 1.2 min left\nNo result yet: what is behind "
+    "this node waits. Run again when there is one.",
+}
+"""The longest that nodes of jobs say, by the end of their class."""
+SAY = """async said => {
+    for (const node of window.app.graph._nodes) {
+        const name = Object.keys(said).filter(each => node.type.startsWith(`PixArtDelta${each}`)).at(-1);
+        if (name) node.onExecuted({ text: [said[name]] });
+    }
+    await new Promise(resolve => setTimeout(resolve, 700));
+}"""
 OPEN = """async ([name, workflow]) => {
     await window.app.loadGraphData(workflow, true, true, name, { openSource: "template" });
     await new Promise(resolve => setTimeout(resolve, 700));
@@ -95,6 +113,18 @@ def test_opened_it_can_be_read_and_nothing_covers_anything(page, name):
     zoom = page.evaluate(OPEN, [name, load_workflow(ROOT / "workflows" / f"{name}.json")])
     assert zoom >= ZOOM
     assert covered(page.evaluate(BOXES)) == []
+
+
+@pytest.mark.parametrize("name", [name for name in GRAPHS if name.split()[1] in ("20", "22", "23", "24", "30")])
+def test_what_jobs_say_covers_nothing(page, name):
+    """And the nodes stay in the frames of their groups."""
+    page.evaluate(OPEN, [name, load_workflow(ROOT / "workflows" / f"{name}.json")])
+    before = page.evaluate(BOXES)
+    page.evaluate(SAY, SAID)
+    page.wait_for_function("() => document.querySelectorAll('.pxd-line').length >= 1")
+    after = page.evaluate(BOXES)
+    assert covered(after) == []
+    assert {name: box for name, box in after.items() if box[3] > before[name][3] + 1} == {}
 
 
 @pytest.mark.parametrize("name", RUN)

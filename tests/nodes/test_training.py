@@ -126,6 +126,8 @@ def test_a_bundled_training_runs_and_its_result_draws(server, name):
         apply_control(drawn)
     pictures = server.prompt(drawn)
     assert pictures.errors == [] and pictures.images[0].startswith(b"\x89PNG")
+    said = server_text(pictures, find_node(drawn, "PixArtDeltaTrainedResult"))
+    assert said.startswith(f"{done['name']}: done") and f"of {done['name']} ({done['command']}" in said
 
 
 def training_id(graph: dict) -> str:

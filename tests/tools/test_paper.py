@@ -12,11 +12,11 @@ from tools.paper.work import Workshop
 
 
 def marks(*values, half=1.0):
-    """As of a distillation: attributes of 1 and 2 steps the same, distance a hundredth."""
-    points = [
-        {"step": 10 * i, "marks": {s: {"attributes": [v, half], "distance": [v / 100, 0.01]} for s in "124"}}
-        for i, v in enumerate(values)
-    ]
+    """As of a distillation: the marks of all numbers of steps are the same, distance a hundredth, at once a half."""
+    points = []
+    for i, v in enumerate(values):
+        one = {"attributes": [v, half], "at once": [v / 2, half / 2], "distance": [v / 100, 0.01]}
+        points.append({"step": 10 * i, "marks": dict.fromkeys("124", one)})
     return {"points": points}
 
 
@@ -34,6 +34,7 @@ def test_intervals_that_overlap_tell_nothing_apart():
     assert "nothing can be told apart" in beside({"one": marks(50, 80, half=2), "other": marks(50, 83, half=2)})
     assert beside({"one": marks(50, 80), "other": marks(50, 83)}).endswith("other is better.")
     assert beside({"one": marks(50, 80), "other": marks(50, 83)}, measure="distance").endswith("one is better.")
+    assert beside({"one": marks(50, 80), "other": marks(50, 84)}, 4, "at once").startswith("other: 42 ± 0.5 %")
 
 
 def test_the_steepest_rise_of_control_is_named():

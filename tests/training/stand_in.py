@@ -81,7 +81,7 @@ def train(run, config, step, asked) -> str:
         Path(config["output"]).mkdir(exist_ok=True)
         (Path(config["output"]) / "dataset.json").write_text("{}")
     if what != "mute":
-        run.write_status(state, step=step, steps=steps, export=str(export))
+        run.write_status(state, step=step, steps=steps, export=str(export), pictures="20 of 20 pictures, 5 sizes")
     return state
 
 

@@ -25,6 +25,7 @@ def test_a_job_is_queued_prepared_run_and_done(queue):
         time.sleep(0.01)
     assert seen == ["queued", "preparing", "running", "done"]
     done = queue.job(made.id)
+    assert queue.status(done)["pictures"] == "20 of 20 pictures, 5 sizes"  # after its end, too
     assert queue.status(done)["step"] == 8 and queue.status(done)["export"].endswith("pixart.safetensors")
     assert (done.pid, done.reason) == (None, "")
 

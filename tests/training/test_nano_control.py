@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from pixart_delta.pixart_core.pipeline import Pipeline
 from pixart_delta.pixart_core.saving import save_weights
 from pixart_delta.training.config import make_config
 from pixart_delta.training.nano import evaluate_control, hed, scenes
-from pixart_delta.training.nano.evaluate_control import ControlTest, edge_f1
+from pixart_delta.training.nano.evaluate_control import ControlTest, edge_f1, soft_edges
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.task import fingerprint
 from pixart_delta.training.tasks import TASKS
@@ -105,7 +106,7 @@ def test_the_bundled_network_finds_the_boundaries_of_scenes_it_has_not_seen():
 
 def test_the_bundled_control_is_followed_the_more_the_stronger_it_is():
     """`train.py nano evaluate_control models/nano` measures 100 scenes: 0.41, 0.64 and 0.73."""
-    test = ControlTest(load_hed(NANO / "hed" / "hed.safetensors"), 8)
+    test = ControlTest(partial(soft_edges, load_hed(NANO / "hed" / "hed.safetensors")), 8)
     pipeline = Pipeline.from_pretrained(NANO)
     numbers = [test.run(pipeline, strength, steps=4, sampler="lcm", guidance=None)[1] for strength in (0, 0.5, 1)]
     without, half, full = (each["f1"] for each in numbers)
@@ -119,7 +120,7 @@ def test_bed(tmp_path_factory):
     family = make_nano_folder(tmp_path_factory.mktemp("control") / "nano", controlnet=True, depth=3)
     torch.manual_seed(0)
     network = hed.fold_scale(hed.build()).eval().requires_grad_(False)
-    return family, ControlTest(network, 4)
+    return family, ControlTest(partial(soft_edges, network), 4)
 
 
 def test_a_control_is_measured_at_every_strength(test_bed):

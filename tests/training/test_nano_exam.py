@@ -46,7 +46,7 @@ def test_a_curve_begins_before_the_first_step_and_uses_the_runs_schedule(exam, r
 
     def noted(predictor, steps, seeds, table=None, **_options):
         tables.append(table)
-        return {"attributes": [50.0 + steps, 1.0], "distance": [3.0, 0.5]}
+        return {"attributes": [50.0 + steps, 1.0], "at once": [9.0, 1.0], "distance": [3.0, 0.5]}
 
     monkeypatch.setattr(exam, "mark", noted)
     points = curves.curve(run, exam, steps=(1, 2), seeds=(0,))
@@ -54,7 +54,12 @@ def test_a_curve_begins_before_the_first_step_and_uses_the_runs_schedule(exam, r
     assert all(set(point["marks"]) == {"1", "2"} for point in points)
     scaled = curves.restore(str(run))[0].table
     assert len(tables) == 6 and all(torch.equal(table, scaled) for table in tables)
-    curves.plot({"run": points}, {"teacher": {"attributes": [99, 1], "distance": [1, 0]}}, (1, 2), tmp_path / "p.png")
+    curves.plot(
+        {"run": points},
+        {"teacher": {"attributes": [99, 1], "at once": [70, 2], "distance": [1, 0]}},
+        (1, 2),
+        tmp_path / "p.png",
+    )
     assert (tmp_path / "p.png").stat().st_size > 10_000
 
 

@@ -81,6 +81,13 @@ def test_schedule_free_weights_that_are_used_are_the_average(material, tmp_path)
             make_config("finetune", settings(material, tmp_path, **how, **wrong))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "prodigy", "adafactor", "schedulefree"])
+def test_what_cannot_be_sharded_is_refused_before_there_is_a_run(optimizer):
+    values = {**NEEDED, "optimizer": optimizer, "learning_rate": RATES.get(optimizer, 1e-3), "sharding": "fsdp"}
+    with pytest.raises(ConfigError, match=f"optimizer is {optimizer}, .*with sharding=fsdp use adamw"):
+        make_config("lcd", values)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_an_optimizer_keeps_is_counted(optimizer):
     weight = torch.nn.Parameter(torch.randn(1024, 256))

@@ -108,6 +108,7 @@ def test_parts_and_a_second_run_make_the_same_shards(small, tmp_path):
     "change,problem",
     [
         ({"base": str(NANO / "hed" / "hed.safetensors")}, "not a PixArt-α/δ transformer but a HED edge detector"),
+        ({"base": str(NANO / "transformer")}, "is a distilled model"),
         ({"lora": str(BASE)}, "is not a LoRA but"),
         ({"max_tokens": 200}, "set max_tokens=120"),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.distill import with_fixed_guidance
 from pixart_delta.training.lora import read_lora
 from pixart_delta.training.sampling import sample_latents
+from pixart_delta.training.task import describe_base
 from pixart_delta.training.tasks import TASKS
 
 import pixart_core as pc
@@ -302,6 +304,18 @@ def test_wrong_bases_are_named(base, tmp_path):
     with pytest.raises(ConfigError, match="has no learned null caption.*Take the authors' .pth"):
         make("lcd", bare)
     make("finetune", bare, caption_drop=0.0)
+
+
+@pytest.mark.parametrize("command", ["lcd", "lcm-lora"])
+def test_a_distilled_model_is_not_distilled_again(command, base, tmp_path):
+    """It cannot be guided as a teacher is; what trains on noise alone takes it."""
+    made = {"training": {"command": "lcd", "step": 9}}
+    fast = save_pixart(pc.load_pixart(base), tmp_path / "fast.safetensors", metadata=made)
+    config = make("finetune", fast).config
+    with pytest.raises(ConfigError, match=r"fast.safetensors is a distilled model.*choose the base model"):
+        make(command, fast)
+    with pytest.raises(ConfigError, match="is a distilled model"):
+        describe_base(TASKS[command], replace(config, base=str(fast)))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def apart(one: tuple[float, float], other: tuple[float, float]) -> bool:
 def beside(found: Mapping[str, Marks], steps: int = 1, measure: str = "attributes", unit: str = " %") -> str:
     """Every variant's last mark, and whether the best stands apart from the next."""
     marks = {label: last(each, steps, measure) for label, each in found.items()}
-    order = sorted(marks, key=lambda label: marks[label][0], reverse=measure == "attributes")
+    order = sorted(marks, key=lambda label: marks[label][0], reverse=measure != "distance")
     words = "; ".join(f"{label}: {marks[label][0]:.3g} ± {marks[label][1]:.2g}{unit}" for label in order)
     if len(order) == 1:
         return words
@@ -91,9 +91,11 @@ def beside(found: Mapping[str, Marks], steps: int = 1, measure: str = "attribute
 
 
 def both(found: Mapping[str, Marks]) -> str:
-    """Attributes and distance of one-step pictures, and attributes of two steps."""
+    """On hard captions: attributes and distance of one-step pictures, and everything right at once in more steps, where
+    single attributes are all right."""
     return (
-        f"Attributes right in one step: {beside(found)} In two steps: {beside(found, 2)} "
+        f"Attributes right in one step: {beside(found)} Everything right at once in two steps: "
+        f"{beside(found, 2, 'at once')} In four: {beside(found, 4, 'at once')} "
         f"Fréchet distance in one step: {beside(found, 1, 'distance', '')}"
     )
 

@@ -40,7 +40,7 @@ def _panels(found: Mapping[str, Any]) -> Iterator[tuple[str, Lines]]:
         return
     for steps, measure, title in (
         ("1", "attributes", "attributes right in 1 step, %"),
-        ("2", "attributes", "attributes right in 2 steps, %"),
+        ("4", "at once", "everything right at once in 4 steps, %"),
         ("1", "distance", "Fréchet distance in 1 step"),
     ):
         yield (

@@ -136,7 +136,18 @@ class Workshop:
 
     def _distilled(self, run: Path) -> dict[str, Any]:
         out = train_py(
-            *("nano", "curve", NANO, run, "--steps", *STEPS, "--count", self.scaled(CAPTIONS, 70)),
+            *(
+                "nano",
+                "curve",
+                NANO,
+                run,
+                "--captions",
+                "hard",
+                "--steps",
+                *STEPS,
+                "--count",
+                self.scaled(CAPTIONS, 70),
+            ),
             *("--seeds", self.scaled(SEEDS, 2), "--no-teacher"),
         )
         return {"points": [json.loads(line) for line in out.splitlines() if line.startswith("{")]}

@@ -45,6 +45,7 @@ class Node:
         models: files to download, as ComfyUI's dialog on missing models reads them: name, url, directory.
         down: pixels to leave free above it.
         wide: pixels that it is wider than its column.
+        after: what becomes of its seed after a run, such as fixed; the schema's default if it says nothing.
     """
 
     kind: str
@@ -55,6 +56,7 @@ class Node:
     models: tuple[dict[str, str], ...] = ()
     down: int = 0
     wide: int = 0
+    after: str = ""
 
     @property
     def foot(self) -> int:
@@ -246,7 +248,7 @@ def _values(node: Node, name: str, kind: str, options: Mapping) -> Iterator[Any]
     first = (options.get("options") or [None])[0] if kind == "COMBO" else {"STRING": "", "BOOLEAN": False}.get(kind, 0)
     yield node.widgets.get(name, options.get("default", first))
     if control := options.get("control_after_generate"):
-        yield control if isinstance(control, str) else "randomize"
+        yield node.after or (control if isinstance(control, str) else "randomize")
     if options.get("image_upload"):
         yield "image"
 

@@ -35,6 +35,7 @@ def drawing() -> Template:
     applied = Node("PixArtDeltaApplyControlNet", 252, {"strength": 0.6}, links)
     shape = size(NANO)
     sampler = lcm(loaded.model["MODEL"], applied["positive"], shape["latent"], 3, steps=2)
+    sampler.after = "fixed"  # Run shall not change the noise either
     decoded = decode(sampler, loaded)
     shown = Node("PreviewImage", 330, {}, {"images": decoded["IMAGE"]}, title="The picture follows")
     about = _note(name)

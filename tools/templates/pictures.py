@@ -185,7 +185,7 @@ def inpainting() -> Template:
     latent = Node("VAEEncode", 56, {}, {"pixels": picture["IMAGE"], "vae": loaded.vae["VAE"]})
     mask = Node("FeatherMask", 148, {"left": 64}, {"mask": white["MASK"]}, title="Less of it on the left")
     links = {"samples": latent["LATENT"], "mask": mask["MASK"]}
-    masked = Node("SetLatentNoiseMask", 56, {}, links, down=380)
+    masked = Node("SetLatentNoiseMask", 56, {}, links)
     sampler = lcm(loaded.model["MODEL"], prompt["positive"], masked["LATENT"], 2)
     decoded = decode(sampler, loaded)
     saved = save(decoded, "inpainting")
@@ -198,7 +198,7 @@ def inpainting() -> Template:
     columns = [
         loaded.column(Group("Picture", "red", [picture, white])),
         Column(250, [Group("Prompt", "green", [prompt]), Group("Part", "red", [latent, mask])]),
-        Column(DECODE, [Group("Masked", "red", [masked])]),
+        Column(DECODE, [Group("Masked", "red", [masked])], down=380),
         Column(SAMPLER, [Group("Sample", "purple", [sampler])]),
         *result(decoded, saved, about(name, says, loaded, 300)),
     ]

@@ -10,6 +10,8 @@ from .pictures import named
 from .pieces import PROMPT, SAMPLER, decode, ksampler, lcm, loader, result, save, size, text
 from .weights import HUB, NANO, RELEASED
 
+_TRAINING = 800
+"""Height of a training node, with room for the longest text that it shows of its job."""
 _QUICK = "seed=0\nwarmup_steps=5\nadam_beta2=0.99\nadam_epsilon=1e-8\nclip_norm=1.0\nlog_every=1"
 
 
@@ -62,22 +64,22 @@ def templates() -> Iterator[Template]:
     yield make_fast()
     yield teach()
     yield use_trained()
+    yield watch_it_learn()
 
 
 def training(number: int, name: str, kind: str, job: str, says: str, hints: bool = False, **own) -> Template:
     values = {"name": "nano scenes with edges" if hints else "nano scenes", "hints": NANO.hed if hints else "none"}
     dataset = scenes(610, **values)
     settings = quick(name=job, steps=90, batch_size=8, **own)
-    train = Node(f"PixArtDelta{kind}", 610, settings, {"dataset": dataset["dataset"]})
+    train = Node(f"PixArtDelta{kind}", _TRAINING, settings, {"dataset": dataset["dataset"]})
     pictures = Node("PreviewImage", 270, {}, {"images": dataset["pictures"]}, title="Pictures")
     status, loss, samples = watch(train)
     columns = [
         Column(280, [Group("Dataset", "blue", [dataset])]),
-        Column(290, [Group("Train", "purple", [pictures, train])]),
-        Column(
-            280, [Group("Watch", "yellow", [status]), Group("", "", [note(name, _training_note(says, hints), 560)])]
-        ),
+        Column(290, [Group("Train", "purple", [train])]),
+        Column(290, [Group("Watch", "yellow", [status]), Group("", "", [pictures])]),
         Column(330, [Group("", "", [loss, samples])], down=40),
+        Column(280, [Group("", "", [note(name, _training_note(says, hints), 560)])], down=40),
     ]
     return Template(named(number, name), columns)
 
@@ -103,7 +105,7 @@ def quick(**own) -> dict:
 
 def watch(train: Node) -> tuple[Node, Node, Node]:
     """Its status, loss and samples."""
-    status = Node("PixArtDeltaTrainingStatus", 230, {}, {"job": train["job"]})
+    status = Node("PixArtDeltaTrainingStatus", 256, {}, {"job": train["job"]})
     loss = Node("PreviewImage", 330, {}, {"images": status["loss"]}, title="Loss")
     samples = Node("PreviewImage", 400, {}, {"images": status["samples"]}, title="Samples")
     return status, loss, samples
@@ -120,10 +122,14 @@ def make_fast() -> Template:
         "draws": 4,
         "more_settings": "max_tokens=40",
     }
-    dataset = Node("PixArtDeltaPromptDataset", 610, values)
+    dataset = Node("PixArtDeltaPromptDataset", 640, values)
     own = {"name": "fast without pictures", "steps": 90, "batch_size": 8, "learning_rate": 0.001, "guidance": 3.0}
     train = Node(
-        "PixArtDeltaTrainLCMLora", 640, quick(lora_rank=4, **own), {"dataset": dataset["dataset"]}, title="LCM-LoRA"
+        "PixArtDeltaTrainLCMLora",
+        _TRAINING + 24,
+        quick(lora_rank=4, **own),
+        {"dataset": dataset["dataset"]},
+        title="LCM-LoRA",
     )
     status, loss, samples = watch(train)
     says = (
@@ -149,10 +155,10 @@ def teach() -> Template:
     dataset = scenes(560, name="your pictures")
     pictures = Node("PreviewImage", 240, {}, {"images": dataset["pictures"]}, title="Pictures")
     own = {"name": "taught", "steps": 200, "batch_size": 8, "learning_rate": 0.001, "lora_rank": 8}
-    train = Node("PixArtDeltaFineTune", 600, quick(sample_every=50, **own), {"dataset": dataset["dataset"]})
-    status = Node("PixArtDeltaTrainingStatus", 210, {}, {"job": train["job"]})
+    train = Node("PixArtDeltaFineTune", _TRAINING, quick(sample_every=50, **own), {"dataset": dataset["dataset"]})
+    status = Node("PixArtDeltaTrainingStatus", 256, {}, {"job": train["job"]})
     samples = Node("PreviewImage", 250, {}, {"images": status["samples"]}, title="Samples")
-    trained = Node("PixArtDeltaTrainedResult", 230, {}, {"job": train["job"]})
+    trained = Node("PixArtDeltaTrainedResult", 340, {}, {"job": train["job"]})
     clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
     vae = loader("VAELoader", "vae_name", NANO.vae, 104)
     loaded = SimpleNamespace(model=trained, clip=clip, vae=vae)
@@ -171,11 +177,11 @@ def teach() -> Template:
     )
     columns = [
         Column(200, [Group("Your pictures", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
-        Column(205, [Group("Teach", "purple", [train]), Group("", "", [pictures])]),
+        Column(205, [Group("Teach", "purple", [train])]),
         Column(200, [Group("Watch", "yellow", [status]), Group("Use", "red", [trained, clip])]),
-        Column(205, [Group("Prompt", "green", [prompt, shape]), Group("", "", [samples])]),
+        Column(205, [Group("Prompt", "green", [prompt, shape]), Group("", "", [pictures])]),
         Column(205, [Group("Sample", "purple", [sampler, vae])]),
-        Column(190, [Group("Save", "cyan", [decoded])]),
+        Column(190, [Group("Save", "cyan", [decoded]), Group("", "", [samples])]),
         Column(200, [Group("", "", [saved])], down=40),
     ]
     return Template(named(24, name), columns)
@@ -207,7 +213,7 @@ def _training_note(says: str, hints: bool) -> str:
 
 def use_trained() -> Template:
     name = "Use What You Trained"
-    trained = Node("PixArtDeltaTrainedResult", 230, {})
+    trained = Node("PixArtDeltaTrainedResult", 340, {})
     clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
     vae = loader("VAELoader", "vae_name", NANO.vae, 104)
 
@@ -234,3 +240,37 @@ def use_trained() -> Template:
         *result(decoded, saved, remark),
     ]
     return Template(named(30, name), columns)
+
+
+def watch_it_learn() -> Template:
+    name = "Watch It Learn"
+    dataset = scenes(660, name="nano scenes")
+    settings = quick(name="watched", steps=90, batch_size=8, learning_rate=0.0003, guidance=3.0) | {"sample_every": 15}
+    train = Node("PixArtDeltaTrainLCD", 900, settings, {"dataset": dataset["dataset"]})
+    trained = Node("PixArtDeltaTrainedResult", 340, {"follow": True}, {"job": train["job"]})
+    clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
+    vae = loader("VAELoader", "vae_name", NANO.vae, 104)
+    loaded = SimpleNamespace(model=trained, clip=clip, vae=vae)
+    prompt, shape = text(loaded, NANO.prompts[0]), size(NANO, batch=4)
+    sampler = lcm(trained["MODEL"], prompt["positive"], shape["latent"], 7)
+    sampler.after = "fixed"
+    decoded = decode(sampler, loaded)
+    shown = Node("PreviewImage", 330, {}, {"images": decoded["IMAGE"]}, title="Your prompt, so far")
+    says = (
+        "Press **Run** once: a training begins, and after each of its grids (*sample_every* 15 steps) it saves, *Use "
+        "Trained Result* loads that, and **your prompt is drawn again** from the same noise (the seed is *fixed*). "
+        "Nothing more to press: change the prompt while it learns. *follow* off stops that. Until the first result "
+        "what is behind *Use Trained Result* waits.\n\nIt follows a training of yours, too: take the training nodes "
+        "out, and write its id into *job*, or leave that empty for the newest. Each result is a checkpoint: for "
+        "the real model choose a large *sample_every*.\n"
+    )
+    columns = [
+        Column(185, [Group("Dataset", "blue", [dataset])]),
+        Column(225, [Group("Train", "purple", [train])]),
+        Column(225, [Group("Follow", "red", [trained, clip, vae])]),
+        Column(195, [Group("Prompt", "green", [prompt, shape])]),
+        Column(195, [Group("Sample", "purple", [sampler])]),
+        Column(190, [Group("Show", "cyan", [decoded])]),
+        Column(190, [Group("", "", [shown, note(name, says, 330)])], down=40),
+    ]
+    return Template(named(31, name), columns)

@@ -20,7 +20,7 @@ _GRACE = {True: 1.0, False: 120.0}
 """Seconds after which a start whose process nobody saw is given up (its server died in that very moment): where the
 system lists arguments, those of a process that was just started take a moment to show, and elsewhere it has to be
 waited for what the process writes."""
-KEPT = ("step", "steps", "loss", "export", "checkpoint", "message", "memory", "seconds_per_step")
+KEPT = ("step", "steps", "loss", "export", "checkpoint", "message", "memory", "seconds_per_step", "pictures")
 
 
 class Runner:

@@ -26,9 +26,9 @@ from .scenes import (
     tinted,
 )
 
-_SHADES = (1.0, 0.84, 0.8, 0.67)
+SHADES = (1.0, 0.84, 0.8, 0.67)
 _TYPICAL_HORIZON = 0.64
-_NEAR = 42.0
+NEAR = 42.0
 """Colours closer than this (Euclidean, 0 … 255) count as the same thing."""
 _SMALLEST_THING = 0.006
 """Area, in squares of the shorter side, from which a house, trees or a boat count as drawn."""
@@ -39,7 +39,7 @@ def read_scene(picture: Image.Image) -> Scene:
     pixels = np.asarray(picture.convert("RGB"), np.float32)
     time = _time(pixels)
     ground = _ground(pixels, time)
-    horizon = _horizon(pixels, time, ground)
+    horizon = horizon_of(pixels, time, ground)
     return Scene(
         time, _side(pixels, time), _mountains(pixels, time, horizon), ground, _thing(pixels, time, ground, horizon)
     )
@@ -51,19 +51,21 @@ def attributes_right(picture: Image.Image, scene: Scene) -> dict[str, bool]:
     return {name: getattr(seen, name) == getattr(scene, name) for name in ATTRIBUTES}
 
 
-def _distance(pixels: np.ndarray, colours) -> np.ndarray:
-    """pixels (…, 3), colours (K, 3) -> (…, K)."""
-    return np.linalg.norm(pixels[..., None, :] - np.asarray(colours, np.float32), axis=-1)
+def colour_distance(pixels: np.ndarray, colours) -> np.ndarray:
+    """Euclidean distance of pixels (…, 3) to colours (K, 3), both 0 … 255: (…, K)."""
+    colours = np.asarray(colours, np.float32)
+    squares = (pixels**2).sum(-1)[..., None] + (colours**2).sum(-1) - 2 * pixels @ colours.T
+    return np.sqrt(squares.clip(min=0))
 
 
 def _time(pixels) -> str:
     top = np.median(pixels[: max(1, round(0.04 * len(pixels)))].reshape(-1, 3), axis=0)
-    return TIMES[int(_distance(top, [SKY[time][0] for time in TIMES]).argmin())]
+    return TIMES[int(colour_distance(top, [SKY[time][0] for time in TIMES]).argmin())]
 
 
 def _side(pixels, time) -> str:
     rows = pixels[: round(0.36 * len(pixels))]
-    weight = np.clip(1 - _distance(rows, [SKY[time][2]])[..., 0] / _NEAR, 0, None)
+    weight = np.clip(1 - colour_distance(rows, [SKY[time][2]])[..., 0] / NEAR, 0, None)
     half = weight.shape[1] // 2
     return "left" if weight[:, :half].sum() >= weight[:, half:].sum() else "right"
 
@@ -71,18 +73,18 @@ def _side(pixels, time) -> str:
 def _ground(pixels, time) -> str:
     bottom = pixels[-max(1, round(0.06 * len(pixels))) :].reshape(-1, 3)
     colours = [tinted(GROUND_COLOUR[ground], time, factor) for ground in GROUNDS for factor in (1.0, 0.95, 0.9)]
-    votes = np.bincount(_distance(bottom, colours).argmin(-1) // 3, minlength=len(GROUNDS))
+    votes = np.bincount(colour_distance(bottom, colours).argmin(-1) // 3, minlength=len(GROUNDS))
     return GROUNDS[int(votes.argmax())]
 
 
-def _horizon(pixels, time, ground) -> int:
+def horizon_of(pixels, time, ground) -> int:
     """The row below which most pixels have the colour of the ground."""
     height = len(pixels)
-    land = _distance(pixels, [tinted(GROUND_COLOUR[ground], time, factor) for factor in (1.0, 0.95, 0.9)]).min(-1)
-    rock = _distance(
-        pixels, [tinted(colour, time, shade) for colour in MOUNTAIN_COLOUR.values() for shade in _SHADES]
+    land = colour_distance(pixels, [tinted(GROUND_COLOUR[ground], time, factor) for factor in (1.0, 0.95, 0.9)]).min(-1)
+    rock = colour_distance(
+        pixels, [tinted(colour, time, shade) for colour in MOUNTAIN_COLOUR.values() for shade in SHADES]
     ).min(-1)
-    share = ((land < _NEAR * 0.6) & (land < rock + 8)).mean(1)  # 8: snow and snowy mountains look alike
+    share = ((land < NEAR * 0.6) & (land < rock + 8)).mean(1)  # 8: snow and snowy mountains look alike
     for row in range(round(0.56 * height), round(0.72 * height)):
         if share[row : row + 3].min() > 0.4:
             return row
@@ -93,11 +95,11 @@ def _mountains(pixels, time, horizon) -> str:
     height = len(pixels)
     band = slice(horizon - round(0.09 * height), horizon - round(0.02 * height))
     rows = pixels[band]
-    colours = [tinted(MOUNTAIN_COLOUR[name], time, shade) for name in MOUNTAINS for shade in _SHADES]
-    distance = _distance(rows, colours).reshape(*rows.shape[:2], len(MOUNTAINS), len(_SHADES)).min(-1)
-    sky = _distance(rows, _sky_colours(time, height)[band].reshape(-1, 3)).min(-1)
+    colours = [tinted(MOUNTAIN_COLOUR[name], time, shade) for name in MOUNTAINS for shade in SHADES]
+    distance = colour_distance(rows, colours).reshape(*rows.shape[:2], len(MOUNTAINS), len(SHADES)).min(-1)
+    sky = colour_distance(rows, _sky_colours(time, height)[band].reshape(-1, 3)).min(-1)
     votes = [
-        (distance.argmin(-1) == index) & (distance.min(-1) < sky) & (distance.min(-1) < _NEAR)
+        (distance.argmin(-1) == index) & (distance.min(-1) < sky) & (distance.min(-1) < NEAR)
         for index in range(len(MOUNTAINS))
     ]
     return MOUNTAINS[int(np.argmax([vote.sum() for vote in votes]))]
@@ -113,12 +115,12 @@ def _thing(pixels, time, ground, horizon) -> str:
     rows = pixels[horizon + 1 :]
     other = [tinted(GROUND_COLOUR[ground], time, factor) for factor in (1.0, 0.95, 0.9)]
     other += [tinted(colour, time) for colour in (ROOF, TRUNK, HULL)]  # dark parts, which at night resemble leaves
-    other = _distance(rows, other).min(-1)
+    other = colour_distance(rows, other).min(-1)
     parts = {"house": [tinted(WALL, time)], "trees": [tinted(LEAVES, time)]}
     if ground == "lake":
         parts["boat"] = [tinted(SAIL, time, 1.1), tinted(SAIL, time, 0.95)]
-    distances = {name: _distance(rows, colours).min(-1) for name, colours in parts.items()}
+    distances = {name: colour_distance(rows, colours).min(-1) for name, colours in parts.items()}
     unit = min(pixels.shape[:2]) ** 2
-    area = {name: ((d < _NEAR) & (d < other)).sum() / unit for name, d in distances.items()}
+    area = {name: ((d < NEAR) & (d < other)).sum() / unit for name, d in distances.items()}
     best = max(area, key=area.__getitem__)
     return best if area[best] > _SMALLEST_THING else "none"

@@ -1,27 +1,43 @@
-"""Measure the nano family on captions it was not trained on: attributes read back, and a contact sheet."""
+"""Measure the nano family on captions it was not trained on: attributes read back, and a contact sheet.
+
+`at once` is the share of pictures in which everything is right at the same time, counts included. On the hard captions,
+which all name things that can be counted, it tells apart what is at 99 % in single attributes.
+"""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ...pixart_core.controlnet import Hint
 from ...pixart_core.pipeline import Pipeline
+from ...pixart_core.vae import encode
 from .. import sampling
 from .checker import attributes_right
-from .scenes import ATTRIBUTES, caption, random_scene
+from .counting import COUNTS, counts_right
+from .scenes import ATTRIBUTES, caption, draw, held_out_scenes, random_scene
 
 SIZES = ((128, 128), (128, 128), (96, 160), (160, 96))
 """Height, width; the squares twice, as in training."""
 SEED = 20_240_117
+HARD_SEED = 20_261_126
+HARD_WORDS = {
+    "house": ("a house", "a small red house", "a red cabin"),
+    "trees": ("three trees",),
+    "boat": ("a boat", "a sailing boat", "a small sailboat"),
+}
+"""Words that say how many there are."""
+AT_ONCE = "at once"
 BATCH = 25
 """Pictures that are made at once."""
 
@@ -31,6 +47,24 @@ def held_out_prompts(count: int) -> list[tuple]:
     rng = random.Random(SEED)
     scenes = [random_scene(rng, held_out=True) for _ in range(count)]
     return [(scene, caption(scene, rng), SIZES[index % len(SIZES)]) for index, scene in enumerate(scenes)]
+
+
+def hard_prompts(count: int) -> list[tuple]:
+    """As `held_out_prompts`, of scenes with a house, three trees and a boat in turn, and captions that say how many.
+
+    The first are the same whatever the count, and none has a combination of attributes that was ever trained on.
+    """
+    rng = random.Random(HARD_SEED)
+    having = {thing: [scene for scene in held_out_scenes() if scene.thing == thing] for thing in HARD_WORDS}
+    prompts, things = [], itertools.cycle(HARD_WORDS)
+    for index, thing in zip(range(count), things, strict=False):
+        scene = rng.choice(having[thing])
+        # Every size with every thing: three things, and four sizes.
+        prompts.append((scene, caption(scene, rng, HARD_WORDS), SIZES[index % len(SIZES)]))
+    return prompts
+
+
+PROMPTS = {"held-out": held_out_prompts, "hard": hard_prompts}
 
 
 def by_size(prompts: list[tuple], make: Callable[[tuple[int, int], list[int], int], Iterable[Tensor]]) -> list[Tensor]:
@@ -68,12 +102,30 @@ def pictures(
 
 
 def score(made: list[Image.Image], prompts: list[tuple]) -> dict[str, float]:
-    """Share of attributes right, in percent: of all, and of each."""
+    """What is right, in percent of the pictures.
+
+    Returns:
+        all, the mean of the attributes; each attribute; `one light` and `number`, see `counting`; and `at once`, the
+        share of pictures in which all of these are right.
+    """
     right: Counter[str] = Counter()
     for picture, (scene, _, _) in zip(made, prompts, strict=True):
-        right.update(name for name, value in attributes_right(picture, scene).items() if value)
-    shares = {name: 100 * right[name] / len(prompts) for name in ATTRIBUTES}
-    return {"all": sum(shares.values()) / len(shares), **shares}
+        seen = attributes_right(picture, scene) | counts_right(picture, scene)
+        right.update(name for name, value in seen.items() if value)
+        right[AT_ONCE] += all(seen.values())
+    shares = {name: 100 * right[name] / len(prompts) for name in (*ATTRIBUTES, *COUNTS, AT_ONCE)}
+    return {"all": sum(shares[name] for name in ATTRIBUTES) / len(ATTRIBUTES), **shares}
+
+
+def encoded(vae, picture: Image.Image) -> Tensor:
+    """The latent (1, 4, h, w) of a picture."""
+    return encode(vae, torch.from_numpy(np.asarray(picture, np.float32) / 255)[None])
+
+
+def drawn(prompts: list[tuple]) -> list[Image.Image]:
+    """The scenes of the prompts as the generator draws them: what the checker should find nothing wrong with."""
+    rng = random.Random(SEED)
+    return [draw(scene, size, rng.randrange(2**31)) for scene, _, size in prompts]
 
 
 def main(arguments: list[str]) -> None:
@@ -84,15 +136,28 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sampler", choices=("lcm", "dpm"), default="lcm")
     parser.add_argument("--steps", type=int, nargs="+", default=[4])
     parser.add_argument("--guidance", type=float)
+    parser.add_argument("--captions", choices=PROMPTS, default="held-out")
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument(
+        "--drawn", action="store_true", help="the checker's own error: scenes as drawn, and through the vae"
+    )
     parser.add_argument("--sheet", type=Path, help="PNG file for the first pictures, a row for each number of steps")
     options = parser.parse_args(arguments)
     pipeline = Pipeline.from_pretrained(options.models, transformer=options.transformer)
-    prompts, rows = held_out_prompts(options.count), []
-    for steps in options.steps:
-        made = pictures(pipeline, prompts, steps=steps, sampler=options.sampler, guidance=options.guidance)
-        rows.append(made[:12])
+    prompts, rows = PROMPTS[options.captions](options.count), []
+
+    def tell(made: list[Image.Image], **about) -> None:
         shares = {name: round(value, 1) for name, value in score(made, prompts).items()}
-        print(json.dumps({"sampler": options.sampler, "steps": steps, "captions": len(prompts), **shares}), flush=True)
+        print(json.dumps({**about, "captions": len(prompts), "kind": options.captions, **shares}), flush=True)
+        rows.append(made[:12])
+
+    if options.drawn:
+        scenes = drawn(prompts)
+        tell(scenes, pictures="drawn")
+        tell(sampling.pictures(pipeline.vae, (encoded(pipeline.vae, each)[0] for each in scenes)), pictures="vae")
+    else:
+        for steps in options.steps:
+            made = pictures(pipeline, prompts, steps=steps, sampler=options.sampler, guidance=options.guidance)
+            tell(made, sampler=options.sampler, steps=steps)
     if options.sheet is not None:
         sampling.contact_sheet(rows).save(options.sheet)

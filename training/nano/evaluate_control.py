@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,18 +48,23 @@ def edge_f1(found: Tensor, hint: Tensor, tolerance: int = TOLERANCE) -> float:
 
 
 class ControlTest:
-    """Held-out scenes, drawn, with their captions and edges; what a pipeline makes of these is compared with them."""
+    """Held-out scenes, drawn, with their captions and edges; what a pipeline makes of these is compared with them.
 
-    def __init__(self, hed: HED, count: int):
-        self.hed, self.prompts = hed, held_out_prompts(count)
+    Args:
+        find: pictures of any sizes -> their edge maps (1, H, W, 1).
+        count: of the scenes.
+    """
+
+    def __init__(self, find: Callable[[Sequence[Image.Image]], list[Tensor]], count: int):
+        self.find, self.prompts = find, held_out_prompts(count)
         self.drawn = [draw(scene, size, seed) for seed, (scene, _, size) in enumerate(self.prompts)]
-        self.edges = soft_edges(hed, self.drawn)
+        self.edges = find(self.drawn)
 
     def run(self, pipeline: Pipeline, strength: float, **options) -> tuple[list[Image.Image], dict[str, float]]:
         """The pictures, their mean F1 and the share of attributes that they show, in percent."""
         hints = [edges.expand(-1, -1, -1, 3) for edges in self.edges]
         made = pictures(pipeline, self.prompts, hints, strength, **options)
-        found = soft_edges(self.hed, made)
+        found = self.find(made)
         agreement = [edge_f1(one, other) for one, other in zip(found, self.edges, strict=True)]
         return made, {"f1": sum(agreement) / len(agreement), "attributes": score(made, self.prompts)["all"]}
 
@@ -117,7 +123,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--curve", type=Path, help="a `controlnet` run: measure its checkpoints instead")
     parser.add_argument("--plot", type=Path, help="PNG or SVG of F1 over the steps of --curve")
     options = parser.parse_args(arguments)
-    test = ControlTest(load_hed(options.models / "hed" / "hed.safetensors"), options.count)
+    test = ControlTest(partial(soft_edges, load_hed(options.models / "hed" / "hed.safetensors")), options.count)
     pipeline = Pipeline.from_pretrained(options.models, transformer=options.transformer, controlnet=options.controlnet)
     settings = {"steps": options.steps, "sampler": options.sampler, "guidance": options.guidance}
     results = []

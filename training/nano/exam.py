@@ -6,14 +6,13 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...pixart_core.pipeline import Pipeline
-from ...pixart_core.vae import FACTOR, encode
+from ...pixart_core.vae import FACTOR
 from ..sampling import pictures, sample_latents
-from .evaluate import BATCH, SEED, by_size, held_out_prompts, score
+from .evaluate import AT_ONCE, BATCH, PROMPTS, SEED, by_size, encoded, score
 from .frechet import features, frechet_distance
 from .scenes import draw
 
@@ -29,22 +28,24 @@ class Exam:
         pipeline: its text encoder and autoencoder are used.
         count: captions; a Fréchet distance of 64 features needs more than 64.
         drawings: scenes drawn for each caption.
+        captions: a kind of `evaluate.PROMPTS`.
     """
 
-    def __init__(self, pipeline: Pipeline, count: int, drawings: int = 4):
-        self.vae, self.prompts = pipeline.vae, held_out_prompts(count)
+    def __init__(self, pipeline: Pipeline, count: int, drawings: int = 4, captions: str = "held-out"):
+        self.vae, self.prompts = pipeline.vae, PROMPTS[captions](count)
         length = pipeline.transformer.config.model_max_length
         texts = [text for _, text, _ in self.prompts]
         parts = [pipeline.text.encode(texts[i : i + BATCH], length) for i in range(0, count, BATCH)]
         self.caption, self.mask = (torch.cat(part) for part in zip(*parts, strict=True))
         rng = random.Random(SEED)
         scenes = [draw(scene, size, rng.randrange(2**31)) for scene, _, size in self.prompts * drawings]
-        self.reference = torch.cat([features(self._encode(picture)) for picture in scenes])
+        self.reference = torch.cat([features(encoded(self.vae, picture)) for picture in scenes])
 
     def mark(
         self, predictor: Callable[..., Tensor], steps: int, seeds: Sequence[int] = SEEDS, **options
     ) -> dict[str, list[float]]:
-        """attributes (percent right) and distance, each as mean and half of its 95 % interval over the seeds.
+        """attributes (percent right), at once (percent of pictures in which all of them and the counts are right) and
+        distance, each as mean and half of its 95 % interval over the seeds.
 
         Args:
             predictor: see `Task.predictor`.
@@ -57,7 +58,8 @@ class Exam:
         made = self._latents(predictor, steps, seed, **options)
         found = torch.cat([features(latent[None]) for latent in made])
         shares = score(pictures(self.vae, made), self.prompts)
-        return {"attributes": shares["all"], "distance": frechet_distance(found, self.reference)}
+        distance = frechet_distance(found, self.reference)
+        return {"attributes": shares["all"], AT_ONCE: shares[AT_ONCE], "distance": distance}
 
     def _latents(self, predictor, steps: int, seed: int, sampler: str = "lcm", null: Tensor | None = None, **options):
         def make(size: tuple[int, int], rows: list[int], start: int) -> Tensor:
@@ -69,9 +71,6 @@ class Exam:
             return sample_latents(predictor, batch, sampler, null, seed * 1000 + start, steps=steps, **options)
 
         return by_size(self.prompts, make)
-
-    def _encode(self, picture) -> Tensor:
-        return encode(self.vae, torch.from_numpy(np.asarray(picture, np.float32) / 255)[None])
 
 
 def interval(values: Sequence[float]) -> list[float]:

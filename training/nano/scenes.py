@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
@@ -69,6 +70,11 @@ def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
     return rng.choice(_HELD_OUT if held_out else _TRAINED)
 
 
+def held_out_scenes() -> tuple[Scene, ...]:
+    """Those that are never trained on."""
+    return _HELD_OUT
+
+
 _HELD_OUT = tuple(scene for scene in ALL_SCENES if is_held_out(scene))
 _TRAINED = tuple(scene for scene in ALL_SCENES if not is_held_out(scene))
 
@@ -120,8 +126,12 @@ _WITHOUT_THING = (
 )
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
-    """One of several hundred ways to say the scene; every attribute is in it."""
+def caption(scene: Scene, rng: random.Random, things: Mapping[str, Sequence[str]] = _THING_WORDS) -> str:
+    """One of several hundred ways to say the scene; every attribute is in it.
+
+    Args:
+        things: words for each thing.
+    """
     templates = _WITHOUT_THING if scene.thing == "none" else _WITH_THING
     sun = rng.choice(_SIDE_WORDS).format(light="moon" if scene.time == "night" else "sun", side=scene.side)
     return rng.choice(templates).format(
@@ -129,7 +139,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
         mountains=rng.choice(_MOUNTAIN_WORDS[scene.mountains]),
         ground=rng.choice(_GROUND_WORDS[scene.ground]),
         sun=sun,
-        thing="" if scene.thing == "none" else rng.choice(_THING_WORDS[scene.thing]),
+        thing="" if scene.thing == "none" else rng.choice(things[scene.thing]),
     )
 
 

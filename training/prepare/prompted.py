@@ -15,6 +15,7 @@ from ...pixart_core.text import find_text_encoder
 from ..config import ConfigError, PrepareConfig
 from ..data.samples import CAPTION_PADDING, padded
 from ..data.shards import DataError
+from ..task import require_guidable
 from .inside import check_inside
 from .pictures import buckets, nearest_bucket
 from .sources import EMPTY, Source
@@ -77,7 +78,7 @@ def check_drawing(config: PrepareConfig) -> None:
 
     Raises:
         CheckpointError: if base, LoRA or text encoder are something else, or the LoRA does not fit.
-        ConfigError: if the base has no learned null caption, or reads other text embeddings.
+        ConfigError: if the base has no learned null caption, is a distilled model, or reads other text embeddings.
     """
     shape, null = describe_pixart(config.base)
     if not null:
@@ -85,6 +86,7 @@ def check_drawing(config: PrepareConfig) -> None:
             f"base {config.base} has no learned null caption, which guidance needs: diffusers' layout leaves it out. "
             "Take the authors' .pth, or a file that this trainer exported"
         )
+    require_guidable(config.base)
     if config.lora:
         require_fit(load_lora(config.lora), dict(PixArt(shape, device="meta").named_parameters()))
     width = int(read_t5_config(find_text_encoder(config.models)[0])["d_model"])

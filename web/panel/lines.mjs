@@ -12,7 +12,8 @@ const COMMAND = {
 };
 const WIDGET = "pixart_delta_line";
 const LINE = 16; // px
-const MOST = 12; // lines; more scroll
+const MOST = 12; // lines, as in the style sheet; more scroll
+const grown = new WeakMap(); // node -> { from, to }: its height before a text made it grow, and since
 const FRAME = 30; // px that are not text: its own padding, and what the canvas leaves free around a widget
 
 export class Lines {
@@ -87,10 +88,18 @@ export function put(node, text, name = WIDGET) {
         setText(element, text);
         element.classList.toggle("pxd-columns", /\S {2,}\S/.test(text)); // numbers below one another
     }
-    // The classic canvas gives a widget the room that is left; where too little is, the node grows.
-    const needed = node.computeSize()[1];
-    if (node.size[1] < needed) node.setSize([node.size[0], needed]);
+    fit(node);
     node.setDirtyCanvas(true, true);
+}
+
+/** The classic canvas gives a widget the room that is left; where too little is, the node grows, until the text is shorter. */
+function fit(node) {
+    const before = grown.get(node);
+    const own = before?.to === node.size[1] ? before.from : node.size[1];
+    const height = Math.max(own, node.computeSize()[1]);
+    if (height > own) grown.set(node, { from: own, to: height });
+    else grown.delete(node);
+    if (height !== node.size[1]) node.setSize([node.size[0], height]);
 }
 
 function add(node, name) {
