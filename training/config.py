@@ -339,7 +339,7 @@ class ExportConfig(Settings):
 
 COMMANDS: dict[str, type[Settings]] = {
     kind.command: kind
-    for kind in (PrepareConfig, FinetuneConfig, LcdConfig, LcmLoraConfig, ControlNetConfig, SampleConfig, ExportConfig)
+    for kind in (PrepareConfig, LcdConfig, LcmLoraConfig, ControlNetConfig, FinetuneConfig, SampleConfig, ExportConfig)
 }
 TRAININGS: dict[str, type[TrainConfig]] = {
     kind.command: kind for kind in COMMANDS.values() if issubclass(kind, TrainConfig)
