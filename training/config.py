@@ -13,6 +13,7 @@ from .prepare.options import DETECTED as DETECTED
 from .prepare.options import WITHOUT_WEIGHTS as WITHOUT_WEIGHTS
 from .prepare.options import PrepareConfig
 from .settings import BILLION, MILLION, ConfigError, Settings, path, setting
+from .settings import Kind as Kind
 
 LORA_KINDS = ("lora", "dora", "lokr")
 LORA_KINDS_HELP = (
@@ -340,7 +341,9 @@ COMMANDS: dict[str, type[Settings]] = {
     kind.command: kind
     for kind in (PrepareConfig, LcdConfig, LcmLoraConfig, ControlNetConfig, FinetuneConfig, SampleConfig, ExportConfig)
 }
-TRAININGS = tuple(name for name, kind in COMMANDS.items() if issubclass(kind, TrainConfig))
+TRAININGS: dict[str, type[TrainConfig]] = {
+    kind.command: kind for kind in COMMANDS.values() if issubclass(kind, TrainConfig)
+}
 
 
 def load_config(
@@ -361,7 +364,6 @@ def make_training(command: str, values: dict[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: if it does not, too.
     """
-    config = make_config(command, values)
-    if not isinstance(config, TrainConfig):
+    if command not in TRAININGS:
         raise ConfigError(f"{command} trains nothing: choose one of {', '.join(TRAININGS)}")
-    return config
+    return TRAININGS[command].make(values)

@@ -26,7 +26,7 @@ from ...training.prepare.sources import LISTS, Source, caption_files, read_sourc
 from ..bridge import files
 from ..bridge.ui import show_progress
 from . import queue as jobs
-from .paths import allowed_roots, is_allowed
+from .paths import checked_settings, is_allowed
 from .start import node_settings
 
 _POLL = 0.25
@@ -34,10 +34,6 @@ _PATIENCE = 60.0
 """Seconds that ComfyUI's queue waits for the look at the pictures; the job goes on in any case."""
 _LOOKED_AT = 64
 """Files of a folder that are looked at to see whether it is one of pictures with captions."""
-_FOLDERS = ("hint_folder", "latents", "embeddings")
-"""Settings that may name a folder with files of each picture."""
-_DRAWN_WITH = ("base", "lora")
-"""Settings that name the files that prompts are drawn with."""
 
 
 @dataclass(frozen=True)
@@ -70,16 +66,16 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
         JobError: if the pictures have changed while a training reads the dataset.
         ValueError: if no picture can be used.
     """
-    settings = node_settings("prepare", values, more) | {"only_inside": allowed_roots()}
-    sources = _pictures(settings)
-    job = _queued(settings, name, _stamp(settings, sources))
+    config = checked_settings(PrepareConfig, node_settings(PrepareConfig, values, more))
+    sources = _pictures(config)
+    job = _queued(config, name, _stamp(config, sources))
     folder = jobs.queue().dataset(job)
     text, job = _report(job, folder / "report.txt")
     if job.state == "failed":
         raise ValueError(f"{job.name}: {job.reason}")
     if job.state != "done":
         require_room_for_shards(folder)
-    loose = [] if settings.get("prompts") else [source.path for source in sources if source.packed is None]
+    loose = [] if config.prompts else [source.path for source in sources if source.packed is None]
     picked = loose[:: max(1, len(loose) // shown)][:shown]
     return Dataset(folder, f"{text}{jobs.describe(job)}", job.id, [path for path in picked if is_allowed(path)])
 
@@ -95,8 +91,7 @@ def hints_of_images(source: str, images: Tensor, kind: str, more: str) -> dict[s
     Raises:
         ConfigError: if there are more or fewer than pictures.
     """
-    settings = node_settings("prepare", {"input": source}, more)
-    sources = _pictures(settings | {"only_inside": allowed_roots()})
+    sources = _pictures(checked_settings(PrepareConfig, node_settings(PrepareConfig, {"input": source}, more)))
     if len(sources) != len(images):
         raise ConfigError(
             f"hint_images holds {len(images)} pictures, and {source} {len(sources)}: one hint for each is wanted, in "
@@ -141,27 +136,20 @@ def _has_captions(folder: str) -> bool:
     return listed or any(file != picture and file.exists() for picture, file in pairs)
 
 
-def _pictures(settings: dict[str, Any]) -> list[Source]:
+def _pictures(config: PrepareConfig) -> list[Source]:
     """The pictures as `prepare` reads them, or as it will draw them."""
-    if settings.get("prompts"):
-        config = PrepareConfig.make({**settings, "output": folder_paths.get_output_directory()})
+    if config.prompts:
         check_drawing(config)
         return find_prompts(config)
-    return read_sources(
-        settings["input"],
-        settings.get("pictures", ""),
-        settings.get("caption_column", ""),
-        settings["only_inside"],
-        settings.get("encoding", ""),
-    )
+    return read_sources(config.input, config.pictures, config.caption_column, config.only_inside, config.encoding)
 
 
-def _queued(settings: dict[str, Any], name: str, stamp: str) -> Job:
+def _queued(config: PrepareConfig, name: str, stamp: str) -> Job:
     """The job of these settings, made from the pictures as they are now."""
     queue = jobs.queue()
-    job = queue.same("prepare", settings, name)
+    job = queue.same(config, name)
     if job is None:
-        job = queue.create("prepare", settings, name, jobs.device(), stamp=stamp)
+        job = queue.create(config, name, jobs.device(), stamp=stamp)
     elif job.state == "failed" or job.state == "done" and (job.stamp != stamp or not queue.result(job)):
         job = queue.again(job.id, stamp)
     jobs.watcher().wake()
@@ -192,11 +180,11 @@ def _report(job: Job, file: Path) -> tuple[str, Job]:
     return f"{where}; run this again later for the report.\n", job
 
 
-def _stamp(settings: dict[str, Any], sources: list[Source]) -> str:
+def _stamp(config: PrepareConfig, sources: list[Source]) -> str:
     """Changes when a picture, a caption, or another file that it is made from does, comes or goes."""
     # What a list says is in the sources; other captions are in files beside the pictures.
     seen = hashlib.sha256(repr([(source.listed, source.size) for source in sources]).encode())
-    for count, file in enumerate(sorted({*_files(settings, sources)})):
+    for count, file in enumerate(sorted({*_files(config, sources)})):
         if count % 1024 == 0:
             memory.throw_exception_if_processing_interrupted()
         try:
@@ -207,12 +195,12 @@ def _stamp(settings: dict[str, Any], sources: list[Source]) -> str:
     return seen.hexdigest()
 
 
-def _files(settings: dict[str, Any], sources: list[Source]) -> Iterator[Path]:
-    yield from (Path(settings[name]) for name in _DRAWN_WITH if settings.get(name))
+def _files(config: PrepareConfig, sources: list[Source]) -> Iterator[Path]:
+    yield from map(Path, filter(None, (config.base, config.lora)))  # that prompts are drawn with
     for source in sources:
         yield source.path
         if source.listed is None:
             yield from caption_files(source.path)
-    for folder in sorted({settings.get(name, "") for name in _FOLDERS} - {""}):
+    for folder in sorted({config.hint_folder, config.latents, config.embeddings} - {""}):
         for where, _, names in os.walk(folder):
             yield from (Path(where, each) for each in names)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 
-from ...training.config import COMMANDS
+from ...training.config import Kind, PrepareConfig, Settings
 from ...training.prepare.inside import is_inside
 from ..bridge import files
 
@@ -61,38 +61,50 @@ def inside_roots(text: str) -> str:
     return found
 
 
-def checked_settings(command: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as they came from outside, with every path in them checked and made absolute.
+def checked_settings(kind: type[Kind], values: Mapping[str, Any], known: tuple[str, ...] = ()) -> Kind:
+    """Settings as they came from outside, with every path that they read checked and made absolute. Where the job
+    writes is left to the queue.
+
+    Args:
+        known: names of those in `values` whose paths need no check.
 
     Raises:
+        ConfigError: naming the setting that is wrong.
         PathError: on a path that may not be read, and on a place to write to.
     """
-    if own := [name for name in _OWN if name in settings]:
+    if own := [name for name in _OWN if name in values]:
         raise PathError(f"{own[0]} is chosen by the queue: give the job a name instead")
-    checked = COMMANDS[command].upgraded(settings)
-    for name, value in _named_files(command, checked):
-        kind = _LISTED.get(name)
-        checked[name] = files.locate(kind, value) if kind and value in files.names(kind) else inside_roots(value)
-    return checked
+    config = kind.make({**values, kind.required[0]: "chosen-by-the-queue"})
+    return _confined(replace(config, **{name: _found(name, x) for name, x in _files_read(config) if name not in known}))
 
 
-def check_start(command: str, settings: dict[str, Any]) -> dict[str, Any]:
+def check_start(config: Settings) -> Settings:
     """The settings of a job that is to be started, with what it may read as it is now.
 
     Args:
-        settings: all of them, the places where it writes chosen by the queue.
+        config: the places where it writes are chosen by the queue.
 
     Raises:
         PathError: unless every path that it reads is absolute and, links followed, in an allowed folder.
     """
-    for name, value in _named_files(command, settings):
-        inside = os.path.isabs(value) and _on_known_drive(value) and is_allowed(value)
-        if name not in _OWN and not inside:
+    for name, value in _files_read(config):
+        if not (os.path.isabs(value) and _on_known_drive(value) and is_allowed(value)):
             raise PathError(
                 f"{name} is {value[:200]!r}, which is not, links followed, in a folder that trainings may read "
                 f"({ROOTS_VARIABLE} lists more)"
             )
-    return settings | ({"only_inside": allowed_roots()} if command == "prepare" else {})
+    return _confined(config)
+
+
+def _found(name: str, value: str) -> str:
+    """The file or folder that a setting means: one of a loader's list, or a path."""
+    listed = _LISTED.get(name)
+    return files.locate(listed, value) if listed and value in files.names(listed) else inside_roots(value)
+
+
+def _confined(config: Kind) -> Kind:
+    """The settings with what the job may read, where it finds files itself."""
+    return replace(config, only_inside=allowed_roots()) if isinstance(config, PrepareConfig) else config
 
 
 def _bases() -> list[str]:
@@ -100,12 +112,11 @@ def _bases() -> list[str]:
     return [folder_paths.get_input_directory(), folder_paths.get_output_directory()]
 
 
-def _named_files(command: str, settings: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and value of every setting that names a file or folder."""
-    for each in fields(COMMANDS[command]):
-        value = settings.get(each.name)
-        if each.metadata.get("path") and isinstance(value, str) and value:
-            yield each.name, value
+def _files_read(config: Settings) -> Iterator[tuple[str, str]]:
+    """Name and value of every setting that names a file or folder to read."""
+    for each in fields(config):
+        if each.metadata.get("path") and each.name not in _OWN and getattr(config, each.name):
+            yield each.name, getattr(config, each.name)
 
 
 def _on_known_drive(path: str) -> bool:

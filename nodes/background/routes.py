@@ -162,7 +162,7 @@ def _create(path: dict, query: dict, body: Any) -> Any:
         raise Refused(400, f"no training {command!r}: {', '.join(TRAININGS)}")
     if not isinstance(settings, dict) or not isinstance(name, str) or set(body) - {"command", "settings", "name"}:
         raise Refused(400, 'a job is {"command": text, "settings": object, "name": text}')
-    job = jobs.queue().create(command, checked_settings(command, settings), name, jobs.device())
+    job = jobs.queue().create(checked_settings(TRAININGS[command], settings), name, jobs.device())
     jobs.watcher().wake()
     return jobs.view(job)
 

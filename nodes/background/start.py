@@ -7,12 +7,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management as memory
 
-from ...training.config import COMMANDS, TRAININGS, ConfigError, make_training
+from ...training.config import TRAININGS, ConfigError, Settings, TrainConfig
 from ...training.estimate import pick_recipe
 from ...training.jobs import TRAIN, Job, check_name, process
 from ...training.recipes import AUTO, RECIPES, recipe_values
@@ -23,7 +24,6 @@ from .estimate import Prepared, check_and_estimate
 from .paths import checked_settings, inside_roots
 
 _POLL = 0.25
-_PLACEHOLDER = "chosen-by-the-queue"
 
 
 def start_training(
@@ -53,19 +53,14 @@ def start_training(
         ConfigError, PathError, JobError: naming the setting that is wrong.
         CheckpointError, DataError, DiskError, ImportError: what the job would fail with.
     """
-    check_name(name)
-    data = _dataset(values["data"])
-    settings, about = _settings(command, {**values, "data": str(data.folder)}, more, recipe)
+    asked = _asked(command, name, values, more, recipe, start=not estimate_only)
+    if not estimate_only:
+        return _queued(asked, free)
     busy = jobs.running_on(jobs.device())
-    job, starts, expected = _checked(command, name, settings, data, not estimate_only)
-    if estimate_only and data.ready and busy is None:
-        return "", about + _dry_run(command, settings)
-    if estimate_only:
-        why = "The dataset is not ready yet" if busy is None else f"{busy.name} has the device now"
-        return "", f"{about}{expected}\n{why}: run this again later to also try one real step."
-    if job is None or starts:
-        job = _queued(command, settings, name, job, free)
-    return job.id, f"{jobs.describe(job)}\n{about}{expected}"
+    if asked.data.ready and busy is None:
+        return "", asked.about + _dry_run(asked.config)
+    why = "The dataset is not ready yet" if busy is None else f"{busy.name} has the device now"
+    return "", f"{asked.about}{asked.expected}\n{why}: run this again later to also try one real step."
 
 
 def start_form(command: str, name: str, values: dict[str, Any], check_only: bool, recipe: str = "") -> tuple[str, str]:
@@ -79,39 +74,51 @@ def start_form(command: str, name: str, values: dict[str, Any], check_only: bool
 
     Returns, raises: as `start_training`.
     """
+    asked = _asked(command, name, {"data": "", **values}, "", recipe, start=not check_only)
+    return ("", asked.about + asked.expected) if check_only else _queued(asked, free=False)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A training that was asked for, and can begin."""
+
+    config: TrainConfig
+    name: str
+    data: Prepared
+    job: Job | None
+    """That was made of these settings before."""
+    about: str
+    """A line about its recipe."""
+    expected: str
+    """What it will take."""
+
+
+def _asked(command: str, name: str, values: dict[str, Any], more: str, recipe: str, start: bool) -> _Asked:
+    """See `start_training`. What would fail and is to be started is refused."""
     check_name(name)
-    data = _dataset(str(values.get("data", "")))
-    settings, about = _settings(command, {**values, "data": str(data.folder)}, "", recipe)
-    job, starts, expected = _checked(command, name, settings, data, not check_only)
-    if check_only:
-        return "", about + expected
-    if job is None or starts:
-        job = _queued(command, settings, name, job, free=False)
-    return job.id, f"{jobs.describe(job)}\n{about}{expected}"
+    data, queue = _dataset(str(values["data"])), jobs.queue()
+    config, about = _settings(command, {**values, "data": str(data.folder)}, more, recipe)
+    job = queue.same(config, name)
+    run = RunDir(queue.root / (name or command)) if job is None else queue.run_dir(job)
+    refuse = start and (job is None or job.state == "failed")
+    return _Asked(config, name, data, job, about, check_and_estimate(config, data, run, refuse))
 
 
-def _settings(command: str, values: dict[str, Any], more: str, recipe: str) -> tuple[dict[str, Any], str]:
+def _settings(command: str, values: dict[str, Any], more: str, recipe: str) -> tuple[TrainConfig, str]:
     """Settings of a training whose dataset is known, with those of a recipe if one is named, and a line about what of
     it counts."""
-    settings = node_settings(command, values, more, known=("data",))
+    kind = TRAININGS[command]
+    given = node_settings(kind, values, more)
+    config = checked_settings(kind, given, known=("data",))
     if not recipe:
-        return settings, ""
-    name, chosen = _recipe(command, recipe, settings)
-    settings = node_settings(command, values, more, known=("data",), recipe=chosen)
-    counts = [f"{key} {value}" for key, value in chosen.items() if settings.get(key) == value]
-    return settings, f"recipe {name}: {', '.join(counts)}\n"
-
-
-def _checked(
-    command: str, name: str, settings: dict[str, Any], data: Prepared, start: bool
-) -> tuple[Job | None, bool, str]:
-    """The job that was made of these settings before, whether one is to be started, and what it will take. What would
-    fail and is to be started is refused."""
-    job = jobs.queue().same(command, settings, name)
-    starts = start and (job is None or job.state == "failed")
-    run = RunDir(jobs.queue().root / (name or command)) if job is None else jobs.queue().run_dir(job)
-    config = make_training(command, {**settings, "run": _PLACEHOLDER})
-    return job, starts, check_and_estimate(config, data, run, refuse=starts)
+        return config, ""
+    if recipe == AUTO:
+        recipe = pick_recipe(config, memory.get_total_memory(memory.get_torch_device()))
+    chosen = recipe_values(command, recipe)
+    own = {name for name, value in given.items() if name not in values or value != kind.default(name)}
+    config = replace(config, **{name: value for name, value in chosen.items() if name not in own})
+    counts = [f"{name} {value}" for name, value in chosen.items() if getattr(config, name) == value]
+    return config, f"recipe {recipe}: {', '.join(counts)}\n"
 
 
 def form() -> dict[str, Any]:
@@ -120,46 +127,21 @@ def form() -> dict[str, Any]:
     chosen = {"base": files.names("model"), "models": files.names("pipeline")}
     own = ("run", "output")
     return {
-        "commands": {name: [row for row in COMMANDS[name].form() if row["name"] not in own] for name in TRAININGS},
+        "commands": {name: [row for row in kind.form() if row["name"] not in own] for name, kind in TRAININGS.items()},
         "names": {name: [{"value": each, "text": each} for each in names] for name, names in chosen.items()}
         | {"data": made},
         "recipes": [AUTO, *RECIPES],
     }
 
 
-def node_settings(
-    command: str,
-    values: dict[str, Any],
-    more: str,
-    known: tuple[str, ...] = (),
-    recipe: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Settings of a node, checked as the trainer does, with checked paths.
-
-    Args:
-        values, more: as in `start_training`.
-        known: names of those in `values` whose paths need no check.
-        recipe: settings that count where `values` has the default.
-    """
-    kind, own = COMMANDS[command], "output" if command == "prepare" else "run"
+def node_settings(kind: type[Settings], values: Mapping[str, Any], more: str) -> dict[str, Any]:
+    """The settings that a node has inputs for, and those that it was given as text, a key=value a line."""
     lines = (line.strip() for line in more.splitlines())
     parts = (line.partition("=") for line in lines if line and not line.startswith("#"))
     written = [(name.strip(), text.strip()) for name, _, text in parts]
     if taken := sorted({name for name, _ in written} & {"run", "output", *values}):
         raise ConfigError(f"{taken[0]} is an input of the node: set it there, not in more_settings")
-    changed = {name: value for name, value in values.items() if value != kind.default(name)}
-    given = kind.upgraded(values | {**(recipe or {})} | changed | kind.parse(written))
-    kind.make({**given, own: _PLACEHOLDER})
-    checked = checked_settings(command, {name: value for name, value in given.items() if name not in known})
-    return {name: {**given, **checked}[name] for name in kind.names() if name in given}
-
-
-def _recipe(command: str, name: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The name of a recipe, and its settings."""
-    if name == AUTO:
-        config = make_training(command, {**settings, "run": _PLACEHOLDER})
-        name = pick_recipe(config, memory.get_total_memory(memory.get_torch_device()))
-    return name, recipe_values(command, name)
+    return {**values, **kind.parse(written)}
 
 
 def _dataset(text: str) -> Prepared:
@@ -173,24 +155,27 @@ def _dataset(text: str) -> Prepared:
     return Prepared(Path(inside_roots(text)), True, {})
 
 
-def _queued(command: str, settings: dict[str, Any], name: str, job: Job | None, free: bool) -> Job:
-    """A new job, or one that has failed, queued, with ComfyUI's models out of its way if wanted."""
-    if free:
-        jobs.free_memory()
-    if job is None:
-        queued = jobs.queue().create(command, settings, name, jobs.device())
-    else:
-        queued = jobs.queue().act(job.id, "retry") or job
-    jobs.watcher().wake()
-    return queued
+def _queued(asked: _Asked, free: bool) -> tuple[str, str]:
+    """A new job, or one that has failed, queued, with ComfyUI's models out of its way if wanted; see
+    `start_training`."""
+    queue, job = jobs.queue(), asked.job
+    if job is None or job.state == "failed":
+        if free:
+            jobs.free_memory()
+        if job is None:
+            job = queue.create(asked.config, asked.name, jobs.device())
+        else:
+            job = queue.act(job.id, "retry") or job
+        jobs.watcher().wake()
+    return job.id, f"{jobs.describe(job)}\n{asked.about}{asked.expected}"
 
 
-def _dry_run(command: str, settings: dict[str, Any]) -> str:
+def _dry_run(config: TrainConfig) -> str:
     """What `train.py COMMAND --dry-run` says. Ends when the prompt is interrupted."""
     with tempfile.TemporaryDirectory(prefix="pixart_delta_", ignore_cleanup_errors=True) as folder:
         file, log = Path(folder) / "settings.json", Path(folder) / "log"
-        file.write_text(json.dumps({**settings, "run": str(Path(folder) / "run")}), encoding="utf-8")
-        arguments = [sys.executable, "-u", str(TRAIN), command, "--config", str(file), "--dry-run"]
+        file.write_text(json.dumps(config.to_dict() | {"run": str(Path(folder) / "run")}), encoding="utf-8")
+        arguments = [sys.executable, "-u", str(TRAIN), config.command, "--config", str(file), "--dry-run"]
         child = process.spawn(arguments, log, process.environment(jobs.device()))
         try:
             while child.poll() is None:

@@ -342,7 +342,7 @@ def check_a_training_can_have_the_memory(s: Setup) -> None:
     queue = mock.Mock(jobs=list, same=lambda *_: None, create=create, root=s.family)
     stand_ins = {
         "_dataset": lambda text: mock.Mock(folder=Path(text), ready=True),
-        "node_settings": lambda *_, **__: {"data": "here", "base": "there"},
+        "checked_settings": lambda kind, values, **_: kind.make({**values, "run": "queue", "base": "there"}),
         "check_and_estimate": lambda *_, **__: "",
     }
     for free in (False, True):

@@ -223,7 +223,7 @@ def test_ids_lead_nowhere_else(server, root, tmp_path, job_id):
         ({"steps": 10**400}, "steps is a number of about 400 digits"),
         ({"steps": 10**12}, "steps is 1000000000000: it must be between 1 and 1000000000"),
         ({"learning_rate": 10**400}, "a finite number is wanted"),
-        ({"data": "x" * 10_000}, "there is no"),
+        ({"data": "x" * 10_000}, "at most 4096 characters"),
     ],
 )
 def test_bad_settings_are_named(server, root, settings, problem):

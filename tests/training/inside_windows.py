@@ -60,17 +60,18 @@ def until(condition, seconds=600):
 
 def jobs(folder: Path) -> None:
     """A queue with the stand-in as its trainer: started, asked, stopped, killed, deleted."""
+    from pixart_delta.training.config import FinetuneConfig
     from pixart_delta.training.jobs import Queue, runner
 
     runner.TRAIN = Path(__file__).with_name("stand_in.py")
     queue = Queue(folder / "jobs", folder / "records")
-    settings = {"data": "steps", "base": "b", "steps": 10_000}
+    config = FinetuneConfig.make({"run": "the queue's", "data": "steps", "base": "b", "steps": 10_000})
 
     def state(job):
         queue.tick()
         return queue.job(job.id).state
 
-    first, second = (queue.create("finetune", settings, name) for name in ("CON", "nul."))
+    first, second = (queue.create(config, name) for name in ("CON", "nul."))
     until(lambda: state(first) == "running")
     assert state(second) == "queued"
     queue.act(first.id, "save")

@@ -3,15 +3,25 @@
 import time
 from pathlib import Path
 
+from pixart_delta.training.config import FinetuneConfig, PrepareConfig
+
 HERE = Path(__file__).resolve().parent
 
 
+def finetune(data="steps", **values):
+    return FinetuneConfig.make({"run": "the queue's", "data": data, "base": "b", **values})
+
+
+def dataset(**values):
+    return PrepareConfig.make({"output": "the queue's", **values})
+
+
 def add(queue, data="steps", steps=10_000, models="", **more):
-    return queue.create("finetune", {"data": data, "base": "b", "steps": steps, "models": models}, **more)
+    return queue.create(finetune(data, steps=steps, models=models), **more)
 
 
 def add_dataset(queue, what="steps", pictures=10_000, **more):
-    return queue.create("prepare", {"input": f"/pictures/{what}", "max_tokens": pictures}, **more)
+    return queue.create(dataset(input=f"/pictures/{what}", max_tokens=pictures), **more)
 
 
 def until(queue, job_id, *states, ticking=True):

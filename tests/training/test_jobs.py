@@ -8,7 +8,7 @@ import pytest
 from pixart_delta.training.config import ConfigError
 from pixart_delta.training.jobs import JobError, NoSuchJob, last_line, process
 
-from tests.training.jobs_fixture import HERE, add, running, starts, until
+from tests.training.jobs_fixture import HERE, add, dataset, finetune, running, starts, until
 
 
 def test_a_job_is_queued_prepared_run_and_done(queue):
@@ -161,9 +161,9 @@ def test_a_name_with_separators_is_refused(queue, name):
 
 def test_settings_are_the_commands_own(queue):
     with pytest.raises(ConfigError, match="did you mean learning_rate"):
-        queue.create("finetune", {"data": "d", "base": "b", "lerning_rate": 1.0})
+        queue.create(finetune(lerning_rate=1.0))
     with pytest.raises(ConfigError):
-        queue.create("finetune", {"data": "d", "base": "b", "steps": float("nan")})
+        queue.create(finetune(steps=float("nan")))
     with pytest.raises(JobError, match="no device"):
         add(queue, device="cuda:0; rm -rf /")
     assert queue.jobs() == []
@@ -180,24 +180,23 @@ def test_no_setting_reaches_the_command_line(queue):
 
 
 def test_the_same_job_is_found_again(queue):
-    settings = {"data": "steps", "base": "b", "steps": 7}
-    made = queue.create("finetune", settings, "x")
-    assert queue.same("finetune", settings, "x").id == made.id
-    assert queue.same("finetune", {**settings, "steps": 8}, "x") is None
-    assert queue.same("finetune", settings, "y") is None
+    made = queue.create(finetune(steps=7), "x")
+    assert queue.same(finetune(steps=7), "x").id == made.id
+    assert queue.same(finetune(steps=8), "x") is None
+    assert queue.same(finetune(steps=7), "y") is None
 
 
 def test_a_dataset_of_an_earlier_version_is_found_again(queue):
     """`hints` was a folder, hed or empty."""
     for name, hints, folder in (("none", "", ""), ("hed", "hed", ""), ("folder", "/h", "/h")):
         given = {"input": "i", "hed": "network"}
-        made = queue.create("prepare", {**given, "hints": hints}, name)
+        made = queue.create(dataset(**given, hints=hints), name)
         assert (made.settings["hints"], made.settings["hint_folder"]) == (name, folder)
         made.settings = {key: value for key, value in made.settings.items() if key != "hint_folder"} | {"hints": hints}
         queue.write(made)
-        assert queue.same("prepare", {**given, "hints": hints}, name).id == made.id
-        assert queue.same("prepare", {**given, "hints": name, "hint_folder": folder}, name).id == made.id
-        assert queue.checked(made)["hint_folder"] == folder
+        assert queue.same(dataset(**given, hints=hints), name).id == made.id
+        assert queue.same(dataset(**given, hints=name, hint_folder=folder), name).id == made.id
+        assert queue.checked(made).hint_folder == folder
 
 
 def test_a_queued_job_says_what_it_waits_for(queue):

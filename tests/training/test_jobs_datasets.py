@@ -6,7 +6,7 @@ import signal
 import pytest
 from pixart_delta.training.jobs import JobError, Queue
 
-from tests.training.jobs_fixture import add, add_dataset, running, until
+from tests.training.jobs_fixture import add, add_dataset, finetune, running, until
 
 
 @pytest.mark.parametrize("what", ["steps", "mute"])
@@ -83,7 +83,7 @@ def test_a_dataset_whose_pictures_changed_is_made_again(queue):
         queue.again(made.id, "after")
     until(queue, made.id, "done")
     (queue.dataset(made) / "report.txt").write_text("old")
-    reader = queue.create("finetune", {"data": str(queue.dataset(made)), "base": "b"}, "Reader")
+    reader = queue.create(finetune(str(queue.dataset(made))), "Reader")
     queue.tick()
     with pytest.raises(JobError, match="training Reader reads its dataset"):
         queue.again(made.id, "after")
@@ -101,7 +101,7 @@ def test_a_dataset_whose_pictures_changed_is_made_again(queue):
 
 def test_a_dataset_that_is_read_cannot_be_deleted(queue):
     made = add_dataset(queue, pictures=1)
-    reader = queue.create("finetune", {"data": str(queue.dataset(made)), "base": "b"}, "Reader")
+    reader = queue.create(finetune(str(queue.dataset(made))), "Reader")
     with pytest.raises(JobError, match="Reader, which is queued, reads what prepare made"):
         queue.act(made.id, "delete")
     queue.act(reader.id, "pause")

@@ -78,7 +78,7 @@ def _taken_over(queue: Queue, folder: Path) -> Job:
     if not old.command:
         return dataclasses.replace(old, reason=_text(old.reason))
     try:
-        settings = queue.checked(old)
+        settings = queue.checked(old).to_dict()
     except (ValueError, OSError) as error:
         reason = (
             f"it was made by an earlier version, and cannot be taken over ({_text(error)}): delete it, or make it anew"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config import TRAININGS, ConfigError, make_config
+from ..config import TRAININGS, ConfigError, Settings, make_config
 from ..settings import is_number
 from . import process
 from .job import ACTIVE, DEVICE, FINISHED, Job, JobError, new_id
@@ -23,20 +25,11 @@ _PLACES = ("only_inside", "run", "output")
 
 
 class Queue(Store):
-    """The jobs, and their processes.
+    """The jobs, and their processes."""
 
-    Args:
-        root, records, check: see `Store`.
-    """
-
-    def __init__(
-        self,
-        root: str | Path,
-        records: str | Path,
-        check: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
-    ):
-        super().__init__(root, records, check)
-        self._runner = Runner(self)
+    @functools.cached_property
+    def _runner(self) -> Runner:
+        return Runner(self)
 
     # --- looking ---
 
@@ -64,21 +57,17 @@ class Queue(Store):
         """Jobs that read its result and have not ended for good."""
         return [each for each in self.jobs() if each.after == job.id and each.state not in (*FINISHED, "failed")]
 
-    def same(self, command: str, settings: dict[str, Any], name: str) -> Job | None:
+    def same(self, config: Settings, name: str) -> Job | None:
         """The job that was made from these very settings, if it is still there."""
-        for job in self.jobs():
-            if job.command == command and job.name == (name or command):
-                wanted = make_config(command, {**settings, **self.own(command, job.id)}).to_dict()
-                if _of_result(_settings_now(job)) == _of_result(wanted):
-                    return job
-        return None
+        command, wanted = config.command, _of_result(config.to_dict())
+        named = (job for job in self.jobs() if job.command == command and job.name == (name or command))
+        return next((job for job in named if _of_result(_settings_now(job)) == wanted), None)
 
     # --- changing ---
 
     def create(
         self,
-        command: str,
-        settings: dict[str, Any],
+        config: Settings,
         name: str = "",
         device: str = "cpu",
         after: str = "",
@@ -87,13 +76,15 @@ class Queue(Store):
         """Queue a job; its run folder is chosen here.
 
         Args:
+            config: of its command; where it writes is set here.
             after: job whose result it reads; found here when that is a `prepare` job's dataset.
             stamp: of what it is made from, for `again`.
 
         Raises:
             JobError: on a name or device that cannot be.
-            ConfigError: on settings that the command does not take.
+            ConfigError: if no job is of this command.
         """
+        command = config.command
         check_name(name)
         if not DEVICE.fullmatch(device):
             raise JobError(f"no device {device!r}: cpu, mps, cuda:0 …")
@@ -103,9 +94,9 @@ class Queue(Store):
             raise ConfigError(f"no job is a {command!r}: {', '.join(QUEUED)}")
         with self.turn():
             job_id = self._free_id(command, name)
-            config = make_config(command, {**settings, **self.own(command, job_id)})
-            order, after = self.next_order(), after or self._maker_of(settings.get("data"))
-            job = Job(job_id, command, config.to_dict(), device, name or command, order=order, created=time.time())
+            settings = dataclasses.replace(config, **self.own(command, job_id)).to_dict()
+            order, after = self.next_order(), after or self._maker_of(settings.get("data", ""))
+            job = Job(job_id, command, settings, device, name or command, order=order, created=time.time())
             job.after, job.stamp = after, stamp
             try:
                 self.run_dir(job).create()
@@ -293,10 +284,10 @@ class Queue(Store):
 
     # --- places ---
 
-    def _maker_of(self, data: Any) -> str:
+    def _maker_of(self, data: str) -> str:
         """Id of the `prepare` job whose dataset this folder is; empty if it is none."""
         for job in self.jobs():
-            if isinstance(data, str) and job.command == "prepare" and Path(data).parent.name == job.id:
+            if job.command == "prepare" and Path(data).parent.name == job.id:
                 # By its name first: to look at the links of every job's folder takes long.
                 return job.id if Path(data).resolve() == self.dataset(job).resolve() else ""
         return ""

@@ -40,9 +40,9 @@ class Runner:
         try:
             for name in store.run_dir(job).requests():
                 store.run_dir(job).take(name)
-            settings = store.checked(job)
+            config = store.checked(job)
             store.run_dir(job).create()
-            replace_json(folder / SETTINGS, settings)
+            replace_json(folder / SETTINGS, config.to_dict())
             arguments = [self.python, "-u", str(TRAIN), job.command, "--config", str(folder / SETTINGS)]
             if job.command in TRAININGS:
                 arguments += ["--private", str(folder)]

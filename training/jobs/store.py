@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..config import TRAININGS, ConfigError, make_config
+from ..config import TRAININGS, ConfigError, Settings, make_config
 from ..run_dir import RunDir, RunDirError
 from ..storage import LockHeldError, locked
 from .job import ENDED, FILE, IDENTIFIER, Job, JobError, NoSuchJob, read_job, write_job
@@ -36,15 +36,15 @@ class Store:
     Args:
         root: folder of the run folders; made with the first job.
         records: folder of the records, which only we write; made with the first job.
-        check: the settings of a command as they may be started here, or ValueError: called before every start, because
-            what a path leads to may be another thing than when the job was made.
+        check: settings as they may be started here, or ValueError: called before every start, because what a path
+            leads to may be another thing than when the job was made.
     """
 
     def __init__(
         self,
         root: str | Path,
         records: str | Path,
-        check: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None,
+        check: Callable[[Settings], Settings] | None = None,
     ):
         self.root, self.records, self._check = Path(root), Path(records), check
         self._cache: dict[str, tuple[tuple[int, ...], Job]] = {}
@@ -107,7 +107,7 @@ class Store:
                 ) from error
             yield
 
-    def checked(self, job: Job) -> dict[str, Any]:
+    def checked(self, job: Job) -> Settings:
         """Its settings, as they may be started now.
 
         Raises:
@@ -115,8 +115,8 @@ class Store:
         """
         if job.command not in QUEUED:
             raise ConfigError(f"no job is a {job.command!r}: {', '.join(QUEUED)}")
-        settings = make_config(job.command, {**job.settings, **self.own(job.command, job.id)}).to_dict()
-        return settings if self._check is None else self._check(job.command, settings)
+        config = make_config(job.command, {**job.settings, **self.own(job.command, job.id)})
+        return config if self._check is None else self._check(config)
 
     def own(self, command: str, job_id: str) -> dict[str, str]:
         """The settings that say where a job writes."""
