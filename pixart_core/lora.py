@@ -78,7 +78,7 @@ def load_lora(path: PathLike, alpha: float | None = None) -> Lora:
     file's metadata; PEFT's default 8 for PEFT's names; the rank (scale 1) for all others, as their programs take it.
 
     Args:
-        alpha: to use for every weight.
+        alpha: to use for every weight; a LoKr whose factors are whole has no rank to divide it by, and none.
 
     Raises:
         CheckpointError: if it is no LoRA, is made for another model, is of another kind, or is damaged.
@@ -127,7 +127,7 @@ def parse_lora(
         if "diff_b" in tensors:
             diffs.append(Diff(_bias(key), part, parts, tensors["diff_b"]))
         if any(role.startswith("lokr") for role in tensors):
-            krons.append(_kron(tensors, key, part, parts, f"{name}: {stem}"))
+            krons.append(_kron(tensors, key, part, parts, f"{name}: {stem}", alpha))
             continue
         if not {"up", "down"} & tensors.keys():
             if "size" in tensors:
@@ -174,7 +174,9 @@ def _magnitude(tensor: Tensor, rows: int, what: str) -> Tensor:
     return tensor.flatten()
 
 
-def _kron(tensors: Mapping[str, Tensor], key: str, part: int, parts: int, what: str) -> Kron:
+def _kron(
+    tensors: Mapping[str, Tensor], key: str, part: int, parts: int, what: str, alpha: float | None = None
+) -> Kron:
     """A LoKr's change of a weight: each factor whole, or as two matrices, and then scaled by alpha over their rank."""
     if "size" in tensors:
         raise OtherAdapterError(f"{what} is a LoKr with a dora_scale, which only ComfyUI's own loader knows")
@@ -195,8 +197,10 @@ def _kron(tensors: Mapping[str, Tensor], key: str, part: int, parts: int, what: 
             raise CheckpointError(f"{what} is damaged: it has no {factor}")
         factors.append(found)
     first = factors[0].flatten(1)
-    if ranks and "alpha" in tensors:  # beside whole factors alpha means nothing
-        first = first.float() * (_single(tensors["alpha"], f"{what}.alpha") / ranks[-1])
+    if alpha is None and "alpha" in tensors:
+        alpha = _single(tensors["alpha"], f"{what}.alpha")
+    if ranks and alpha is not None:  # beside whole factors alpha means nothing
+        first = first.float() * (alpha / ranks[-1])
     return Kron(key, part, parts, first, factors[1])
 
 

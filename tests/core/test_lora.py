@@ -337,3 +337,14 @@ def test_every_tensor_has_one_name_for_the_host():
     names = [f"transformer.transformer_blocks.1.attn1.{each}.lokr_w1" for each in ("to_out.0", "to_q")]
     found = host_state({name: torch.zeros(1) for name in names})
     assert list(found) == ["diffusion_model.blocks.1.attn.proj.lokr_w1", names[1]]
+
+
+@pytest.mark.parametrize(("stored", "asked", "scale"), [(8.0, None, 4), (8.0, 6.0, 3), (None, 6.0, 3), (None, None, 1)])
+def test_the_alpha_of_a_lokr(stored, asked, scale):
+    """The argument before the file's own, as for a LoRA; over the rank of the factor that is two matrices."""
+    w1, up, down = torch.randn(2, 2), torch.randn(24, 2), torch.randn(2, 24)
+    state = {"lokr_w1": w1, "lokr_w2_a": up, "lokr_w2_b": down}
+    if stored is not None:
+        state["alpha"] = torch.tensor(stored)
+    lora = parse_lora({f"blocks.0.attn.proj.{name}": value for name, value in state.items()}, alpha=asked)
+    torch.testing.assert_close(lora.krons[0].matrix(), scale * torch.kron(w1, up @ down))
