@@ -81,15 +81,18 @@ def browser():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def open_page(browser):
     """open_page(server, width, height, timeout) -> a page of that server's frontend, cut off from everything else.
 
-    What goes wrong in the page's scripts is in `page.errors`. timeout: milliseconds.
+    What goes wrong in the page's scripts is in `page.errors`. timeout: milliseconds. All are closed at the file's end,
+    also those of a test that failed: a page takes half a core.
     """
+    pages = []
 
     def open_(server, width: int, height: int, timeout: int):
         page = browser.new_page(viewport={"width": width, "height": height})
+        pages.append(page)
         page.set_default_timeout(timeout)
         page.route(lambda url: not url.startswith(server.address), lambda route: route.abort())
         page.errors = []
@@ -98,7 +101,9 @@ def open_page(browser):
         page.goto(server.address)
         return page
 
-    return open_
+    yield open_
+    for page in pages:
+        page.close()
 
 
 @pytest.fixture(scope="session")
@@ -112,12 +117,11 @@ def panel_server(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def panel(panel_server, open_page):
-    """A page with the panel open; nothing has gone wrong in it at the end. Of each file: pages take half a core."""
+    """A page with the panel open; nothing has gone wrong in it at the end."""
     page = open_page(panel_server, 1500, 1000, timeout=120_000)
     open_panel(page)
     yield page
     assert page.errors == []
-    page.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes.panel import job, jobs, keep, open_job, open_panel, record, run_folder, state_of, until
+from tests.nodes.panel import end_trainings, job, jobs, keep, open_job, open_panel, record, run_folder, state_of, until
 from tools.workflow_api import find_node, load_workflow, to_api
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +18,7 @@ pytestmark = pytest.mark.host
 def run_template(page, server, steps: int) -> str:
     """Open the template of LCD as a person does, with so many small steps, and press Run. Returns the training's id."""
     workflow = load_workflow(ROOT / "workflows" / "PixArt 20 Train LCD.json")
+    known = {each["id"] for each in jobs(server)}
     page.evaluate(
         """async ([workflow, steps]) => {
             await window.app.loadGraphData(workflow);
@@ -29,7 +30,11 @@ def run_template(page, server, steps: int) -> str:
         }""",
         [workflow, steps],
     )
-    return until(lambda: next((each["id"] for each in jobs(server) if each["command"] == "lcd"), None))
+    return until(
+        lambda: next(
+            (each["id"] for each in jobs(server) if each["command"] == "lcd" and each["id"] not in known), None
+        )
+    )
 
 
 def text_to_image(server, **trained):
@@ -43,6 +48,7 @@ def text_to_image(server, **trained):
 
 
 def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(panel_server, open_page, request):
+    request.addfinalizer(lambda: end_trainings(panel_server))  # where it failed it would run beside all other tests
     first = open_page(panel_server, 1500, 1000, timeout=120_000)
     open_panel(first)
     lcd = run_template(first, panel_server, steps=100_000)

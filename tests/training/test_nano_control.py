@@ -120,6 +120,8 @@ def test_bed(tmp_path_factory):
     family = make_nano_folder(tmp_path_factory.mktemp("control") / "nano", controlnet=True, depth=3)
     torch.manual_seed(0)
     network = hed.fold_scale(hed.build()).eval().requires_grad_(False)
+    (family / "hed").mkdir(exist_ok=True)
+    save_weights(network.state_dict(), family / "hed" / "hed.safetensors")
     return family, ControlTest(partial(soft_edges, network), 4)
 
 
@@ -141,9 +143,7 @@ def test_a_control_is_measured_at_every_strength(test_bed):
 
 def test_command_line_writes_sheet_and_curve(test_bed, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="the curve needs matplotlib (pip install matplotlib)")
-    family, test = test_bed
-    (family / "hed").mkdir(exist_ok=True)
-    save_weights(test.hed.state_dict(), family / "hed" / "hed.safetensors")
+    family, _ = test_bed
     common = [str(family), "--count", "2", "--steps", "1"]
     evaluate_control.main([*common, "--strengths", "0", "1", "--sheet", str(tmp_path / "s.png"), "--examples", "1"])
     assert (tmp_path / "s.png").exists() and capsys.readouterr().out.count('"f1"') == 2
