@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.nodes.panel import open_panel, state_of
+from tests.nodes.panel import change, open_panel, state_of
 from tests.nodes.test_panel_jobs import made  # noqa: F401
 from tests.nodes.test_panel_pictures import draw, running  # noqa: F401
 
@@ -22,6 +22,17 @@ SHOW = """() => {
         if (String(detail.node) === String(shown.id)) window.followed.push(detail.output.images[0]);
     });
     window.statusNode = status;
+}"""
+LINKED = """() => {
+    const { graph, api } = window.app;
+    graph.clear();
+    const [train, status, shown] = ["PixArtDeltaTrainLCD", "PixArtDeltaTrainingStatus", "PreviewImage"].map(
+        type => LiteGraph.createNode(type));
+    for (const node of [train, status, shown]) graph.add(node);
+    train.connect(0, status, status.inputs.findIndex(input => input.name === "job"));
+    status.connect(1, shown, 0);
+    window.started = 0;
+    api.addEventListener("execution_start", () => { window.started += 1; });
 }"""
 SETTLED = 3000
 """Milliseconds after which a page would have sent what it should not send."""
@@ -51,3 +62,16 @@ def test_what_shows_a_running_job_is_drawn_anew(page, running):  # noqa: F811
     draw(folder, 3)
     page.wait_for_timeout(SETTLED)
     assert page.evaluate("() => window.followed.length") == 1
+
+
+def test_what_is_linked_to_a_training_that_was_not_started_follows_no_other(page, running):  # noqa: F811
+    """As in a template that is opened while another training runs."""
+    folder = running("another")
+    change(folder, created=2e9)  # the newest, which a node without a link would choose
+    draw(folder, 1)
+    state_of(page, "another", "running")
+    page.evaluate(LINKED)
+    page.wait_for_timeout(SETTLED)
+    draw(folder, 2)
+    page.wait_for_timeout(2 * SETTLED)
+    assert page.evaluate("() => window.started") == 0

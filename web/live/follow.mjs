@@ -41,7 +41,7 @@ export function follow(node, app, api, store) {
     };
 }
 
-/** The job that a node names, showed last, or would choose by itself: the newest training. */
+/** The job that a node names, showed last, or, with neither a name nor a link, would choose by itself: the newest training. */
 function jobOf(node, store) {
     const written = node.widgets?.find((each) => each.name === "job")?.value;
     const link = node.inputs?.find((each) => each.name === "job")?.link;
@@ -49,7 +49,7 @@ function jobOf(node, store) {
     // Linked, it is the job of the node that starts the training; that of an earlier run of this one, if nothing ran since.
     const starter = linked ? node.graph?.getNodeById(node.graph.getLink(link)?.origin_id) : null;
     const named = store.jobs.get(linked ? (starter?.properties?.[JOB] ?? node.properties?.[JOB]) : written);
-    if (named || (written && !linked)) return named;
+    if (named || linked || written) return named; // linked to what has started nothing yet: not another one's job
     const list = node.widgets?.find((each) => each.name === "result");
     if (list && list.value !== list.options?.values?.[0]) return undefined; // a certain one was chosen, by a name
     const trainings = [...store.jobs.values()].filter((job) => job.command !== "prepare" && (node.comfyClass === STATUS || job.export || job.exported));
