@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from .saving import save_weights
 
 
 @dataclass(frozen=True)
-class Change:
+class Change(ABC):
     """A change of one weight, or of some rows of a fused one."""
 
     key: str
@@ -32,13 +33,13 @@ class Change:
     """1 = the whole weight."""
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, ...]:
         """Of what it changes, rows first; of all but a `Diff` with kernels flattened."""
-        raise NotImplementedError
 
+    @abstractmethod
     def change(self, rows: Tensor) -> Tensor:
         """What it adds to the rows (R, …) float32 that it changes, at strength 1."""
-        raise NotImplementedError
 
     @property
     def rows(self) -> slice | None:

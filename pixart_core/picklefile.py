@@ -282,6 +282,8 @@ def read_pickle(file: Path) -> Any:
                 raise
             hint = "" if is_zip else ", if it is one of weights at all: expected safetensors or a PyTorch .pth"
             text = (str(error) or type(error).__name__).splitlines()[0]
+            if isinstance(error, KeyError) and isinstance(error.args[0], int):  # the byte alone says nothing to anybody
+                text = "it holds what is no instruction of a pickle"
             raise damaged(file, f"{hint} [{text[:200]}]") from error
 
 

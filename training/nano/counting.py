@@ -67,17 +67,10 @@ def _looks_like(pixels: np.ndarray, scene: Scene, parts: Sequence[tuple[int, int
 
 def _pieces(mask: np.ndarray, area: float) -> int:
     """Connected pieces (8-neighbourhood) of at least so many pixels."""
-    left, found = set(map(tuple, np.argwhere(mask))), 0
-    while left:
-        piece, edge = 0, [left.pop()]
-        while edge:
-            y, x = edge.pop()
-            piece += 1
-            around = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
-            left -= around
-            edge.extend(around)
-        found += piece >= area
-    return found
+    from scipy import ndimage
+
+    pieces, _ = ndimage.label(mask, np.ones((3, 3)))
+    return int((np.bincount(pieces.ravel())[1:] >= area).sum())
 
 
 def _trees(leaves: np.ndarray, unit: int) -> int:

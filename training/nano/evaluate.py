@@ -61,8 +61,8 @@ def hard_prompts(count: int, resolution: int = 128) -> list[tuple]:
     """
     rng = random.Random(HARD_SEED)
     having = {thing: [scene for scene in held_out_scenes() if scene.thing == thing] for thing in HARD_WORDS}
-    prompts, things = [], itertools.cycle(HARD_WORDS)
-    for index, thing in zip(range(count), things, strict=False):
+    prompts = []
+    for index, thing in enumerate(itertools.islice(itertools.cycle(HARD_WORDS), count)):
         scene = rng.choice(having[thing])
         # Every size with every thing: three things, and four sizes.
         prompts.append((scene, caption(scene, rng, HARD_WORDS), _size(index, resolution)))
