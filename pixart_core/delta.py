@@ -21,8 +21,8 @@ from .saving import save_weights
 
 
 @dataclass(frozen=True)
-class Delta:
-    """One change of one weight, or of some rows of a fused one."""
+class Change:
+    """A change of one weight, or of some rows of a fused one."""
 
     key: str
     """The authors' name of the weight."""
@@ -30,6 +30,27 @@ class Delta:
     """Which of `parts` equal groups of rows is changed: q, k, v of a fused matrix."""
     parts: int
     """1 = the whole weight."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what it changes, rows first; of all but a `Diff` with kernels flattened."""
+        raise NotImplementedError
+
+    def change(self, rows: Tensor) -> Tensor:
+        """What it adds to the rows (R, …) float32 that it changes, at strength 1."""
+        raise NotImplementedError
+
+    @property
+    def rows(self) -> slice | None:
+        """The changed rows; None = all."""
+        height = self.shape[0]
+        return None if self.parts == 1 else slice(self.part * height, (self.part + 1) * height)
+
+
+@dataclass(frozen=True)
+class Delta(Change):
+    """Of low rank: a LoRA's or a DoRA's."""
+
     up: Tensor
     """(rows, rank)."""
     down: Tensor
@@ -43,17 +64,14 @@ class Delta:
         return self.alpha / self.down.shape[0]
 
     @property
-    def rows(self) -> slice | None:
-        """The changed rows; None = all."""
-        height = self.up.shape[0]
-        return None if self.parts == 1 else slice(self.part * height, (self.part + 1) * height)
+    def shape(self) -> tuple[int, int]:
+        return self.up.shape[0], self.down.shape[1]
 
     def matrix(self) -> Tensor:
         """up · down · alpha / rank, (rows, columns) float32."""
         return self.scale * (self.up.float() @ self.down.float())
 
     def change(self, rows: Tensor) -> Tensor:
-        """What it adds to the rows (R, …) float32 that it changes, at strength 1."""
         added = self.matrix().to(rows.device).reshape(rows.shape)
         if self.magnitude is None:
             return added
@@ -63,12 +81,9 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Kron:
-    """One change of one weight, or of some rows of a fused one, that is a Kronecker product: a LoKr's."""
+class Kron(Change):
+    """A Kronecker product: a LoKr's."""
 
-    key: str
-    part: int
-    parts: int
     first: Tensor
     """(a, b), with the scale in it."""
     second: Tensor
@@ -76,16 +91,9 @@ class Kron:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns that it changes, kernels flattened."""
         a, b = self.first.shape
         c, d = self.second.flatten(1).shape
         return a * c, b * d
-
-    @property
-    def rows(self) -> slice | None:
-        """As `Delta.rows`."""
-        height = self.shape[0]
-        return None if self.parts == 1 else slice(self.part * height, (self.part + 1) * height)
 
     def matrix(self) -> Tensor:
         """(rows, columns) float32."""
@@ -93,27 +101,24 @@ class Kron:
         return torch.kron(first, self.second.float()).flatten(1)
 
     def change(self, rows: Tensor) -> Tensor:
-        """As `Delta.change`."""
         return self.matrix().to(rows.device).reshape(rows.shape)
 
 
 @dataclass(frozen=True)
-class Diff:
-    """A change of one weight or bias (or some rows of a fused one) that is stored as it is."""
+class Diff(Change):
+    """Stored as it is; of a weight or a bias."""
 
-    key: str
-    part: int
-    parts: int
     value: Tensor
     """A change of the weight's shape, or of its part's."""
     replaces: bool = False
-    """Whether the value takes the weight's place instead of being added."""
+    """Whether the value takes the weight's place instead of being added, at any strength."""
 
     @property
-    def rows(self) -> slice | None:
-        """As `Delta.rows`."""
-        height = self.value.shape[0]
-        return None if self.parts == 1 else slice(self.part * height, (self.part + 1) * height)
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    def change(self, rows: Tensor) -> Tensor:
+        return self.value.to(rows.device).float()
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,11 @@ class Lora:
     """Names in the file that are not of the transformer: a text encoder's, an embedding's."""
     krons: tuple[Kron, ...] = ()
     """In place of the low-rank changes, or for other weights."""
+
+    @property
+    def changes(self) -> list[Change]:
+        """All of them."""
+        return [*self.deltas, *self.krons, *self.diffs]
 
     @property
     def is_plain(self) -> bool:
@@ -179,24 +189,15 @@ class Lora:
 
 def require_fit(lora: Lora, weights: Mapping[str, Tensor]) -> None:
     """Raises CheckpointError if a weight (authors' name) that the LoRA changes is missing or of another shape."""
-    shaped: list[tuple[Delta | Kron, tuple[int, int]]] = [
-        *((delta, (delta.up.shape[0], delta.down.shape[1])) for delta in lora.deltas),
-        *((kron, kron.shape) for kron in lora.krons),
-    ]
-    for delta, (rows, columns) in shaped:
-        expected = (delta.parts * rows, columns)
-        found = tuple(weights[delta.key].flatten(1).shape) if delta.key in weights else None
+    for each in lora.changes:
+        expected = tuple(size * (1 if axis else each.parts) for axis, size in enumerate(each.shape))
+        found = None
+        if each.key in weights:
+            weight = weights[each.key]
+            found = tuple((weight if isinstance(each, Diff) else weight.flatten(1)).shape)
         if found != expected:
             raise CheckpointError(
-                f"{lora.name} does not fit this PixArt model: {delta.key} is "
-                f"{list(found) if found else 'missing'}, the LoRA is made for {list(expected)}"
-            )
-    for diff in lora.diffs:
-        expected = (diff.parts * diff.value.shape[0], *diff.value.shape[1:]) if diff.value.ndim else ()
-        found = tuple(weights[diff.key].shape) if diff.key in weights else None
-        if found != expected:
-            raise CheckpointError(
-                f"{lora.name} does not fit this PixArt model: {diff.key} is "
+                f"{lora.name} does not fit this PixArt model: {each.key} is "
                 f"{list(found) if found else 'missing'}, the LoRA is made for {list(expected)}"
             )
 
@@ -213,15 +214,12 @@ def apply_lora(model: nn.Module, lora: Lora, strength: float = 1.0) -> None:
     require_fit(lora, weights)
     if strength == 0:
         return
-    deltas: list[Delta | Kron] = [*lora.deltas, *lora.krons]
-    for delta in deltas:
-        weight = weights[delta.key]
-        rows = weight if delta.rows is None else weight[delta.rows]
-        rows.copy_((rows.float() + strength * delta.change(rows.float())).to(weight.dtype))
-    for diff in lora.diffs:
-        weight = weights[diff.key]
-        rows, value = weight if diff.rows is None else weight[diff.rows], diff.value.to(weight.device).float()
-        rows.copy_((value if diff.replaces else rows.float() + strength * value).to(weight.dtype))
+    for each in lora.changes:
+        weight = weights[each.key]
+        rows = weight if each.rows is None else weight[each.rows]
+        change = each.change(rows.float())
+        is_new = isinstance(each, Diff) and each.replaces
+        rows.copy_((change if is_new else rows.float() + strength * change).to(weight.dtype))
 
 
 def save_lora(lora: Lora, path: PathLike, metadata: Mapping[str, Any] | None = None) -> Path:

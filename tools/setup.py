@@ -373,6 +373,7 @@ def main() -> int:
             print(setup(links=False))
         else:
             setup()
+            say("ready: .venv and .comfyui; `make run` starts ComfyUI")
     except (SetupError, OSError) as error:
         print(f"[setup] error: {error}", file=sys.stderr)
         return 1

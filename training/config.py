@@ -338,7 +338,7 @@ class ExportConfig(Settings):
 
 COMMANDS: dict[str, type[Settings]] = {
     kind.command: kind
-    for kind in (PrepareConfig, FinetuneConfig, LcdConfig, LcmLoraConfig, ControlNetConfig, SampleConfig, ExportConfig)
+    for kind in (PrepareConfig, LcdConfig, LcmLoraConfig, ControlNetConfig, FinetuneConfig, SampleConfig, ExportConfig)
 }
 TRAININGS = tuple(name for name, kind in COMMANDS.items() if issubclass(kind, TrainConfig))
 

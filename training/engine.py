@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .config import TrainConfig
 from .data import FeatureDataset
-from .data.dataset import to_float32
 from .data.draws import Draws, to_device
+from .data.samples import to_float32
 from .distribute import Processes, accumulating, local, skeleton, whole
 from .machine import require_packages
 from .run_dir import REQUESTS
@@ -41,7 +41,7 @@ def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes)
     require_packages(TASKS[config.command].packages(config))
     task = make_task(config)
     task.check_data(data)
-    return Engine(config, task, processes)
+    return Engine(task, processes)
 
 
 @dataclass(frozen=True)
@@ -112,13 +112,13 @@ class Engine:
     """A task's networks on their device, with an optimiser.
 
     Args:
-        config: of the command.
-        task: its networks are moved to the device, and compiled or sharded if the settings say so.
+        task: its networks are moved to the device, and compiled or sharded if its settings say so.
         processes: see `distribute.connect`.
     """
 
-    def __init__(self, config: TrainConfig, task: Task, processes: Processes):
-        self.config, self.task, self.processes = config, task, processes
+    def __init__(self, task: Task, processes: Processes):
+        self.task, self.processes = task, processes
+        self.config = config = task.config
         self.device = processes.device
         self.frozen_fingerprint = fingerprint(task)
         shards = config.sharding == "fsdp" and processes.count > 1

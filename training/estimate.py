@@ -227,7 +227,7 @@ def time_text(
     expected: Estimate, config: TrainConfig, device: torch.device, check: Callable[[], None] = lambda: None
 ) -> str:
     """A line about the time of a step and of all of them, by the speed of the device: see `matmul_rate`."""
-    seconds = expected.seconds(matmul_rate(device, DTYPES[decided(config, device).precision], check))
+    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision], check))
     whole = datetime.timedelta(seconds=round(seconds * config.steps))
     return f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"
 
@@ -244,11 +244,11 @@ def dry_run(config: TrainConfig) -> None:
     from .distribute import connect
     from .engine import make_engine
 
-    run = RunDir(config.run)
+    run = RunDir(config.run, identify=identify)
     processes = connect(config.deterministic)
     device = processes.device
     config = decided(config, device, run)
-    run.check_config(config.command, config.to_dict(), identify)
+    run.check_config(config.command, config.to_dict())
     if config.models:
         load_vae(config.models)
     data = FeatureDataset(config.data)

@@ -22,7 +22,7 @@ from .engine import Outcome, make_engine
 from .estimate import pictures_text
 from .export import default_name, write_result
 from .machine import DiskError, StopSignal, explain_import, out_of_memory
-from .run_dir import RunDir, contents_of
+from .run_dir import RunDir
 from .sampling import draw_examples, draw_prompts
 from .task import decided, describe_base
 from .tasks import TASKS
@@ -50,13 +50,13 @@ def train(config: TrainConfig, private: str = "") -> None:
         RunDirError, CheckpointError, DataError, ConfigError, DiskError: if it cannot begin.
     """
     processes = connect(config.deterministic)
-    run = RunDir(config.run, private)
+    run = RunDir(config.run, private, identify)
     config = processes.on_main(lambda: decided(config, processes.device, run))
     monitor = Monitor(run, config, processes.device, silent=not processes.is_main)
     with contextlib.ExitStack() as held:
         says = "saving and stopping after this step" if processes.is_main else ""
         stop = held.enter_context(StopSignal(says))
-        processes.on_main(lambda: held.enter_context(run.create().open(config.command, config.to_dict(), identify)))
+        processes.on_main(lambda: held.enter_context(run.create().open(config.command, config.to_dict())))
         held.callback(monitor.close)
         try:
             monitor.say_state("preparing")
@@ -91,7 +91,7 @@ class Training:
         """The run's own, of the main process."""
         processes.on_main(self._encode_prompts)
         self.engine = make_engine(config, self.data, processes)
-        self.validation = held_out(config, self.data, self.engine.task)
+        self.validation = held_out(self.engine.task, self.data)
         processes.on_main(lambda: run.require_room(self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
         """Step of the newest checkpoint."""
@@ -212,12 +212,11 @@ class Training:
     def _keep_settings(self) -> None:
         """Those that the run goes on with. What it trains on may have grown, but not without a word."""
         before = self.run.read_config().get("contents", {}).get("data")
-        contents = contents_of(self.config.command, self.config.to_dict(), identify)
-        if before is not None and contents.get("data") not in (before, None):
+        now = self.run.write_config(self.config.command, self.config.to_dict())
+        if before is not None and now.get("data") not in (before, None):
             self.monitor.say(
                 f"{self.data.location} was prepared anew since: from here its pictures come in another order"
             )
-        self.run.write_config(self.config.command, self.config.to_dict(), identify, contents)
 
     def _batches_to_skip(self, facts: dict[str, Any]) -> int:
         """Micro-batches to leave out, because their pictures were seen."""

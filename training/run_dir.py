@@ -23,7 +23,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from . import storage
 from .config import COMMANDS
 from .machine import require_room
 
+Identify = Callable[[str, str], str | None]
+"""(setting, its value) -> a name of what is there; None if it cannot be read."""
 REQUESTS = ("stop", "save", "sample")
 _FOLDERS = ("checkpoints", "samples", "exports", "control")
 
@@ -46,10 +48,11 @@ class RunDir:
     Args:
         path: the folder, which need not exist.
         private: folder for settings, status and requests, if others may write into `path`.
+        identify: of data/contents.py, by which base and data are known wherever they lie; without it their paths count.
     """
 
-    def __init__(self, path: str | Path, private: str | Path = ""):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, private: str | Path = "", identify: Identify | None = None):
+        self.path, self._identify = Path(path), identify
         self.is_private = bool(private)
         self._desk = Path(private) if private else self.path
 
@@ -86,27 +89,21 @@ class RunDir:
             file.truncate(0)
 
     @contextlib.contextmanager
-    def open(
-        self, command: str, config: dict[str, Any], identify: Callable[[str, str], str | None] | None = None
-    ) -> Iterator[None]:
+    def open(self, command: str, config: dict[str, Any]) -> Iterator[None]:
         """Hold the folder, which is made if missing, for a process with these settings; what an earlier process left
         half-written or unanswered is removed.
 
         The settings of a run that has checkpoints stay until it was resumed: what it holds must stay usable if it
         cannot be.
 
-        Args:
-            identify: see `check_config`.
-
         Raises:
             RunDirError: if another process works here, or the folder holds another run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with self.lock():
-            self.check_config(command, config, identify)
+            self.check_config(command, config)
             if not self.has_begun():
-                contents = None if identify is None else contents_of(command, config, identify)
-                self.write_config(command, config, identify, contents)
+                self.write_config(command, config)
             self.remove_leftovers()
             for name in self.requests():
                 self.take(name)
@@ -125,16 +122,10 @@ class RunDir:
         run folder of a private run without settings is none of it."""
         return bool(self.checkpoints()) and not (self.is_private and not (self._desk / "config.json").exists())
 
-    def check_config(
-        self, command: str, config: dict[str, Any], identify: Callable[[str, str], str | None] | None = None
-    ) -> None:
+    def check_config(self, command: str, config: dict[str, Any]) -> None:
         """Whether these settings may begin or resume here: a resumed run is the same command on the same base and data.
 
         A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose.
-
-        Args:
-            identify: of data/contents.py, by which base and data are known wherever they lie; without it their paths
-                count.
 
         Raises:
             RunDirError: if the folder holds another run.
@@ -147,7 +138,7 @@ class RunDir:
             f"{name} was {earlier['config'].get(name)!r} and is {config.get(name)!r}"
             for name, default in fixed.items()  # an earlier version did not know, and so had, what is the default now
             if earlier["config"].get(name, default) != config.get(name, default)
-            and not (name in kind.marked("content") and self._moved(earlier, name, config, identify))
+            and not (name in kind.marked("content") and self._moved(earlier, name, config))
         ]
         if earlier["command"] != command:
             differing = [f"its command was {earlier['command']}, not {command}"]
@@ -179,33 +170,29 @@ class RunDir:
                 "its own settings"
             )
 
-    @staticmethod
-    def _moved(
-        earlier: dict[str, Any], name: str, config: dict[str, Any], identify: Callable[[str, str], object] | None
-    ) -> bool:
+    def _moved(self, earlier: dict[str, Any], name: str, config: dict[str, Any]) -> bool:
         """Whether a setting names the same files as before in another place."""
-        was, now = earlier["config"].get(name) or "", config.get(name) or ""
+        was, now, identify = earlier["config"].get(name) or "", config.get(name) or "", self._identify
         if identify is None or not was or not now:
             return False
         known = earlier.get("contents", {}).get(name) or identify(name, was)
         # Runs of earlier versions did not note it: what is no longer where it was has been moved here.
         return identify(name, now) == known if known else identify(name, now) is not None and not Path(was).exists()
 
-    def write_config(
-        self,
-        command: str,
-        config: dict[str, Any],
-        identify: Callable[[str, str], str | None] | None = None,
-        contents: Mapping[str, str] | None = None,
-    ) -> None:
+    def write_config(self, command: str, config: dict[str, Any]) -> dict[str, str]:
         """Keep the settings of a run; raises as `check_config`.
 
-        Args:
-            contents: names of what base and data hold, by setting.
+        Returns:
+            Names of what base and data hold, by setting, as far as they can be read.
         """
-        self.check_config(command, config, identify)
+        self.check_config(command, config)
+        contents: dict[str, str] = {}
+        for name in COMMANDS[command].marked("content"):
+            if self._identify is not None and (found := self._identify(name, config.get(name) or "")) is not None:
+                contents[name] = found
         about = {"command": command, "config": config}
-        self._publish("config.json", about | ({"contents": dict(contents)} if contents else {}))
+        self._publish("config.json", about | ({"contents": contents} if contents else {}))
+        return contents
 
     def read_config(self) -> dict[str, Any]:
         """{"command", "config", "contents"} of the run; contents only where it was known.
@@ -342,12 +329,6 @@ class RunDir:
             raise RunDirError(f"{self.path} holds no run: there is no {name}") from error
         except (OSError, ValueError, RecursionError) as error:
             raise RunDirError(f"{file} is damaged ({error}): delete it") from error
-
-
-def contents_of(command: str, config: Mapping[str, Any], identify: Callable[[str, str], str | None]) -> dict[str, str]:
-    """Names of what base and data hold, by setting, as far as they can be read."""
-    found = {name: identify(name, config.get(name) or "") for name in COMMANDS[command].marked("content")}
-    return {name: each for name, each in found.items() if each is not None}
 
 
 def _beside(file: Path) -> Path:

@@ -32,8 +32,9 @@ from .config import (
     TrainConfig,
 )
 from .data import FeatureDataset
-from .data.dataset import CAPTION_PADDING, padded, require_hints
+from .data.dataset import require_hints
 from .data.draws import Draws
+from .data.samples import CAPTION_PADDING, padded
 from .run_dir import RunDir
 from .step.optimizers import PACKAGES
 

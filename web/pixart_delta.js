@@ -30,12 +30,25 @@ function tellEnd({ detail: job }) {
     });
 }
 
-/** A node that ComfyUI puts in the place of another pack's keeps that one's size, in which ours may not fit. */
-function grow(node) {
-    const needed = node.computeSize();
-    if (!node.graph || needed.every((side, axis) => node.size[axis] >= side)) return;
-    node.setSize(needed.map((side, axis) => Math.max(side, node.size[axis])));
-    node.setDirtyCanvas(true, true);
+/**
+ * ComfyUI's exchange puts a node into the graph without telling it, so that its texts are not shown, and with the size of
+ * the one before, in which it may not fit.
+ */
+function attendExchange(node) {
+    let told = false;
+    const before = node.onAdded;
+    node.onAdded = function (...rest) {
+        told = true;
+        return before?.apply(this, rest);
+    };
+    requestAnimationFrame(() => {
+        if (!node.graph) return;
+        if (!told) node.onAdded(node.graph);
+        const needed = node.computeSize();
+        if (needed.every((side, axis) => node.size[axis] >= side)) return;
+        node.setSize(needed.map((side, axis) => Math.max(side, node.size[axis])));
+        node.setDirtyCanvas(true, true);
+    });
 }
 
 app.registerExtension({
@@ -46,7 +59,7 @@ app.registerExtension({
     nodeCreated(node) {
         lines.attend(node);
         follow(node, app, api, store);
-        if (node.comfyClass?.startsWith("PixArtDelta")) requestAnimationFrame(() => grow(node));
+        if (node.comfyClass?.startsWith("PixArtDelta")) attendExchange(node);
     },
     afterConfigureGraph() {
         lines.update();

@@ -1,7 +1,8 @@
-// What a node says while it runs (a report, a warning), as a text under it that stays until it runs again.
+// What a node says while it runs (a report, a warning, why it failed), as a text under it that stays until it runs again.
 import { put } from "./panel/lines.mjs";
 
 const WIDGET = "pixart_delta_said";
+const OURS = "PixArtDelta"; // how the classes of our nodes begin
 
 export class Said {
     #texts = new Map(); // node -> { prompt, lines }
@@ -9,6 +10,11 @@ export class Said {
     constructor(app, api) {
         this.app = app;
         api.addEventListener("pixart_delta.said", ({ detail }) => this.#take(detail));
+        // The editor shows the reason behind a button of a message that goes away.
+        api.addEventListener("execution_error", ({ detail }) => {
+            const { prompt_id: prompt, node_id: node, node_type: type, exception_message: text } = detail;
+            if (type?.startsWith(OURS) && text) this.#take({ prompt, node, text: text.trim(), alone: false });
+        });
         api.addEventListener("executing", ({ detail }) => this.#clear(detail));
     }
 

@@ -1,6 +1,6 @@
 """The templates of the released weights as they are, with random files of the true shapes under the names they ask for.
 
-    python tests/bench/bench_released.py [--names 04 15] [--folder KEEP_HERE] [--timeout 3600]
+    python tests/bench/bench_released.py [--names 04 15] [--folder KEEP_HERE] [--fp8] [--timeout 3600]
 
 Each file in a template's `models` is made at its real shape and in its real layout (random numbers, half precision):
 the transformer with 611 M parameters as diffusers' single file, the base model and the joint ControlNet as the authors'
@@ -63,13 +63,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", nargs="+", default=["04", "15"], help="numbers of templates")
     parser.add_argument("--folder", type=Path, help="where the files are made, and kept")
+    parser.add_argument("--fp8", action="store_true", help="the text encoder in float8: 4.8 GB, of its whole shape")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds that a picture may take")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="pixart_released_") as place:
         base = options.folder or Path(place)
         files = [next((ROOT / "workflows").glob(f"PixArt {number} *(1024 px).json")) for number in options.names]
         for file in files:
-            make_all(file, base / "models")
+            make_all(file, base / "models", torch.float8_e4m3fn if options.fp8 else HALF)
         (base / "input").mkdir(exist_ok=True)
         scene = next((ROOT / "models" / "nano" / "scenes").glob("*.png"))
         Image.open(scene).convert("RGB").resize((1024, 1024)).save(base / "input" / "example.png")
@@ -99,32 +100,32 @@ def peak(pid: int) -> float:
     return int(lines["VmHWM"].split()[0]) * 1024 / 1e9
 
 
-def make_all(file: Path, models: Path) -> None:
+def make_all(file: Path, models: Path, text_dtype: torch.dtype = HALF) -> None:
     for node in load_workflow(file)["nodes"]:
         for model in node.get("properties", {}).get("models", ()):
             path = models / model["directory"] / model["name"]
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 begin = time.monotonic()
-                make(path)
+                make(path, text_dtype)
                 took = time.monotonic() - begin
                 print(f"made {path.name}: {path.stat().st_size / 1e9:.2f} GB in {took:.0f} s", flush=True)
 
 
-def make(path: Path) -> None:
+def make(path: Path, text_dtype: torch.dtype) -> None:
     """The stand-in of a file by its name."""
     part = path.with_name(path.name + ".part")
     if "Control" in path.name and "HED" not in path.name:
         _control(part)
     elif path.name.startswith("t5xxl"):
-        write_half(part, t5())
+        write(part, t5(), text_dtype)
     elif path.name.startswith("vae"):
         tree = next(iter(comfyui_trees().values()))
         subprocess.run([sys.executable, "-c", VAE, str(part.resolve())], cwd=tree, check=True)
     elif "HED" in path.name:
         torch.save(HED().state_dict(), part)
     elif "LoRA" in path.name:
-        write_half(part, lora())
+        write(part, lora(), HALF)
     elif path.suffix == ".pth":
         torch.save({"state_dict": {name: each.to(HALF) for name, each in transformer().state_dict().items()}}, part)
     else:
@@ -176,15 +177,18 @@ def t5() -> Iterator[Entry]:
         yield name, shape, std
 
 
-def write_half(path: Path, entries: Iterable[Entry]) -> None:
-    """A safetensors file in half precision, one tensor in memory at a time: the text encoder's are 9.5 GB together.
+_NAMES = {HALF: "F16", torch.float8_e4m3fn: "F8_E4M3"}
+
+
+def write(path: Path, entries: Iterable[Entry], dtype: torch.dtype) -> None:
+    """A safetensors file, one tensor in memory at a time: the text encoder's are 9.5 GB together in half precision.
 
     All are read from one pool of normal numbers, each at another offset: 4.8 billion fresh ones would take minutes.
     """
     entries, header, end = list(entries), {}, 0
     for name, shape, _ in entries:
-        begin, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [begin, end]}
+        begin, end = end, end + dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     pool = torch.randn(1 << 26, generator=torch.Generator().manual_seed(0))
@@ -194,7 +198,7 @@ def write_half(path: Path, entries: Iterable[Entry]) -> None:
             count, start = math.prod(shape), index * 7919
             repeats = -(-(start + count) // len(pool))
             values = pool.repeat(repeats)[start : start + count] * std if std else torch.ones(count)
-            file.write(values.to(HALF).numpy().tobytes())
+            file.write(values.to(dtype).view(torch.uint8).numpy().tobytes())
 
 
 if __name__ == "__main__":

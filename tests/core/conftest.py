@@ -25,6 +25,13 @@ def nano_released(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def pipe(nano):
+    import torch
+
+    return pc.Pipeline.from_pretrained(nano, dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture(scope="module")
 def model():
     model = randomized(pc.PixArt(CONFIG))
     model.pos_embed.copy_(convert.position_buffer(CONFIG))

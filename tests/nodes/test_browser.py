@@ -44,20 +44,24 @@ def test_opens_as_the_graph_that_we_test_and_is_saved_as_it_was(schemas, page, n
         assert saved[node["id"]]["widgets_values"] == node["widgets_values"], node["type"]
 
 
-def test_in_the_place_of_another_packs_node_ours_has_room_for_itself(page):
-    """ComfyUI's exchange gives the new node the size of the old one, in the same turn as it makes it."""
-    fits = page.evaluate(
+def test_in_the_place_of_another_packs_node_ours_is_whole(page):
+    """ComfyUI's exchange puts the new node where the old one was, with its size, and does not tell it."""
+    whole = page.evaluate(
         """async () => {
+            const graph = window.app.graph;
+            const old = LiteGraph.createNode("Note");
+            graph.add(old);
             const node = LiteGraph.createNode("PixArtDeltaTextEncode");
-            node.size = [260, 120];
-            window.app.graph.add(node);
-            await new Promise(resolve => setTimeout(resolve, 500));
+            Object.assign(node, { id: old.id, size: [260, 120], graph });
+            graph._nodes[graph._nodes.indexOf(old)] = graph._nodes_by_id[old.id] = node;
+            await new Promise(resolve => setTimeout(resolve, 1000));
             const fits = node.computeSize().every((side, axis) => node.size[axis] >= side);
-            window.app.graph.remove(node);
-            return fits;
+            const texts = node.widgets.filter(widget => widget.element).map(widget => widget.element.isConnected);
+            graph.remove(node);
+            return [fits, texts];
         }"""
     )
-    assert fits and page.errors == []
+    assert whole == [True, [True, True]] and page.errors == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda path: path.stem)

@@ -43,6 +43,11 @@ RUN = """async ([type, values]) => {
     await window.app.queuePrompt(0);
 }"""
 
+SAID = """() => {
+    const [node] = window.app.graph._nodes;
+    return node.widgets.find(each => each.name === "pixart_delta_said")?.element.textContent;
+}"""
+
 
 @pytest.fixture(scope="module")
 def page(panel_server, open_page):
@@ -71,6 +76,7 @@ def test_it_is_refused_at_its_node(page, panel_server, name):
     page.wait_for_function("() => window.refused")
     refused = page.evaluate("() => window.refused")
     assert refused["node_type"] == f"PixArtDelta{kind}" and problem in refused["exception_message"]
+    assert problem in page.wait_for_function(SAID).json_value(), "the reason stands under its node"
     page.wait_for_timeout(1000)
     keep(page, f"doomed_{name}")
     assert f"doomed {name}" not in [job["name"] for job in jobs(panel_server)]

@@ -35,6 +35,11 @@ FOCUSED = "() => document.activeElement.dataset.action ?? document.activeElement
 POINTS = "points => Number(document.querySelector('.pxd-chart').dataset.points) === points"
 LINES = "() => Object.fromEntries(window.app.graph.nodes.map(node => [node.id, line(node)]).filter(([, text]) => text))"
 LINE = "const line = node => node.widgets?.find(widget => widget.name === 'pixart_delta_line')?.element.textContent;"
+TEMPLATE = ROOT / "workflows" / "PixArt 20 Train LCD.json"
+_IDS = {node["type"]: node["id"] for node in reversed(load_workflow(TEMPLATE)["nodes"])}
+DATASET, TRAIN, STATUS, PREVIEW = (
+    _IDS[kind] for kind in ("PixArtDeltaDataset", "PixArtDeltaTrainLCD", "PixArtDeltaTrainingStatus", "PreviewImage")
+)
 EXECUTED = """([id, output]) => window.app.api.dispatchCustomEvent(
     "executed", { node: String(id), display_node: String(id), prompt_id: "p", output })"""
 
@@ -68,8 +73,8 @@ def made(pretended):
 
 @pytest.fixture
 def graph(panel):
-    """The template of LCD in the editor: node 1 is the dataset, 2 a stock preview, 3 the training, 4 its status."""
-    workflow = load_workflow(ROOT / "workflows" / "PixArt 20 Train LCD.json")
+    """The template of LCD in the editor."""
+    workflow = load_workflow(TEMPLATE)
     panel.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
     return workflow
 
@@ -80,44 +85,46 @@ def test_a_node_shows_its_job_and_keeps_its_id(panel, pretended, made, graph, vu
     panel.evaluate("vue => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
     widgets = panel.evaluate("() => window.app.graph.serialize().nodes.map(node => node.widgets_values)")
     output = {"text": ["as it was then\nmemory 3 GB"], "pixart_delta_job": ["nodes-job"]}
-    for node in (2, 3):
+    for node in (PREVIEW, TRAIN):
         panel.evaluate(EXECUTED, [node, output])
-    panel.evaluate(EXECUTED, [4, {"pixart_delta_job": ["made-0"]}])
-    until_line(panel, 3, "Lake: paused · step 900 of 1000 · loss 0.01")
-    until_line(panel, 3, "loss 0.01\nmemory 3 GB")  # its estimate stays, below how far it is now
+    panel.evaluate(EXECUTED, [STATUS, {"pixart_delta_job": ["made-0"]}])
+    until_line(panel, TRAIN, "Lake: paused · step 900 of 1000 · loss 0.01")
+    until_line(panel, TRAIN, "loss 0.01\nmemory 3 GB")  # its estimate stays, below how far it is now
     for other in ("of-another-server", "made-2"):
-        panel.evaluate(EXECUTED, [1, {"pixart_delta_job": [other]}])
-        assert set(lines(panel)) == {"3", "4"}, "only of jobs that there are, under nodes of ours that can make them"
+        panel.evaluate(EXECUTED, [DATASET, {"pixart_delta_job": [other]}])
+        assert set(lines(panel)) == {str(TRAIN), str(STATUS)}, (
+            "only of jobs that there are, under nodes of ours that can make them"
+        )
 
     # Shown by the renderer, as text whatever it holds.
     shown = panel.locator(".pxd-line", has_text="Lake")
     shown.wait_for()
     assert shown.bounding_box()["height"] >= 16
-    assert "<script>" in lines(panel)["4"] and panel.locator(".pxd-line *").count() == 0
+    assert "<script>" in lines(panel)[str(STATUS)] and panel.locator(".pxd-line *").count() == 0
     assert panel.evaluate("() => window.hacked") is None
     keep(panel, f"node_line_{'nodes_2' if vue else 'canvas'}")
 
     # It follows the job, also in a page that is loaded anew with the saved workflow, whose values it does not shift.
     change(folder, result={"step": 950, "steps": 1000})
-    until_line(panel, 3, "step 950")
+    until_line(panel, TRAIN, "step 950")
     saved = panel.evaluate("() => window.app.graph.serialize()")
     assert [node.get("widgets_values") for node in saved["nodes"]] == widgets
     panel.reload()
     open_panel(panel)
     panel.evaluate("workflow => window.app.loadGraphData(workflow)", saved)
-    until_line(panel, 3, "step 950")
+    until_line(panel, TRAIN, "step 950")
     forget(folder)
-    panel.wait_for_function(f"() => {{ {LINE} return !line(window.app.graph.getNodeById(3)); }}")
+    panel.wait_for_function(f"() => {{ {LINE} return !line(window.app.graph.getNodeById({TRAIN})); }}")
     panel.evaluate("() => window.app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)")
 
 
 def test_an_estimate_is_shown_under_its_node(panel, pretended, graph):
-    panel.evaluate(EXECUTED, [3, {"pixart_delta_job": ["made-2"]}])
-    until_line(panel, 3, "made 2: done")
-    panel.evaluate(EXECUTED, [3, {"text": [f"memory 3 GB\n{HOSTILE}"]}])
-    until_line(panel, 3, "memory 3 GB\n<img")
+    panel.evaluate(EXECUTED, [TRAIN, {"pixart_delta_job": ["made-2"]}])
+    until_line(panel, TRAIN, "made 2: done")
+    panel.evaluate(EXECUTED, [TRAIN, {"text": [f"memory 3 GB\n{HOSTILE}"]}])
+    until_line(panel, TRAIN, "memory 3 GB\n<img")
     assert panel.evaluate("() => window.hacked") is None
-    assert "pixart_delta_job" not in panel.evaluate("() => window.app.graph.getNodeById(3).properties")
+    assert "pixart_delta_job" not in panel.evaluate(f"() => window.app.graph.getNodeById({TRAIN}).properties")
     # Other nodes of ours say theirs by the frontend's own means: it would be there twice.
     loader = panel.evaluate(
         """() => {
@@ -127,7 +134,7 @@ def test_an_estimate_is_shown_under_its_node(panel, pretended, graph):
         }"""
     )
     panel.evaluate(EXECUTED, [loader, {"text": ["a plan"]}])
-    assert set(lines(panel)) == {"3"}
+    assert set(lines(panel)) == {str(TRAIN)}
 
 
 def test_what_a_running_job_waits_for_and_that_it_gets_little_is_seen(panel, made, graph):
@@ -136,7 +143,7 @@ def test_what_a_running_job_waits_for_and_that_it_gets_little_is_seen(panel, mad
             ours = {"pid": sleeper.pid, "identity": process.identity(sleeper.pid)}
             folder = made("slow", 700.0, state="running", device="cuda:7", **ours)
             status = {"state": "running", "pid": sleeper.pid, "time": 1e9, "step": 1, "steps": 9}
-            panel.evaluate(EXECUTED, [3, {"pixart_delta_job": ["slow"]}])
+            panel.evaluate(EXECUTED, [TRAIN, {"pixart_delta_job": ["slow"]}])
             for said in (
                 {"notice": "gets 7% of the processor time that it could use: other programs keep this machine busy"},
                 {"waiting": "waiting for the data's store, for 0:01:00: s3://data/dataset.json cannot be read"},
@@ -145,7 +152,7 @@ def test_what_a_running_job_waits_for_and_that_it_gets_little_is_seen(panel, mad
                 (words,) = said.values()
                 state_of(panel, "slow", "running")
                 open_job(panel, "slow").locator(".pxd-reason", has_text=words).wait_for()
-                until_line(panel, 3, words)
+                until_line(panel, TRAIN, words)
         finally:
             sleeper.kill()
 

@@ -162,6 +162,7 @@ def test_a_training_starts_without_a_graph(panel_server, panel, made):  # noqa: 
     state_of(panel, "data-made", "paused")
     panel.locator('[data-form="new"]').click()
     form = panel.locator(".pxd-form[open]")
+    assert form.locator("select").first.input_value() == "lcd", "what most come for stands first"
     form.locator("select").first.select_option("lcm-lora")
     assert form.locator('[data-setting="lora_rank"]').count() == 1
     form.locator('[data-setting="steps"]').fill("0")

@@ -62,7 +62,7 @@ def test_links_join_what_they_say(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
 def test_a_preview_picture_lies_beside_it(path):
     with Image.open(path.with_suffix(".jpg")) as picture:
-        assert picture.format == "JPEG" and min(picture.size) >= 200
+        assert picture.format == "JPEG" and picture.size == (384, 384), "as large as its neighbours in the list"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)

@@ -103,7 +103,7 @@ def test_half_made_things_are_swept_and_do_not_count(tmp_path):
     assert not setup.is_complete(complete)
 
 
-def test_a_second_setup_reuses_and_links(clone, tmp_path, capsys):
+def test_a_second_setup_reuses_and_links(clone, tmp_path, capsys, monkeypatch):
     cache = setup.cache_folder()
     comfyui = setup.comfyui_folders(cache)
     environment = complete_environment(setup.environment_folder(cache, setup.ingredients(comfyui)))
@@ -119,7 +119,8 @@ def test_a_second_setup_reuses_and_links(clone, tmp_path, capsys):
     assert not (clone / ".venv").is_symlink()
     assert not (clone / ".comfyui").exists()
     assert environment.exists()
-    setup.setup()
+    monkeypatch.setattr("sys.argv", ["setup.py"])
+    assert setup.main() == 0 and "make run" in capsys.readouterr().out, "also where there was nothing to do"
     setup.clean(with_cache=True)
     assert not environment.exists() and not any(folder.exists() for folder in comfyui.values())
 

@@ -51,7 +51,7 @@ def engine_of(rank, world, **values):
     config = make_config("finetune", {"run": "r", "data": "d", "base": "b", "precision": "fp32", **values})
     model = nn.Module()
     model.weight = nn.Parameter(torch.arange(float(PICTURES)))
-    engine = Engine(config, OneEach(config, model, average=False), connect())
+    engine = Engine(OneEach(config, model, average=False), connect())
     engine.processes = SimpleNamespace(count=world, index=rank)
     return engine
 

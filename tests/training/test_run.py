@@ -217,7 +217,7 @@ def test_a_loss_that_is_read_late_is_still_never_saved(material, tmp_path, read_
 
 def make_engine(material, tmp_path, **values):
     config = make_config("lcd", settings("lcd", material, tmp_path, **SHORT | values))
-    return Engine(config, TASKS["lcd"](config), connect())
+    return Engine(TASKS["lcd"](config), connect())
 
 
 def test_accumulated_gradients_are_those_of_the_mean(material, tmp_path, monkeypatch):

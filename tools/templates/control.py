@@ -61,8 +61,10 @@ class Controlled:
         saved = save(decoded, prefix)
         apart = [] if self.loaded.model is self.control else [self.control]
         loaders = [node for node in self.loaded.nodes if node not in apart]
+        # Load Image grows with its picture, out of any frame.
+        framed = Group("Picture", "red", [self.picture]) if self.weights is NANO else Group("", "", [self.picture])
         columns = [
-            Column(245, [Group("Load", "blue", loaders), Group("Picture", "red", [self.picture])]),
+            Column(245, [Group("Load", "blue", loaders), framed]),
             Column(250, [Group("Prompt", "green", [self.prompt]), Group("Hint", "red", [*apart, self.hint[0]])]),
             Column(235, [Group("Control", "yellow", [self.applied, self.seen]), Group("Size", "green", [self.size])]),
             Column(235, [Group("Sample", "purple", [sampler])]),

@@ -211,7 +211,7 @@ def draft_and_pick() -> Template:
     seed = Node("PrimitiveInt", 86, {"value": 21}, title="Seed of both")
     prompt, shape = text(loaded, NANO.prompts[0]), size(NANO, batch=16)
     draft = lcm(loaded.model["MODEL"], prompt["positive"], shape["latent"], 21, steps=1)
-    pick = Node("LatentFromBatch", 92, {"batch_index": 2}, {"samples": draft["LATENT"]}, title="Pick (0 is the first)")
+    pick = Node("LatentFromBatch", 92, {"batch_index": 2}, {"samples": draft["LATENT"]}, title="Pick (from 0)")
     # From the draft and not from its noise: of that, four steps make another picture (docs/measured.md).
     drawn = lcm(loaded.model["MODEL"], prompt["positive"], pick["LATENT"], 21, steps=4, denoise=0.5)
     for sampler in (draft, drawn):
@@ -226,13 +226,13 @@ def draft_and_pick() -> Template:
         "sixteen others."
     )
     columns = [
-        Column(220, [Group("Load", "blue", loaded.nodes), Group("Size", "green", [shape])]),
-        Column(210, [Group("Prompt", "green", [prompt, seed])]),
+        Column(224, [Group("Load", "blue", loaded.nodes), Group("Size", "green", [shape])]),
+        Column(200, [Group("Prompt", "green", [prompt, seed])]),
         Column(200, [Group("Draft", "purple", [draft])]),
-        Column(165, [Group("Sheet", "cyan", [drafts]), Group("Pick", "yellow", [pick])]),
-        Column(210, [Group("", "", [sheet]), Group("Sample", "purple", [drawn])]),
+        Column(198, [Group("Sheet", "cyan", [drafts]), Group("Pick", "yellow", [pick])]),
+        Column(200, [Group("", "", [sheet]), Group("Sample", "purple", [drawn])]),
         Column(165, [Group("Save", "cyan", [decoded])]),
-        Column(200, [Group("", "", [saved]), Group("", "", [note(name, says, 330)])]),
+        Column(190, [Group("", "", [saved]), Group("", "", [note(name, says, 330)])]),
     ]
     app = ([(prompt, "prompt"), (seed, "value"), (pick, "batch_index")], [sheet, saved])
     return Template(named(13, name), columns, app)

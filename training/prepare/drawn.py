@@ -24,8 +24,8 @@ from ...pixart_core.steps import Steps
 from ...pixart_core.vae import FACTOR
 from ..config import PrepareConfig
 from ..data.contents import identify
-from ..data.dataset import collate
 from ..data.draws import generator_for
+from ..data.samples import collate
 from ..task import DTYPES
 from .inputs import Inputs, digest, with_trigger
 from .prompted import shapes_of

@@ -13,7 +13,7 @@ from ...pixart_core.model import PixArt
 from ...pixart_core.t5 import read_t5_config
 from ...pixart_core.text import find_text_encoder
 from ..config import ConfigError, PrepareConfig
-from ..data.dataset import CAPTION_PADDING, padded
+from ..data.samples import CAPTION_PADDING, padded
 from ..data.shards import DataError
 from ..task import require_guidable
 from .inside import check_inside

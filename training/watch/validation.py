@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig
 from ..data import FeatureDataset
-from ..data.dataset import to_float32
 from ..data.draws import Draws, to_device
+from ..data.samples import to_float32
 from ..task import Task
 
 BANDS = 4
@@ -68,12 +67,13 @@ class Validation:
         return dict(zip(NAMES, [sum(bands) / BANDS, *bands], strict=True))
 
 
-def held_out(config: TrainConfig, data: FeatureDataset, task: Task) -> Validation | None:
-    """What the settings hold out of `data`, which from then on is without it; None if nothing.
+def held_out(task: Task, data: FeatureDataset) -> Validation | None:
+    """What a task's settings hold out of `data`, which from then on is without it; None if nothing.
 
     Raises:
         DataError, ConfigError: if the features of `validation_data` do not fit, or nothing would be left to train on.
     """
+    config = task.config
     if config.validation_data:
         source = FeatureDataset(config.validation_data)
         task.check_data(source)

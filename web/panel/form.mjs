@@ -34,7 +34,7 @@ export class Form {
     /** Show it, empty or with another job's settings to change. Throws when the server does not answer. */
     async open(job = null, name = "") {
         this.form = await this.store.form();
-        this.command.replaceChildren(...Object.keys(this.form.commands).map((command) => h("option", { value: command }, command)));
+        this.command.replaceChildren(...Object.keys(this.form.commands).map((command) => h("option", { value: command }, t(`${command}_does`))));
         const recipes = [...this.form.recipes.map((each) => [each, each]), ["", t("none")]];
         this.recipe.replaceChildren(...recipes.map(([value, text]) => h("option", { value }, text)));
         if (job) this.command.value = job.command;
