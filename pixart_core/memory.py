@@ -160,12 +160,17 @@ class MemoryPlan:
 
 def transformer_parameters(config: PixArtConfig) -> int:
     """Weights of a PixArt transformer, without the position table that is never read."""
+    c = config.hidden_size
+    caption = config.caption_channels * c + c + c * c + c + config.model_max_length * config.caption_channels
+    return product_parameters(config) + caption + stream_parameters(config)
+
+
+def product_parameters(config: PixArtConfig) -> int:
+    """Those of them that the blocks multiply by, biases included: what `int8.quantize_blocks` makes 8 bits wide."""
     c, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
     attention = 3 * c * c + 3 * c + c * c + c
     cross = c * c + c + 2 * c * c + 2 * c + c * c + c
-    block = attention + cross + 2 * c * hidden + hidden + c
-    caption = config.caption_channels * c + c + c * c + c + config.model_max_length * config.caption_channels
-    return config.depth * block + caption + stream_parameters(config)
+    return config.depth * (attention + cross + 2 * c * hidden + hidden + c)
 
 
 def stream_parameters(config: PixArtConfig) -> int:
@@ -193,6 +198,7 @@ def memory_plan(
     guidance: bool = False,
     keep: bool = False,
     tile: int | None = None,
+    int8_blocks: bool = False,
 ) -> MemoryPlan:
     """Estimate what is in memory while a prompt is encoded, a latent sampled and a picture decoded.
 
@@ -209,6 +215,7 @@ def memory_plan(
         keep: whether every model stays in memory; False = the text encoder leaves once the prompt is encoded, and
             transformer and autoencoder are there only while they work.
         tile: side in px of the tiles that a picture is decoded in; None = whole.
+        int8_blocks: whether the transformer's blocks are in 8 bits (`int8.quantize_blocks`).
 
     Returns:
         A MemoryPlan with the stages encode, sample and decode. Left out: what the driver itself takes (about 0.5 GB
@@ -223,8 +230,7 @@ def memory_plan(
     rows = batch * (2 if guidance else 1)
     weights = {
         "encode": text.weight_bytes(text_dtype, quantization) if text else 0.0,
-        "sample": transformer_parameters(config) * dtype.itemsize
-        + stream_parameters(config) * (stream_dtype(dtype).itemsize - dtype.itemsize),
+        "sample": _transformer_bytes(config, dtype, int8_blocks),
         "decode": vae.parameters * vae_dtype.itemsize if vae else 0.0,
     }
     activations = {
@@ -248,6 +254,12 @@ def memory_plan(
         f"text encoder {quantization if quantization != 'none' else 'not quantised'}, {leaves}"
     )
     return MemoryPlan(tuple(stages), title)
+
+
+def _transformer_bytes(config: PixArtConfig, dtype: torch.dtype, int8_blocks: bool) -> float:
+    stream = stream_parameters(config) * (stream_dtype(dtype).itemsize - dtype.itemsize)
+    narrower = product_parameters(config) * (dtype.itemsize - _INT8_BYTES) if int8_blocks else 0
+    return transformer_parameters(config) * dtype.itemsize + stream - narrower
 
 
 def _decoding(vae: VaeShape, batch: int, height: int, width: int, dtype: torch.dtype, tile: int | None) -> float:

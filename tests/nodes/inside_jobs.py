@@ -68,8 +68,9 @@ class Setup:
         values = {"base": BASE, "data": "data", "steps": 3, **changed}
         return self.training.start_training(command, name, values, more, estimate_only, free, recipe)
 
-    def prepare(self, name: str, place: str = "pictures"):
-        return self.dataset.prepare_dataset(name, {"input": place, "models": "bundled/nano", "resolution": 128}, "", 16)
+    def prepare(self, name: str, place: str = "pictures", **more):
+        values = {"input": place, "models": "bundled/nano", "resolution": 128, **more}
+        return self.dataset.prepare_dataset(name, values, "", 16)
 
     def put(self, job_id: str, state: str, **more):
         """A job as it would be later."""
@@ -345,22 +346,26 @@ def check_a_job_says_that_it_waits_or_gets_little_of_the_processor(setup):
 
 def check_a_dataset_is_made_again_when_its_pictures_change(setup):
     setup.pictures(setup.input / "changing")
-    made = setup.prepare("changing", "changing")
+    masks = setup.input / "masks"
+    setup.pictures(masks)
+    prepare = functools.partial(setup.prepare, "changing", "changing", masks="folder", mask_folder=str(masks))
+    made = prepare()
     setup.finish(made)
     job = setup.jobs.queue().job
-    assert setup.prepare("changing", "changing").job == made.job and job(made.job).state == "done"
+    assert prepare().job == made.job and job(made.job).state == "done"
     for change in (
         lambda: setup.pictures(setup.input / "changing", ("c",)),
         lambda: (setup.input / "changing" / "a.txt").write_text("another caption"),
         lambda: (setup.input / "changing" / "b.png").unlink(),
+        lambda: (masks / "a.png").unlink(),
     ):
         change()
-        again = setup.prepare("changing", "changing")
+        again = prepare()
         assert again.job == made.job
         assert job(made.job).state == "queued"
         assert "the queue" in again.report
         setup.finish(again)
-    assert setup.prepare("changing", "changing").report.startswith("{}changing: done")
+    assert prepare().report.startswith("{}changing: done")
 
     values = {"base": BASE, "data": str(made.folder), "steps": 3}
     (made.folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
@@ -368,7 +373,7 @@ def check_a_dataset_is_made_again_when_its_pictures_change(setup):
     setup.put(reader, "running")
     setup.pictures(setup.input / "changing", ("d",))
     with raises("training the reader reads its dataset"):
-        setup.prepare("changing", "changing")
+        prepare()
     setup.put(reader, "paused")
 
 
