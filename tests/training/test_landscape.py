@@ -91,7 +91,7 @@ def test_drawing_is_reproducible_and_boundaries_lie_where_areas_meet():
 
 def test_evaluation_landscapes_are_never_trained_on_and_captions_are_fixed():
     rng = random.Random(0)
-    assert not any(landscape.is_held_out(WORLD.random(rng)) for _ in range(2000))
+    assert not any(landscape.is_held_out(WORLD.pick(rng)) for _ in range(2000))
     for make in (held_out_prompts, hard_prompts):
         prompts = make(200, 256, WORLD)
         assert all(landscape.is_held_out(scene) for scene, _, _ in prompts)
@@ -104,7 +104,7 @@ def test_evaluation_landscapes_are_never_trained_on_and_captions_are_fixed():
 def test_captions_of_different_landscapes_differ_and_say_numbers_and_order():
     rng, said = random.Random(0), {}
     for _ in range(4000):
-        scene = WORLD.random(rng)
+        scene = WORLD.pick(rng)
         assert said.setdefault(WORLD.caption(scene, rng), scene) == scene
     assert len(said) > 3900
     pair = Landscape("night", "left", "grey", "meadow", "clouds", 2, (Group("sheep", 3), Group("house", 1)))
@@ -118,7 +118,7 @@ def test_every_kind_and_number_is_drawn():
     rng = random.Random(1)
     seen = Counter()
     for _ in range(3000):
-        seen.update((group.kind, group.count) for group in WORLD.random(rng).groups)
+        seen.update((group.kind, group.count) for group in WORLD.pick(rng).groups)
     assert set(seen) == {(kind, n + 1) for kind, most in landscape.MOST.items() for n in range(most)}
 
 
@@ -132,5 +132,5 @@ def test_a_family_remembers_its_world(tmp_path):
 def test_a_text_encoder_is_asked_for_all_that_captions_say(number):
     rng, world = random.Random(2), WORLDS[number]
     for _ in range(300):
-        said = world.said(world.random(rng))
+        said = world.said(world.pick(rng))
         assert all(said[name] in values for name, values in world.values.items())

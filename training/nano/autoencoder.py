@@ -70,7 +70,7 @@ class Source:
             with Image.open(rng.choice(self.files)) as picture:
                 return picture.convert("RGB")
         size = resized(rng.choice(SIZES), self.resolution)
-        return self.world.draw(self.world.random(rng), size, rng.randrange(2**31))
+        return self.world.draw(self.world.pick(rng), size, rng.randrange(2**31))
 
     def crops(self, rng: random.Random, batch: int, side: int) -> Tensor:
         """(batch, 3, side, side) in -1 … 1, some of them of edge maps."""

@@ -42,7 +42,7 @@ def held_out_prompts(count: int, resolution: int = 128, world: World = WORLDS[1]
         world: that the model was trained on.
     """
     rng = random.Random(SEED)
-    scenes = [world.random(rng, held_out=True) for _ in range(count)]
+    scenes = [world.pick(rng, held_out=True) for _ in range(count)]
     return [(scene, world.caption(scene, rng), _size(index, resolution)) for index, scene in enumerate(scenes)]
 
 

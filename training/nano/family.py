@@ -240,7 +240,8 @@ class Maker:
 
     def describe(self) -> str:
         """The plan as a table: each part, about how long it takes here, or how long it took."""
-        lines, waves = [], {}
+        lines: list[str] = []
+        waves: dict[int, list[float]] = {}
         for part in self.plan.parts:
             if self.is_done(part):
                 lines.append(f"{part.name:12} done in {duration(self.done[part.name]['seconds'])}")
@@ -249,7 +250,7 @@ class Maker:
             waves.setdefault(part.wave, []).append(seconds)
             beside = " beside others" if self.together and self._beside(part) else ""
             lines.append(f"{part.name:12} about {duration(seconds)}{beside}")
-        left = sum((max if self.together else sum)(seconds) for seconds in waves.values())
+        left = sum(max(seconds) if self.together else sum(seconds) for seconds in waves.values())
         where = "a GPU" if self.has_gpu else "two CPU cores"
         return "\n".join([*lines, f"together about {duration(left)} on {where}, in {self.plan.work}"])
 

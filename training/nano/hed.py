@@ -44,7 +44,7 @@ def scene_batch(
     """
     pictures, edges = [], []
     for _ in range(count):
-        scene, seed = world.random(rng), rng.randrange(2**31)
+        scene, seed = world.pick(rng), rng.randrange(2**31)
         picture = world.draw(scene, size, seed)
         if rng.random() < 0.5:
             picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))

@@ -7,11 +7,12 @@ nothing is known of the caption.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
 
+from .canvas import Colour
 from .checker import NEAR, colour_distance, pieces, sky_side
 from .landscape import LIGHTS, THINGS, Group, Landscape
 from .painting import AURORA, BANDS
@@ -59,19 +60,20 @@ _AREAS = {"house": 0.006, "tree": 0.0025, "tent": 0.003, "sheep": 0.0012, "boat"
 _BALLOON_AREA, _CLOUD_AREA, _LIGHT_AREA = 0.005, 0.006, 0.0012
 _TRIM = (TRUNK, WINDOW, FACE, ROCK, SAIL, BASKET)
 
-Colours = Iterable[Sequence[float]]
+Colours = Iterable[Colour | np.ndarray]
 
 
 class _Named:
     """Colours with names; `find` tells where one name's colours are the nearest, and near."""
 
     def __init__(self) -> None:
-        self.colours: list[Sequence[float]] = []
+        self.colours: list[Colour] = []
         self.names: list[str] = []
 
     def add(self, name: str, colours: Colours) -> None:
         for colour in colours:
-            self.colours.append(tuple(colour))
+            red, green, blue = colour
+            self.colours.append((red, green, blue))
             self.names.append(name)
 
     def read(self, pixels: np.ndarray) -> np.ndarray:
@@ -110,7 +112,7 @@ def _rows(pixels: np.ndarray, part: tuple[float, float]) -> np.ndarray:
     return pixels[round(part[0] * len(pixels)) : round(part[1] * len(pixels))]
 
 
-def _shades(colour: Sequence[float], time: str, *factors: float) -> list[Sequence[float]]:
+def _shades(colour: Colour, time: str, *factors: float) -> list[Colour]:
     return [lit(colour, time, factor) for factor in factors]
 
 
@@ -157,8 +159,9 @@ def _above(pixels: np.ndarray, time: str, side: str) -> tuple[str, int]:
         for index, band in enumerate(BANDS):
             named.add("rainbow" if index == 3 else "band", [behind + 0.8 * (np.asarray(band) - behind)])
     for colour in MOUNTAINS.values():
-        rocks = [lit(colour, time, shade) for shade in (LIT, 0.86, SHADED)]
-        named.add("rock", [*rocks, *(0.65 * np.asarray(rock) + 0.35 * bottom for rock in rocks)])
+        rocks = _shades(colour, time, LIT, 0.86, SHADED)
+        named.add("rock", rocks)
+        named.add("rock", (0.65 * np.asarray(rock) + 0.35 * bottom for rock in rocks))
     names, square = named.read(sky), min(pixels.shape[:2]) ** 2
     areas = {"clouds": _CLOUD_AREA, LIGHTS[time]: _LIGHT_AREA}
     names[round(_ABOVE_PEAKS * len(pixels)) :][names[round(_ABOVE_PEAKS * len(pixels)) :] == "clouds"] = ""

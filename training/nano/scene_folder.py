@@ -37,7 +37,7 @@ def plan(
     """Scene, size, seed of its drawing, and lines of caption of every picture."""
     rng = random.Random(seed)
     for index in range(pictures):
-        scene = world.random(rng)
+        scene = world.pick(rng)
         drawing = rng.randrange(2**31)
         lines = [EMPTY if rng.random() < EMPTY_SHARE else world.caption(scene, rng) for _ in range(WORDINGS)]
         yield scene, resized(SIZES[index % len(SIZES)], resolution), drawing, lines

@@ -32,7 +32,7 @@ def train_tokenizer(output: Path, vocabulary: int, captions: int, seed: int, wor
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "captions.txt")
-        lines = [world.caption(world.random(rng), rng) for _ in range(captions)]
+        lines = [world.caption(world.pick(rng), rng) for _ in range(captions)]
         words = sorted({word.strip(",") for line in lines for word in line.split()})
         # A piece must occur in two different strings to become a candidate: so every word comes with two endings.
         text.write_text("\n".join(lines + [word + end for word in words for end in (",", ".")]), "utf-8")
@@ -118,7 +118,7 @@ def train(
     )
     while learner.step < steps:
         rng = step_rng(seed, learner.step)
-        scenes = [place.random(rng) for _ in range(batch)]
+        scenes = [place.pick(rng) for _ in range(batch)]
         encoded = tokenizer(
             [place.caption(scene, rng) for scene in scenes],
             padding=True,

@@ -38,7 +38,7 @@ class World(ABC):
     values: ClassVar[Mapping[str, Sequence[Any]]]
 
     @abstractmethod
-    def random(self, rng: random.Random, held_out: bool = False) -> Any:
+    def pick(self, rng: random.Random, held_out: bool = False) -> Any:
         """A scene of the part that is trained on, or of the part that is kept for the evaluation."""
 
     @abstractmethod
@@ -85,7 +85,7 @@ class First(World):
     }
     """Words that say how many there are."""
 
-    def random(self, rng, held_out=False):
+    def pick(self, rng, held_out=False):
         return scenes.random_scene(rng, held_out)
 
     def hard(self, rng, index):
@@ -125,7 +125,7 @@ class Second(World):
         "leftmost": ("nothing", *landscape.MOST),
     }
 
-    def random(self, rng, held_out=False):
+    def pick(self, rng, held_out=False):
         return landscape.random_landscape(rng, held_out)
 
     def hard(self, rng, index):
