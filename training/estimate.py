@@ -29,7 +29,7 @@ from .data.dataset import require_hints
 from .machine import in_units, out_of_memory, require_packages, require_room
 from .recipes import recipe_for
 from .run_dir import RunDir
-from .step.optimizers import STATE_BYTES
+from .step.optimizers import STATE_BYTES, check_optimizer
 from .task import DTYPES, Outline, check_data, count_parameters, decided, describe_base
 from .tasks import TASKS
 
@@ -146,12 +146,15 @@ def pictures_text(
     return f"{text}, {low}{'' if low == high else f' to {high}'} in a batch"
 
 
-def check_before(config: TrainConfig, location: object, description: Mapping[str, Any]) -> PixArtConfig:
+def check_before(
+    config: TrainConfig, location: object, description: Mapping[str, Any], device: torch.device
+) -> PixArtConfig:
     """Whether a training can begin, as far as names and shapes tell: no weights are loaded.
 
     Args:
         location: of the features that it trains on.
         description: theirs (`FeatureDataset.description`), or what is known of it before they are there.
+        device: that it will run on.
 
     Returns:
         The shape of its base model.
@@ -161,6 +164,7 @@ def check_before(config: TrainConfig, location: object, description: Mapping[str
     """
     task = TASKS[config.command]
     require_packages(task.packages(config))
+    check_optimizer(config, device)
     shape, null_caption = describe_base(task, config)
     check_data(location, description, config, shape.caption_channels, null_caption)
     if task.needs_hint:
@@ -253,7 +257,7 @@ def dry_run(config: TrainConfig) -> None:
         load_vae(config.models)
     data = FeatureDataset(config.data)
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
-    shape = check_before(config, data.location, data.description)
+    shape = check_before(config, data.location, data.description, device)
     expected = estimate(config, shape, height, width, processes.count)
     duration = time_text(expected, config, device)
     if processes.is_main:  # the others' host need not have the run's disk

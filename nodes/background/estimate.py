@@ -49,12 +49,12 @@ def check_and_estimate(config: TrainConfig, data: Prepared, run: RunDir, refuse:
         CheckpointError, ConfigError, DataError, DiskError, ImportError: what the job would fail with.
     """
     description = FeatureDataset(data.folder).description if data.ready else data.promised
-    shape = check_before(config, data.folder, description)
+    device = memory.get_torch_device()
+    shape = check_before(config, data.folder, description, device)
     sizes = _sizes(data.folder)
     if not sizes:
         return "The dataset is still being looked at: the estimate comes with the next run."
     size = max(sizes, key=lambda size: size[0] * size[1])
-    device = memory.get_torch_device()
     total = memory.get_total_memory(device)
     config = decided(config, device)
     expected = estimate(config, shape, *size)
