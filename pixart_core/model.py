@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .aliases import Attention, Device, DType, Operations
 from .config import PixArtConfig
+from .factory import Factory
 from .functional import attention as sdpa_attention
 from .functional import exactly, position_embedding
-from .layers import Block, CaptionEmbedder, Conditions, FinalLayer, PatchEmbed, ScalarEmbedder, stream_dtype
+from .layers import Block, CaptionEmbedder, Conditions, FinalLayer, PatchEmbed, ScalarEmbedder, in_stream
 
 _GRIDS = 4
 """Sizes whose position grid is kept (75 MB at 2048 px)."""
@@ -40,22 +41,22 @@ class PixArt(nn.Module):
     def __init__(self, config: PixArtConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
         self.config = config
-        kwargs: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
-        ends = {**kwargs, "dtype": stream_dtype(dtype)}
+        make = Factory(dtype, device, operations)
+        ends = in_stream(make)
         dim = config.hidden_size
         self._weights_set_dtype = operations is nn
-        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, dim, **ends)
-        self.t_embedder = ScalarEmbedder(dim, **ends)
-        self.t_block = nn.Sequential(nn.SiLU(), operations.Linear(dim, 6 * dim, dtype=ends["dtype"], device=device))
-        self.y_embedder = CaptionEmbedder(config.caption_channels, dim, config.model_max_length, **kwargs)
+        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, dim, ends)
+        self.t_embedder = ScalarEmbedder(dim, ends)
+        self.t_block = nn.Sequential(nn.SiLU(), ends.linear(dim, 6 * dim))
+        self.y_embedder = CaptionEmbedder(config.caption_channels, dim, config.model_max_length, make)
         if config.micro_condition:
-            self.csize_embedder = ScalarEmbedder(dim // 3, **ends)
-            self.ar_embedder = ScalarEmbedder(dim // 3, **ends)
+            self.csize_embedder = ScalarEmbedder(dim // 3, ends)
+            self.ar_embedder = ScalarEmbedder(dim // 3, ends)
         # Kept only so that the authors' files load strictly: forward computes the grid of the size it is given.
-        self.register_buffer("pos_embed", torch.zeros(1, config.base_size**2, dim, dtype=dtype, device=device))
-        blocks = (Block(dim, config.num_heads, config.mlp_ratio, **kwargs) for _ in range(config.depth))
+        self.register_buffer("pos_embed", make.zeros(1, config.base_size**2, dim))
+        blocks = (Block(dim, config.num_heads, config.mlp_ratio, make) for _ in range(config.depth))
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))  # a ModuleList does not say of what
-        self.final_layer = FinalLayer(dim, config.patch_size**2 * config.out_channels, **ends)
+        self.final_layer = FinalLayer(dim, config.patch_size**2 * config.out_channels, ends)
 
     def forward(
         self,
