@@ -11,7 +11,8 @@ import torch
 
 from .config import PixArtConfig
 from .functional import preferred_dtype
-from .layers import stream_dtype
+from .layers import is_in_stream, stream_dtype
+from .model import PixArt
 
 GB = 1e9
 _NF4_BYTES = 0.5 + 4 / 64  # a float32 scale for every 64 weights
@@ -160,22 +161,13 @@ class MemoryPlan:
 
 def transformer_parameters(config: PixArtConfig) -> int:
     """Weights of a PixArt transformer, without the position table that is never read."""
-    c, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
-    attention = 3 * c * c + 3 * c + c * c + c
-    cross = c * c + c + 2 * c * c + 2 * c + c * c + c
-    block = attention + cross + 2 * c * hidden + hidden + c
-    caption = config.caption_channels * c + c + c * c + c + config.model_max_length * config.caption_channels
-    return config.depth * block + caption + stream_parameters(config)
+    return sum(_weights(config).values())
 
 
-def stream_parameters(config: PixArtConfig) -> int:
-    """Those of them that are float32 whatever the rest is; see `layers`."""
-    c = config.hidden_size
-    scalar = (256 * c + c) + (c * c + c)
-    micro = 2 * ((256 * c // 3 + c // 3) + (c // 3) ** 2 + c // 3) if config.micro_condition else 0
-    patch, out = config.patch_size**2, config.patch_size**2 * config.out_channels
-    adaln = (6 * c * c + 6 * c) + config.depth * 6 * c
-    return scalar + micro + adaln + (patch * config.in_channels * c + c) + (out * c + out + 2 * c)
+def _weights(config: PixArtConfig) -> dict[str, int]:
+    """Name -> size of each of them."""
+    state = PixArt(config, device="meta").state_dict()
+    return {name: tensor.numel() for name, tensor in state.items() if name != "pos_embed"}
 
 
 def memory_plan(
@@ -223,8 +215,10 @@ def memory_plan(
     rows = batch * (2 if guidance else 1)
     weights = {
         "encode": text.weight_bytes(text_dtype, quantization) if text else 0.0,
-        "sample": transformer_parameters(config) * dtype.itemsize
-        + stream_parameters(config) * (stream_dtype(dtype).itemsize - dtype.itemsize),
+        "sample": sum(
+            size * (stream_dtype(dtype) if is_in_stream(name) else dtype).itemsize
+            for name, size in _weights(config).items()
+        ),
         "decode": vae.parameters * vae_dtype.itemsize if vae else 0.0,
     }
     activations = {

@@ -47,7 +47,7 @@ from ...training.jobs import JobError, NoSuchJob, plain_text, read_metrics
 from ...training.run_dir import RunDirError
 from . import queue as jobs
 from .desktop import show_folder
-from .paths import PathError, checked_settings
+from .paths import PathError, checked_settings, listed
 from .start import form, start_form
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ def _create(path: dict, query: dict, body: Any) -> Any:
         raise Refused(400, f"no training {command!r}: {', '.join(TRAININGS)}")
     if not isinstance(settings, dict) or not isinstance(name, str) or set(body) - {"command", "settings", "name"}:
         raise Refused(400, 'a job is {"command": text, "settings": object, "name": text}')
-    job = jobs.queue().create(checked_settings(TRAININGS[command], settings), name, jobs.device())
+    job = jobs.queue().create(checked_settings(TRAININGS[command], settings, listed(settings)), name, jobs.device())
     jobs.watcher().wake()
     return jobs.view(job)
 
