@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .aliases import Device, Operations, PathLike
+from .aliases import Device, PathLike
 from .config import PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
 from .convert import authors_to_diffusers, config_to_diffusers, position_buffer
@@ -156,25 +156,16 @@ def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> tor
 
 
 def load_pixart(
-    path: PathLike,
-    dtype: torch.dtype | None = None,
-    device: Device = None,
-    operations: Operations = nn,
-    config: PixArtConfig | None = None,
+    path: PathLike, dtype: torch.dtype | None = None, device: Device = None, config: PixArtConfig | None = None
 ) -> PixArt:
     """A transformer from a file or folder in any known layout, strict, in eval mode.
 
     The weights are the mapped file itself as long as they need no cast, no fusing and no other device.
 
-    Args:
-        operations: namespace that Linear and Conv2d are taken from.
-        Others: as in `read_pixart`.
-
-    Raises:
-        CheckpointError: as `read_pixart`.
+    Args and raises: as `read_pixart`.
     """
     config, state = read_pixart(path, dtype, device, config, exact_stream=True)
-    model = PixArt(config, device="meta", operations=operations)
+    model = PixArt(config, device="meta")
     if "y_embedder.y_embedding" not in state:
         model.y_embedder.y_embedding = None
     model.load_state_dict(state, strict=True, assign=True)
@@ -298,18 +289,14 @@ def _require_copies(path: Path, config: PixArtConfig, copies: int, wiring: str) 
 
 
 def load_controlnet(
-    path: PathLike,
-    dtype: torch.dtype | None = None,
-    device: Device = None,
-    operations: Operations = nn,
-    config: PixArtConfig | None = None,
+    path: PathLike, dtype: torch.dtype | None = None, device: Device = None, config: PixArtConfig | None = None
 ) -> ControlNetTransformer:
     """A ControlNet from any layout of `read_controlnet`, strict, in eval mode, memory-mapped.
 
     Of class `ControlNetUNet` where the file says so.
     """
     config, copy_blocks_num, wiring, state = read_controlnet(path, dtype, device, config)
-    control = WIRINGS[wiring](config, copy_blocks_num, device="meta", operations=operations)
+    control = WIRINGS[wiring](config, copy_blocks_num, device="meta")
     control.load_state_dict(state, strict=True, assign=True)
     return control.eval()
 

@@ -124,8 +124,7 @@ def is_distilled(info: FileInfo) -> bool | None:
     """
     if "distilled" in info.metadata:
         return bool(info.metadata["distilled"])
-    made = info.metadata.get("training")
-    if isinstance(made, dict) and made.get("command") == "lcd":
+    if _training(info).get("command") == "lcd":
         return True
     folder = info.path if info.path.is_dir() else info.path.parent
     pipeline = folder.parent if folder.name == "transformer" else folder
@@ -135,9 +134,14 @@ def is_distilled(info: FileInfo) -> bool | None:
 
 def is_scaled_linear(info: FileInfo) -> bool:
     """Whether a transformer was distilled on the original LCM's noise schedule, as exports of this project say."""
-    made = info.metadata.get("training")
-    config = made.get("config") if isinstance(made, dict) else None
+    config = _training(info).get("config")
     return isinstance(config, dict) and config.get("beta_schedule") == "scaled_linear"
+
+
+def _training(info: FileInfo) -> dict[str, Any]:
+    """What a file of this project says of the training that made it."""
+    made = info.metadata.get("training")
+    return made if isinstance(made, dict) else {}
 
 
 def inspect_file(path: PathLike) -> FileInfo:

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -178,14 +178,7 @@ class PixArt(nn.Module):
             return time, self.t_block(time).reshape(time.shape[0], 6, -1)
 
     def embed_steps(
-        self,
-        latent: Tensor,
-        timesteps: Sequence[int],
-        caption: Tensor,
-        caption_mask: Tensor | None = None,
-        image_size: Tensor | None = None,
-        aspect_ratio: Tensor | None = None,
-        attention: Any = None,
+        self, latent: Tensor, timesteps: Sequence[int], caption: Tensor, caption_mask: Tensor | None
     ) -> list[Conditions]:
         """`embed_conditions` for every step of a sampling, with what its prompt and its size fix computed once.
 
@@ -202,10 +195,10 @@ class PixArt(nn.Module):
         for timestep in timesteps:
             t = torch.full((len(latent),), timestep, device=latent.device)
             if conditions:
-                time, modulation = self._embed_time(latent, t, image_size, aspect_ratio)
+                time, modulation = self._embed_time(latent, t, None, None)
                 conditions.append(replace(conditions[0], time=time, modulation=modulation))
                 continue
-            first = self.embed_conditions(latent, t, caption, caption_mask, image_size, aspect_ratio, attention)
+            first = self.embed_conditions(latent, t, caption, caption_mask)
             keys_values = tuple(block.cross_attn.kv_linear(first.caption) for block in self.blocks)
             conditions.append(replace(first, keys_values=keys_values, position=self.position_grid(latent)))
         return conditions
