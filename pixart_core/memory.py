@@ -185,6 +185,7 @@ def memory_plan(
     guidance: bool = False,
     keep: bool = False,
     tile: int | None = None,
+    int8_blocks: bool = False,
 ) -> MemoryPlan:
     """Estimate what is in memory while a prompt is encoded, a latent sampled and a picture decoded.
 
@@ -201,6 +202,7 @@ def memory_plan(
         keep: whether every model stays in memory; False = the text encoder leaves once the prompt is encoded, and
             transformer and autoencoder are there only while they work.
         tile: side in px of the tiles that a picture is decoded in; None = whole.
+        int8_blocks: whether the transformer's blocks are in 8 bits (`int8.quantize_blocks`).
 
     Returns:
         A MemoryPlan with the stages encode, sample and decode. Left out: what the driver itself takes (about 0.5 GB
@@ -215,10 +217,7 @@ def memory_plan(
     rows = batch * (2 if guidance else 1)
     weights = {
         "encode": text.weight_bytes(text_dtype, quantization) if text else 0.0,
-        "sample": sum(
-            size * (stream_dtype(dtype) if is_in_stream(name) else dtype).itemsize
-            for name, size in _weights(config).items()
-        ),
+        "sample": _transformer_bytes(config, dtype, int8_blocks),
         "decode": vae.parameters * vae_dtype.itemsize if vae else 0.0,
     }
     activations = {
@@ -242,6 +241,15 @@ def memory_plan(
         f"text encoder {quantization if quantization != 'none' else 'not quantised'}, {leaves}"
     )
     return MemoryPlan(tuple(stages), title)
+
+
+def _transformer_bytes(config: PixArtConfig, dtype: torch.dtype, int8_blocks: bool) -> float:
+    def width(name: str) -> float:
+        if is_in_stream(name):
+            return stream_dtype(dtype).itemsize
+        return _INT8_BYTES if int8_blocks and name.startswith("blocks.") else dtype.itemsize
+
+    return sum(size * width(name) for name, size in _weights(config).items())
 
 
 def _decoding(vae: VaeShape, batch: int, height: int, width: int, dtype: torch.dtype, tile: int | None) -> float:

@@ -117,8 +117,12 @@ class PixArt(nn.Module):
     @property
     def product_dtype(self) -> torch.dtype:
         """Type of the blocks' weights, or of what goes into those in 8 bits (see `int8`)."""
-        weight = self.blocks[0].mlp.fc1.weight
-        return weight.dtype if isinstance(weight, Tensor) else torch.float32
+        return torch.float32 if self.has_int8_blocks else self.blocks[0].mlp.fc1.weight.dtype
+
+    @property
+    def has_int8_blocks(self) -> bool:
+        """Whether `int8.quantize_blocks` was here: what such a layer has in place of a weight is a method."""
+        return not isinstance(self.blocks[0].mlp.fc1.weight, Tensor)
 
     def _caption(self, caption: Tensor) -> Tensor:
         """In the dtype of the blocks' products; see `stream_dtype`."""

@@ -168,6 +168,7 @@ class Pipeline:
             text_dtype=self.text.dtype,
             keep=not self.low_memory,
             tile=tile,
+            int8_blocks=self.transformer.has_int8_blocks,
         )
 
     def __call__(

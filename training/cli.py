@@ -25,7 +25,7 @@ from .recipes import AUTO, RECIPES, recipe_for, recipe_values
 from .run_dir import RunDir
 
 NANO_PARTS = (
-    *("scenes", "autoencoder", "text_encoder", "hed", "assemble"),
+    *("family", "scenes", "autoencoder", "text_encoder", "hed", "assemble"),
     *("evaluate", "evaluate_control", "curve", "preview"),
 )
 _DRY_RUN = {name: "check everything, print what it will take, do one step, write nothing" for name in TRAININGS}

@@ -23,7 +23,7 @@ from .data.samples import to_float32
 from .distribute import Processes, accumulating, local, skeleton, whole
 from .machine import require_packages
 from .run_dir import REQUESTS
-from .step.optimizers import STATE_BYTES, evaluated, group_numbers, make_optimizer, set_group_numbers
+from .step.optimizers import STATE_BYTES, check_optimizer, evaluated, group_numbers, make_optimizer, set_group_numbers
 from .step.replay import Replayed
 from .task import DTYPES, Task, decided, fingerprint
 from .tasks import TASKS, make_task
@@ -39,6 +39,7 @@ def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes)
     """
     config = decided(config, processes.device)
     require_packages(TASKS[config.command].packages(config))
+    check_optimizer(config, processes.device)
     task = make_task(config)
     task.check_data(data)
     return Engine(task, processes)

@@ -27,7 +27,7 @@ from .data import FeatureDataset
 from .data.dataset import require_hints
 from .machine import in_units, out_of_memory, require_packages, require_room
 from .run_dir import RunDir
-from .step.optimizers import STATE_BYTES
+from .step.optimizers import STATE_BYTES, check_optimizer
 from .task import DTYPES, Base, Outline, check_base, check_data, decided, read_base
 from .tasks import TASKS
 
@@ -144,19 +144,23 @@ def pictures_text(
     return f"{text}, {low}{'' if low == high else f' to {high}'} in a batch"
 
 
-def check_before(config: TrainConfig, base: Base, location: object, description: Mapping[str, Any]) -> None:
+def check_before(
+    config: TrainConfig, base: Base, location: object, description: Mapping[str, Any], device: torch.device
+) -> None:
     """Whether a training can begin, as far as names and shapes tell: no weights are loaded.
 
     Args:
         base: from `task.read_base`.
         location: of the features that it trains on.
         description: theirs (`FeatureDataset.description`), or what is known of it before they are there.
+        device: that it will run on.
 
     Raises:
         ConfigError, CheckpointError, DataError, ImportError: what `train` would raise.
     """
     task = TASKS[config.command]
     require_packages(task.packages(config))
+    check_optimizer(config, device)
     check_base(task, config, base)
     check_data(location, description, config, base.shape.caption_channels, base.null_caption)
     if task.needs_hint:
@@ -243,7 +247,7 @@ def dry_run(config: TrainConfig) -> None:
     data = FeatureDataset(config.data)
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
     base = read_base(config)
-    check_before(config, base, data.location, data.description)
+    check_before(config, base, data.location, data.description, device)
     expected = estimate(config, base.shape, height, width, processes.count)
     duration = time_text(expected, config, device)
     if processes.is_main:  # the others' host need not have the run's disk

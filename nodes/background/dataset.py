@@ -105,7 +105,8 @@ def hints_of_images(source: str, images: Tensor, kind: str, more: str) -> dict[s
         file = folder / Path(picture.name).with_suffix(".png")
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(hint).save(file)
+            with replacing(file) as temporary:  # a file that is there is taken for whole
+                Image.fromarray(hint).save(temporary, "PNG")
     return {"hints": "folder", "hint_folder": str(folder), "hint_kind": kind}
 
 
@@ -202,6 +203,6 @@ def _files(config: PrepareConfig, sources: list[Source]) -> Iterator[Path]:
         yield source.path
         if source.listed is None:
             yield from caption_files(source.path)
-    for folder in sorted({config.hint_folder, config.latents, config.embeddings} - {""}):
+    for folder in sorted({config.hint_folder, config.mask_folder, config.latents, config.embeddings} - {""}):
         for where, _, names in os.walk(folder):
             yield from (Path(where, each) for each in names)

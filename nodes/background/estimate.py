@@ -51,12 +51,12 @@ def check_and_estimate(config: TrainConfig, base: Base, data: Prepared, run: Run
         CheckpointError, ConfigError, DataError, DiskError, ImportError: what the job would fail with.
     """
     made = FeatureDataset(data.folder) if data.ready else None
-    check_before(config, base, data.folder, data.promised if made is None else made.description)
+    device = memory.get_torch_device()
+    check_before(config, base, data.folder, data.promised if made is None else made.description, device)
     sizes = _reported_sizes(data.folder) if made is None else made.buckets
     if not sizes:
         return "The dataset is still being looked at: the estimate comes with the next run."
     size = max(sizes, key=lambda size: size[0] * size[1])
-    device = memory.get_torch_device()
     total = memory.get_total_memory(device)
     config = decided(config, device)
     expected = estimate(config, base.shape, *size)

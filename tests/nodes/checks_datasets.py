@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from unittest import mock
@@ -100,22 +101,26 @@ def check_shards_that_do_not_fit_are_refused(setup):
 
 def check_a_dataset_is_made_again_when_its_pictures_change(setup):
     setup.pictures(setup.input / "changing")
-    made = setup.prepare("changing", "changing")
+    masks = setup.input / "masks"
+    setup.pictures(masks)
+    prepare = functools.partial(setup.prepare, "changing", "changing", masks="folder", mask_folder=str(masks))
+    made = prepare()
     setup.finish(made)
     job = setup.jobs.queue().job
-    assert setup.prepare("changing", "changing").job == made.job and job(made.job).state == "done"
+    assert prepare().job == made.job and job(made.job).state == "done"
     for change in (
         lambda: setup.pictures(setup.input / "changing", ("c",)),
         lambda: (setup.input / "changing" / "a.txt").write_text("another caption"),
         lambda: (setup.input / "changing" / "b.png").unlink(),
+        lambda: (masks / "a.png").unlink(),
     ):
         change()
-        again = setup.prepare("changing", "changing")
+        again = prepare()
         assert again.job == made.job
         assert job(made.job).state == "queued"
         assert "the queue" in again.report
         setup.finish(again)
-    assert setup.prepare("changing", "changing").report.startswith("{}changing: done")
+    assert prepare().report.startswith("{}changing: done")
 
     values = {"base": BASE, "data": str(made.folder), "steps": 3}
     (made.folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
@@ -123,7 +128,7 @@ def check_a_dataset_is_made_again_when_its_pictures_change(setup):
     setup.put(reader, "running")
     setup.pictures(setup.input / "changing", ("d",))
     with raises("training the reader reads its dataset"):
-        setup.prepare("changing", "changing")
+        prepare()
     setup.put(reader, "paused")
 
 

@@ -60,8 +60,9 @@ class Setup:
         values = {"base": BASE, "data": "data", "steps": 3, **changed}
         return self.training.start_training(command, name, values, more, estimate_only, free, recipe)
 
-    def prepare(self, name: str, place: str = "pictures"):
-        return self.dataset.prepare_dataset(name, {"input": place, "models": "bundled/nano", "resolution": 128}, "", 16)
+    def prepare(self, name: str, place: str = "pictures", **more):
+        values = {"input": place, "models": "bundled/nano", "resolution": 128, **more}
+        return self.dataset.prepare_dataset(name, values, "", 16)
 
     def put(self, job_id: str, state: str, **more):
         """A job as it would be later."""

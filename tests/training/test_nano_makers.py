@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pixart_delta.pixart_core.checkpoint import load_pixart
 from pixart_delta.pixart_core.vae import load_vae
-from pixart_delta.training.nano import autoencoder, scene_folder
+from pixart_delta.training.nano import assemble, autoencoder, scene_folder
+
+from tests.conftest import ROOT
+
+NANO = ROOT / "models" / "nano"
 
 
 def test_scenes_are_the_same_however_many_draw_them_and_go_on(tmp_path):
@@ -53,3 +58,12 @@ def test_a_stopped_autoencoder_goes_on_to_the_same_weights(tmp_path, monkeypatch
     assert len(calls) == 4
     whole, resumed = (load_vae(tmp_path / name).state_dict() for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_family_is_put_together_with_places_for_what_is_exported_later(tmp_path):
+    base = NANO / "base" / "pixart_nano_base.safetensors"
+    assemble.assemble(NANO, base, NANO / "transformer", tmp_path / "nano")
+    assert {"lcm_lora", "controlnet"} <= {path.name for path in (tmp_path / "nano").iterdir()}
+    for name, source in (("transformer", NANO / "transformer"), ("base/pixart_nano_base.safetensors", base)):
+        made, whole = (load_pixart(path).state_dict() for path in (tmp_path / "nano" / name, source))
+        assert all(torch.equal(made[key], whole[key].half().to(made[key].dtype)) for key in whole)

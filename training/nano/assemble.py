@@ -51,7 +51,8 @@ def assemble(parts: Path, teacher: Path, student: Path, output: Path) -> None:
     for name, values in (("model_index.json", MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULER)):
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-    (output / "base").mkdir(exist_ok=True)
+    for name in ("base", "lcm_lora", "controlnet"):  # the last two are exported into afterwards
+        (output / name).mkdir(exist_ok=True)
     family = {"family": "PixArt-δ nano"}
     save_pixart(load_pixart(student), output / "transformer", "diffusers", dtype=torch.float16, metadata=family)
     save_pixart(
