@@ -26,7 +26,7 @@ from .run_dir import RunDir
 
 NANO_PARTS = (
     *("family", "scenes", "autoencoder", "text_encoder", "hed", "assemble"),
-    *("evaluate", "evaluate_control", "curve", "preview"),
+    *("evaluate", "evaluate_control", "reconstruction", "curve", "preview"),
 )
 _DRY_RUN = {name: "check everything, print what it will take, do one step, write nothing" for name in TRAININGS}
 _DRY_RUN["prepare"] = "only look at the pictures and report"

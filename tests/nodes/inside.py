@@ -30,6 +30,29 @@ def check_our_sampler_ignores_lcm_sampling_on_the_model(s: Setup) -> None:
     assert not hasattr(s.model.get_model_object("model_sampling"), "skip_steps")
 
 
+def check_a_student_is_sampled_on_the_noise_schedule_that_its_export_names(s: Setup) -> None:
+    """By our sampler as by `Pipeline`, and by the stock one behind LCM Sampling as by ours."""
+    made = {}
+    for schedule in ("linear", "scaled_linear"):
+        path = s.family.parent / f"student_{schedule}.safetensors"
+        about = {"training": {"command": "lcd", "step": 1, "config": {"beta_schedule": schedule}}}
+        network = s.part("pixart_core").load_pixart(s.family / "transformer")
+        s.part("pixart_core").save_pixart(network, path, dtype=torch.float32, metadata=about)
+        model = s.load(str(path), "float32")
+        made[schedule] = s.sampling.run_lcm(model, s.positive, s.latent, 3, 2, "diffusers")["samples"]
+        pipeline = s.part("pixart_core").Pipeline.from_pretrained(
+            s.family, dtype=torch.float32, device="cpu", transformer=path
+        )
+        ours = pipeline.sample([PROMPT] * 2, 2, 3, width=128, height=96)
+        close(model.model.process_latent_in(made[schedule]), ours, 1e-3)
+        generator = torch.Generator().manual_seed(3)
+        torch.randn(s.latent["samples"].shape, generator=generator)
+        noises = lambda *_: torch.randn(s.latent["samples"].shape, generator=generator)  # noqa: B023, E731
+        stock = s.sample(s.sampling.add_lcm_sampling(model), steps=2, noise_sampler=noises)
+        close(stock, made[schedule], 1e-4)
+    assert (made["scaled_linear"] - made["linear"]).abs().mean() > 0.01
+
+
 def check_inpainting_keeps_what_is_outside_the_mask(s: Setup) -> None:
     picture = torch.randn(2, 4, 12, 16)
     mask = torch.zeros(2, 1, 96, 128)

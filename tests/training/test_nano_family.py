@@ -12,7 +12,7 @@ def plan(tmp_path, **values) -> Plan:
     return Plan(FamilySettings.make({"output": str(tmp_path / "nano"), **values}))
 
 
-@pytest.mark.parametrize("values", [{}, {"resolution": 256}, {"scale": 0.01}])
+@pytest.mark.parametrize("values", [{}, {"resolution": 256}, {"scale": 0.01}, {"world": 2}])
 def test_every_training_of_a_plan_has_settings_that_exist(tmp_path, values):
     seen = []
     for part in plan(tmp_path, **values).parts:
@@ -27,6 +27,15 @@ def test_every_training_of_a_plan_has_settings_that_exist(tmp_path, values):
                 if "scale" in values and command not in ("prepare", "export"):
                     assert config.steps <= 65 and config.warmup_steps <= config.steps
     assert seen == ["prepare", "finetune", "finetune", "lcd", "lcm-lora", "controlnet", "export", "export"]
+
+
+def test_a_plan_has_one_world_and_every_other_a_folder_of_its_own(tmp_path):
+    for values, world in (({}, "1"), ({"resolution": 256}, "2"), ({"resolution": 256, "world": 1}, "1")):
+        commands = [command for part in plan(tmp_path, **values).parts for command in part.commands]
+        told = [command[command.index("--world") + 1] for command in commands if "--world" in command]
+        assert told == [world] * 6
+    assert plan(tmp_path, world=2).work.name == "128_world_2" and plan(tmp_path).work.name == "128"
+    assert plan(tmp_path, resolution=256, scale=0.5).work.name == "256_0.5"
 
 
 def test_a_resolution_that_no_family_has_is_refused():

@@ -1,7 +1,7 @@
 """Make the whole nano family with one command, in parts: each goes on where it was stopped, and is skipped once done.
 
     python training/train.py nano family --set output=my_nano                      as models/nano was made
-    python training/train.py nano family --set output=my_nano --set resolution=256
+    python training/train.py nano family --set output=my_nano --set resolution=256   with weather and counted things
     python training/train.py nano family --set output=try --set scale=0.01         a rehearsal: a hundredth of it all
     python training/train.py nano family --set output=my_nano --plan               only say what would be made
 
@@ -36,6 +36,12 @@ MODELS: dict[int, dict[str, int]] = {128: {}, 256: {"input_size": 32, "depth": 8
 """What a resolution changes of the base that the recipe describes: at 256 px 5.2 M parameters."""
 CHANNELS = {128: 32, 256: 64}
 """Of the autoencoder; 64 are TAESD's."""
+VAE = {128: (3000, 16), 256: (8000, 8)}
+"""Steps and batch of the autoencoder."""
+WORLD = {128: 1, 256: 2}
+"""Shown at a resolution unless another world is asked for."""
+TOKENS = {1: 40, 2: 64}
+"""Of the longest captions of each world."""
 _LEAST_PICTURES, _LEAST_STEPS = 64, 6
 _LINES = 12
 
@@ -51,6 +57,7 @@ class FamilySettings(Settings):
     work: str = path("folder for scenes, features, runs and logs; empty = beside output, with .work at its end")
     resolution: int = setting(128, "side in px of the square pictures: 128 or 256", low=128, high=256)
     scale: float = setting(1.0, "part of all pictures and steps that is made: below 1 a rehearsal", low=0.001, high=1.0)
+    world: int = setting(0, "what is drawn, 1 or 2; 0 = the first at 128 px, the second at 256 px", low=0, high=2)
     workers: int = setting(0, "processes that draw scenes; 0 = one for each core", low=0, high=1024)
     side_by_side: str = setting(
         "auto",
@@ -63,10 +70,13 @@ class FamilySettings(Settings):
         if self.resolution not in MODELS:
             raise ConfigError(f"resolution is {self.resolution}: choose one of {', '.join(map(str, MODELS))}")
 
+        self.world = self.world or WORLD[self.resolution]
+
     def folder(self) -> Path:
-        """Where this resolution and scale are worked on."""
+        """Where this resolution, world and scale are worked on."""
         work = Path(self.work or f"{self.output}.work")
-        return work / (str(self.resolution) if self.scale == 1 else f"{self.resolution}_{self.scale:g}")
+        world = "" if self.world == WORLD[self.resolution] else f"_world_{self.world}"
+        return work / (f"{self.resolution}{world}" + ("" if self.scale == 1 else f"_{self.scale:g}"))
 
     def scaled(self, count: int, least: int = 1) -> int:
         return max(least, round(count * self.scale))
@@ -93,6 +103,7 @@ _COST = {
     "picture": (0.012, 0.001),
     "features": (0.03, 0.004),
     "autoencoder": (0.35, 0.03),
+    "sharp": (0.7, 0.04),
     "text": (0.05, 0.05),
     "hed": (0.12, 0.12),
     "finetune": (0.25, 0.02),
@@ -103,6 +114,8 @@ _COST = {
 }
 _DRAWN = ("picture", "hed")
 """Done by CPUs on a machine with a GPU, too."""
+_SAME_SIZE = ("text", "autoencoder", "sharp")
+"""Takes the same time at every resolution; a sharp autoencoder has 64 channels and half the batch."""
 _START = 15
 """Seconds until a command computes."""
 
@@ -118,7 +131,7 @@ class Plan:
     def _part(self, name: str, wave: int, kind: str, count: int, *commands: Sequence[Any]) -> Part:
         area = (self.settings.resolution / 128) ** 2
         cpu, gpu = _COST[kind]
-        seconds = cpu * count * (area if kind != "text" else 1), gpu * count * (area if kind in _DRAWN else 1)
+        seconds = cpu * count * (1 if kind in _SAME_SIZE else area), gpu * count * (area if kind in _DRAWN else 1)
         texts = [[str(each) for each in command] for command in commands]
         start = _START * len(commands)
         return Part(name, wave, texts, (start + seconds[0], start + seconds[1]))
@@ -130,19 +143,23 @@ class Plan:
         size = ("--resolution", settings.resolution)
         drawn = (*size, "--workers", cores if cores > 1 else 0)
         pictures = settings.scaled(PICTURES, _LEAST_PICTURES)
-        vae, text, edges = (settings.scaled(steps, _LEAST_STEPS) for steps in (3000, 1500, 2500))
+        steps, batch = VAE[settings.resolution]
+        vae, text, edges = (settings.scaled(count, _LEAST_STEPS) for count in (steps, 1500 * settings.world, 2500))
+        world = ("--world", settings.world)
         folder = self.work / "pictures"
         yield self._part(
-            *("scenes", 0, "picture", pictures), ["nano", "scenes", folder, "--pictures", pictures, *drawn]
+            *("scenes", 0, "picture", pictures), ["nano", "scenes", folder, "--pictures", pictures, *drawn, *world]
         )
-        channels = ("--channels", CHANNELS[settings.resolution])
+        channels = ("--channels", CHANNELS[settings.resolution], "--batch", batch)
+        sharp = ("--pictures", folder, "--critic", 0.1, "--learning-rate", 0.0015) if settings.world == 2 else ()
         yield self._part(
-            *("autoencoder", 1, "autoencoder", vae),
-            ["nano", "autoencoder", family / "vae", "--steps", vae, *channels, *drawn],
+            *("autoencoder", 1, "autoencoder" if settings.resolution == 128 else "sharp", vae),
+            ["nano", "autoencoder", family / "vae", "--steps", vae, *channels, *drawn, *world, *sharp],
         )
-        yield self._part("text", 1, "text", text, ["nano", "text_encoder", family, "--steps", text])
-        yield self._part("hed", 1, "hed", edges, ["nano", "hed", family / "hed", "--steps", edges, *size])
-        values = {"input": folder, "output": self.work / "features", "models": family, "max_tokens": 40}
+        yield self._part("text", 1, "text", text, ["nano", "text_encoder", family, "--steps", text, *world])
+        yield self._part("hed", 1, "hed", edges, ["nano", "hed", family / "hed", "--steps", edges, *size, *world])
+        tokens = TOKENS[settings.world]
+        values = {"input": folder, "output": self.work / "features", "models": family, "max_tokens": tokens}
         values |= {"resolution": settings.resolution, "hints": "hed", "hed": family / "hed" / "hed.safetensors"}
         yield self._part("features", 2, "features", pictures, ["prepare", *_set(values)])
 
@@ -166,10 +183,11 @@ class Plan:
         }
         yield self._part(
             *("assemble", 6, "picture", shown),
-            ["nano", "assemble", self.work / "family", self._export("detail"), self._export("student"), output],
+            ["nano", "assemble", self.work / "family", self._export("detail"), self._export("student"), output]
+            + ["--world", settings.world],
             *(["export", *_set({"run": self.work / run, "output": file})] for run, file in exported.items()),
             ["nano", "scenes", output / "scenes", "--pictures", shown, "--seed", 2]
-            + ["--resolution", settings.resolution, "--workers", 1],
+            + ["--resolution", settings.resolution, "--workers", 1, "--world", settings.world],
         )
         measure = ["nano", "evaluate", output, "--count", captions]
         teacher = ["--transformer", output / "base" / "pixart_nano_base.safetensors", "--sampler", "dpm", "--steps", 14]
@@ -222,7 +240,8 @@ class Maker:
 
     def describe(self) -> str:
         """The plan as a table: each part, about how long it takes here, or how long it took."""
-        lines, waves = [], {}
+        lines: list[str] = []
+        waves: dict[int, list[float]] = {}
         for part in self.plan.parts:
             if self.is_done(part):
                 lines.append(f"{part.name:12} done in {duration(self.done[part.name]['seconds'])}")
@@ -231,7 +250,7 @@ class Maker:
             waves.setdefault(part.wave, []).append(seconds)
             beside = " beside others" if self.together and self._beside(part) else ""
             lines.append(f"{part.name:12} about {duration(seconds)}{beside}")
-        left = sum((max if self.together else sum)(seconds) for seconds in waves.values())
+        left = sum(max(seconds) if self.together else sum(seconds) for seconds in waves.values())
         where = "a GPU" if self.has_gpu else "two CPU cores"
         return "\n".join([*lines, f"together about {duration(left)} on {where}, in {self.plan.work}"])
 
