@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import checks_files
 import torch
-from inside_process import ROOT, Setup, close, main, native, save_random
+from inside_process import PROMPT, ROOT, Setup, close, main, native, save_random
 
 
 def check_stock_ksampler_gives_our_samplers_latent(s: Setup) -> None:
