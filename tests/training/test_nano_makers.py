@@ -116,3 +116,14 @@ def test_what_an_autoencoder_keeps_is_measured(tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     assert 26 < said["psnr"] < 36 and 0.6 < said["edge_f1"] < 1
     assert (tmp_path / "sheet.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("kind", ["colour", "edge"])
+def test_the_loss_sees_a_wrong_colour_and_a_lost_edge_alike(kind):
+    """Of the same squared error, one that is spread out as a tint must not count for much less than one at edges."""
+    target = torch.zeros(1, 3, 64, 64)
+    tint, stripes = torch.full_like(target, 0.1), torch.zeros_like(target)
+    stripes[..., ::2] = 0.1 * 2**0.5
+    losses = {"colour": autoencoder.reconstruction_loss(tint, target)}
+    losses["edge"] = autoencoder.reconstruction_loss(stripes, target)
+    assert losses[kind] > 0.5 * max(losses.values())
