@@ -11,7 +11,8 @@ import torch
 
 from .config import PixArtConfig
 from .functional import preferred_dtype
-from .layers import stream_dtype
+from .layers import is_in_stream, stream_dtype
+from .model import PixArt
 
 GB = 1e9
 _NF4_BYTES = 0.5 + 4 / 64  # a float32 scale for every 64 weights
@@ -160,22 +161,13 @@ class MemoryPlan:
 
 def transformer_parameters(config: PixArtConfig) -> int:
     """Weights of a PixArt transformer, without the position table that is never read."""
-    c, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
-    attention = 3 * c * c + 3 * c + c * c + c
-    cross = c * c + c + 2 * c * c + 2 * c + c * c + c
-    block = attention + cross + 2 * c * hidden + hidden + c
-    caption = config.caption_channels * c + c + c * c + c + config.model_max_length * config.caption_channels
-    return config.depth * block + caption + stream_parameters(config)
+    return sum(_weights(config).values())
 
 
-def stream_parameters(config: PixArtConfig) -> int:
-    """Those of them that are float32 whatever the rest is; see `layers`."""
-    c = config.hidden_size
-    scalar = (256 * c + c) + (c * c + c)
-    micro = 2 * ((256 * c // 3 + c // 3) + (c // 3) ** 2 + c // 3) if config.micro_condition else 0
-    patch, out = config.patch_size**2, config.patch_size**2 * config.out_channels
-    adaln = (6 * c * c + 6 * c) + config.depth * 6 * c
-    return scalar + micro + adaln + (patch * config.in_channels * c + c) + (out * c + out + 2 * c)
+def _weights(config: PixArtConfig) -> dict[str, int]:
+    """Name -> size of each of them."""
+    state = PixArt(config, device="meta").state_dict()
+    return {name: tensor.numel() for name, tensor in state.items() if name != "pos_embed"}
 
 
 def memory_plan(
@@ -193,6 +185,7 @@ def memory_plan(
     guidance: bool = False,
     keep: bool = False,
     tile: int | None = None,
+    int8_blocks: bool = False,
 ) -> MemoryPlan:
     """Estimate what is in memory while a prompt is encoded, a latent sampled and a picture decoded.
 
@@ -209,6 +202,7 @@ def memory_plan(
         keep: whether every model stays in memory; False = the text encoder leaves once the prompt is encoded, and
             transformer and autoencoder are there only while they work.
         tile: side in px of the tiles that a picture is decoded in; None = whole.
+        int8_blocks: whether the transformer's blocks are in 8 bits (`int8.quantize_blocks`).
 
     Returns:
         A MemoryPlan with the stages encode, sample and decode. Left out: what the driver itself takes (about 0.5 GB
@@ -223,8 +217,7 @@ def memory_plan(
     rows = batch * (2 if guidance else 1)
     weights = {
         "encode": text.weight_bytes(text_dtype, quantization) if text else 0.0,
-        "sample": transformer_parameters(config) * dtype.itemsize
-        + stream_parameters(config) * (stream_dtype(dtype).itemsize - dtype.itemsize),
+        "sample": _transformer_bytes(config, dtype, int8_blocks),
         "decode": vae.parameters * vae_dtype.itemsize if vae else 0.0,
     }
     activations = {
@@ -248,6 +241,15 @@ def memory_plan(
         f"text encoder {quantization if quantization != 'none' else 'not quantised'}, {leaves}"
     )
     return MemoryPlan(tuple(stages), title)
+
+
+def _transformer_bytes(config: PixArtConfig, dtype: torch.dtype, int8_blocks: bool) -> float:
+    def width(name: str) -> float:
+        if is_in_stream(name):
+            return stream_dtype(dtype).itemsize
+        return _INT8_BYTES if int8_blocks and name.startswith("blocks.") else dtype.itemsize
+
+    return sum(size * width(name) for name, size in _weights(config).items())
 
 
 def _decoding(vae: VaeShape, batch: int, height: int, width: int, dtype: torch.dtype, tile: int | None) -> float:

@@ -221,15 +221,22 @@ class RunDir:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All lines of metrics. A last one that is being written is left out, and so is a damaged one, as a loss of
-        power leaves it."""
+        power leaves it.
+
+        Raises:
+            RunDirError: if there is something else in the place of their file, or it may not be read.
+        """
         return self._metrics()[0]
 
     def _metrics(self) -> tuple[list[dict[str, Any]], int]:
         """All lines that can be read, and how many cannot."""
+        file = self.path / "metrics.jsonl"
         try:
-            lines = (self.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+            lines = file.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:
             return [], 0
+        except OSError as error:
+            raise RunDirError(f"{file} cannot be read: {error.strerror or error}") from error
         rows = [_metrics_line(line) for line in lines if line.endswith(b"\n")]
         good = [row for row in rows if row is not None]
         return good, len(rows) - len(good)

@@ -26,7 +26,7 @@ from ...training.prepare.sources import LISTS, Source, caption_files, read_sourc
 from ..bridge import files
 from ..bridge.ui import show_progress
 from . import queue as jobs
-from .paths import checked_settings, is_allowed
+from .paths import is_allowed
 from .start import node_settings
 
 _POLL = 0.25
@@ -66,7 +66,7 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
         JobError: if the pictures have changed while a training reads the dataset.
         ValueError: if no picture can be used.
     """
-    config = checked_settings(PrepareConfig, node_settings(PrepareConfig, values, more))
+    config, _ = node_settings(PrepareConfig, values, more)
     sources = _pictures(config)
     job = _queued(config, name, _stamp(config, sources))
     folder = jobs.queue().dataset(job)
@@ -91,7 +91,8 @@ def hints_of_images(source: str, images: Tensor, kind: str, more: str) -> dict[s
     Raises:
         ConfigError: if there are more or fewer than pictures.
     """
-    sources = _pictures(checked_settings(PrepareConfig, node_settings(PrepareConfig, {"input": source}, more)))
+    config, _ = node_settings(PrepareConfig, {"input": source}, more)
+    sources = _pictures(config)
     if len(sources) != len(images):
         raise ConfigError(
             f"hint_images holds {len(images)} pictures, and {source} {len(sources)}: one hint for each is wanted, in "
@@ -104,7 +105,8 @@ def hints_of_images(source: str, images: Tensor, kind: str, more: str) -> dict[s
         file = folder / Path(picture.name).with_suffix(".png")
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(hint).save(file)
+            with replacing(file) as temporary:  # a file that is there is taken for whole
+                Image.fromarray(hint).save(temporary, "PNG")
     return {"hints": "folder", "hint_folder": str(folder), "hint_kind": kind}
 
 
@@ -201,6 +203,6 @@ def _files(config: PrepareConfig, sources: list[Source]) -> Iterator[Path]:
         yield source.path
         if source.listed is None:
             yield from caption_files(source.path)
-    for folder in sorted({config.hint_folder, config.latents, config.embeddings} - {""}):
+    for folder in sorted({config.hint_folder, config.mask_folder, config.latents, config.embeddings} - {""}):
         for where, _, names in os.walk(folder):
             yield from (Path(where, each) for each in names)

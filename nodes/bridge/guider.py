@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...pixart_core.lcm import MAX_STEPS, lcm_timesteps, sample_lcm
 from .graphs import GRAPHS_OFF
-from .model import DISTILLED, diffusion_model
+from .model import DISTILLED, diffusion_model, noise_table
 from .ui import say_once
 
 FAR = 1.5
@@ -89,7 +89,7 @@ def run_lcm(model, positive, latent: dict, seed: int, steps: int, grid: str, den
     noise, *noises = (
         comfy.sample.prepare_noise_inner(samples.float(), generator, latent.get("batch_index")) for _ in timesteps
     )
-    options = {"timesteps": timesteps, "noises": noises, "plain": plain}
+    options = {"timesteps": timesteps, "noises": noises, "table": noise_table(model), "plain": plain}
     sampler = comfy.samplers.KSAMPLER(_sample_lcm, options)
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
@@ -128,9 +128,12 @@ def _fitting_samples(model, latent: dict) -> Tensor:
     return samples
 
 
-def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list[int], noises, plain=False) -> Tensor:
+def _sample_lcm(
+    model, x, sigmas, extra_args, callback, disable, timesteps: list[int], noises, table=None, plain=False
+) -> Tensor:
     """`sample_lcm` as a k-diffusion sampler: x = z·√(1 + σ²) and denoised = x − σ·ε.
 
+    table: ᾱ of the noise schedule that sigmas are of, where that is not PixArt's.
     plain: z is the noise itself, whatever σ is: ComfyUI gives σ times it, on an empty latent.
     """
     numbers = sigmas.tolist()  # once: reading one of a GPU's in between waits for the step before it
@@ -145,7 +148,7 @@ def _sample_lcm(model, x, sigmas, extra_args, callback, disable, timesteps: list
         callback({"x": denoised, "i": step, "sigma": sigmas[step], "sigma_hat": sigmas[step], "denoised": denoised})
 
     start = x / (numbers[0] if plain else math.sqrt(1 + numbers[0] ** 2))
-    return sample_lcm(epsilon, start, timesteps, noises, callback=report)
+    return sample_lcm(epsilon, start, timesteps, noises, callback=report, table=table)
 
 
 def watch_sampling(model):

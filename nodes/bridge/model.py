@@ -28,10 +28,11 @@ from ...pixart_core.delta import require_fit
 from ...pixart_core.errors import CheckpointError
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.graphs import Graphs
-from ...pixart_core.identify import inspect_file, is_distilled
+from ...pixart_core.identify import inspect_file, is_distilled, is_scaled_linear
 from ...pixart_core.lora import OtherAdapterError, host_state, load_lora
 from ...pixart_core.memory import GB, amount, memory_plan
 from ...pixart_core.model import PixArt
+from ...pixart_core.schedule import alphas_cumprod
 from ...pixart_core.weightfile import open_weights
 from .attention import attention_for
 from .conds import aspect_ratio, caption_conds, size_conds
@@ -47,6 +48,9 @@ DISTILLED = "pixart_delta_distilled"
 
 PRODUCT_DTYPE = "pixart_delta_product_dtype"
 """In transformer_options: what the blocks' products are computed in."""
+
+SCALED_LINEAR = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000}
+"""What ComfyUI calls the noise schedule of the original LCM; its "linear" is in the roots of β."""
 
 
 class PixArtUNet(PixArt):
@@ -169,7 +173,7 @@ class PixArtDelta(comfy.model_base.PixArt):
 class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
     """Not registered with ComfyUI: its own detection would take the 256 and 512 px models for PixArt-Σ."""
 
-    def __init__(self, config: PixArtConfig):
+    def __init__(self, config: PixArtConfig, scaled_linear: bool = False):
         super().__init__(
             {
                 **config.to_dict(),
@@ -180,6 +184,8 @@ class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
             }
         )
         self.latent_format = latent_format(config)
+        if scaled_linear:
+            self.sampling_settings = SCALED_LINEAR
 
     def get_model(self, state_dict, prefix="", device=None):
         return PixArtDelta(self, device=device).eval()
@@ -197,7 +203,7 @@ def load_model(path: str, dtype: str = "default", disable_dynamic: bool = False)
         pixart_core.CheckpointError: when the file is something else or damaged; says what it is.
     """
     config, state = read_pixart(path, exact_stream=True)
-    model_config = PixArtDeltaConfig(config)
+    model_config = PixArtDeltaConfig(config, is_scaled_linear(inspect_file(path)))
     device = memory.get_torch_device()
     supported = model_config.supported_inference_dtypes
     weights, compute = pick_dtypes(dtype, device, state, supported)
@@ -255,6 +261,12 @@ def diffusion_model(model) -> PixArtUNet:
     if not isinstance(unet, PixArtUNet):
         raise ValueError(f"this MODEL holds a {type(unet).__name__}: load it with PixArt-δ Model Loader")
     return unet
+
+
+def noise_table(model) -> Tensor | None:
+    """ᾱ of the noise schedule that a MODEL was distilled on; None where that is PixArt's."""
+    is_scaled = model.model.model_config.sampling_settings == SCALED_LINEAR
+    return alphas_cumprod(scaled_linear=True) if is_scaled else None
 
 
 def null_caption(model, length: int) -> Tensor:

@@ -44,8 +44,12 @@ def test_steps_and_control_take_them(models):
 
 def test_a_pipeline_draws_with_them(nano):
     pipeline = pc.Pipeline.from_pretrained(nano, torch.float32, "cpu")
-    before = pipeline.sample("sun", width=64, height=64)
+    before, planned = pipeline.sample("sun", width=64, height=64), pipeline.memory_plan()["sample"].transformer
+    floats = sum(weight.numel() for weight in pipeline.transformer.blocks.parameters())
     quantize_blocks(pipeline.transformer)
+    left = sum(weight.numel() for weight in pipeline.transformer.blocks.parameters())
+    less = planned - pipeline.memory_plan()["sample"].transformer
+    assert less == pytest.approx(3 * (floats - left) / 1e9, rel=0.01), "a byte is left of four"
     assert 1e-5 < off(pipeline.sample("sun", width=64, height=64), before) < 0.5
 
 

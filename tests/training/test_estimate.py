@@ -340,6 +340,19 @@ def test_a_package_older_than_stated_is_refused(
     assert said.err.count("pip install") == 1
 
 
+def test_eight_bits_where_bitsandbytes_has_none_are_refused(material, tmp_path, monkeypatch, capsys):
+    """bitsandbytes before 0.50 takes no step on a CPU: it said so with an AttributeError, after the first batch."""
+    optim = pytest.importorskip("bitsandbytes.optim")
+
+    def step(self):
+        raise AttributeError("'NoneType' object has no attribute 'shape'")
+
+    monkeypatch.setattr(optim.AdamW8bit, "step", step)
+    status, said = call("lcd", material, tmp_path / "run", capsys, (), models="", optimizer="adamw8bit")
+    assert status == 1 and "has no 8-bit AdamW for cpu: install a newer one" in said.err
+    assert "optimizer=adamw" in said.err
+
+
 def test_a_later_package_is_none_that_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda _name: "9999.dev1")
     require_packages(("accelerate", "peft", "fsspec"))

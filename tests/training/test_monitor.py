@@ -1,22 +1,26 @@
-"""A training that gets little of the processor says so: in status, `status`, and log. With a clock of its own."""
+"""A job that gets little of the processor says so: in status, `status`, and log. With a clock of its own."""
+
+import itertools
 
 import pytest
 import torch
 from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
+from pixart_delta.training.prepare.progress import follow
 from pixart_delta.training.run_dir import RunDir
-from pixart_delta.training.watch import monitor as monitor_module
-from pixart_delta.training.watch.monitor import CpuShare, Monitor
+from pixart_delta.training.watch import processor
+from pixart_delta.training.watch.monitor import Monitor
+from pixart_delta.training.watch.processor import CpuShare
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """[seconds of the clock, seconds of the processor], of a process that began at 0."""
     now = [20.0, 18.0]
-    monkeypatch.setattr(monitor_module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(monitor_module.time, "time", lambda: monitor_module.psutil.Process().create_time() + now[0])
-    monkeypatch.setattr(monitor_module, "_cpu_seconds", lambda: now[1])
-    monkeypatch.setattr(monitor_module.torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(processor.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(processor.time, "time", lambda: processor.psutil.Process().create_time() + now[0])
+    monkeypatch.setattr(processor, "_cpu_seconds", lambda: now[1])
+    monkeypatch.setattr(processor.torch, "get_num_threads", lambda: 1)
     return now
 
 
@@ -64,3 +68,24 @@ def test_the_status_says_it(clock, tmp_path, capsys):
         monitor.say_state("running")
         assert "notice" not in run.read_status()
     assert capsys.readouterr().out.count("this training gets 2%") == 1
+
+
+def test_a_preparation_says_it_while_it_computes(clock, tmp_path, capsys):
+    config = make_config("prepare", {"input": "i", "output": "o", "run": str(tmp_path)})
+    with follow(config, silent=False) as progress:
+        after(clock, 100, 2)
+        progress.begin("preparing", "looked at", 9)
+        assert "notice" not in RunDir(tmp_path).read_status(), "helpers read then"
+        progress.begin("running", "encoded", 9)
+        progress.watch_processor(torch.device("cpu"))
+        slow = progress.waiting_for(after(clock, 100, 0) for _ in itertools.count())
+        next(slow)
+        next(slow)
+        progress.note("encoding captions")
+        assert RunDir(tmp_path).read_status()["notice"] == "encoding captions", "it waited for files"
+        after(clock, 100, 2)
+        progress.add(1)
+        said = RunDir(tmp_path).read_status()["notice"]
+        assert said.startswith("encoding captions; gets 2% of the processor time")
+    assert "notice" not in RunDir(tmp_path).read_status()
+    assert capsys.readouterr().out.count("this preparation gets 2%") == 1

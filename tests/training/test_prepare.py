@@ -102,6 +102,7 @@ def test_nothing_to_prepare(tmp_path, models):
     (tmp_path / "pictures").mkdir()
     with pytest.raises(DataError, match=r"holds no pictures \(\.apng, "):
         prepare(settings(tmp_path, models))
+    assert not (tmp_path / "out").exists()
     (tmp_path / "pictures/a.png").write_text("no picture")
     with pytest.raises(DataError, match=r"no picture of .* can be used: .*report.txt says why"):
         prepare(settings(tmp_path, models))

@@ -13,7 +13,9 @@ from pixart_delta.training.cli import describe_run
 from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.export import export
+from pixart_delta.training.machine import PackageError
 from pixart_delta.training.run_dir import RunDir, RunDirError
+from pixart_delta.training.step.optimizers import check_optimizer
 from pixart_delta.training.watch.monitor import Monitor
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -178,7 +180,12 @@ def test_another_base_or_command_is_refused(material, tmp_path):
 
 @pytest.mark.parametrize("change", [{"optimizer": "adamw8bit"}, {"precision": "fp16"}, {"precision": "bf16"}])
 def test_other_optimisers_and_precisions_resume_too(change, material, tmp_path):
-    straight = run_here("lcd", settings("lcd", material, tmp_path / "straight", **SHORT, **change))
+    whole = settings("lcd", material, tmp_path / "straight", **SHORT, **change)
+    try:
+        check_optimizer(make_config("lcd", whole), torch.device("cpu"))
+    except PackageError as error:
+        pytest.skip(str(error))
+    straight = run_here("lcd", whole)
     halves = settings("lcd", material, tmp_path / "halves", **SHORT, **change)
     run_here("lcd", {**halves, "steps": 3})
     halves = run_here("lcd", halves)

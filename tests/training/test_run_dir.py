@@ -8,6 +8,7 @@ import time
 
 import pytest
 from pixart_delta.training import run_dir as module
+from pixart_delta.training.jobs.metrics import read_metrics
 from pixart_delta.training.run_dir import RunDir, RunDirError
 
 HOLDER = f"""
@@ -160,3 +161,10 @@ def test_a_damaged_status_is_named(run, text):
     with pytest.raises(RunDirError, match="status.json is damaged"):
         run.read_status()
     assert json.loads((run.path / "config.json").read_text())["command"] == "lcd"
+
+
+def test_something_else_in_the_place_of_the_metrics_is_named(run):
+    (run.path / "metrics.jsonl").mkdir()
+    with pytest.raises(RunDirError, match=r"metrics\.jsonl cannot be read: Is a directory"):
+        run.metrics()
+    assert read_metrics(run.path / "metrics.jsonl")["columns"] == {}

@@ -41,7 +41,7 @@ def read_metrics(file: Path, since: int = -1, points: int = POINTS) -> dict[str,
                 thinned = len(picked) < len(rows)
             else:
                 picked, thinned = _sample(source, start, size, points, since), True
-    except FileNotFoundError:
+    except OSError:  # not begun, or an upload put something else in its place
         picked, thinned = [], False
     names = list(dict.fromkeys(name for row in picked for name in row))[:_COLUMNS]
     return {"columns": {name: [row.get(name) for row in picked] for name in names}, "thinned": thinned}

@@ -12,6 +12,7 @@ import torch
 from ...pixart_core.checkpoint import load_pixart, save_pixart
 from ...pixart_core.lcm import DDIM_STEPS
 from ...pixart_core.schedule import BETA_END, BETA_START, NUM_TIMESTEPS
+from .worlds import WORLDS, write_world
 
 SCHEDULER = {
     "_class_name": "LCMScheduler",
@@ -35,13 +36,14 @@ MODEL_INDEX = {
 }
 
 
-def assemble(parts: Path, teacher: Path, student: Path, output: Path) -> None:
+def assemble(parts: Path, teacher: Path, student: Path, output: Path, world: int = 1) -> None:
     """Write the family: the student as transformer/ in diffusers' layout, the teacher as base/ in the authors'.
 
     Args:
         parts: folder of text_encoder/, tokenizer/, vae/ and maybe hed/.
         teacher, student: exports of `finetune` and `lcd`.
         output: the pipeline folder; parts that are there already are replaced.
+        world: number of the world that they were trained on.
     """
     kept = shutil.ignore_patterns("*.pt")  # what a stopped training goes on from
     for name in ("text_encoder", "tokenizer", "vae", "hed"):
@@ -51,7 +53,9 @@ def assemble(parts: Path, teacher: Path, student: Path, output: Path) -> None:
     for name, values in (("model_index.json", MODEL_INDEX), ("scheduler/scheduler_config.json", SCHEDULER)):
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_text(json.dumps(values, indent=2) + "\n", "utf-8")
-    (output / "base").mkdir(exist_ok=True)
+    for name in ("base", "lcm_lora", "controlnet"):  # the last two are exported into afterwards
+        (output / name).mkdir(exist_ok=True)
+    write_world(output, WORLDS[world])
     family = {"family": "PixArt-δ nano"}
     save_pixart(load_pixart(student), output / "transformer", "diffusers", dtype=torch.float16, metadata=family)
     save_pixart(
@@ -66,4 +70,5 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("teacher", type=Path, help="export of finetune")
     parser.add_argument("student", type=Path, help="export of lcd")
     parser.add_argument("output", type=Path, help="pipeline folder to write")
+    parser.add_argument("--world", type=int, choices=WORLDS, default=1, help="that they were trained on")
     assemble(**vars(parser.parse_args(arguments)))

@@ -1,5 +1,6 @@
 """Train the nano family's f8 autoencoder, a narrow AutoencoderTiny, on crops of scenes and of their edge maps.
 
+Losses of gradients and frequencies keep edges, and in the last part of the steps a small critic makes them crisp.
 The same command again goes on where it was stopped.
 """
 
@@ -18,15 +19,25 @@ from torch.utils.data import DataLoader, Dataset
 from ...pixart_core.autoencoder import AutoencoderTiny
 from ...pixart_core.autoencoder_config import TinyConfig
 from ...pixart_core.functional import sampling_dtype
+from ...pixart_core.hed import load_hed
 from ...pixart_core.pipeline import default_device
 from ...pixart_core.vae import save_vae
+from ..settings import ConfigError
+from .critic import Judge
 from .learning import Learner, step_rng
+from .reconstruction import BUNDLED_HED, held_out, survival
 from .scene_folder import resized
-from .scenes import draw, random_scene
+from .worlds import WORLDS, World
 
 SIZES = ((128, 128), (96, 160), (160, 96))
 _EVERY = 100
 """Steps after which the training says how far it is and is kept."""
+_FILES = 4000
+"""Pictures of a folder that are used at most: one that goes on growing then changes nothing."""
+_HELD_OUT = 16
+"""Scenes that it is measured on while it trains."""
+_CRITIC_FROM = 0.6
+"""Part of the steps after which the critic is listened to."""
 EDGE_SHARE = 0.12
 """Part of the pictures shown as edge maps, because ControlNet hints go through the same autoencoder."""
 
@@ -39,37 +50,59 @@ def edge_map(picture: Image.Image) -> Image.Image:
     return Image.fromarray((255 * np.clip(grey / 60, 0, 1)).astype(np.uint8)).convert("RGB")
 
 
-def crops(rng: random.Random, batch: int, side: int, resolution: int = 128) -> Tensor:
-    """(batch, 3, side, side) in -1 … 1, of scenes drawn for that resolution."""
-    out = np.empty((batch, side, side, 3), np.float32)
-    for row in range(batch):
-        size = resized(rng.choice(SIZES), resolution)
-        picture = draw(random_scene(rng), size, rng.randrange(2**31))
-        if rng.random() < EDGE_SHARE:
-            picture = edge_map(picture)
-        top, left = rng.randrange(size[0] - side + 1), rng.randrange(size[1] - side + 1)
-        out[row] = np.asarray(picture)[top : top + side, left : left + side]
-    return torch.from_numpy(out / 127.5 - 1).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+class Source:
+    """Where crops are cut from: files of a folder, or scenes drawn on the spot.
+
+    Args:
+        world, resolution: of the scenes.
+        folder: of PNG files; None = scenes.
+    """
+
+    def __init__(self, world: World = WORLDS[1], resolution: int = 128, folder: Path | None = None):
+        self.world, self.resolution = world, resolution
+        self.files = None if folder is None else sorted(folder.glob("*.png"))[:_FILES]
+        if self.files == []:
+            raise ConfigError(f"{folder} holds no PNG files: draw them with `nano scenes`, or leave --pictures out")
+
+    def picture(self, rng: random.Random) -> Image.Image:
+        """One of its pictures by chance."""
+        if self.files is not None:
+            with Image.open(rng.choice(self.files)) as picture:
+                return picture.convert("RGB")
+        size = resized(rng.choice(SIZES), self.resolution)
+        return self.world.draw(self.world.pick(rng), size, rng.randrange(2**31))
+
+    def crops(self, rng: random.Random, batch: int, side: int) -> Tensor:
+        """(batch, 3, side, side) in -1 … 1, some of them of edge maps."""
+        out = np.empty((batch, side, side, 3), np.float32)
+        for row in range(batch):
+            picture = self.picture(rng)
+            if rng.random() < EDGE_SHARE:
+                picture = edge_map(picture)
+            top, left = rng.randrange(picture.height - side + 1), rng.randrange(picture.width - side + 1)
+            out[row] = np.asarray(picture)[top : top + side, left : left + side]
+        return torch.from_numpy(out / 127.5 - 1).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 class Batches(Dataset):
     """The crops of every step from `start` on, each a function of the seed and its number alone."""
 
-    def __init__(self, seed: int, start: int, steps: int, batch: int, side: int, resolution: int):
-        self.seed, self.numbers, self.what = seed, range(start, steps), (batch, side, resolution)
+    def __init__(self, source: Source, seed: int, start: int, steps: int, batch: int, side: int):
+        self.source, self.seed, self.numbers, self.what = source, seed, range(start, steps), (batch, side)
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, index: int) -> Tensor:
-        return crops(random.Random(f"{self.seed} {self.numbers[index]}"), *self.what)
+        return self.source.crops(random.Random(f"{self.seed} {self.numbers[index]}"), *self.what)
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
-    """L1, squared error and the error of both gradients, so that small objects keep their edges."""
+    """L1, squared error, the error of both gradients, and of all frequencies, so that small things keep their edges."""
     error = output - target
     gradient = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return error.abs().mean() + 2 * error.square().mean() + gradient
+    frequencies = torch.fft.rfft2(error, norm="ortho").abs().mean()
+    return error.abs().mean() + 2 * error.square().mean() + gradient + 0.5 * frequencies
 
 
 def moment_penalty(latent: Tensor) -> Tensor:
@@ -84,13 +117,6 @@ def build(channels: int) -> AutoencoderTiny:
     return AutoencoderTiny(TinyConfig(widths, widths, (0, 1, 2, 3), (3, 3, 2, 1), scaling_factor=1.0))
 
 
-def psnr(vae, pictures: Tensor) -> float:
-    """Mean peak signal-to-noise ratio, dB, of a round trip of pictures (B, 3, H, W) in -1 … 1."""
-    with torch.no_grad():
-        output = vae.decode(vae.encode(pictures).latents).sample.clamp(-1, 1)
-    return float((10 * torch.log10(4 / (output - pictures).square().mean((1, 2, 3)))).mean())
-
-
 def train(
     output: Path,
     steps: int,
@@ -102,38 +128,62 @@ def train(
     seed: int,
     resolution: int = 128,
     workers: int = 0,
+    world: int = 1,
+    pictures: Path | None = None,
+    critic: float = 0.0,
 ) -> None:
-    """Train and save in diffusers' layout; prints a line and is kept every `_EVERY` steps.
+    """Train and save in diffusers' layout; says how good it is and is kept every `_EVERY` steps.
 
     Args:
         side: of the crops, px.
         resolution: that scenes are drawn at.
-        workers: processes that draw; 0 = this one.
+        workers: processes that make crops; 0 = this one.
+        world: number of the scenes' world.
+        pictures: folder of pictures to take crops of, instead of scenes drawn on the spot.
+        critic: the critic's share of the decoder's gradient in the last part of the steps; 0 = none.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     device = default_device()
     vae = build(channels).to(device).to(memory_format=torch.channels_last)
-    learner = Learner(vae, steps, learning_rate, weight_decay=1e-3, file=output / "training.pt")
-    held_out = torch.cat([crops(random.Random(10_000 + i), 1, 96, resolution) for i in range(48)]).to(device)
-    is_half_fast = sampling_dtype(device) != torch.float32
-    batches = Batches(seed, learner.step, steps, batch, side, resolution)
+    judge = Judge(device, critic) if critic > 0 else None
+    beside = {} if judge is None else {"judge": judge}
+    learner = Learner(*(vae, steps, learning_rate), weight_decay=1e-3, file=output / "training.pt", beside=beside)
+    scenes, hed = held_out(_HELD_OUT, resolution, WORLDS[world]), load_hed(BUNDLED_HED)
+    batches = Batches(Source(WORLDS[world], resolution, pictures), seed, learner.step, steps, batch, side)
     for drawn in DataLoader(batches, batch_size=None, num_workers=workers):
         step_rng(seed, learner.step)
-        pictures = drawn.to(device, memory_format=torch.channels_last)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_half_fast):
-            latent = vae.encoder(pictures).float()
-            output_picture = vae.decoder(latent + noise * torch.randn_like(latent)).float()
-        loss = reconstruction_loss(output_picture, pictures) + 0.1 * moment_penalty(latent)
+        now = judge if learner.step >= _CRITIC_FROM * steps else None
+        crops = drawn.to(device, memory_format=torch.channels_last)
+        loss, latent, decoded = _forward(vae, crops, noise, now)
         learner.update(loss)
+        if now is not None:
+            now.learn(decoded.detach(), crops)
         if learner.tells(_EVERY):
+            ratio, f1, _ = survival(vae, hed, scenes)
             print(
-                f"step {learner.step} loss {loss.item():.4f} PSNR {psnr(vae, held_out):.2f} dB "
+                f"step {learner.step} loss {loss.item():.4f} PSNR {ratio:.2f} dB edges F1 {f1:.3f} "
                 f"latent std {latent.std().item():.2f} max {latent.abs().max().item():.1f}",
                 flush=True,
             )
             learner.save()
     save_vae(vae.half().cpu(), output)
+
+
+def _forward(
+    vae: AutoencoderTiny, pictures: Tensor, noise: float, judge: Judge | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, latents, and what came back of pictures (B, 3, H, W)."""
+    is_half_fast = sampling_dtype(pictures.device) != torch.float32
+    with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=is_half_fast):
+        latent = vae.encoder(pictures).float()
+        decoded = vae.decoder(latent + noise * torch.randn_like(latent)).float()
+    reconstruction = reconstruction_loss(decoded, pictures)
+    loss = reconstruction + 0.1 * moment_penalty(latent)
+    if judge is not None:
+        last = [each for each in vae.decoder.modules() if isinstance(each, torch.nn.Conv2d)][-1].weight
+        loss = loss + judge.loss(decoded, reconstruction, last)
+    return loss, latent, decoded
 
 
 def main(arguments: list[str]) -> None:
@@ -149,4 +199,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resolution", type=int, default=128, help="px of the square scenes that crops are of")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0 = the one that trains")
+    parser.add_argument("--world", type=int, choices=WORLDS, default=1, help="whose scenes")
+    parser.add_argument("--pictures", type=Path, help="folder of PNG files, as `nano scenes` makes, to take crops of")
+    parser.add_argument(
+        "--critic", type=float, default=0.0, help="share of a critic's gradient in the last part; 0 = none"
+    )
     train(**vars(parser.parse_args(arguments)))

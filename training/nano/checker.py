@@ -5,6 +5,8 @@ Every decision compares pixels with the palette of `scenes`; nothing is learned,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -41,7 +43,11 @@ def read_scene(picture: Image.Image) -> Scene:
     ground = _ground(pixels, time)
     horizon = horizon_of(pixels, time, ground)
     return Scene(
-        time, _side(pixels, time), _mountains(pixels, time, horizon), ground, _thing(pixels, time, ground, horizon)
+        time,
+        sky_side(pixels, SKY[time][2]),
+        _mountains(pixels, time, horizon),
+        ground,
+        _thing(pixels, time, ground, horizon),
     )
 
 
@@ -58,14 +64,23 @@ def colour_distance(pixels: np.ndarray, colours) -> np.ndarray:
     return np.sqrt(squares.clip(min=0))
 
 
+def pieces(mask: np.ndarray, area: float) -> int:
+    """Connected pieces (8-neighbourhood) of at least so many pixels."""
+    from scipy import ndimage
+
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    return int((np.bincount(labels.ravel())[1:] >= area).sum())
+
+
 def _time(pixels) -> str:
     top = np.median(pixels[: max(1, round(0.04 * len(pixels)))].reshape(-1, 3), axis=0)
     return TIMES[int(colour_distance(top, [SKY[time][0] for time in TIMES]).argmin())]
 
 
-def _side(pixels, time) -> str:
+def sky_side(pixels: np.ndarray, light: Sequence[float]) -> str:
+    """The half of the sky that has more of a sun's or moon's colour."""
     rows = pixels[: round(0.36 * len(pixels))]
-    weight = np.clip(1 - colour_distance(rows, [SKY[time][2]])[..., 0] / NEAR, 0, None)
+    weight = np.clip(1 - colour_distance(rows, [light])[..., 0] / NEAR, 0, None)
     half = weight.shape[1] // 2
     return "left" if weight[:, :half].sum() >= weight[:, half:].sum() else "right"
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from .checker import NEAR, colour_distance, horizon_of
+from .checker import NEAR, colour_distance, horizon_of, pieces
 from .scenes import GROUND_COLOUR, HULL, LEAVES, ROOF, SKY, TRUNK, WALL, Scene, tinted
 
 NUMBER = {"none": 0, "house": 1, "trees": 3, "boat": 1}
@@ -38,7 +38,7 @@ def counts_right(picture: Image.Image, scene: Scene) -> dict[str, bool]:
 def lights(pixels: np.ndarray, scene: Scene) -> int:
     """Suns or moons in the upper part of pixels (H, W, 3), 0 … 255."""
     rows = pixels[: round(_SKY_ROWS * len(pixels))]
-    return _pieces(colour_distance(rows, [SKY[scene.time][2]])[..., 0] < NEAR, _SUN_AREA * _square(pixels))
+    return pieces(colour_distance(rows, [SKY[scene.time][2]])[..., 0] < NEAR, _SUN_AREA * _square(pixels))
 
 
 def things(pixels: np.ndarray, scene: Scene) -> int:
@@ -50,7 +50,7 @@ def things(pixels: np.ndarray, scene: Scene) -> int:
     if scene.thing == "trees":
         return _trees(_looks_like(below, scene, (LEAVES,)), min(pixels.shape[:2]))
     parts, area = (_HOUSE, _HOUSE_AREA) if scene.thing == "house" else ((HULL,), _HULL_AREA)
-    return _pieces(_looks_like(below, scene, parts), area * _square(pixels))
+    return pieces(_looks_like(below, scene, parts), area * _square(pixels))
 
 
 def _square(pixels: np.ndarray) -> int:
@@ -63,14 +63,6 @@ def _looks_like(pixels: np.ndarray, scene: Scene, parts: Sequence[tuple[int, int
     others += [tinted(TRUNK, scene.time)] * (scene.thing == "trees")
     near = colour_distance(pixels, [tinted(each, scene.time) for each in parts]).min(-1)
     return (near < NEAR) & (near < colour_distance(pixels, others).min(-1))
-
-
-def _pieces(mask: np.ndarray, area: float) -> int:
-    """Connected pieces (8-neighbourhood) of at least so many pixels."""
-    from scipy import ndimage
-
-    pieces, _ = ndimage.label(mask, np.ones((3, 3)))
-    return int((np.bincount(pieces.ravel())[1:] >= area).sum())
 
 
 def _trees(leaves: np.ndarray, unit: int) -> int:

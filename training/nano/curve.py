@@ -23,6 +23,7 @@ from ..config import DistillConfig
 from ..run_dir import RunDir
 from .evaluate import AT_ONCE, PROMPTS
 from .exam import SEEDS, Exam
+from .worlds import world_of
 
 STEPS = (1, 2, 4, 8)
 TEACHER_STEPS = (14, 4)
@@ -100,7 +101,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--plot", type=Path, help="PNG or SVG to write")
     options = parser.parse_args(arguments)
     teacher = options.teacher or options.models / "base/pixart_nano_base.safetensors"
-    exam = Exam(Pipeline.from_pretrained(options.models), options.count, captions=options.captions)
+    pipeline, world = Pipeline.from_pretrained(options.models), world_of(options.models)
+    exam = Exam(pipeline, options.count, captions=options.captions, world=world)
     seeds = range(options.seeds)
     configs = [restore(str(run))[0].config for run in options.runs]
     guidance = {config.guidance for config in configs if isinstance(config, DistillConfig)}

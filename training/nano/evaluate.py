@@ -7,7 +7,6 @@ which all name things that can be counted, it tells apart what is at 99 % in sin
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import random
 from collections import Counter
@@ -23,50 +22,39 @@ from ...pixart_core.controlnet import Hint
 from ...pixart_core.pipeline import Pipeline
 from ...pixart_core.vae import FACTOR, encode
 from .. import sampling
-from .checker import attributes_right
-from .counting import COUNTS, counts_right
 from .scene_folder import resized
-from .scenes import ATTRIBUTES, caption, draw, held_out_scenes, random_scene
+from .worlds import WORLDS, World, world_of
 
 SIZES = ((128, 128), (128, 128), (96, 160), (160, 96))
 """Height, width at a resolution of 128; the squares twice, as in training."""
 SEED = 20_240_117
 HARD_SEED = 20_261_126
-HARD_WORDS = {
-    "house": ("a house", "a small red house", "a red cabin"),
-    "trees": ("three trees",),
-    "boat": ("a boat", "a sailing boat", "a small sailboat"),
-}
-"""Words that say how many there are."""
 AT_ONCE = "at once"
 BATCH = 25
 """Pictures that are made at once."""
 
 
-def held_out_prompts(count: int, resolution: int = 128) -> list[tuple]:
+def held_out_prompts(count: int, resolution: int = 128, world: World = WORLDS[1]) -> list[tuple]:
     """(scene, caption, (height, width)) of scenes whose combination of attributes was never trained on.
 
     Args:
         resolution: of the model, px.
+        world: that the model was trained on.
     """
     rng = random.Random(SEED)
-    scenes = [random_scene(rng, held_out=True) for _ in range(count)]
-    return [(scene, caption(scene, rng), _size(index, resolution)) for index, scene in enumerate(scenes)]
+    scenes = [world.pick(rng, held_out=True) for _ in range(count)]
+    return [(scene, world.caption(scene, rng), _size(index, resolution)) for index, scene in enumerate(scenes)]
 
 
-def hard_prompts(count: int, resolution: int = 128) -> list[tuple]:
-    """As `held_out_prompts`, of scenes with a house, three trees and a boat in turn, and captions that say how many.
+def hard_prompts(count: int, resolution: int = 128, world: World = WORLDS[1]) -> list[tuple]:
+    """As `held_out_prompts`, of scenes with things that can be counted, and captions that say how many.
 
+    In the first world a house, three trees and a boat in turn; in the second two groups, one left of the other.
     The first are the same whatever the count, and none has a combination of attributes that was ever trained on.
     """
     rng = random.Random(HARD_SEED)
-    having = {thing: [scene for scene in held_out_scenes() if scene.thing == thing] for thing in HARD_WORDS}
-    prompts = []
-    for index, thing in enumerate(itertools.islice(itertools.cycle(HARD_WORDS), count)):
-        scene = rng.choice(having[thing])
-        # Every size with every thing: three things, and four sizes.
-        prompts.append((scene, caption(scene, rng, HARD_WORDS), _size(index, resolution)))
-    return prompts
+    # Every size with every thing of the first world: three things, and four sizes.
+    return [(*world.hard(rng, index), _size(index, resolution)) for index in range(count)]
 
 
 def _size(index: int, resolution: int) -> tuple[int, int]:
@@ -115,20 +103,20 @@ def pictures(
     return sampling.pictures(pipeline.vae, by_size(prompts, make))
 
 
-def score(made: list[Image.Image], prompts: list[tuple]) -> dict[str, float]:
+def score(made: list[Image.Image], prompts: list[tuple], world: World = WORLDS[1]) -> dict[str, float]:
     """What is right, in percent of the pictures.
 
     Returns:
-        all, the mean of the attributes; each attribute; `one light` and `number`, see `counting`; and `at once`, the
-        share of pictures in which all of these are right.
+        all, the mean of the world's attributes; each attribute; each of its counts; and `at once`, the share of
+        pictures in which all of these are right.
     """
     right: Counter[str] = Counter()
     for picture, (scene, _, _) in zip(made, prompts, strict=True):
-        seen = attributes_right(picture, scene) | counts_right(picture, scene)
+        seen = world.marks(picture, scene)
         right.update(name for name, value in seen.items() if value)
         right[AT_ONCE] += all(seen.values())
-    shares = {name: 100 * right[name] / len(prompts) for name in (*ATTRIBUTES, *COUNTS, AT_ONCE)}
-    return {"all": sum(shares[name] for name in ATTRIBUTES) / len(ATTRIBUTES), **shares}
+    shares = {name: 100 * right[name] / len(prompts) for name in (*world.attributes, *world.counts, AT_ONCE)}
+    return {"all": sum(shares[name] for name in world.attributes) / len(world.attributes), **shares}
 
 
 def encoded(vae, picture: Image.Image) -> Tensor:
@@ -136,10 +124,10 @@ def encoded(vae, picture: Image.Image) -> Tensor:
     return encode(vae, torch.from_numpy(np.asarray(picture, np.float32) / 255)[None])
 
 
-def drawn(prompts: list[tuple]) -> list[Image.Image]:
+def drawn(prompts: list[tuple], world: World = WORLDS[1]) -> list[Image.Image]:
     """The scenes of the prompts as the generator draws them: what the checker should find nothing wrong with."""
     rng = random.Random(SEED)
-    return [draw(scene, size, rng.randrange(2**31)) for scene, _, size in prompts]
+    return [world.draw(scene, size, rng.randrange(2**31)) for scene, _, size in prompts]
 
 
 def main(arguments: list[str]) -> None:
@@ -158,15 +146,16 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sheet", type=Path, help="PNG file for the first pictures, a row for each number of steps")
     options = parser.parse_args(arguments)
     pipeline = Pipeline.from_pretrained(options.models, transformer=options.transformer)
-    prompts, rows = PROMPTS[options.captions](options.count, resolution_of(pipeline)), []
+    world = world_of(options.models)
+    prompts, rows = PROMPTS[options.captions](options.count, resolution_of(pipeline), world), []
 
     def tell(made: list[Image.Image], **about) -> None:
-        shares = {name: round(value, 1) for name, value in score(made, prompts).items()}
+        shares = {name: round(value, 1) for name, value in score(made, prompts, world).items()}
         print(json.dumps({**about, "captions": len(prompts), "kind": options.captions, **shares}), flush=True)
         rows.append(made[:12])
 
     if options.drawn:
-        scenes = drawn(prompts)
+        scenes = drawn(prompts, world)
         tell(scenes, pictures="drawn")
         tell(sampling.pictures(pipeline.vae, (encoded(pipeline.vae, each)[0] for each in scenes)), pictures="vae")
     else:

@@ -21,7 +21,7 @@ from ..checkpoint import restore
 from ..run_dir import RunDir
 from ..sampling import contact_sheet
 from .evaluate import held_out_prompts, pictures, resolution_of, score
-from .scenes import draw
+from .worlds import WORLDS, World, world_of
 
 TOLERANCE = 1
 """Pixels that an edge may lie beside its place."""
@@ -54,11 +54,18 @@ class ControlTest:
         find: pictures of any sizes -> their edge maps (1, H, W, 1).
         count: of the scenes.
         resolution: of the model, px.
+        world: that the model was trained on.
     """
 
-    def __init__(self, find: Callable[[Sequence[Image.Image]], list[Tensor]], count: int, resolution: int = 128):
-        self.find, self.prompts = find, held_out_prompts(count, resolution)
-        self.drawn = [draw(scene, size, seed) for seed, (scene, _, size) in enumerate(self.prompts)]
+    def __init__(
+        self,
+        find: Callable[[Sequence[Image.Image]], list[Tensor]],
+        count: int,
+        resolution: int = 128,
+        world: World = WORLDS[1],
+    ):
+        self.find, self.world, self.prompts = find, world, held_out_prompts(count, resolution, world)
+        self.drawn = [world.draw(scene, size, seed) for seed, (scene, _, size) in enumerate(self.prompts)]
         self.edges = find(self.drawn)
 
     def run(self, pipeline: Pipeline, strength: float, **options) -> tuple[list[Image.Image], dict[str, float]]:
@@ -67,7 +74,7 @@ class ControlTest:
         made = pictures(pipeline, self.prompts, hints, strength, **options)
         found = self.find(made)
         agreement = [edge_f1(one, other) for one, other in zip(found, self.edges, strict=True)]
-        return made, {"f1": sum(agreement) / len(agreement), "attributes": score(made, self.prompts)["all"]}
+        return made, {"f1": sum(agreement) / len(agreement), "attributes": score(made, self.prompts, self.world)["all"]}
 
     def sheet(self, results: list[list[Image.Image]], examples: Sequence[int], scale: int = 1) -> Image.Image:
         """A row for each example: the drawn scene, its edges, and every result."""
@@ -126,7 +133,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     pipeline = Pipeline.from_pretrained(options.models, transformer=options.transformer, controlnet=options.controlnet)
     find = partial(soft_edges, load_hed(options.models / "hed" / "hed.safetensors"))
-    test = ControlTest(find, options.count, resolution_of(pipeline))
+    test = ControlTest(find, options.count, resolution_of(pipeline), world_of(options.models))
     settings = {"steps": options.steps, "sampler": options.sampler, "guidance": options.guidance}
     results = []
 

@@ -14,7 +14,7 @@ from ...pixart_core.vae import FACTOR
 from ..sampling import pictures, sample_latents
 from .evaluate import AT_ONCE, BATCH, PROMPTS, SEED, by_size, encoded, resolution_of, score
 from .frechet import features, frechet_distance
-from .scenes import draw
+from .worlds import WORLDS, World
 
 SEEDS = (0, 1, 2)
 # Student's t for 95 % on both sides, by the number of seeds less one.
@@ -29,16 +29,25 @@ class Exam:
         count: captions; a Fréchet distance of 64 features needs more than 64.
         drawings: scenes drawn for each caption.
         captions: a kind of `evaluate.PROMPTS`.
+        world: that the pipeline's family lives in.
     """
 
-    def __init__(self, pipeline: Pipeline, count: int, drawings: int = 4, captions: str = "held-out"):
-        self.vae, self.prompts = pipeline.vae, PROMPTS[captions](count, resolution_of(pipeline))
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        count: int,
+        drawings: int = 4,
+        captions: str = "held-out",
+        world: World = WORLDS[1],
+    ):
+        self.vae, self.world = pipeline.vae, world
+        self.prompts = PROMPTS[captions](count, resolution_of(pipeline), world)
         length = pipeline.transformer.config.model_max_length
         texts = [text for _, text, _ in self.prompts]
         parts = [pipeline.text.encode(texts[i : i + BATCH], length) for i in range(0, count, BATCH)]
         self.caption, self.mask = (torch.cat(part) for part in zip(*parts, strict=True))
         rng = random.Random(SEED)
-        scenes = [draw(scene, size, rng.randrange(2**31)) for scene, _, size in self.prompts * drawings]
+        scenes = [world.draw(scene, size, rng.randrange(2**31)) for scene, _, size in self.prompts * drawings]
         self.reference = torch.cat([features(encoded(self.vae, picture)) for picture in scenes])
 
     def mark(
@@ -57,7 +66,7 @@ class Exam:
     def _mark_once(self, predictor, steps: int, seed: int, **options) -> dict[str, float]:
         made = self._latents(predictor, steps, seed, **options)
         found = torch.cat([features(latent[None]) for latent in made])
-        shares = score(pictures(self.vae, made), self.prompts)
+        shares = score(pictures(self.vae, made), self.prompts, self.world)
         distance = frechet_distance(found, self.reference)
         return {"attributes": shares["all"], AT_ONCE: shares[AT_ONCE], "distance": distance}
 

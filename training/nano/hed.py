@@ -22,7 +22,7 @@ from ...pixart_core.saving import save_weights
 from .learning import Learner
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
 from .scene_folder import resized
-from .scenes import boundaries, draw, random_scene
+from .worlds import WORLDS, World
 
 SIZES = ((128, 128), (96, 160), (160, 96))
 WIDTHS = (16, 32, 64, 72, 80)
@@ -35,15 +35,17 @@ _FUSED = 5.0
 """Weight of the mean of the sides, the map that is used, against one side."""
 
 
-def scene_batch(rng: random.Random, count: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def scene_batch(
+    rng: random.Random, count: int, size: tuple[int, int], world: World = WORLDS[1]
+) -> tuple[Tensor, Tensor]:
     """Pictures (count, 3, H, W) in 0 … 255 and their boundaries (count, 1, H, W) in 0 … 1.
 
     Half of the pictures are blurred, of another contrast and noisy, as those that a model makes.
     """
     pictures, edges = [], []
     for _ in range(count):
-        scene, seed = random_scene(rng), rng.randrange(2**31)
-        picture = draw(scene, size, seed)
+        scene, seed = world.pick(rng), rng.randrange(2**31)
+        picture = world.draw(scene, size, seed)
         if rng.random() < 0.5:
             picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.9)))
         pixels = np.asarray(picture, np.float32)
@@ -51,7 +53,7 @@ def scene_batch(rng: random.Random, count: int, size: tuple[int, int]) -> tuple[
             noise = np.random.default_rng(seed).normal(size=pixels.shape).astype(np.float32)
             pixels = (pixels - 128) * rng.uniform(0.75, 1.15) + 128 + rng.uniform(-15, 15) + rng.uniform(0, 4) * noise
         pictures.append(pixels.clip(0, 255))
-        edges.append(boundaries(scene, size, seed))
+        edges.append(world.boundaries(scene, size, seed))
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2), torch.from_numpy(np.stack(edges))[:, None]
 
 
@@ -103,10 +105,12 @@ def see(net: HED, pixels: Tensor) -> list[Tensor]:
     return net((pixels / _SCALE).contiguous(memory_format=torch.channels_last))
 
 
-def step_loss(net: HED, rng: random.Random, batch: int, crops: Crops | None, resolution: int = 128) -> Tensor:
+def step_loss(
+    net: HED, rng: random.Random, batch: int, crops: Crops | None, resolution: int = 128, world: World = WORLDS[1]
+) -> Tensor:
     """The loss of a batch of scenes alone, or of as many scenes as crops of photographs."""
     scenes = batch if crops is None else (batch + 1) // 2
-    pictures, edges = scene_batch(rng, scenes, resized(rng.choice(SIZES), resolution))
+    pictures, edges = scene_batch(rng, scenes, resized(rng.choice(SIZES), resolution), world)
     loss = deep_loss(see(net, pictures), edges)
     if crops is None:
         return loss
@@ -123,6 +127,7 @@ def train(
     crops: Crops | None = None,
     resolution: int = 128,
     widths: Sequence[int] = WIDTHS,
+    world: int = 1,
 ) -> Path:
     """Train and save `output`/hed.safetensors in half precision; prints a line every `_EVERY` steps."""
     output.mkdir(parents=True, exist_ok=True)
@@ -130,12 +135,13 @@ def train(
     net = build(widths).to(memory_format=torch.channels_last)
     learner = Learner(net, steps, learning_rate, weight_decay=1e-4, file=output / "training.pt")
     held_out = [
-        scene_batch(random.Random(10_000 + index), 16, resized(size, resolution)) for index, size in enumerate(SIZES)
+        scene_batch(random.Random(10_000 + index), 16, resized(size, resolution), WORLDS[world])
+        for index, size in enumerate(SIZES)
     ]
     start = time.perf_counter()
     while learner.step < steps:
         # Drawn by the number of the step, so that nothing random has to be kept.
-        loss = step_loss(net, random.Random(f"{seed} {learner.step}"), batch, crops, resolution)
+        loss = step_loss(net, random.Random(f"{seed} {learner.step}"), batch, crops, resolution, WORLDS[world])
         learner.update(loss)
         if learner.tells(_EVERY):
             with torch.no_grad():
@@ -172,6 +178,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resolution", type=int, default=128, help="px of the square scenes")
+    parser.add_argument("--world", type=int, choices=WORLDS, default=1, help="whose scenes")
     parser.add_argument("--widths", type=int, nargs=5, default=WIDTHS, help="channels of the five blocks")
     parser.add_argument("--teacher", type=Path, help="a full HED (ControlNetHED.pth), to learn photographs from")
     parser.add_argument("--photographs", type=Path, help="folder of pictures to learn on; needs --teacher")

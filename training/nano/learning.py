@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..storage import replacing
 
-_KEPT = ("net", "optimizer", "schedule")
+
+class Kept(Protocol):
+    """Something with a state that a stopped training goes on from."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
 def step_rng(seed: int, step: int) -> random.Random:
@@ -27,6 +35,7 @@ class Learner:
         steps: of the whole cycle.
         clip: largest gradient norm; None = no clipping.
         file: what a stopped training goes on from; None = it is not kept.
+        beside: what else is trained, kept in the same file.
     """
 
     def __init__(
@@ -38,6 +47,7 @@ class Learner:
         beta2: float = 0.99,
         clip: float | None = 1.0,
         file: Path | None = None,
+        beside: Mapping[str, Kept] | None = None,
     ):
         self.net, self.steps, self.clip, self.file, self.step = net, steps, clip, file, 0
         self.optimizer = torch.optim.AdamW(
@@ -46,11 +56,13 @@ class Learner:
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer, learning_rate, total_steps=steps, pct_start=0.1
         )
+        self._kept: dict[str, Kept] = {"net": net, "optimizer": self.optimizer, "schedule": self.schedule}
+        self._kept |= beside or {}
         if file is not None and file.exists():
             state = torch.load(file, weights_only=True, map_location=next(net.parameters()).device)
             self.step = state["step"]
-            for part in _KEPT:
-                getattr(self, part).load_state_dict(state[part])
+            for name, part in self._kept.items():
+                part.load_state_dict(state[name])
             print(f"going on after step {self.step}", flush=True)
 
     def update(self, loss: Tensor) -> None:
@@ -71,4 +83,4 @@ class Learner:
         """Keep what it goes on from."""
         assert self.file is not None, "it has no file"
         with replacing(self.file) as temporary:
-            torch.save({"step": self.step, **{part: getattr(self, part).state_dict() for part in _KEPT}}, temporary)
+            torch.save({"step": self.step, **{name: part.state_dict() for name, part in self._kept.items()}}, temporary)

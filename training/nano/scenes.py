@@ -80,20 +80,20 @@ _TRAINED = tuple(scene for scene in ALL_SCENES if not is_held_out(scene))
 
 # ---------------------------------------------------------------------------------------------------------- captions
 
-_TIME_WORDS = {
+TIME_WORDS = {
     "day": ("by day", "on a bright day", "under a clear blue sky", "at noon"),
     "dawn": ("at dawn", "at daybreak", "in the pale morning light", "early in the morning"),
     "sunset": ("at sunset", "in the evening glow", "at dusk", "under a burning evening sky"),
     "night": ("at night", "in the dark of night", "under a night sky", "at midnight"),
 }
-_MOUNTAIN_WORDS = {
+MOUNTAIN_WORDS = {
     "green": ("green mountains", "green hills", "forested mountains"),
     "blue": ("blue mountains", "blue hills", "blue peaks"),
     "red": ("red mountains", "red hills", "rust red peaks"),
     "grey": ("grey mountains", "grey hills", "bare grey peaks"),
     "white": ("white mountains", "snow-capped mountains", "white peaks"),
 }
-_GROUND_WORDS = {
+GROUND_WORDS = {
     "lake": ("a lake", "a calm lake", "still blue water"),
     "meadow": ("a meadow", "a green meadow", "a grassy field"),
     "desert": ("a desert", "a sandy desert", "yellow sand"),
@@ -104,7 +104,7 @@ _THING_WORDS = {
     "trees": ("trees", "a few fir trees", "three trees"),
     "boat": ("a boat", "a sailing boat", "a small sailboat"),
 }
-_SIDE_WORDS = (
+SIDE_WORDS = (
     "the {light} on the {side}",
     "the {light} at the {side}",
     "with the {light} to the {side}",
@@ -133,11 +133,11 @@ def caption(scene: Scene, rng: random.Random, things: Mapping[str, Sequence[str]
         things: words for each thing.
     """
     templates = _WITHOUT_THING if scene.thing == "none" else _WITH_THING
-    sun = rng.choice(_SIDE_WORDS).format(light="moon" if scene.time == "night" else "sun", side=scene.side)
+    sun = rng.choice(SIDE_WORDS).format(light="moon" if scene.time == "night" else "sun", side=scene.side)
     return rng.choice(templates).format(
-        time=rng.choice(_TIME_WORDS[scene.time]),
-        mountains=rng.choice(_MOUNTAIN_WORDS[scene.mountains]),
-        ground=rng.choice(_GROUND_WORDS[scene.ground]),
+        time=rng.choice(TIME_WORDS[scene.time]),
+        mountains=rng.choice(MOUNTAIN_WORDS[scene.mountains]),
+        ground=rng.choice(GROUND_WORDS[scene.ground]),
         sun=sun,
         thing="" if scene.thing == "none" else rng.choice(things[scene.thing]),
     )
@@ -174,12 +174,18 @@ def boundaries(scene: Scene, size: tuple[int, int] = (128, 128), seed: int = 0) 
     colour changes. As it lies between pixels, the line is softened to a width of about 2 px.
     """
     label = np.asarray(_paint(scene, size, seed, _NO_COLOUR), np.int32) @ (1 << 16, 1 << 8, 1)
+    return soft_boundaries(label, _OVERSAMPLE)
+
+
+def soft_boundaries(label: np.ndarray, oversample: int) -> np.ndarray:
+    """Where labels (H, W) of areas change, as lines about 2 px wide in a picture `oversample` times smaller."""
     edge = np.zeros(label.shape, bool)
     for one, other in ((np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1])):
         changes = label[one] != label[other]
         edge[one] |= changes
         edge[other] |= changes
-    thin = edge.reshape(size[0], _OVERSAMPLE, size[1], _OVERSAMPLE).mean((1, 3), dtype=np.float32)
+    height, width = (side // oversample for side in label.shape)
+    thin = edge.reshape(height, oversample, width, oversample).mean((1, 3), dtype=np.float32)
     padded = np.pad(thin, 1, "edge")
     rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
     soft = rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]

@@ -17,20 +17,14 @@ from torch import Tensor, nn
 
 from ...pixart_core.tokenizer import complete_tokenizer
 from .learning import Learner, step_rng
-from .scenes import GROUNDS, MOUNTAINS, SIDES, TIMES, Scene, caption, random_scene
+from .worlds import WORLDS, World
 
-VALUES = {
-    "time": TIMES,
-    "side": SIDES,
-    "mountains": MOUNTAINS,
-    "ground": GROUNDS,
-    "thing": ("none", "house", "trees", "boat"),
-}
 MASKED_SHARE = 0.15
-MAX_LENGTH = 48
+MAX_LENGTH = 64
+"""Tokens of a caption; the longest of 4,000 have 30 in the first world and 49 in the second."""
 
 
-def train_tokenizer(output: Path, vocabulary: int, captions: int, seed: int):
+def train_tokenizer(output: Path, vocabulary: int, captions: int, seed: int, world: World = WORLDS[1]):
     """A Unigram model with the ids of T5 (pad 0, end 1, unknown 2) and every printable ASCII character, so that no
     English prompt is unreadable. Saved for every version of transformers."""
     import sentencepiece
@@ -38,7 +32,7 @@ def train_tokenizer(output: Path, vocabulary: int, captions: int, seed: int):
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "captions.txt")
-        lines = [caption(random_scene(rng), rng) for _ in range(captions)]
+        lines = [world.caption(world.pick(rng), rng) for _ in range(captions)]
         words = sorted({word.strip(",") for line in lines for word in line.split()})
         # A piece must occur in two different strings to become a candidate: so every word comes with two endings.
         text.write_text("\n".join(lines + [word + end for word in words for end in (",", ".")]), "utf-8")
@@ -67,35 +61,44 @@ def train_tokenizer(output: Path, vocabulary: int, captions: int, seed: int):
 class Pretraining(nn.Module):
     """The encoder with the two heads that teach it."""
 
-    def __init__(self, encoder):
+    def __init__(self, encoder, world: World):
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.world = encoder, world
         width = encoder.config.d_model
         self.words = nn.Linear(width, encoder.config.vocab_size)
-        self.attributes = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in VALUES.items()})
+        self.attributes = nn.ModuleDict({name: nn.Linear(width, len(values)) for name, values in world.values.items()})
 
-    def forward(self, tokens: Tensor, mask: Tensor, scenes: list[Scene], mask_id: int) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, mask: Tensor, scenes: list, mask_id: int) -> tuple[Tensor, Tensor]:
         """Loss, and the share of attributes told right. tokens, mask (B, L)."""
         hidden = (torch.rand(tokens.shape) < MASKED_SHARE) & mask.bool()
         states = self.encoder(tokens.masked_fill(hidden, mask_id), attention_mask=mask).last_hidden_state  # (B, L, C)
         loss = F.cross_entropy(self.words(states[hidden]), tokens[hidden])
         pooled = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        right = []
+        right, said = [], [self.world.said(scene) for scene in scenes]
         for name, head in self.attributes.items():
-            target = torch.tensor([VALUES[name].index(getattr(scene, name)) for scene in scenes])
+            target = torch.tensor([self.world.values[name].index(each[name]) for each in said])
             loss = loss + F.cross_entropy(head(pooled), target)
             right.append((head(pooled).argmax(-1) == target).float().mean())
         return loss, torch.stack(right).mean()
 
 
 def train(
-    output: Path, steps: int, batch: int, learning_rate: float, width: int, layers: int, vocabulary: int, seed: int
+    output: Path,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    width: int,
+    layers: int,
+    vocabulary: int,
+    seed: int,
+    world: int = 1,
 ):
     """Train and save `tokenizer/` and `text_encoder/` under `output`; prints a line every 200 steps."""
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(output / "tokenizer", vocabulary, 40_000, seed)
+    place = WORLDS[world]
+    tokenizer = train_tokenizer(output / "tokenizer", vocabulary, 40_000, seed, place)
     config = T5Config(
         vocab_size=len(tokenizer),
         d_model=width,
@@ -109,15 +112,15 @@ def train(
         is_encoder_decoder=False,
         use_cache=False,
     )
-    model = Pretraining(T5EncoderModel(config))
+    model = Pretraining(T5EncoderModel(config), place)
     learner = Learner(
         model, steps, learning_rate, weight_decay=0.01, beta2=0.999, clip=None, file=output / "text_encoder.pt"
     )
     while learner.step < steps:
         rng = step_rng(seed, learner.step)
-        scenes = [random_scene(rng) for _ in range(batch)]
+        scenes = [place.pick(rng) for _ in range(batch)]
         encoded = tokenizer(
-            [caption(scene, rng) for scene in scenes],
+            [place.caption(scene, rng) for scene in scenes],
             padding=True,
             truncation=True,
             max_length=MAX_LENGTH,
@@ -146,4 +149,5 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=320)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--world", type=int, choices=WORLDS, default=1, help="whose captions are read")
     train(**vars(parser.parse_args(arguments)))

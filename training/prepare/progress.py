@@ -7,15 +7,18 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
+import torch
 
 from ..config import PrepareConfig
 from ..data.waiting import Get, Interrupted, Patience, at_once
 from ..machine import StopSignal, duration
 from ..run_dir import RunDir
+from ..watch.processor import CpuShare
 
+Item = TypeVar("Item")
 _STATUS_SECONDS, _WAITING_SECONDS = 1.0, 5.0
 _LINE_SECONDS = {True: 0.1, False: 10.0}
 """Between lines: on a terminal, where the next one takes the place of the last, and elsewhere."""
@@ -42,6 +45,8 @@ class Progress:
         self._worked = 0
         """Those that took time, unlike those that were done before."""
         self._began = self._said = self._written = self._aside = time.monotonic()
+        self._doing, self._waited = "", 0.0
+        self._cpu: CpuShare | None = None
         self.get: Get = at_once
         """How what is read is asked for: once, or with patience."""
 
@@ -84,17 +89,39 @@ class Progress:
         self._print(self._line())
         self._tell()
 
+    def watch_processor(self, device: torch.device) -> None:
+        """From here this process computes, on `device`: tell when other programs leave it little of the processor."""
+        self._cpu = CpuShare(device, from_now=True)
+
+    def waiting_for(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The items, where the time until each is there counts as none in which there was something to compute."""
+        asked = time.monotonic()
+        for item in items:
+            self._waited += time.monotonic() - asked
+            yield item
+            asked = time.monotonic()
+
     def note(self, text: str) -> None:
         """Show what is done now, where pictures are not counted; empty when that is over."""
-        is_news = bool(text) != bool(self.status.pop("notice", ""))
+        is_news, self._doing = bool(text) != bool(self._doing), text
         if is_news and text:
             self._aside = time.monotonic()
         elif is_news:  # the rate is that of pictures
             self._began += time.monotonic() - self._aside
         if text:
-            self.status["notice"] = text
             say(text) if is_news else self._print(text)
         self.say_state(self._state) if is_news else self._tell()
+
+    def _look_at_cpu(self) -> str:
+        """What there is to tell of the processor; said once."""
+        if self._cpu is None:
+            return ""
+        before = self._cpu.notice
+        self._cpu.look(self._waited)
+        self._waited = 0.0
+        if self._cpu.notice and not before:
+            say(f"this preparation {self._cpu.notice}")
+        return self._cpu.notice
 
     def keep(self) -> None:
         """What is encoded so far is on the disk."""
@@ -131,6 +158,10 @@ class Progress:
     def say_state(self, state: str, **values: Any) -> None:
         """Write the status now; `values` stay in it."""
         self.status |= values
+        self.status.pop("notice", None)
+        notices = [self._doing, self._look_at_cpu()] if state == self._state else []
+        if any(notices):
+            self.status["notice"] = "; ".join(filter(None, notices))
         if self.run is not None:
             self._written = time.monotonic()
             self.run.write_status(state, **self.status)

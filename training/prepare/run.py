@@ -67,7 +67,6 @@ def prepare(config: PrepareConfig, dry_run: bool = False) -> Report | None:
 def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report:
     part, parts = which_part(config)
     output = Path(config.output)
-    output.mkdir(parents=True, exist_ok=True)
     if config.prompts:
         check_drawing(config)
     encoders = Encoders(config)
@@ -75,6 +74,7 @@ def _prepare(config: PrepareConfig, dry_run: bool, progress: Progress) -> Report
     identity = {} if dry_run else encoders.identity()  # early, because it names missing weights
     found = _find(config, part, parts, progress)
     sources = found.sources
+    output.mkdir(parents=True, exist_ok=True)  # only now: of an input without pictures nothing is left
     findings = plan_drawing(sources, config) if config.prompts else survey(sources, config, part, parts, progress)
     shards = plan_shards(sources, findings, config.shard_size)
     report = Report(
@@ -154,6 +154,7 @@ def _make(
     if len(todo) < len(own):
         say(f"{len(own) - len(todo)} of {len(own)} shards are there already")
     require_room(output, sum(_estimate(shard, config, encoders) for shard, _ in todo), f"the shards of {output}")
+    progress.watch_processor(encoders.device)
     if todo:
         # Until all are made there is no dataset: the description of an earlier one would not fit the new shards.
         (output / DESCRIPTION).unlink(missing_ok=True)
@@ -213,7 +214,7 @@ def _write_shards(some, config: PrepareConfig, encoders: Encoders, progress: Pro
         for shard, _ in some
         for start in range(0, len(shard.entries), size)
     ]
-    ahead = read_ahead(_ReadBatch(config), batches, config.workers, progress.get)
+    ahead = progress.waiting_for(read_ahead(_ReadBatch(config), batches, config.workers, progress.get))
     for shard, state in some:
         for leftover in output.glob(f".{shard.name}.*.tmp"):  # of earlier versions
             if leftover.is_file():

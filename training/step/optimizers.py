@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
+from ..machine import PackageError
 
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "schedulefree": "schedulefree"}
 """What must be installed for one; the others are PyTorch's."""
@@ -19,6 +21,26 @@ STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 8 + 8 / SLICE, "adafactor"
 """Bytes of state for a number that is trained. Adafactor's rows and columns are as good as none."""
 _FIXED = ("params", "lr", "weight_decay")
 """Of a group: what the settings say anew at every start."""
+
+
+def check_optimizer(config: TrainConfig, device: torch.device) -> None:
+    """Whether the optimiser's package can compute on a device: bitsandbytes long took 8-bit steps on CUDA alone.
+
+    Raises:
+        PackageError: if it cannot.
+    """
+    if config.optimizer != "adamw8bit" or device.type == "cuda":
+        return
+    probe = nn.Parameter(torch.zeros(1, device=device))
+    probe.grad = torch.zeros_like(probe)
+    try:
+        make_optimizer(config, {"probe": probe}).step()
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
+        found = importlib.metadata.version("bitsandbytes")
+        raise PackageError(
+            f"bitsandbytes {found} has no 8-bit AdamW for {device}: install a newer one (pip install --upgrade "
+            "bitsandbytes) or choose optimizer=adamw"
+        ) from error
 
 
 def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -17,13 +17,10 @@ from ..config import TrainConfig
 from ..machine import duration
 from ..run_dir import RunDir, RunDirError
 from ..storage import replacing
+from .processor import CpuShare
 
 _STATUS_SECONDS = 0.5
 _WAITING_SECONDS = 5.0
-_CPU_SECONDS = 15.0
-"""Between two looks at the processor: short enough to be news, long enough for more than a hiccup."""
-LITTLE = 0.4
-"""Share of what a training could use of the processor below which somebody should know."""
 _OF_A_PROCESS = ("state", "pid", "time", "memory", "message", "waiting", "notice")
 """Parts of a status that the next process of the run does not take over."""
 
@@ -203,53 +200,6 @@ class Monitor:
             return torch.cuda.max_memory_allocated(self.device)
         self._peak = max(self._peak, psutil.Process().memory_info().rss)
         return self._peak
-
-
-class CpuShare:
-    """Whether a training gets the processor: its CPU time against the clock's. It looks again and again; the first look
-    is at what the start of the process got.
-
-    Args:
-        device: that computes. Of a GPU's training the processor has little to do, so that little says nothing.
-    """
-
-    def __init__(self, device: torch.device):
-        self._counts = device.type == "cpu"
-        process = psutil.Process()
-        began = time.time() - process.create_time()
-        self._mark = time.monotonic() - began, 0.0
-        self._threads = 1
-        """Threads that compute: one while modules and files are loaded."""
-        self._waited = 0.0
-        self.notice = ""
-        """What to tell people when it is little; else empty."""
-
-    def look(self, waited: float = 0.0) -> bool:
-        """Whether `notice` may have changed.
-
-        Args:
-            waited: seconds for data since the last call, when there was nothing to compute.
-        """
-        self._waited += waited
-        seconds = time.monotonic() - self._mark[0]
-        if not self._counts or seconds < _CPU_SECONDS:
-            return False
-        used = _cpu_seconds()
-        could = max(seconds - self._waited, 1e-3) * self._threads
-        share = (used - self._mark[1]) / could
-        self.notice = ""
-        if share < LITTLE and could > 0.1 * seconds:
-            got = f"gets {max(share, 0):.0%} of the processor time that it could use"
-            self.notice = f"{got}: other programs keep this machine busy"
-        self._mark, self._waited = (time.monotonic(), used), 0.0
-        self._threads = min(torch.get_num_threads(), psutil.cpu_count() or 1)
-        return True
-
-
-def _cpu_seconds() -> float:
-    """Processor time of all threads of this process since it began."""
-    times = psutil.Process().cpu_times()
-    return times.user + times.system
 
 
 def _earlier(run: RunDir) -> dict[str, Any]:

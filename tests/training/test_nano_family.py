@@ -1,0 +1,81 @@
+"""The family by one command: what its plan asks for, that parts are skipped and go on, and which part failed."""
+
+import json
+
+import pytest
+from pixart_delta.training.config import COMMANDS, ConfigError
+from pixart_delta.training.nano import family
+from pixart_delta.training.nano.family import FamilySettings, Maker, Plan
+
+
+def plan(tmp_path, **values) -> Plan:
+    return Plan(FamilySettings.make({"output": str(tmp_path / "nano"), **values}))
+
+
+@pytest.mark.parametrize("values", [{}, {"resolution": 256}, {"scale": 0.01}, {"world": 2}])
+def test_every_training_of_a_plan_has_settings_that_exist(tmp_path, values):
+    seen = []
+    for part in plan(tmp_path, **values).parts:
+        for command, *rest in part.commands:
+            if command in COMMANDS:
+                file = rest[rest.index("--config") + 1] if "--config" in rest else None
+                given = [text for mark, text in zip(rest, rest[1:], strict=False) if mark == "--set"]
+                config = COMMANDS[command].load(file, given)
+                seen.append(command)
+                if command == "finetune" and part.name == "base":
+                    assert config.model["input_size"] * 8 == values.get("resolution", 128)
+                if "scale" in values and command not in ("prepare", "export"):
+                    assert config.steps <= 65 and config.warmup_steps <= config.steps
+    assert seen == ["prepare", "finetune", "finetune", "lcd", "lcm-lora", "controlnet", "export", "export"]
+
+
+def test_a_plan_has_one_world_and_every_other_a_folder_of_its_own(tmp_path):
+    for values, world in (({}, "1"), ({"resolution": 256}, "2"), ({"resolution": 256, "world": 1}, "1")):
+        commands = [command for part in plan(tmp_path, **values).parts for command in part.commands]
+        told = [command[command.index("--world") + 1] for command in commands if "--world" in command]
+        assert told == [world] * 6
+    assert plan(tmp_path, world=2).work.name == "128_world_2" and plan(tmp_path).work.name == "128"
+    assert plan(tmp_path, resolution=256, scale=0.5).work.name == "256_0.5"
+
+
+def test_a_resolution_that_no_family_has_is_refused():
+    with pytest.raises(ConfigError, match="choose one of 128, 256"):
+        FamilySettings.make({"output": "x", "resolution": 192})
+
+
+class Commands:
+    """Stands for the processes: notes what is run, and fails at one part."""
+
+    def __init__(self, failing: str = ""):
+        self.failing, self.ran = failing, []
+
+    def run(self, command, stdout, stderr):
+        self.ran.append(command[2:])
+        stdout.write("this is what went wrong\n" if self.failing in command else "")
+        return type("Done", (), {"returncode": int(self.failing in command)})
+
+
+def test_what_is_done_is_skipped_and_what_failed_is_named(tmp_path, monkeypatch):
+    made = plan(tmp_path, scale=0.01)
+    monkeypatch.setattr(family, "subprocess", Commands(failing="lcd"))
+    with pytest.raises(RuntimeError, match=r"student failed; [\s\S]*this is what went wrong"):
+        Maker(made, has_gpu=False).run()
+    monkeypatch.setattr(family, "subprocess", commands := Commands(failing="never"))
+    again = Maker(made, has_gpu=False)
+    assert again.describe().count("done in") == 7
+    again.run()
+    assert commands.ran[0][0] == "lcd" and len(commands.ran) == sum(len(part.commands) for part in made.parts[7:])
+    assert Maker(made, has_gpu=False).describe().count("done in") == len(made.parts)
+    # Another length of a training is another part.
+    state = json.loads((made.work / "parts.json").read_text())
+    state["student"]["commands"][0][-1] = "steps=7"
+    (made.work / "parts.json").write_text(json.dumps(state))
+    assert "student      about" in Maker(made, has_gpu=False).describe()
+
+
+def test_a_gpu_makes_what_it_can_side_by_side(tmp_path):
+    made = plan(tmp_path)
+    alone, beside = Maker(made, has_gpu=False), Maker(made, has_gpu=True)
+    assert "beside others" not in alone.describe()
+    names = [line.split()[0] for line in beside.describe().splitlines() if "beside others" in line]
+    assert names == ["autoencoder", "text", "hed", "student", "lora", "control"]

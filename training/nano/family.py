@@ -1,0 +1,307 @@
+"""Make the whole nano family with one command, in parts: each goes on where it was stopped, and is skipped once done.
+
+    python training/train.py nano family --set output=my_nano                      as models/nano was made
+    python training/train.py nano family --set output=my_nano --set resolution=256   with weather and counted things
+    python training/train.py nano family --set output=try --set scale=0.01         a rehearsal: a hundredth of it all
+    python training/train.py nano family --set output=my_nano --plan               only say what would be made
+
+Every part is a command of train.py, printed with its log file, and can be run by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ...pixart_core.textfile import read_json
+from ..machine import duration
+from ..settings import ConfigError, Settings, path, setting
+from ..storage import replace_json
+
+TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+RECIPES = TRAIN.parent / "recipes"
+PICTURES, CAPTIONS, SHOWN = 24_000, 200, 48
+MODELS: dict[int, dict[str, int]] = {128: {}, 256: {"input_size": 32, "depth": 8}}
+"""What a resolution changes of the base that the recipe describes: at 256 px 5.2 M parameters."""
+CHANNELS = {128: 32, 256: 64}
+"""Of the autoencoder; 64 are TAESD's."""
+VAE = {128: (3000, 16), 256: (8000, 8)}
+"""Steps and batch of the autoencoder."""
+WORLD = {128: 1, 256: 2}
+"""Shown at a resolution unless another world is asked for."""
+TOKENS = {1: 40, 2: 64}
+"""Of the longest captions of each world."""
+_LEAST_PICTURES, _LEAST_STEPS = 64, 6
+_LINES = 12
+
+
+@dataclass(kw_only=True)
+class FamilySettings(Settings):
+    """`nano family`: scenes, text encoder, autoencoder, edges, base, student, LoRA and control as a pipeline folder."""
+
+    command: ClassVar[str] = "nano family"
+    required: ClassVar[tuple[str, ...]] = ("output",)
+
+    output: str = path("pipeline folder to write")
+    work: str = path("folder for scenes, features, runs and logs; empty = beside output, with .work at its end")
+    resolution: int = setting(128, "side in px of the square pictures: 128 or 256", low=128, high=256)
+    scale: float = setting(1.0, "part of all pictures and steps that is made: below 1 a rehearsal", low=0.001, high=1.0)
+    world: int = setting(0, "what is drawn, 1 or 2; 0 = the first at 128 px, the second at 256 px", low=0, high=2)
+    workers: int = setting(0, "processes that draw scenes; 0 = one for each core", low=0, high=1024)
+    side_by_side: str = setting(
+        "auto",
+        "make parts that do not need one another at the same time; auto = where there is a GPU",
+        choices=("auto", "yes", "no"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.resolution not in MODELS:
+            raise ConfigError(f"resolution is {self.resolution}: choose one of {', '.join(map(str, MODELS))}")
+
+        self.world = self.world or WORLD[self.resolution]
+
+    def folder(self) -> Path:
+        """Where this resolution, world and scale are worked on."""
+        work = Path(self.work or f"{self.output}.work")
+        world = "" if self.world == WORLD[self.resolution] else f"_world_{self.world}"
+        return work / (f"{self.resolution}{world}" + ("" if self.scale == 1 else f"_{self.scale:g}"))
+
+    def scaled(self, count: int, least: int = 1) -> int:
+        return max(least, round(count * self.scale))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Commands of train.py that belong together.
+
+    Attributes:
+        wave: parts of one wave do not need one another.
+        seconds: on two cores, and on one H100 beside 16 cores, about.
+    """
+
+    name: str
+    wave: int
+    commands: Sequence[Sequence[str]]
+    seconds: tuple[float, float]
+
+
+# Seconds of a step or picture on two CPU cores at 128 px, where the bundled family was made; and on a GPU, where a step
+# is as long as it takes to launch it, whatever the resolution. The latter are guesses until a card has made a family.
+_COST = {
+    "picture": (0.012, 0.001),
+    "features": (0.03, 0.004),
+    "autoencoder": (0.35, 0.03),
+    "sharp": (0.7, 0.04),
+    "text": (0.05, 0.05),
+    "hed": (0.12, 0.12),
+    "finetune": (0.25, 0.02),
+    "lcd": (0.5, 0.04),
+    "lcm-lora": (0.5, 0.04),
+    "controlnet": (0.2, 0.035),
+    "sample": (0.15, 0.02),
+}
+_DRAWN = ("picture", "hed")
+"""Done by CPUs on a machine with a GPU, too."""
+_SAME_SIZE = ("text", "autoencoder", "sharp")
+"""Takes the same time at every resolution; a sharp autoencoder has 64 channels and half the batch."""
+_START = 15
+"""Seconds until a command computes."""
+
+
+class Plan:
+    """The parts of a family, in the order in which they are made."""
+
+    def __init__(self, settings: FamilySettings):
+        self.settings, self.work = settings, settings.folder()
+        self.output = Path(settings.output)
+        self.parts = [*self._material(), *self._networks(), *self._whole()]
+
+    def _part(self, name: str, wave: int, kind: str, count: int, *commands: Sequence[Any]) -> Part:
+        area = (self.settings.resolution / 128) ** 2
+        cpu, gpu = _COST[kind]
+        seconds = cpu * count * (1 if kind in _SAME_SIZE else area), gpu * count * (area if kind in _DRAWN else 1)
+        texts = [[str(each) for each in command] for command in commands]
+        start = _START * len(commands)
+        return Part(name, wave, texts, (start + seconds[0], start + seconds[1]))
+
+    def _material(self) -> Iterator[Part]:
+        """What the transformers are trained on, and the networks around them."""
+        settings, family = self.settings, self.work / "family"
+        cores = settings.workers or os.cpu_count() or 1
+        size = ("--resolution", settings.resolution)
+        drawn = (*size, "--workers", cores if cores > 1 else 0)
+        pictures = settings.scaled(PICTURES, _LEAST_PICTURES)
+        steps, batch = VAE[settings.resolution]
+        vae, text, edges = (settings.scaled(count, _LEAST_STEPS) for count in (steps, 1500 * settings.world, 2500))
+        world = ("--world", settings.world)
+        folder = self.work / "pictures"
+        yield self._part(
+            *("scenes", 0, "picture", pictures), ["nano", "scenes", folder, "--pictures", pictures, *drawn, *world]
+        )
+        channels = ("--channels", CHANNELS[settings.resolution], "--batch", batch)
+        sharp = ("--pictures", folder, "--critic", 0.1, "--learning-rate", 0.0015) if settings.world == 2 else ()
+        yield self._part(
+            *("autoencoder", 1, "autoencoder" if settings.resolution == 128 else "sharp", vae),
+            ["nano", "autoencoder", family / "vae", "--steps", vae, *channels, *drawn, *world, *sharp],
+        )
+        yield self._part("text", 1, "text", text, ["nano", "text_encoder", family, "--steps", text, *world])
+        yield self._part("hed", 1, "hed", edges, ["nano", "hed", family / "hed", "--steps", edges, *size, *world])
+        tokens = TOKENS[settings.world]
+        values = {"input": folder, "output": self.work / "features", "models": family, "max_tokens": tokens}
+        values |= {"resolution": settings.resolution, "hints": "hed", "hed": family / "hed" / "hed.safetensors"}
+        yield self._part("features", 2, "features", pictures, ["prepare", *_set(values)])
+
+    def _networks(self) -> Iterator[Part]:
+        """The base in two runs, and three networks that are made of it."""
+        model = self._recipe("nano_teacher")["model"] | MODELS[self.settings.resolution]
+        yield self._training("base", 3, "finetune", "nano_teacher", {"model": json.dumps(model)})
+        yield self._training("detail", 4, "finetune", "nano_teacher_detail", {"base": self._export("base")})
+        base = {"base": self._export("detail")}
+        yield self._training("student", 5, "lcd", "nano_student", base)
+        yield self._training("lora", 5, "lcm-lora", "nano_lcm_lora", base)
+        yield self._training("control", 5, "controlnet", "nano_controlnet", base)
+
+    def _whole(self) -> Iterator[Part]:
+        """The pipeline folder, and what it is worth."""
+        settings, output = self.settings, self.output
+        shown, captions = settings.scaled(SHOWN, 4), settings.scaled(CAPTIONS, 8)
+        exported = {
+            "lora": output / "lcm_lora" / "pytorch_lora_weights.safetensors",
+            "control": output / "controlnet" / "diffusion_pytorch_model.safetensors",
+        }
+        yield self._part(
+            *("assemble", 6, "picture", shown),
+            ["nano", "assemble", self.work / "family", self._export("detail"), self._export("student"), output]
+            + ["--world", settings.world],
+            *(["export", *_set({"run": self.work / run, "output": file})] for run, file in exported.items()),
+            ["nano", "scenes", output / "scenes", "--pictures", shown, "--seed", 2]
+            + ["--resolution", settings.resolution, "--workers", 1, "--world", settings.world],
+        )
+        measure = ["nano", "evaluate", output, "--count", captions]
+        teacher = ["--transformer", output / "base" / "pixart_nano_base.safetensors", "--sampler", "dpm", "--steps", 14]
+        yield self._part(
+            *("measure", 7, "sample", 5 * captions),
+            [*measure, "--steps", 4, 2, 1, "--sheet", self.work / "sheet.png"],
+            [*measure, "--steps", 4, 2, 1, "--captions", "hard"],
+            [*measure, *teacher, "--captions", "hard", "--sheet", self.work / "teacher.png"],
+            [*measure, "--captions", "hard", "--drawn"],
+            ["nano", "evaluate_control", output, "--count", captions, "--sheet", self.work / "control.png"]
+            + ["--examples", *range(min(12, captions))],
+        )
+
+    def _training(self, name: str, wave: int, command: str, recipe: str, values: dict[str, Any]) -> Part:
+        """A run by its recipe; a rehearsal's is shorter in everything that counts steps."""
+        known = self._recipe(recipe)
+        values |= {"data": self.work / "features", "run": self.work / name}
+        steps = self.settings.scaled(known["steps"], _LEAST_STEPS)
+        if self.settings.scale != 1:
+            counts = ("warmup_steps", "checkpoint_every", "log_every")
+            values |= {"steps": steps} | {count: self.settings.scaled(known[count]) for count in counts}
+        return self._part(
+            *(name, wave, command, steps), [command, "--config", RECIPES / f"{recipe}.json", *_set(values)]
+        )
+
+    def _export(self, name: str) -> Path:
+        return self.work / name / "exports" / "pixart.safetensors"
+
+    @staticmethod
+    def _recipe(name: str) -> dict[str, Any]:
+        return json.loads((RECIPES / f"{name}.json").read_text("utf-8"))
+
+
+def _set(values: dict[str, Any]) -> list[str]:
+    return [text for name, value in values.items() for text in ("--set", f"{name}={value}")]
+
+
+class Maker:
+    """Makes a plan's parts, and remembers in the work folder which are done and how long they took."""
+
+    def __init__(self, plan: Plan, has_gpu: bool):
+        self.plan, self.has_gpu, self.file = plan, has_gpu, plan.work / "parts.json"
+        self.done: dict[str, dict[str, Any]] = read_json(self.file) if self.file.exists() else {}
+        side = plan.settings.side_by_side
+        self.together = side == "yes" or side == "auto" and has_gpu
+
+    def is_done(self, part: Part) -> bool:
+        """Whether these very commands ran to their end."""
+        return self.done.get(part.name, {}).get("commands") == part.commands
+
+    def describe(self) -> str:
+        """The plan as a table: each part, about how long it takes here, or how long it took."""
+        lines: list[str] = []
+        waves: dict[int, list[float]] = {}
+        for part in self.plan.parts:
+            if self.is_done(part):
+                lines.append(f"{part.name:12} done in {duration(self.done[part.name]['seconds'])}")
+                continue
+            seconds = part.seconds[self.has_gpu]
+            waves.setdefault(part.wave, []).append(seconds)
+            beside = " beside others" if self.together and self._beside(part) else ""
+            lines.append(f"{part.name:12} about {duration(seconds)}{beside}")
+        left = sum(max(seconds) if self.together else sum(seconds) for seconds in waves.values())
+        where = "a GPU" if self.has_gpu else "two CPU cores"
+        return "\n".join([*lines, f"together about {duration(left)} on {where}, in {self.plan.work}"])
+
+    def _beside(self, part: Part) -> bool:
+        return sum(other.wave == part.wave for other in self.plan.parts) > 1
+
+    def run(self) -> None:
+        """Make what is not done yet.
+
+        Raises:
+            RuntimeError: naming the part that failed, with the last lines that it said.
+        """
+        self.plan.work.mkdir(parents=True, exist_ok=True)
+        for _, wave in itertools.groupby(self.plan.parts, lambda part: part.wave):
+            lacking = [part for part in wave if not self.is_done(part)]
+            with ThreadPoolExecutor(len(lacking) or 1 if self.together else 1) as pool:
+                for part, seconds in zip(lacking, pool.map(self._make, lacking), strict=True):
+                    self.done[part.name] = {"commands": part.commands, "seconds": seconds}
+                    replace_json(self.file, self.done)
+                    print(f"{part.name} took {duration(seconds)}", flush=True)
+
+    def _make(self, part: Part) -> float:
+        log, started = self.plan.work / f"{part.name}.log", time.monotonic()
+        for command in part.commands:
+            print(f"{part.name}: train.py {shlex.join(command)} > {log}", flush=True)
+            with log.open("a", encoding="utf-8") as file:
+                code = subprocess.run([sys.executable, str(TRAIN), *command], stdout=file, stderr=file).returncode
+            if code:
+                said = log.read_text("utf-8", "replace").splitlines()[-_LINES:]
+                raise RuntimeError(
+                    f"{part.name} failed; the same command goes on there. {log} ends:\n" + "\n".join(said)
+                )
+        return round(time.monotonic() - started, 1)
+
+
+def main(arguments: list[str]) -> None:
+    """Command line of `train.py nano family`."""
+    parser = argparse.ArgumentParser(
+        prog="train.py nano family",
+        description=__doc__,
+        epilog="settings and their defaults:\n" + FamilySettings.describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting")
+    parser.add_argument("--plan", action="store_true", help="print the plan, and make nothing")
+    options = parser.parse_args(arguments)
+    from ...pixart_core.pipeline import default_device
+
+    settings = FamilySettings.load(None, options.set).located()
+    maker = Maker(Plan(settings), default_device().type == "cuda")
+    print(maker.describe(), flush=True)
+    if not options.plan:
+        maker.run()
+        print(f"{settings.output} is whole; pictures and figures: {maker.plan.work}", flush=True)
