@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .aliases import Device, DType, Operations
 from .autoencoder_config import ACTIVATIONS, KLConfig, TinyConfig
+from .factory import Factory
 from .functional import attention
 
 _EPS = 1e-6
@@ -83,15 +84,14 @@ class AutoencoderKL(_Autoencoder):
     def __init__(self, config: KLConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
         self.config = config
-        make: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
-        place: dict[str, Any] = {"dtype": dtype, "device": device}
-        self.encoder = _KLEncoder(config, **make)
-        self.decoder = _KLDecoder(config, **make)
+        make = Factory(dtype, device, operations)
+        self.encoder = _KLEncoder(config, make)
+        self.decoder = _KLDecoder(config, make)
         latent = config.latent_channels
         if config.use_quant_conv:
-            self.quant_conv = operations.Conv2d(2 * latent, 2 * latent, 1, **place)
+            self.quant_conv = make.conv(2 * latent, 2 * latent, 1)
         if config.use_post_quant_conv:
-            self.post_quant_conv = operations.Conv2d(latent, latent, 1, **place)
+            self.post_quant_conv = make.conv(latent, latent, 1)
 
     def encode(self, pictures: Tensor) -> KLEncoded:
         """Pictures (B, 3, H, W) in −1 … 1, sides multiples of `config.factor` -> the posterior, unscaled."""
@@ -120,8 +120,9 @@ class AutoencoderTiny(_Autoencoder):
     def __init__(self, config: TinyConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
         self.config = config
-        self.encoder = _TinyEncoder(config, dtype, device, operations)
-        self.decoder = _TinyDecoder(config, dtype, device, operations)
+        make = Factory(dtype, device, operations)
+        self.encoder = _TinyEncoder(config, make)
+        self.decoder = _TinyDecoder(config, make)
 
     def encode(self, pictures: Tensor) -> TinyEncoded:
         """Pictures (B, 3, H, W) in −1 … 1, sides multiples of `config.factor` -> latents, unscaled."""
@@ -145,25 +146,16 @@ CLASSES: dict[str, tuple[Any, Any]] = {
 class _Resnet(nn.Module):
     """x + conv(act(norm(conv(act(norm(x)))))), with a 1 x 1 convolution of x where the channels change."""
 
-    def __init__(
-        self,
-        config: KLConfig,
-        channels_in: int,
-        channels: int,
-        dtype: DType = None,
-        device: Device = None,
-        operations: Operations = nn,
-    ):
+    def __init__(self, config: KLConfig, channels_in: int, channels: int, make: Factory):
         super().__init__()
-        place: dict[str, Any] = {"dtype": dtype, "device": device}
-        self.norm1 = operations.GroupNorm(config.norm_num_groups, channels_in, eps=_EPS, **place)
-        self.conv1 = operations.Conv2d(channels_in, channels, 3, padding=1, **place)
-        self.norm2 = operations.GroupNorm(config.norm_num_groups, channels, eps=_EPS, **place)
-        self.conv2 = operations.Conv2d(channels, channels, 3, padding=1, **place)
+        self.norm1 = make.norm(config.norm_num_groups, channels_in, eps=_EPS)
+        self.conv1 = make.conv(channels_in, channels, 3, padding=1)
+        self.norm2 = make.norm(config.norm_num_groups, channels, eps=_EPS)
+        self.conv2 = make.conv(channels, channels, 3, padding=1)
         self.act = ACTIVATIONS[config.act_fn]()
         self.conv_shortcut = None
         if channels_in != channels:
-            self.conv_shortcut = operations.Conv2d(channels_in, channels, 1, **place)
+            self.conv_shortcut = make.conv(channels_in, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv1(self.act(self.norm1(x)))
@@ -174,16 +166,13 @@ class _Resnet(nn.Module):
 class _Attention(nn.Module):
     """Attention of one head between all places of a picture, added to it."""
 
-    def __init__(
-        self, channels: int, groups: int, dtype: DType = None, device: Device = None, operations: Operations = nn
-    ):
+    def __init__(self, channels: int, groups: int, make: Factory):
         super().__init__()
-        place: dict[str, Any] = {"dtype": dtype, "device": device}
-        self.group_norm = operations.GroupNorm(groups, channels, eps=_EPS, **place)
-        self.to_q = operations.Linear(channels, channels, **place)
-        self.to_k = operations.Linear(channels, channels, **place)
-        self.to_v = operations.Linear(channels, channels, **place)
-        self.to_out = nn.Sequential(operations.Linear(channels, channels, **place))
+        self.group_norm = make.norm(groups, channels, eps=_EPS)
+        self.to_q = make.linear(channels, channels)
+        self.to_k = make.linear(channels, channels)
+        self.to_v = make.linear(channels, channels)
+        self.to_out = nn.Sequential(make.linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
@@ -194,14 +183,11 @@ class _Attention(nn.Module):
 class _Middle(nn.Module):
     """Two residual blocks, attention between them."""
 
-    def __init__(
-        self, config: KLConfig, channels: int, dtype: DType = None, device: Device = None, operations: Operations = nn
-    ):
+    def __init__(self, config: KLConfig, channels: int, make: Factory):
         super().__init__()
-        make: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
-        attentions = [_Attention(channels, config.norm_num_groups, **make)] if config.mid_block_add_attention else []
+        attentions = [_Attention(channels, config.norm_num_groups, make)] if config.mid_block_add_attention else []
         self.attentions = nn.ModuleList(attentions)
-        self.resnets = nn.ModuleList([_Resnet(config, channels, channels, **make) for _ in range(2)])
+        self.resnets = nn.ModuleList([_Resnet(config, channels, channels, make) for _ in range(2)])
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.resnets[0](x)
@@ -213,9 +199,9 @@ class _Middle(nn.Module):
 class _Down(nn.Module):
     """Half the size: a padding on the right and below only, as the weights were trained."""
 
-    def __init__(self, channels: int, dtype: DType = None, device: Device = None, operations: Operations = nn):
+    def __init__(self, channels: int, make: Factory):
         super().__init__()
-        self.conv = operations.Conv2d(channels, channels, 3, stride=2, dtype=dtype, device=device)
+        self.conv = make.conv(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))
@@ -224,9 +210,9 @@ class _Down(nn.Module):
 class _Up(nn.Module):
     """Twice the size, each pixel four times, and a convolution."""
 
-    def __init__(self, channels: int, dtype: DType = None, device: Device = None, operations: Operations = nn):
+    def __init__(self, channels: int, make: Factory):
         super().__init__()
-        self.conv = operations.Conv2d(channels, channels, 3, padding=1, dtype=dtype, device=device)
+        self.conv = make.conv(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
@@ -239,24 +225,14 @@ class _Stage(nn.Module):
     """The residual blocks of one resolution, and what leads to the next, in the list that diffusers calls `name`."""
 
     def __init__(
-        self,
-        config: KLConfig,
-        channels_in: int,
-        channels: int,
-        layers: int,
-        name: str,
-        change: Change,
-        dtype: DType = None,
-        device: Device = None,
-        operations: Operations = nn,
+        self, config: KLConfig, channels_in: int, channels: int, layers: int, name: str, change: Change, make: Factory
     ):
         super().__init__()
-        make: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
         widths = [channels_in] + [channels] * (layers - 1)
-        self.resnets = nn.ModuleList([_Resnet(config, width, channels, **make) for width in widths])
+        self.resnets = nn.ModuleList([_Resnet(config, width, channels, make) for width in widths])
         self.name = name
         if change is not None:
-            self.add_module(name, nn.ModuleList([change(channels, **make)]))
+            self.add_module(name, nn.ModuleList([change(channels, make)]))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.resnets:
@@ -267,13 +243,13 @@ class _Stage(nn.Module):
 
 
 def _stages(
-    config: KLConfig, widths: Sequence[int], layers: int, name: str, change: Change, **make: Any
+    config: KLConfig, widths: Sequence[int], layers: int, name: str, change: Change, make: Factory
 ) -> nn.ModuleList:
     """A stage for each of `widths`, all but the last with a change of size."""
     last = len(widths) - 1
     return nn.ModuleList(
         [
-            _Stage(config, widths[max(index - 1, 0)], width, layers, name, change if index < last else None, **make)
+            _Stage(config, widths[max(index - 1, 0)], width, layers, name, change if index < last else None, make)
             for index, width in enumerate(widths)
         ]
     )
@@ -282,16 +258,14 @@ def _stages(
 class _KLEncoder(nn.Module):
     """Pictures -> mean and logarithm of the variance, before `quant_conv`."""
 
-    def __init__(self, config: KLConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
+    def __init__(self, config: KLConfig, make: Factory):
         super().__init__()
-        make: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
-        place: dict[str, Any] = {"dtype": dtype, "device": device}
         widths = config.block_out_channels
-        self.conv_in = operations.Conv2d(config.in_channels, widths[0], 3, padding=1, **place)
-        self.down_blocks = _stages(config, widths, config.layers_per_block, "downsamplers", _Down, **make)
-        self.mid_block = _Middle(config, widths[-1], **make)
-        self.conv_norm_out = operations.GroupNorm(config.norm_num_groups, widths[-1], eps=_EPS, **place)
-        self.conv_out = operations.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1, **place)
+        self.conv_in = make.conv(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = _stages(config, widths, config.layers_per_block, "downsamplers", _Down, make)
+        self.mid_block = _Middle(config, widths[-1], make)
+        self.conv_norm_out = make.norm(config.norm_num_groups, widths[-1], eps=_EPS)
+        self.conv_out = make.conv(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, pictures: Tensor) -> Tensor:
         x = self.conv_in(pictures)
@@ -303,16 +277,14 @@ class _KLEncoder(nn.Module):
 class _KLDecoder(nn.Module):
     """Latents, after `post_quant_conv` -> pictures."""
 
-    def __init__(self, config: KLConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
+    def __init__(self, config: KLConfig, make: Factory):
         super().__init__()
-        make: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
-        place: dict[str, Any] = {"dtype": dtype, "device": device}
         widths = config.block_out_channels[::-1]
-        self.conv_in = operations.Conv2d(config.latent_channels, widths[0], 3, padding=1, **place)
-        self.up_blocks = _stages(config, widths, config.layers_per_block + 1, "upsamplers", _Up, **make)
-        self.mid_block = _Middle(config, widths[0], **make)
-        self.conv_norm_out = operations.GroupNorm(config.norm_num_groups, widths[-1], eps=_EPS, **place)
-        self.conv_out = operations.Conv2d(widths[-1], config.out_channels, 3, padding=1, **place)
+        self.conv_in = make.conv(config.latent_channels, widths[0], 3, padding=1)
+        self.up_blocks = _stages(config, widths, config.layers_per_block + 1, "upsamplers", _Up, make)
+        self.mid_block = _Middle(config, widths[0], make)
+        self.conv_norm_out = make.norm(config.norm_num_groups, widths[-1], eps=_EPS)
+        self.conv_out = make.conv(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(latent))
@@ -332,16 +304,9 @@ def _by_pixel(x: Tensor) -> Tensor:
 class _TinyBlock(nn.Module):
     """ReLU of x and three convolutions of it."""
 
-    def __init__(
-        self,
-        channels: int,
-        activation: type[nn.Module],
-        dtype: DType = None,
-        device: Device = None,
-        operations: Operations = nn,
-    ):
+    def __init__(self, channels: int, activation: type[nn.Module], make: Factory):
         super().__init__()
-        convs = [operations.Conv2d(channels, channels, 3, padding=1, dtype=dtype, device=device) for _ in range(3)]
+        convs = [make.conv(channels, channels, 3, padding=1) for _ in range(3)]
         self.conv = nn.Sequential(convs[0], activation(), convs[1], activation(), convs[2])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -349,17 +314,16 @@ class _TinyBlock(nn.Module):
 
 
 class _TinyEncoder(nn.Module):
-    def __init__(self, config: TinyConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
+    def __init__(self, config: TinyConfig, make: Factory):
         super().__init__()
-        place: dict[str, Any] = {"dtype": dtype, "device": device}
         width = config.encoder_block_out_channels[0]
-        layers: list[nn.Module] = [operations.Conv2d(config.in_channels, width, 3, padding=1, **place)]
+        layers: list[nn.Module] = [make.conv(config.in_channels, width, 3, padding=1)]
         for index, blocks in enumerate(config.num_encoder_blocks):
             if index > 0:
-                layers.append(operations.Conv2d(width, width, 3, padding=1, stride=2, bias=False, **place))
+                layers.append(make.conv(width, width, 3, padding=1, stride=2, bias=False))
             for _ in range(blocks):
-                layers.append(_TinyBlock(width, ACTIVATIONS[config.act_fn], **place, operations=operations))
-        layers.append(operations.Conv2d(width, config.latent_channels, 3, padding=1, **place))
+                layers.append(_TinyBlock(width, ACTIVATIONS[config.act_fn], make))
+        layers.append(make.conv(width, config.latent_channels, 3, padding=1))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -367,18 +331,17 @@ class _TinyEncoder(nn.Module):
 
 
 class _TinyDecoder(nn.Module):
-    def __init__(self, config: TinyConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
+    def __init__(self, config: TinyConfig, make: Factory):
         super().__init__()
-        place: dict[str, Any] = {"dtype": dtype, "device": device}
         width = config.decoder_block_out_channels[0]
         activation = ACTIVATIONS[config.act_fn]
-        layers = [operations.Conv2d(config.latent_channels, width, 3, padding=1, **place), activation()]
+        layers = [make.conv(config.latent_channels, width, 3, padding=1), activation()]
         for index, blocks in enumerate(config.num_decoder_blocks):
             if index > 0:
                 layers.append(nn.Upsample(scale_factor=config.upsampling_scaling_factor, mode=config.upsample_fn))
-                layers.append(operations.Conv2d(width, width, 3, padding=1, bias=False, **place))
-            layers += [_TinyBlock(width, activation, **place, operations=operations) for _ in range(blocks)]
-        layers.append(operations.Conv2d(width, config.out_channels, 3, padding=1, **place))
+                layers.append(make.conv(width, width, 3, padding=1, bias=False))
+            layers += [_TinyBlock(width, activation, make) for _ in range(blocks)]
+        layers.append(make.conv(width, config.out_channels, 3, padding=1))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor) -> Tensor:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .aliases import Device, Operations, PathLike
+from .aliases import Device, PathLike
 from .config import PixArtConfig
 from .controlnet import WIRINGS, ControlNetTransformer
 from .convert import authors_to_diffusers, config_to_diffusers, position_buffer
 from .errors import CheckpointError, summary
-from .identify import METADATA_KEY, Section, control_section, count_blocks, identify, inspect_file, sections
+from .identify import METADATA_KEY, FileInfo, Section, control_section, count_blocks, identify, inspect_file, sections
 from .layers import is_in_stream, stream_dtype
 from .model import PixArt
 from .modelspec import modelspec
@@ -99,7 +100,7 @@ def read_pixart(
     Raises:
         CheckpointError: if it is not a PixArt-α/δ transformer, is damaged, or does not fit its configuration.
     """
-    file, base, config = _checked(path, config)
+    file, _, base, config = _checked(path, config)
     if base.left_out:
         logger.warning("%s: the transformer is taken; left out are %s", file.path, summary(base.left_out, 3))
     dtype = _dtype(file, base, dtype)
@@ -115,18 +116,18 @@ def read_pixart(
     return config, state
 
 
-def describe_pixart(path: PathLike) -> tuple[PixArtConfig, int]:
-    """The configuration of a transformer, and the tokens of its learned unconditional caption (0 = it has none), from
-    names and shapes alone.
+def describe_pixart(path: PathLike) -> tuple[PixArtConfig, FileInfo]:
+    """The configuration of a transformer, and what its file says, of which only the transformer's numbers are counted;
+    from names and shapes alone.
 
     Raises:
         CheckpointError: as `read_pixart`, but for what only the numbers tell.
     """
-    _, base, config = _checked(path)
-    return config, base.size("y_embedder.y_embedding", 0)
+    _, info, base, config = _checked(path)
+    return config, replace(info, parameters=sum(torch.Size(shape).numel() for shape in base.shapes.values()))
 
 
-def _checked(path: PathLike, config: PixArtConfig | None = None) -> tuple[WeightFile, Section, PixArtConfig]:
+def _checked(path: PathLike, config: PixArtConfig | None = None) -> tuple[WeightFile, FileInfo, Section, PixArtConfig]:
     """A file, the transformer in it and its configuration; raises CheckpointError as `read_pixart`."""
     file = open_weights(path)
     info = identify(file)
@@ -137,7 +138,7 @@ def _checked(path: PathLike, config: PixArtConfig | None = None) -> tuple[Weight
     if config is None:
         raise _needs_config(file.path)
     _require(file.path, base.shapes, config)
-    return file, base, config
+    return file, info, base, config
 
 
 def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> torch.dtype | None:
@@ -155,25 +156,16 @@ def _dtype(file: WeightFile, section: Section, asked: torch.dtype | None) -> tor
 
 
 def load_pixart(
-    path: PathLike,
-    dtype: torch.dtype | None = None,
-    device: Device = None,
-    operations: Operations = nn,
-    config: PixArtConfig | None = None,
+    path: PathLike, dtype: torch.dtype | None = None, device: Device = None, config: PixArtConfig | None = None
 ) -> PixArt:
     """A transformer from a file or folder in any known layout, strict, in eval mode.
 
     The weights are the mapped file itself as long as they need no cast, no fusing and no other device.
 
-    Args:
-        operations: namespace that Linear and Conv2d are taken from.
-        Others: as in `read_pixart`.
-
-    Raises:
-        CheckpointError: as `read_pixart`.
+    Args and raises: as `read_pixart`.
     """
     config, state = read_pixart(path, dtype, device, config, exact_stream=True)
-    model = PixArt(config, device="meta", operations=operations)
+    model = PixArt(config, device="meta")
     if "y_embedder.y_embedding" not in state:
         model.y_embedder.y_embedding = None
     model.load_state_dict(state, strict=True, assign=True)
@@ -297,18 +289,14 @@ def _require_copies(path: Path, config: PixArtConfig, copies: int, wiring: str) 
 
 
 def load_controlnet(
-    path: PathLike,
-    dtype: torch.dtype | None = None,
-    device: Device = None,
-    operations: Operations = nn,
-    config: PixArtConfig | None = None,
+    path: PathLike, dtype: torch.dtype | None = None, device: Device = None, config: PixArtConfig | None = None
 ) -> ControlNetTransformer:
     """A ControlNet from any layout of `read_controlnet`, strict, in eval mode, memory-mapped.
 
     Of class `ControlNetUNet` where the file says so.
     """
     config, copy_blocks_num, wiring, state = read_controlnet(path, dtype, device, config)
-    control = WIRINGS[wiring](config, copy_blocks_num, device="meta", operations=operations)
+    control = WIRINGS[wiring](config, copy_blocks_num, device="meta")
     control.load_state_dict(state, strict=True, assign=True)
     return control.eval()
 

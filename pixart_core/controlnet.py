@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .aliases import Attention, Device, DType, Operations
 from .config import PixArtConfig
+from .factory import Factory
 from .layers import Block, Conditions
 from .model import PixArt
 
@@ -19,17 +20,13 @@ from .model import PixArt
 class ControlBlock(nn.Module):
     """A trainable copy of a base block between linears that start at zero."""
 
-    def __init__(
-        self, config: PixArtConfig, first: bool, dtype: DType = None, device: Device = None, operations: Operations = nn
-    ):
+    def __init__(self, config: PixArtConfig, first: bool, make: Factory):
         super().__init__()
         dim = config.hidden_size
         if first:
-            self.before_proj = operations.Linear(dim, dim, dtype=dtype, device=device)
-        self.copied_block = Block(
-            dim, config.num_heads, config.mlp_ratio, dtype=dtype, device=device, operations=operations
-        )
-        self.after_proj = operations.Linear(dim, dim, dtype=dtype, device=device)
+            self.before_proj = make.linear(dim, dim)
+        self.copied_block = Block(dim, config.num_heads, config.mlp_ratio, make)
+        self.after_proj = make.linear(dim, dim)
 
     def forward(self, hint: Tensor, cond: Conditions, keys_values: Tensor | None = None) -> tuple[Tensor, Tensor]:
         hint = self.copied_block(hint, cond, keys_values)
@@ -56,7 +53,8 @@ class ControlNetTransformer(nn.Module):
         super().__init__()
         self.check_copies(config, copy_blocks_num)
         self.config = config
-        copies = (ControlBlock(config, index == 0, dtype, device, operations) for index in range(copy_blocks_num))
+        make = Factory(dtype, device, operations)
+        copies = (ControlBlock(config, index == 0, make) for index in range(copy_blocks_num))
         self.controlnet = cast("Sequence[ControlBlock]", nn.ModuleList(copies))
 
     def forward(
@@ -140,13 +138,8 @@ class ControlNetUNet(ControlNetTransformer):
         device: Device = None,
         operations: Operations = nn,
     ):
-        super().__init__(
-            config,
-            config.depth // 2 if copy_blocks_num is None else copy_blocks_num,
-            dtype=dtype,
-            device=device,
-            operations=operations,
-        )
+        copies = config.depth // 2 if copy_blocks_num is None else copy_blocks_num
+        super().__init__(config, copies, dtype, device, operations)
 
     def connect(self, residuals: list[Tensor]) -> Sequence[Tensor | None]:
         return [*[None] * (self.config.depth - 1 - len(residuals)), *residuals[::-1]]

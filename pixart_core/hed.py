@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .aliases import Device, DType, Operations, PathLike
 from .errors import CheckpointError, summary
+from .factory import Factory
 from .identify import inspect_file
 from .weightfile import open_weights
 
@@ -26,23 +27,12 @@ _CHANNELS = {1: "grey", 3: "RGB", 4: "RGBA"}
 class _Stage(nn.Module):
     """Convolutions with ReLU, and a projection to one edge map."""
 
-    def __init__(
-        self,
-        width_in: int,
-        width: int,
-        depth: int,
-        dtype: DType = None,
-        device: Device = None,
-        operations: Operations = nn,
-    ):
+    def __init__(self, width_in: int, width: int, depth: int, make: Factory):
         super().__init__()
         self.convs = nn.Sequential(
-            *(
-                operations.Conv2d(width if index else width_in, width, 3, padding=1, dtype=dtype, device=device)
-                for index in range(depth)
-            )
+            *(make.conv(width if index else width_in, width, 3, padding=1) for index in range(depth))
         )
-        self.projection = operations.Conv2d(width, 1, 1, dtype=dtype, device=device)
+        self.projection = make.conv(width, 1, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         for conv in self.convs:
@@ -63,9 +53,10 @@ class HED(nn.Module):
         self, widths: tuple[int, ...] = WIDTHS, dtype: DType = None, device: Device = None, operations: Operations = nn
     ):
         super().__init__()
-        self.norm = nn.Parameter(torch.zeros(1, 3, 1, 1, dtype=dtype, device=device))
+        make = Factory(dtype, device, operations)
+        self.norm = nn.Parameter(make.zeros(1, 3, 1, 1))
         for index, (width_in, width, depth) in enumerate(zip((3, *widths), widths, _DEPTHS, strict=False)):
-            setattr(self, f"block{index + 1}", _Stage(width_in, width, depth, dtype, device, operations))
+            setattr(self, f"block{index + 1}", _Stage(width_in, width, depth, make))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """pixels (B, 3, H, W) in 0 … 255 -> five edge maps before the sigmoid, (B, 1, H / 2^i, W / 2^i)."""

@@ -124,8 +124,7 @@ def is_distilled(info: FileInfo) -> bool | None:
     """
     if "distilled" in info.metadata:
         return bool(info.metadata["distilled"])
-    made = info.metadata.get("training")
-    if isinstance(made, dict) and made.get("command") == "lcd":
+    if _training(info).get("command") == "lcd":
         return True
     folder = info.path if info.path.is_dir() else info.path.parent
     pipeline = folder.parent if folder.name == "transformer" else folder
@@ -135,9 +134,14 @@ def is_distilled(info: FileInfo) -> bool | None:
 
 def is_scaled_linear(info: FileInfo) -> bool:
     """Whether a transformer was distilled on the original LCM's noise schedule, as exports of this project say."""
-    made = info.metadata.get("training")
-    config = made.get("config") if isinstance(made, dict) else None
+    config = _training(info).get("config")
     return isinstance(config, dict) and config.get("beta_schedule") == "scaled_linear"
+
+
+def _training(info: FileInfo) -> dict[str, Any]:
+    """What a file of this project says of the training that made it."""
+    made = info.metadata.get("training")
+    return made if isinstance(made, dict) else {}
 
 
 def inspect_file(path: PathLike) -> FileInfo:
@@ -172,6 +176,7 @@ def identify(file: WeightFile) -> FileInfo:
     kind = next(kinds, None)
     if kind == "lora" or any(name.endswith(".diff") for name in file.tensors):  # a full difference, as LoraSave's
         return replace(info, kind="lora")
+    of_control: dict[str, Any] = {"copy_blocks_num": control.copies, "wiring": _wiring(file)} if control else {}
     if base:
         config = _config(file, base, metadata)
         is_sigma = METADATA_KEY not in file.metadata and _is_sigma(file, base)
@@ -180,19 +185,12 @@ def identify(file: WeightFile) -> FileInfo:
             kind="sigma" if is_sigma else "pixart+controlnet" if control else "pixart",
             layout=base.layout,
             config=None if is_sigma else config,
-            copy_blocks_num=control.copies if control else 0,
             null_caption=base.size("y_embedder.y_embedding", 0),
-            wiring=_wiring(file, control),
+            **of_control,
         )
     if control:
-        return replace(
-            info,
-            kind="controlnet",
-            layout=control.layout,
-            config=_control_config(file, control, metadata),
-            copy_blocks_num=control.copies,
-            wiring=_wiring(file, control),
-        )
+        config = _control_config(file, control, metadata)
+        return replace(info, kind="controlnet", layout=control.layout, config=config, **of_control)
     return replace(info, kind=kind or "unknown")
 
 
@@ -389,12 +387,12 @@ def _control_config(file: WeightFile, control: Section, metadata: Mapping[str, A
     return next((config for config in KNOWN_CONFIGS if config.hidden_size == hidden), None)
 
 
-def _wiring(file: WeightFile, control: Section | None) -> str:
+def _wiring(file: WeightFile) -> str:
     """Released files are ControlNet-Transformers; ours say what they are, as the names would not tell."""
-    wiring = own_metadata(file).get("wiring", ControlNetTransformer.wiring) if control else ""
-    if control and wiring not in tuple(WIRINGS):
+    wiring = own_metadata(file).get("wiring", ControlNetTransformer.wiring)
+    if wiring not in tuple(WIRINGS):
         raise CheckpointError(
             f"{file.path} holds a ControlNet of unknown wiring {reprlib.repr(wiring)}; known are "
             f"{', '.join(WIRINGS)}: update PixArt-δ"
         )
-    return wiring
+    return str(wiring)

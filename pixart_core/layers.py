@@ -1,7 +1,7 @@
 """The modules a PixArt transformer is made of. Attribute names are the authors', so their files load strictly.
 
-Every module takes `dtype`, `device` and `operations`: the namespace its Linear and Conv2d come from. The default is
-torch.nn; ComfyUI passes its own, and thereby brings casting, paging and quantisation without this package knowing it.
+Every module is given what makes its layers, a `Factory`: ComfyUI's own layers come that way, and with them casting,
+paging and quantisation, without this package knowing it.
 
 The stream of tokens is float32, and so are the few small modules at its ends (patch embedding, timestep and
 micro-conditions, adaLN tables, final layer), whatever the dtype of the rest: at t = 999 the noise prediction counts
@@ -18,7 +18,8 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor, nn
 
-from .aliases import Attention, Device, DType, Operations
+from .aliases import Attention, DType
+from .factory import Factory
 from .functional import attention as sdpa_attention
 from .functional import exactly, gelu, in_full_float32, modulate, timestep_embedding
 
@@ -83,6 +84,11 @@ def stream_dtype(dtype: DType) -> DType:
     return dtype if dtype is None or dtype.is_floating_point and dtype.itemsize > 4 else torch.float32
 
 
+def in_stream(make: Factory) -> Factory:
+    """What makes the modules at the ends of the stream, where `make` makes the others."""
+    return replace(make, dtype=stream_dtype(make.dtype))
+
+
 def is_in_stream(name: str) -> bool:
     """Whether a parameter, by its name in a PixArt, belongs to the modules that are kept in float32."""
     return name.startswith(_ENDS) or name.endswith("scale_shift_table")
@@ -91,18 +97,10 @@ def is_in_stream(name: str) -> bool:
 class Mlp(nn.Module):
     """Linear, tanh-approximated GELU, Linear."""
 
-    def __init__(
-        self,
-        in_features: int,
-        hidden_features: int,
-        out_features: int,
-        dtype: DType = None,
-        device: Device = None,
-        operations: Operations = nn,
-    ):
+    def __init__(self, in_features: int, hidden_features: int, out_features: int, make: Factory):
         super().__init__()
-        self.fc1 = operations.Linear(in_features, hidden_features, dtype=dtype, device=device)
-        self.fc2 = operations.Linear(hidden_features, out_features, dtype=dtype, device=device)
+        self.fc1 = make.linear(in_features, hidden_features)
+        self.fc2 = make.linear(hidden_features, out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(gelu(self.fc1(x)))
@@ -111,17 +109,9 @@ class Mlp(nn.Module):
 class PatchEmbed(nn.Module):
     """(B, in_channels, h, w) -> (B, h·w / patch², hidden)."""
 
-    def __init__(
-        self,
-        patch_size: int,
-        in_channels: int,
-        hidden_size: int,
-        dtype: DType = None,
-        device: Device = None,
-        operations: Operations = nn,
-    ):
+    def __init__(self, patch_size: int, in_channels: int, hidden_size: int, make: Factory):
         super().__init__()
-        self.proj = operations.Conv2d(in_channels, hidden_size, patch_size, patch_size, dtype=dtype, device=device)
+        self.proj = make.conv(in_channels, hidden_size, patch_size, stride=patch_size)
 
     def forward(self, latent: Tensor) -> Tensor:
         with exactly(latent), in_full_float32(latent):
@@ -133,12 +123,12 @@ class ScalarEmbedder(nn.Module):
 
     frequency_dim = 256
 
-    def __init__(self, hidden_size: int, dtype: DType = None, device: Device = None, operations: Operations = nn):
+    def __init__(self, hidden_size: int, make: Factory):
         super().__init__()
         self.mlp = nn.Sequential(
-            operations.Linear(self.frequency_dim, hidden_size, dtype=dtype, device=device),
+            make.linear(self.frequency_dim, hidden_size),
             nn.SiLU(),
-            operations.Linear(hidden_size, hidden_size, dtype=dtype, device=device),
+            make.linear(hidden_size, hidden_size),
         )
 
     def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -153,31 +143,21 @@ class CaptionEmbedder(nn.Module):
 
     y_embedding: Tensor | None
 
-    def __init__(
-        self,
-        caption_channels: int,
-        hidden_size: int,
-        length: int,
-        dtype: DType = None,
-        device: Device = None,
-        operations: Operations = nn,
-    ):
+    def __init__(self, caption_channels: int, hidden_size: int, length: int, make: Factory):
         super().__init__()
-        self.y_proj = Mlp(caption_channels, hidden_size, hidden_size, dtype=dtype, device=device, operations=operations)
-        self.register_buffer("y_embedding", torch.zeros(length, caption_channels, dtype=dtype, device=device))
+        self.y_proj = Mlp(caption_channels, hidden_size, hidden_size, make)
+        self.register_buffer("y_embedding", make.zeros(length, caption_channels))
 
     def forward(self, caption: Tensor) -> Tensor:
         return self.y_proj(caption)
 
 
 class SelfAttention(nn.Module):
-    def __init__(
-        self, dim: int, num_heads: int, dtype: DType = None, device: Device = None, operations: Operations = nn
-    ):
+    def __init__(self, dim: int, num_heads: int, make: Factory):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = operations.Linear(dim, dim * 3, dtype=dtype, device=device)
-        self.proj = operations.Linear(dim, dim, dtype=dtype, device=device)
+        self.qkv = make.linear(dim, dim * 3)
+        self.proj = make.linear(dim, dim)
 
     def forward(self, x: Tensor, attention: Attention = sdpa_attention) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)
@@ -189,14 +169,12 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    def __init__(
-        self, dim: int, num_heads: int, dtype: DType = None, device: Device = None, operations: Operations = nn
-    ):
+    def __init__(self, dim: int, num_heads: int, make: Factory):
         super().__init__()
         self.num_heads = num_heads
-        self.q_linear = operations.Linear(dim, dim, dtype=dtype, device=device)
-        self.kv_linear = operations.Linear(dim, dim * 2, dtype=dtype, device=device)
-        self.proj = operations.Linear(dim, dim, dtype=dtype, device=device)
+        self.q_linear = make.linear(dim, dim)
+        self.kv_linear = make.linear(dim, dim * 2)
+        self.proj = make.linear(dim, dim)
 
     def forward(
         self,
@@ -228,21 +206,12 @@ def _parts(layer: nn.Module, count: int, *tokens: Tensor) -> tuple[Tensor, ...]:
 class Block(nn.Module):
     """Self-attention, cross-attention and MLP under adaLN-single (PixArt-α, Sec. 2.3)."""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        mlp_ratio: float = 4.0,
-        dtype: DType = None,
-        device: Device = None,
-        operations: Operations = nn,
-    ):
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, make: Factory):
         super().__init__()
-        kwargs: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
-        self.attn = SelfAttention(dim, num_heads, **kwargs)
-        self.cross_attn = CrossAttention(dim, num_heads, **kwargs)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dim, **kwargs)
-        self.scale_shift_table = nn.Parameter(torch.zeros(6, dim, dtype=stream_dtype(dtype), device=device))
+        self.attn = SelfAttention(dim, num_heads, make)
+        self.cross_attn = CrossAttention(dim, num_heads, make)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dim, make)
+        self.scale_shift_table = nn.Parameter(in_stream(make).zeros(6, dim))
 
     def forward(self, x: Tensor, cond: Conditions, keys_values: Tensor | None = None) -> Tensor:
         """x (B, N, C) -> (B, N, C), of the stream's dtype. keys_values: see `CrossAttention`; a hook reads the caption
@@ -278,12 +247,10 @@ def compile_blocks(*networks: nn.Module, **options: Any) -> None:
 class FinalLayer(nn.Module):
     """adaLN and a Linear to patch² · out_channels values a token."""
 
-    def __init__(
-        self, dim: int, out_features: int, dtype: DType = None, device: Device = None, operations: Operations = nn
-    ):
+    def __init__(self, dim: int, out_features: int, make: Factory):
         super().__init__()
-        self.linear = operations.Linear(dim, out_features, dtype=dtype, device=device)
-        self.scale_shift_table = nn.Parameter(torch.zeros(2, dim, dtype=dtype, device=device))
+        self.linear = make.linear(dim, out_features)
+        self.scale_shift_table = nn.Parameter(make.zeros(2, dim))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (B, N, C), time (B, C), both of the stream's dtype, -> (B, N, patch² · out_channels)."""

@@ -11,7 +11,8 @@ import torch
 
 from .config import PixArtConfig
 from .functional import preferred_dtype
-from .layers import stream_dtype
+from .layers import is_in_stream, stream_dtype
+from .model import PixArt
 
 GB = 1e9
 _NF4_BYTES = 0.5 + 4 / 64  # a float32 scale for every 64 weights
@@ -160,27 +161,13 @@ class MemoryPlan:
 
 def transformer_parameters(config: PixArtConfig) -> int:
     """Weights of a PixArt transformer, without the position table that is never read."""
-    c = config.hidden_size
-    caption = config.caption_channels * c + c + c * c + c + config.model_max_length * config.caption_channels
-    return product_parameters(config) + caption + stream_parameters(config)
+    return sum(_weights(config).values())
 
 
-def product_parameters(config: PixArtConfig) -> int:
-    """Those of them that the blocks multiply by, biases included: what `int8.quantize_blocks` makes 8 bits wide."""
-    c, hidden = config.hidden_size, int(config.hidden_size * config.mlp_ratio)
-    attention = 3 * c * c + 3 * c + c * c + c
-    cross = c * c + c + 2 * c * c + 2 * c + c * c + c
-    return config.depth * (attention + cross + 2 * c * hidden + hidden + c)
-
-
-def stream_parameters(config: PixArtConfig) -> int:
-    """Those of them that are float32 whatever the rest is; see `layers`."""
-    c = config.hidden_size
-    scalar = (256 * c + c) + (c * c + c)
-    micro = 2 * ((256 * c // 3 + c // 3) + (c // 3) ** 2 + c // 3) if config.micro_condition else 0
-    patch, out = config.patch_size**2, config.patch_size**2 * config.out_channels
-    adaln = (6 * c * c + 6 * c) + config.depth * 6 * c
-    return scalar + micro + adaln + (patch * config.in_channels * c + c) + (out * c + out + 2 * c)
+def _weights(config: PixArtConfig) -> dict[str, int]:
+    """Name -> size of each of them."""
+    state = PixArt(config, device="meta").state_dict()
+    return {name: tensor.numel() for name, tensor in state.items() if name != "pos_embed"}
 
 
 def memory_plan(
@@ -257,9 +244,12 @@ def memory_plan(
 
 
 def _transformer_bytes(config: PixArtConfig, dtype: torch.dtype, int8_blocks: bool) -> float:
-    stream = stream_parameters(config) * (stream_dtype(dtype).itemsize - dtype.itemsize)
-    narrower = product_parameters(config) * (dtype.itemsize - _INT8_BYTES) if int8_blocks else 0
-    return transformer_parameters(config) * dtype.itemsize + stream - narrower
+    def width(name: str) -> float:
+        if is_in_stream(name):
+            return stream_dtype(dtype).itemsize
+        return _INT8_BYTES if int8_blocks and name.startswith("blocks.") else dtype.itemsize
+
+    return sum(size * width(name) for name, size in _weights(config).items())
 
 
 def _decoding(vae: VaeShape, batch: int, height: int, width: int, dtype: torch.dtype, tile: int | None) -> float:

@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .aliases import Attention, Device, DType, Operations
 from .config import PixArtConfig
+from .factory import Factory
 from .functional import attention as sdpa_attention
 from .functional import exactly, position_embedding
-from .layers import Block, CaptionEmbedder, Conditions, FinalLayer, PatchEmbed, ScalarEmbedder, stream_dtype
+from .layers import Block, CaptionEmbedder, Conditions, FinalLayer, PatchEmbed, ScalarEmbedder, in_stream
 
 _GRIDS = 4
 """Sizes whose position grid is kept (75 MB at 2048 px)."""
@@ -40,22 +41,22 @@ class PixArt(nn.Module):
     def __init__(self, config: PixArtConfig, dtype: DType = None, device: Device = None, operations: Operations = nn):
         super().__init__()
         self.config = config
-        kwargs: dict[str, Any] = {"dtype": dtype, "device": device, "operations": operations}
-        ends = {**kwargs, "dtype": stream_dtype(dtype)}
+        make = Factory(dtype, device, operations)
+        ends = in_stream(make)
         dim = config.hidden_size
         self._weights_set_dtype = operations is nn
-        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, dim, **ends)
-        self.t_embedder = ScalarEmbedder(dim, **ends)
-        self.t_block = nn.Sequential(nn.SiLU(), operations.Linear(dim, 6 * dim, dtype=ends["dtype"], device=device))
-        self.y_embedder = CaptionEmbedder(config.caption_channels, dim, config.model_max_length, **kwargs)
+        self.x_embedder = PatchEmbed(config.patch_size, config.in_channels, dim, ends)
+        self.t_embedder = ScalarEmbedder(dim, ends)
+        self.t_block = nn.Sequential(nn.SiLU(), ends.linear(dim, 6 * dim))
+        self.y_embedder = CaptionEmbedder(config.caption_channels, dim, config.model_max_length, make)
         if config.micro_condition:
-            self.csize_embedder = ScalarEmbedder(dim // 3, **ends)
-            self.ar_embedder = ScalarEmbedder(dim // 3, **ends)
+            self.csize_embedder = ScalarEmbedder(dim // 3, ends)
+            self.ar_embedder = ScalarEmbedder(dim // 3, ends)
         # Kept only so that the authors' files load strictly: forward computes the grid of the size it is given.
-        self.register_buffer("pos_embed", torch.zeros(1, config.base_size**2, dim, dtype=dtype, device=device))
-        blocks = (Block(dim, config.num_heads, config.mlp_ratio, **kwargs) for _ in range(config.depth))
+        self.register_buffer("pos_embed", make.zeros(1, config.base_size**2, dim))
+        blocks = (Block(dim, config.num_heads, config.mlp_ratio, make) for _ in range(config.depth))
         self.blocks = cast("Sequence[Block]", nn.ModuleList(blocks))  # a ModuleList does not say of what
-        self.final_layer = FinalLayer(dim, config.patch_size**2 * config.out_channels, **ends)
+        self.final_layer = FinalLayer(dim, config.patch_size**2 * config.out_channels, ends)
 
     def forward(
         self,
@@ -181,14 +182,7 @@ class PixArt(nn.Module):
             return time, self.t_block(time).reshape(time.shape[0], 6, -1)
 
     def embed_steps(
-        self,
-        latent: Tensor,
-        timesteps: Sequence[int],
-        caption: Tensor,
-        caption_mask: Tensor | None = None,
-        image_size: Tensor | None = None,
-        aspect_ratio: Tensor | None = None,
-        attention: Any = None,
+        self, latent: Tensor, timesteps: Sequence[int], caption: Tensor, caption_mask: Tensor | None
     ) -> list[Conditions]:
         """`embed_conditions` for every step of a sampling, with what its prompt and its size fix computed once.
 
@@ -205,10 +199,10 @@ class PixArt(nn.Module):
         for timestep in timesteps:
             t = torch.full((len(latent),), timestep, device=latent.device)
             if conditions:
-                time, modulation = self._embed_time(latent, t, image_size, aspect_ratio)
+                time, modulation = self._embed_time(latent, t, None, None)
                 conditions.append(replace(conditions[0], time=time, modulation=modulation))
                 continue
-            first = self.embed_conditions(latent, t, caption, caption_mask, image_size, aspect_ratio, attention)
+            first = self.embed_conditions(latent, t, caption, caption_mask)
             keys_values = tuple(block.cross_attn.kv_linear(first.caption) for block in self.blocks)
             conditions.append(replace(first, keys_values=keys_values, position=self.position_grid(latent)))
         return conditions

@@ -241,8 +241,8 @@ class _CarriesCode(Exception):
 class _Limited:
     """As many bytes of a stream as a pickle may have."""
 
-    def __init__(self, stream: _Readable, limit: int = _MAX_PICKLE_BYTES):
-        self._stream, self._left = stream, limit
+    def __init__(self, stream: _Readable):
+        self._stream, self._left = stream, _MAX_PICKLE_BYTES
 
     def read(self, count: int) -> bytes:
         return self._take(self._stream.read(min(count, self._left + 1)))

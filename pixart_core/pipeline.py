@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -364,35 +365,27 @@ class Pipeline:
             )
         return hint.to(self.device).expand(count, -1, -1, -1)
 
-    def _stage(self, name: str) -> _Stage:
-        return _Stage(self, name)
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Times a stage and, with low_memory, has only its models on the device."""
+        if self.low_memory:
+            self._make_room(name)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.seconds[name] = time.perf_counter() - start
 
-
-class _Stage:
-    """Times a stage and, with low_memory, has only its models on the device."""
-
-    def __init__(self, pipeline: Pipeline, name: str):
-        self.pipeline, self.name = pipeline, name
-
-    def __enter__(self) -> None:
-        if self.pipeline.low_memory:
-            self._make_room()
-        self.start = time.perf_counter()
-
-    def __exit__(self, *_exception: object) -> None:
-        if self.pipeline.device.type == "cuda":
-            torch.cuda.synchronize(self.pipeline.device)
-        self.pipeline.seconds[self.name] = time.perf_counter() - self.start
-
-    def _make_room(self) -> None:
-        pipeline, name = self.pipeline, self.name
+    def _make_room(self, name: str) -> None:
         if name != "encode":
-            pipeline.text.leave_device()
-        pipeline.transformer.to(pipeline.device if name == "sample" else "cpu")
-        if isinstance(pipeline.controlnet, ControlNetTransformer):
-            pipeline.controlnet.to(pipeline.device if name == "sample" else "cpu")
-        pipeline.vae.to(pipeline.device if name in ("decode", "hint") else "cpu")
-        if pipeline.device.type == "cuda":
+            self.text.leave_device()
+        self.transformer.to(self.device if name == "sample" else "cpu")
+        if isinstance(self.controlnet, ControlNetTransformer):
+            self.controlnet.to(self.device if name == "sample" else "cpu")
+        self.vae.to(self.device if name in ("decode", "hint") else "cpu")
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
 

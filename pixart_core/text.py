@@ -117,16 +117,11 @@ class TextEncoder:
         check_t5(self.config, open_weights(self.folder))
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: PathLike,
-        dtype: DType = None,
-        device: Device = None,
-        quantization: str | None = "none",
-        cache: EmbeddingCache | PathLike | None = None,
-        streamed: bool = False,
-    ) -> TextEncoder:
+    def from_pretrained(cls, path: PathLike, *arguments: Any, **options: Any) -> TextEncoder:
         """Open a pipeline folder (text_encoder/ and tokenizer/) or a text-encoder folder.
+
+        Args:
+            arguments, options: of the class, behind its folders: dtype, device, quantization, cache, streamed.
 
         Raises:
             MissingFileError (a FileNotFoundError, a CheckpointError): on a missing folder or tokenizer.
@@ -134,8 +129,7 @@ class TextEncoder:
             ValueError: on an unknown quantization.
             ImportError: if quantization is asked for and bitsandbytes is missing.
         """
-        folder, tokenizer_folder = find_text_encoder(path)
-        return cls(folder, tokenizer_folder, dtype, device, quantization, cache, streamed)
+        return cls(*find_text_encoder(path), *arguments, **options)
 
     @property
     def width(self) -> int:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .aliases import Device, DType, Operations, PathLike
+from .aliases import Device, DType, PathLike
 from .autoencoder import CLASSES
 from .autoencoder_config import KLConfig, TinyConfig, read_config
 from .errors import CheckpointError, read_description, summary
@@ -36,14 +36,13 @@ def default_dtype(device: Device = None) -> torch.dtype:
     return torch.float32 if device.type == "cpu" else preferred_dtype(device)
 
 
-def load_vae(path: PathLike, dtype: DType = None, device: Device = None, operations: Operations = nn) -> Any:
+def load_vae(path: PathLike, dtype: DType = None, device: Device = None) -> Any:
     """Load an autoencoder folder (config.json and weights), or the vae/ of a pipeline folder.
 
     Args:
         path: the folder.
         dtype: of the weights; None = `default_dtype`.
         device: of the weights; None = CPU.
-        operations: namespace that layers are taken from, see `autoencoder`.
 
     Returns:
         AutoencoderKL or AutoencoderTiny, whichever config.json says, in eval mode.
@@ -66,7 +65,7 @@ def load_vae(path: PathLike, dtype: DType = None, device: Device = None, operati
         config = read_config(config_kind, description)
     except ValueError as error:
         raise CheckpointError(f"the autoencoder {folder}: {error} in config.json") from error
-    vae = module(config, device="meta", operations=operations)
+    vae = module(config, device="meta")
     stored = {_current_name(name): name for name in file.tensors}
     expected = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
     wrong = [

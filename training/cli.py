@@ -21,7 +21,7 @@ from .config import (
 )
 from .launcher import adopt
 from .machine import duration, explain_import, in_units
-from .recipes import AUTO, RECIPES, recipe_values
+from .recipes import AUTO, RECIPES, recipe_for, recipe_values
 from .run_dir import RunDir
 
 NANO_PARTS = (
@@ -50,9 +50,9 @@ def _chosen(recipe: str, config: Any) -> str:
     if recipe != AUTO:
         return recipe
     from ..pixart_core.pipeline import default_device
-    from .estimate import device_memory, pick_recipe
+    from .estimate import device_memory, read_base
 
-    return pick_recipe(config, device_memory(default_device()))
+    return recipe_for(read_base(config).parameters, device_memory(default_device()))
 
 
 def _fail(problem: str) -> int:

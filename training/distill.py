@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..pixart_core.factory import Factory
 from ..pixart_core.functional import exactly, timestep_embedding
 from ..pixart_core.layers import ScalarEmbedder
 from ..pixart_core.lcm import DDIM_SKIP, DDIM_STEPS
@@ -252,7 +253,7 @@ class GuidedTimestepEmbedder(ScalarEmbedder):
 
     def fold(self, guidance: float) -> ScalarEmbedder:
         """The plain embedder that does the same for one ω: what ω adds is a constant, so it becomes part of a bias."""
-        plain = ScalarEmbedder(len(self.mlp.get_parameter("2.bias")))
+        plain = ScalarEmbedder(len(self.mlp.get_parameter("2.bias")), Factory())
         plain.mlp = copy.deepcopy(self.mlp)
         constant = self._embed(torch.full((1,), guidance, device=self.projection.weight.device))[0]
         plain.mlp.get_parameter("0.bias").data += plain.mlp.get_parameter("0.weight") @ constant

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -64,12 +64,23 @@ class StepResult:
     """Waited for data."""
 
 
+class Seen(NamedTuple):
+    """What all processes see of a step."""
+
+    loss: float
+    norm: float
+    """Of the gradient."""
+    scale: float
+    """See `StepResult`."""
+    wishes: set[str]
+    """What any of them was asked for, see `run_dir.REQUESTS`."""
+
+
 class Outcome:
-    """What a step gave, the same on all processes. Making one waits for nothing; reading `loss`, `norm`, `scale` or
-    `wishes` waits for the step.
+    """What a step gave, the same on all processes. Making one waits for nothing; `read` waits for the step.
 
     Args:
-        wishes: what this process was asked for (see `run_dir.REQUESTS`); `wishes` are those of all.
+        wishes: what this process was asked for.
     """
 
     def __init__(self, result: StepResult, wishes: list[str], processes: Processes):
@@ -85,28 +96,13 @@ class Outcome:
         if self._arrived is not None:
             self._arrived.record()
 
-    def _get(self) -> list[float]:
+    def read(self) -> Seen:
         if self._arrived is not None:
             self._arrived.synchronize()
-        return self._numbers.tolist()
-
-    @property
-    def loss(self) -> float:
-        return self._get()[0]
-
-    @property
-    def norm(self) -> float:
-        return self._get()[1]
-
-    @property
-    def scale(self) -> float:
-        return self._get()[2]
-
-    @property
-    def wishes(self) -> set[str]:
+        loss, norm, scale, *asked = self._numbers.tolist()
         if self._processes == 1:
-            return set(self._own_wishes)
-        return {name for name, asked in zip(REQUESTS, self._get()[3:], strict=True) if asked}
+            return Seen(loss, norm, scale, set(self._own_wishes))
+        return Seen(loss, norm, scale, {name for name, wanted in zip(REQUESTS, asked, strict=True) if wanted})
 
 
 class Engine:
@@ -146,6 +142,14 @@ class Engine:
     def global_batch(self) -> int:
         """Samples of a micro-batch, over all processes."""
         return self.config.batch_size * self.processes.count
+
+    def batches(
+        self, data: FeatureDataset, start: int = 0, workers: int = 0, whole: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """This process's batches from micro-batch `start` on; see `FeatureDataset.batches`."""
+        config, here = self.config, self.processes
+        hint = self.task.needs_hint
+        return data.batches(config.batch_size, config.seed, start, here.index, here.count, workers, hint, whole)
 
     def step(self, number: int, batches: Iterator[dict[str, Any]]) -> StepResult:
         """Take step `number` (from 0) with the next `accumulation` batches.

@@ -20,17 +20,15 @@ import psutil
 import torch
 
 from ..pixart_core.config import PixArtConfig
-from ..pixart_core.model import PixArt
 from ..pixart_core.textfile import read_json
 from .config import ConfigError, TrainConfig
 from .data import DataError as DataError  # for who asks from outside
 from .data import FeatureDataset
 from .data.dataset import require_hints
 from .machine import in_units, out_of_memory, require_packages, require_room
-from .recipes import recipe_for
 from .run_dir import RunDir
 from .step.optimizers import STATE_BYTES, check_optimizer
-from .task import DTYPES, Outline, check_data, count_parameters, decided, describe_base
+from .task import DTYPES, Base, Outline, check_base, check_data, decided, read_base
 from .tasks import TASKS
 
 _EFFICIENCY = 0.6
@@ -147,17 +145,15 @@ def pictures_text(
 
 
 def check_before(
-    config: TrainConfig, location: object, description: Mapping[str, Any], device: torch.device
-) -> PixArtConfig:
+    config: TrainConfig, base: Base, location: object, description: Mapping[str, Any], device: torch.device
+) -> None:
     """Whether a training can begin, as far as names and shapes tell: no weights are loaded.
 
     Args:
+        base: from `task.read_base`.
         location: of the features that it trains on.
         description: theirs (`FeatureDataset.description`), or what is known of it before they are there.
         device: that it will run on.
-
-    Returns:
-        The shape of its base model.
 
     Raises:
         ConfigError, CheckpointError, DataError, ImportError: what `train` would raise.
@@ -165,11 +161,10 @@ def check_before(
     task = TASKS[config.command]
     require_packages(task.packages(config))
     check_optimizer(config, device)
-    shape, null_caption = describe_base(task, config)
-    check_data(location, description, config, shape.caption_channels, null_caption)
+    check_base(task, config, base)
+    check_data(location, description, config, base.shape.caption_channels, base.null_caption)
     if task.needs_hint:
         require_hints(location, description)
-    return shape
 
 
 def device_memory(device: torch.device) -> float:
@@ -177,12 +172,6 @@ def device_memory(device: torch.device) -> float:
     if device.type in ("cuda", "xpu"):
         return getattr(torch, device.type).get_device_properties(device).total_memory
     return psutil.virtual_memory().total
-
-
-def pick_recipe(config: TrainConfig, memory: float) -> str:
-    """The name of the recipe for this base, and a device of so many bytes; raises as `check_before`."""
-    shape, _ = describe_base(TASKS[config.command], config)
-    return recipe_for(count_parameters(PixArt(shape, device="meta")), memory)
 
 
 def require_memory(expected: Estimate, config: TrainConfig, device: object, size: float) -> None:
@@ -257,8 +246,9 @@ def dry_run(config: TrainConfig) -> None:
         load_vae(config.models)
     data = FeatureDataset(config.data)
     height, width = max(data.buckets, key=lambda size: size[0] * size[1])
-    shape = check_before(config, data.location, data.description, device)
-    expected = estimate(config, shape, height, width, processes.count)
+    base = read_base(config)
+    check_before(config, base, data.location, data.description, device)
+    expected = estimate(config, base.shape, height, width, processes.count)
     duration = time_text(expected, config, device)
     if processes.is_main:  # the others' host need not have the run's disk
         run.require_room(expected.checkpoint, config.keep_checkpoints)
@@ -267,16 +257,8 @@ def dry_run(config: TrainConfig) -> None:
     say(f"{pictures}; the largest {width}x{height}; on {device}\n{expected}")
     say(duration, flush=True)
     engine = make_engine(config, data, processes)
-    batches = data.batches(
-        config.batch_size,
-        config.seed,
-        0,
-        processes.index,
-        processes.count,
-        hint=engine.task.needs_hint,
-    )
     begin = time.perf_counter()
-    result = engine.step(0, batches)
+    result = engine.step(0, engine.batches(data))
     loss, norm = result.loss.item(), result.gradient_norm.item()
     took = time.perf_counter() - begin
     overflow_is_normal = engine.scaler.is_enabled()  # at first: its scale begins too high, and goes down

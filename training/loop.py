@@ -18,14 +18,13 @@ from .data.contents import identify
 from .data.remote import Location
 from .data.waiting import Interrupted, Patience, StoreBusy
 from .distribute import Processes, connect
-from .engine import Outcome, make_engine
+from .engine import Outcome, Seen, StepResult, make_engine
 from .estimate import pictures_text
 from .export import default_name, write_result
 from .machine import DiskError, StopSignal, explain_import, out_of_memory
 from .run_dir import RunDir
 from .sampling import draw_examples, draw_prompts
-from .task import decided, describe_base
-from .tasks import TASKS
+from .task import decided, read_base
 from .watch.monitor import Monitor
 from .watch.prompts import Prompts, encode_prompts, own_prompts
 from .watch.validation import held_out
@@ -108,16 +107,7 @@ class Training:
     def run_steps(self) -> None:
         """Steps until the last one, or until somebody asks to stop."""
         config = self.config
-        batches = self.data.batches(
-            config.batch_size,
-            config.seed,
-            self.batches,
-            self.processes.index,
-            self.processes.count,
-            self._workers(),
-            self.engine.task.needs_hint,
-            self.whole,
-        )
+        batches = self.engine.batches(self.data, self.batches, self._workers(), self.whole)
         self._look_before_the_first_step()
         while self.step < config.steps and "stop" not in self._asked:
             wishes = self._wishes()
@@ -157,8 +147,8 @@ class Training:
     def _encode_prompts(self) -> None:
         if not own_prompts(self.config):
             return
-        shape, _ = describe_base(TASKS[self.config.command], self.config)
-        self._prompts = encode_prompts(self.config, self.run, self.processes.device, shape.model_max_length)
+        tokens = read_base(self.config).shape.model_max_length
+        self._prompts = encode_prompts(self.config, self.run, self.processes.device, tokens)
 
     def _patience(self) -> Patience:
         """How the data is waited for: said in status and log, and given up when somebody asks to stop."""
@@ -271,26 +261,26 @@ class Training:
     def _read_all_but(self, ahead: int) -> None:
         while len(self._unread) > ahead:
             outcome = self._unread.popleft()
-            self._check(outcome)
-            result = outcome.result
-            self.monitor.add(result.step, outcome.loss, outcome.norm, result.learning_rate, result.data_seconds)
-            self._asked |= outcome.wishes
+            result, seen = outcome.result, outcome.read()
+            self._check(result, seen)
+            self.monitor.add(result.step, seen.loss, seen.norm, result.learning_rate, result.data_seconds)
+            self._asked |= seen.wishes
 
-    def _check(self, outcome: Outcome) -> None:
+    def _check(self, result: StepResult, seen: Seen) -> None:
         """Raise if a step's loss exploded. All processes see the same loss, so all raise."""
-        overflow_is_normal = self.engine.scaler.is_enabled() and outcome.scale >= 1
-        good = math.isfinite(outcome.loss) and outcome.loss < EXPLODED
-        if good and (math.isfinite(outcome.norm) or overflow_is_normal):
+        overflow_is_normal = self.engine.scaler.is_enabled() and seen.scale >= 1
+        good = math.isfinite(seen.loss) and seen.loss < EXPLODED
+        if good and (math.isfinite(seen.norm) or overflow_is_normal):
             return
-        bad = not math.isfinite(outcome.result.loss.item())
-        batches = self.processes.gather((bad, outcome.result.keys))
+        bad = not math.isfinite(result.loss.item())
+        batches = self.processes.gather((bad, result.keys))
         if not self.processes.is_main:
             raise SystemExit(1)
         some_are_bad = any(is_bad for is_bad, _ in batches)
         names = [name for is_bad, keys in batches if is_bad or not some_are_bad for name in keys]
         checkpoint = self.monitor.status.get("checkpoint", "none yet")
         raise TrainingError(
-            f"the loss is {outcome.loss:.4g} and the gradient norm {outcome.norm:.4g} at step {outcome.result.step}, "
+            f"the loss is {seen.loss:.4g} and the gradient norm {seen.norm:.4g} at step {result.step}, "
             f"batch {', '.join(names)}: lower learning_rate, use precision=fp32, or look at these pictures; the last "
             f"good checkpoint: {checkpoint}"
         )

@@ -9,7 +9,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from ..pixart_core.checkpoint import describe_pixart, load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.functional import preferred_dtype
-from ..pixart_core.identify import inspect_file, is_distilled
+from ..pixart_core.identify import FileInfo, is_distilled
 from ..pixart_core.layers import compile_blocks
 from ..pixart_core.model import PixArt
 from .config import (
@@ -234,6 +234,18 @@ def _policy(_context: Any, operation: Any, *inputs: Any, **_options: Any) -> Che
     return CheckpointPolicy.MUST_SAVE if is_attention else CheckpointPolicy.PREFER_RECOMPUTE
 
 
+class Base(NamedTuple):
+    """What a training starts from, as far as names and shapes tell."""
+
+    shape: PixArtConfig
+    null_caption: int
+    """Tokens of its learned unconditional caption; 0 = it has none."""
+    parameters: int
+    """Numbers in it."""
+    file: FileInfo | None = None
+    """None = it is made anew."""
+
+
 def load_base(task: type[Task], config: TrainConfig, dtype: torch.dtype) -> PixArt:
     """The checkpoint that a training starts from.
 
@@ -241,40 +253,38 @@ def load_base(task: type[Task], config: TrainConfig, dtype: torch.dtype) -> PixA
         CheckpointError: if it is none of a PixArt transformer.
         ConfigError: if it has no null caption and the training reads one, or is of a shape that does not do.
     """
-    model = load_pixart(config.base, dtype)
-    _check_base(task, config, model.config, model.y_embedder.y_embedding is not None)
-    return model
+    check_base(task, config, read_base(config))
+    return load_pixart(config.base, dtype)
 
 
-def describe_base(task: type[Task], config: TrainConfig) -> tuple[PixArtConfig, int]:
-    """The shape of what a training starts from, and the tokens of its null caption (0 = it has none); no weights are
-    loaded.
+def read_base(config: TrainConfig) -> Base:
+    """What a training starts from; no weights are loaded.
 
     Raises:
-        CheckpointError, ConfigError: as `load_base`.
+        CheckpointError: if it is none of a PixArt transformer.
     """
     if isinstance(config, FinetuneConfig) and config.model:
         shape = PixArtConfig.from_dict(config.model)
-        return shape, shape.model_max_length
-    shape, null = describe_pixart(config.base)
-    _check_base(task, config, shape, null > 0)
-    return shape, null
+        return Base(shape, shape.model_max_length, count_parameters(PixArt(shape, device="meta")))
+    shape, file = describe_pixart(config.base)
+    return Base(shape, file.null_caption, file.parameters, file)
 
 
-def _check_base(task: type[Task], config: TrainConfig, shape: PixArtConfig, has_null_caption: bool) -> None:
-    if task.reads_null_caption(config) and not has_null_caption:
+def check_base(task: type[Task], config: TrainConfig, base: Base) -> None:
+    """Raise ConfigError if a training cannot start from this: see `load_base`."""
+    if task.reads_null_caption(config) and not base.null_caption:
         raise ConfigError(
             f"base {config.base} has no learned null caption, which guidance and dropped captions need: diffusers' "
             "layout leaves it out. Take the authors' .pth, or a file that this trainer exported"
         )
-    if task.is_guided:
-        require_guidable(config.base)
-    task.check_shape(config, shape)
+    if task.is_guided and base.file is not None:
+        require_guidable(config.base, base.file)
+    task.check_shape(config, base.shape)
 
 
-def require_guidable(base: str) -> None:
+def require_guidable(base: str, file: FileInfo) -> None:
     """Raise ConfigError for a file that says it is a distilled model, whose own guidance would count twice."""
-    if is_distilled(inspect_file(base)):
+    if is_distilled(file):
         raise ConfigError(
             f"base {base} is a distilled model, which draws in a few steps already and is not to be guided: choose the "
             "base model that it was made from"

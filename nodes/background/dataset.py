@@ -26,7 +26,7 @@ from ...training.prepare.sources import LISTS, Source, caption_files, read_sourc
 from ..bridge import files
 from ..bridge.ui import show_progress
 from . import queue as jobs
-from .paths import checked_settings, is_allowed
+from .paths import is_allowed
 from .start import node_settings
 
 _POLL = 0.25
@@ -66,7 +66,7 @@ def prepare_dataset(name: str, values: dict[str, Any], more: str, shown: int) ->
         JobError: if the pictures have changed while a training reads the dataset.
         ValueError: if no picture can be used.
     """
-    config = checked_settings(PrepareConfig, node_settings(PrepareConfig, values, more))
+    config, _ = node_settings(PrepareConfig, values, more)
     sources = _pictures(config)
     job = _queued(config, name, _stamp(config, sources))
     folder = jobs.queue().dataset(job)
@@ -91,7 +91,8 @@ def hints_of_images(source: str, images: Tensor, kind: str, more: str) -> dict[s
     Raises:
         ConfigError: if there are more or fewer than pictures.
     """
-    sources = _pictures(checked_settings(PrepareConfig, node_settings(PrepareConfig, {"input": source}, more)))
+    config, _ = node_settings(PrepareConfig, {"input": source}, more)
+    sources = _pictures(config)
     if len(sources) != len(images):
         raise ConfigError(
             f"hint_images holds {len(images)} pictures, and {source} {len(sources)}: one hint for each is wanted, in "

@@ -13,6 +13,7 @@ import torch
 from ...pixart_core.textfile import read_json
 from ...training.config import TrainConfig
 from ...training.estimate import (
+    Base,
     FeatureDataset,
     check_before,
     decided,
@@ -36,28 +37,29 @@ class Prepared:
     """What is known of their description before they are."""
 
 
-def check_and_estimate(config: TrainConfig, data: Prepared, run: RunDir, refuse: bool) -> str:
+def check_and_estimate(config: TrainConfig, base: Base, data: Prepared, run: RunDir, refuse: bool) -> str:
     """Memory, disk and time of a training that can begin.
 
     Answers ComfyUI's Stop while it measures the device.
 
     Args:
+        base: from `read_base`.
         run: a folder where its own will be.
         refuse: raise if memory or disk is too small; else the text says so.
 
     Raises:
         CheckpointError, ConfigError, DataError, DiskError, ImportError: what the job would fail with.
     """
-    description = FeatureDataset(data.folder).description if data.ready else data.promised
+    made = FeatureDataset(data.folder) if data.ready else None
     device = memory.get_torch_device()
-    shape = check_before(config, data.folder, description, device)
-    sizes = _sizes(data.folder)
+    check_before(config, base, data.folder, data.promised if made is None else made.description, device)
+    sizes = _reported_sizes(data.folder) if made is None else made.buckets
     if not sizes:
         return "The dataset is still being looked at: the estimate comes with the next run."
     size = max(sizes, key=lambda size: size[0] * size[1])
     total = memory.get_total_memory(device)
     config = decided(config, device)
-    expected = estimate(config, shape, *size)
+    expected = estimate(config, base.shape, *size)
     short = []
     for check in (
         lambda: require_memory(expected, config, device, total),
@@ -75,14 +77,10 @@ def check_and_estimate(config: TrainConfig, data: Prepared, run: RunDir, refuse:
     return "\n".join([pictures, str(expected), f"{device} has {in_units(total)}", duration, *short])
 
 
-def _sizes(data: Path) -> dict[tuple[int, int], int]:
-    """Height, width -> pictures of a dataset, from its description, or from the report before that."""
+def _reported_sizes(data: Path) -> dict[tuple[int, int], int]:
+    """Height, width -> pictures of a dataset that is being made, from its report; none as long as there is none."""
     counts: dict[tuple[int, int], int] = {}
-    if (data / "dataset.json").exists():
-        for shard in read_json(data / "dataset.json").get("shards", ()):
-            size = tuple(shard["bucket"])
-            counts[size] = counts.get(size, 0) + shard["count"]
-    elif (data / "report.json").exists():
+    if (data / "report.json").exists():
         for name, count in read_json(data / "report.json")["buckets"].items():
             height, width = name.split("x")
             counts[int(height), int(width)] = count

@@ -28,11 +28,11 @@ class PathError(ValueError):
 
 def allowed_roots() -> list[str]:
     """ComfyUI's input, output and models folders, the bundled models, and what the operator lists."""
-    listed = [part for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part]
+    told = [part for part in os.environ.get(ROOTS_VARIABLE, "").split(os.pathsep) if part]
     kinds = folder_paths.folder_names_and_paths
     models = [path for kind, (paths, _) in kinds.items() if kind != "custom_nodes" for path in paths]
     roots = [*_bases(), folder_paths.models_dir, str(files.BUNDLE)]
-    return list(dict.fromkeys(map(os.path.realpath, [*roots, *models, *listed])))
+    return list(dict.fromkeys(map(os.path.realpath, [*roots, *models, *told])))
 
 
 def is_allowed(path: str | Path) -> bool:
@@ -61,12 +61,18 @@ def inside_roots(text: str) -> str:
     return found
 
 
-def checked_settings(kind: type[Kind], values: Mapping[str, Any], known: tuple[str, ...] = ()) -> Kind:
+def listed(values: Mapping[str, Any]) -> dict[str, str]:
+    """The paths of those settings, of values or texts, that are a name from a loader's list (`files.names`)."""
+    named = {name: kind for name, kind in _LISTED.items() if values.get(name)}
+    return {name: files.locate(kind, values[name]) for name, kind in named.items() if values[name] in files.names(kind)}
+
+
+def checked_settings(kind: type[Kind], values: Mapping[str, Any], known: Mapping[str, str]) -> Kind:
     """Settings as they came from outside, with every path that they read checked and made absolute. Where the job
     writes is left to the queue.
 
     Args:
-        known: names of those in `values` whose paths need no check.
+        known: paths that need no check, in the place of what `values` say: see `listed`.
 
     Raises:
         ConfigError: naming the setting that is wrong.
@@ -74,8 +80,9 @@ def checked_settings(kind: type[Kind], values: Mapping[str, Any], known: tuple[s
     """
     if own := [name for name in _OWN if name in values]:
         raise PathError(f"{own[0]} is chosen by the queue: give the job a name instead")
-    config = kind.make({**values, kind.required[0]: "chosen-by-the-queue"})
-    return _confined(replace(config, **{name: _found(name, x) for name, x in _files_read(config) if name not in known}))
+    config = kind.make({**values, **known, kind.required[0]: "chosen-by-the-queue"})
+    checked = {name: inside_roots(value) for name, value in _files_read(config) if name not in known}
+    return _confined(replace(config, **checked))
 
 
 def check_start(config: Settings) -> Settings:
@@ -94,12 +101,6 @@ def check_start(config: Settings) -> Settings:
                 f"({ROOTS_VARIABLE} lists more)"
             )
     return _confined(config)
-
-
-def _found(name: str, value: str) -> str:
-    """The file or folder that a setting means: one of a loader's list, or a path."""
-    listed = _LISTED.get(name)
-    return files.locate(listed, value) if listed and value in files.names(listed) else inside_roots(value)
 
 
 def _confined(config: Kind) -> Kind:

@@ -41,13 +41,13 @@ from comfy.cli_args import args
 from server import PromptServer
 
 from ...pixart_core.errors import CheckpointError
-from ...training.config import TRAININGS, ConfigError
+from ...training.config import TRAININGS, ConfigError, TrainConfig
 from ...training.estimate import DataError
 from ...training.jobs import JobError, NoSuchJob, plain_text, read_metrics
 from ...training.run_dir import RunDirError
 from . import queue as jobs
 from .desktop import show_folder
-from .paths import PathError, checked_settings
+from .paths import PathError, checked_settings, listed
 from .start import form, start_form
 
 log = logging.getLogger(__name__)
@@ -158,11 +158,10 @@ def _log(path: dict, query: dict, body: Any) -> Any:
 
 def _create(path: dict, query: dict, body: Any) -> Any:
     command, settings, name = body.get("command"), body.get("settings"), body.get("name", "")
-    if command not in TRAININGS:
-        raise Refused(400, f"no training {command!r}: {', '.join(TRAININGS)}")
+    kind = _training(command)
     if not isinstance(settings, dict) or not isinstance(name, str) or set(body) - {"command", "settings", "name"}:
         raise Refused(400, 'a job is {"command": text, "settings": object, "name": text}')
-    job = jobs.queue().create(checked_settings(TRAININGS[command], settings), name, jobs.device())
+    job = jobs.queue().create(checked_settings(kind, settings, listed(settings)), name, jobs.device())
     jobs.watcher().wake()
     return jobs.view(job)
 
@@ -179,8 +178,7 @@ def _start(path: dict, query: dict, body: Any) -> Any:
             400, 'a form is {"command": text, "settings": object, "name": text, "check": true or false, "recipe": text}'
         )
     command, settings, name, check, recipe = (given[key] for key in empty)
-    if command not in TRAININGS:
-        raise Refused(400, f"no training {command!r}: {', '.join(TRAININGS)}")
+    _training(command)
     try:
         job, text = start_form(command, name, settings, check, recipe)
     except CheckpointError as error:
@@ -359,6 +357,12 @@ def _same_origin(request: web.Request) -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     return origin is None or urlsplit(origin).netloc.lower() == request.headers.get("Host", "").lower()
+
+
+def _training(command: Any) -> type[TrainConfig]:
+    if command not in TRAININGS:
+        raise Refused(400, f"no training {command!r}: {', '.join(TRAININGS)}")
+    return TRAININGS[command]
 
 
 def _job(path: dict):

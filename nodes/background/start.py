@@ -13,15 +13,15 @@ from typing import Any
 
 import comfy.model_management as memory
 
-from ...training.config import TRAININGS, ConfigError, Settings, TrainConfig
-from ...training.estimate import pick_recipe
+from ...training.config import TRAININGS, ConfigError, Kind, TrainConfig
+from ...training.estimate import Base, read_base
 from ...training.jobs import TRAIN, Job, check_name, process
-from ...training.recipes import AUTO, RECIPES, recipe_values
+from ...training.recipes import AUTO, RECIPES, recipe_for, recipe_values
 from ...training.run_dir import RunDir
 from ..bridge import files
 from . import queue as jobs
 from .estimate import Prepared, check_and_estimate
-from .paths import checked_settings, inside_roots
+from .paths import checked_settings, inside_roots, listed
 
 _POLL = 0.25
 
@@ -97,28 +97,30 @@ def _asked(command: str, name: str, values: dict[str, Any], more: str, recipe: s
     """See `start_training`. What would fail and is to be started is refused."""
     check_name(name)
     data, queue = _dataset(str(values["data"])), jobs.queue()
-    config, about = _settings(command, {**values, "data": str(data.folder)}, more, recipe)
+    config, base, about = _settings(command, values, more, recipe, data.folder)
     job = queue.same(config, name)
     run = RunDir(queue.root / (name or command)) if job is None else queue.run_dir(job)
     refuse = start and (job is None or job.state == "failed")
-    return _Asked(config, name, data, job, about, check_and_estimate(config, data, run, refuse))
+    return _Asked(config, name, data, job, about, check_and_estimate(config, base, data, run, refuse))
 
 
-def _settings(command: str, values: dict[str, Any], more: str, recipe: str) -> tuple[TrainConfig, str]:
-    """Settings of a training whose dataset is known, with those of a recipe if one is named, and a line about what of
-    it counts."""
+def _settings(
+    command: str, values: dict[str, Any], more: str, recipe: str, data: Path
+) -> tuple[TrainConfig, Base, str]:
+    """Settings of a training on a dataset, with those of a recipe if one is named, what it starts from, and a line
+    about what counts of the recipe."""
     kind = TRAININGS[command]
-    given = node_settings(kind, values, more)
-    config = checked_settings(kind, given, known=("data",))
+    config, given = node_settings(kind, values, more, data=str(data))
+    base = read_base(config)
     if not recipe:
-        return config, ""
+        return config, base, ""
     if recipe == AUTO:
-        recipe = pick_recipe(config, memory.get_total_memory(memory.get_torch_device()))
+        recipe = recipe_for(base.parameters, memory.get_total_memory(memory.get_torch_device()))
     chosen = recipe_values(command, recipe)
     own = {name for name, value in given.items() if name not in values or value != kind.default(name)}
     config = replace(config, **{name: value for name, value in chosen.items() if name not in own})
     counts = [f"{name} {value}" for name, value in chosen.items() if getattr(config, name) == value]
-    return config, f"recipe {recipe}: {', '.join(counts)}\n"
+    return config, base, f"recipe {recipe}: {', '.join(counts)}\n"
 
 
 def form() -> dict[str, Any]:
@@ -134,14 +136,16 @@ def form() -> dict[str, Any]:
     }
 
 
-def node_settings(kind: type[Settings], values: Mapping[str, Any], more: str) -> dict[str, Any]:
-    """The settings that a node has inputs for, and those that it was given as text, a key=value a line."""
+def node_settings(kind: type[Kind], values: Mapping[str, Any], more: str, **known: str) -> tuple[Kind, dict[str, Any]]:
+    """The settings that a node has inputs for, and those that it was given as text, a key=value a line: checked, see
+    `checked_settings`; and as they were given."""
     lines = (line.strip() for line in more.splitlines())
     parts = (line.partition("=") for line in lines if line and not line.startswith("#"))
-    written = [(name.strip(), text.strip()) for name, _, text in parts]
-    if taken := sorted({name for name, _ in written} & {"run", "output", *values}):
+    texts = {name.strip(): text.strip() for name, _, text in parts}
+    if taken := sorted(texts.keys() & {"run", "output", *values}):
         raise ConfigError(f"{taken[0]} is an input of the node: set it there, not in more_settings")
-    return {**values, **kind.parse(written)}
+    given = {**values, **kind.parse(texts.items())}
+    return checked_settings(kind, given, {**listed({**values, **texts}), **known}), given
 
 
 def _dataset(text: str) -> Prepared:

@@ -72,14 +72,12 @@ def register_folder() -> None:
 
 def names(kind: str) -> list[str]:
     """What a loader of `kind` (a key of `_SEARCHED`) offers, bundled models last."""
-    return sorted(_found(kind)) + [name for name, path in _BUNDLED[kind].items() if (BUNDLE / path).exists()]
+    return [*sorted(_found(kind)), *_bundled(kind)]
 
 
 def locate(kind: str, name: str) -> str:
     """Path of an entry of `names`. Raises FileNotFoundError naming the folders that were searched."""
-    if name in _BUNDLED[kind] and (BUNDLE / _BUNDLED[kind][name]).exists():
-        return str(BUNDLE / _BUNDLED[kind][name])
-    path = _found(kind).get(name)
+    path = _bundled(kind).get(name) or _found(kind).get(name)
     if path is None:
         searched = [root for folder in _SEARCHED[kind] for root in folder_paths.get_folder_paths(folder)]
         help_ = _DOWNLOADS.get(name, "choose a file from the list (press R to refresh it), or put the download there")
@@ -96,8 +94,7 @@ def first_usable(kind: str, use: str = "") -> str | None:
     """
     found = _found(kind)
     likely = sorted(found, key=lambda name: ("pixart" not in name.lower(), name))[:_TRIED]
-    bundled = {name: str(BUNDLE / path) for name, path in _BUNDLED[kind].items() if (BUNDLE / path).exists()}
-    candidates = [*((name, found[name]) for name in likely), *bundled.items()]
+    candidates = [*((name, found[name]) for name in likely), *_bundled(kind).items()]
     return next((name for name, path in candidates if _is_usable(path, kind, use)), None)
 
 
@@ -130,6 +127,11 @@ def example_picture(name: str) -> str:
     if name not in example_pictures():
         raise FileNotFoundError(f"{name!r} is none of the bundled pictures {', '.join(example_pictures())}")
     return str(_EXAMPLES / name)
+
+
+def _bundled(kind: str) -> dict[str, str]:
+    """Name -> path of those of our models that are there."""
+    return {name: str(BUNDLE / path) for name, path in _BUNDLED[kind].items() if (BUNDLE / path).exists()}
 
 
 def _found(kind: str) -> dict[str, str]:

@@ -24,7 +24,7 @@ def prompt_text(text: str, clean_caption: bool = False) -> str:
 
 
 def encode_prompts(
-    clip, prompt: str, negative: str, width: int, height: int, clean_caption: bool, null_from=None
+    clip, prompt: str, negative_prompt: str, width: int, height: int, clean_caption: bool, null_from=None
 ) -> tuple:
     """(positive, negative) conditioning.
 
@@ -37,7 +37,7 @@ def encode_prompts(
     size = {"width": width, "height": height} if width and height else {}
     positive = _encode(clip, prompt, clean_caption, size)
     if null_from is None:
-        return positive, _encode(clip, negative, clean_caption, size)
+        return positive, _encode(clip, negative_prompt, clean_caption, size)
     return positive, [
         [null_caption(null_from, caption.shape[1]).to(caption), {**values}] for caption, values in positive
     ]

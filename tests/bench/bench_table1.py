@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch  # noqa: E402
 
-from tests.bench.gpu_parts import Bench, lcd  # noqa: E402
+from tests.bench.gpu_bench import Bench  # noqa: E402
+from tests.bench.gpu_trainings import lcd  # noqa: E402
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from tools.comfy_server import ComfyServer, comfyui_trees
 from tools.workflow_api import load_workflow, to_api
 
 if TYPE_CHECKING:
-    from tests.bench.gpu_parts import Bench
+    from tests.bench.gpu_bench import Bench
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAININGS = ("PixArtDeltaTrainLCD", "PixArtDeltaTrainLCMLora", "PixArtDeltaTrainControlNet", "PixArtDeltaFineTune")

@@ -16,8 +16,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pixart_delta.training.jobs import process
 
-from tests.nodes.panel import HOSTILE, PATIENCE, change, end_trainings, open_panel, pretend, record, write_metrics
+from tests.nodes.panel import (
+    HOSTILE,
+    PATIENCE,
+    change,
+    end_trainings,
+    open_panel,
+    pretend,
+    record,
+    until,
+    write_metrics,
+)
+from tests.nodes.routes import write_job
 from tools.comfy_server import ComfyServer, comfyui_trees
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,9 +37,11 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def checks_in(script: str) -> list[str]:
-    """The functions check_… of a script in this folder."""
+    """The functions check_… of a script in this folder, and of the modules checks_… that it imports."""
     parts = ast.parse(Path(__file__).with_name(script).read_text(encoding="utf-8")).body
-    return [each.name for each in parts if isinstance(each, ast.FunctionDef) and each.name.startswith("check_")]
+    names = [each.name for each in parts if isinstance(each, ast.FunctionDef) and each.name.startswith("check_")]
+    imported = [alias.name for each in parts if isinstance(each, ast.Import) for alias in each.names]
+    return names + [name for each in imported if each.startswith("checks_") for name in checks_in(f"{each}.py")]
 
 
 def pytest_generate_tests(metafunc) -> None:
@@ -141,3 +155,36 @@ def pretended(panel_server):
             (folder / "samples" / "step_00000001.json").write_text(json.dumps(sample))
         write_metrics(folder, 899)
     return root
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A server for the tests of the routes, with a folder that its operator allows besides ComfyUI's."""
+    allowed = tmp_path_factory.mktemp("allowed")
+    (allowed / "data").mkdir()
+    variables = {
+        "PIXART_DELTA_ROOTS": str(allowed),
+        "PIXART_DELTA_HOSTS": "other.example, proxy.example",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    with ComfyServer(next(iter(comfyui_trees().values())), tmp_path_factory.mktemp("routes"), env=variables) as running:
+        running.allowed = allowed
+        (running.base / "input" / "data").mkdir()
+        yield running
+
+
+@pytest.fixture
+def root(server):
+    """The empty folder of jobs; no process is ever started here: a running job of another name holds the device."""
+    folder = server.base / "output" / "pixart_delta" / "training"
+    records = record(folder / "x").parent
+    holder = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    write_job(folder, "holder", state="running", pid=holder.pid, identity=process.identity(holder.pid))
+    yield folder
+    holder.kill()
+    holder.wait()
+    for job in (*folder.iterdir(), *records.iterdir()):
+        if job.is_symlink():
+            job.unlink()
+        elif job.is_dir():  # the watcher may be writing that the holder has ended
+            until(lambda job=job: shutil.rmtree(job, ignore_errors=True) or not job.exists())

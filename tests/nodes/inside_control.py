@@ -2,113 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-import inside
 import torch
-
-close = inside.close
-
-
-class Setup(inside.Setup):
-    """A MODEL in float32, conditioning of unequal lengths, a VAE, two ControlNets on it, a hint per picture."""
-
-    def __init__(self, part, family: str):
-        super().__init__(part, family)
-        sys.path.append(str(inside.ROOT))  # after ComfyUI's folder: for the fixtures' `pixart_core`
-        self.fixtures = inside.sibling("fixtures_nano", inside.ROOT / "tests")
-        self.bridge, self.hint = part("nodes.bridge.control_net"), part("nodes.bridge.hint")
-        self.checkpoint = part("pixart_core.checkpoint")
-        self.vae = part("nodes.bridge.vae").load_vae(str(self.family / "vae"))
-        self.reference = self.core.load_pixart(self.family / "transformer", dtype=torch.float32)
-        self.paths = {copies: self.save_control(copies) for copies in (1, 3)}
-        self.control = self.bridge.load_control(str(self.paths[3]), "float32")
-        generator = torch.Generator().manual_seed(5)
-        self.hints = torch.rand(2, 96, 128, 3, generator=generator).round()
-        self.latent = part("nodes.bridge.guider").empty_latent(128, 96, 2)
-
-    def save_control(self, copies: int, zero: bool = False, base=None, wiring: str = "transformer") -> Path:
-        base = base or self.reference
-        control = self.fixtures.random_controlnet(base, copies, seed=copies)
-        if zero:
-            control.initialize_from(base)
-        name = f"control_{copies}_{base.config.hidden_size}_{base.config.depth}_{zero}_{wiring}.safetensors"
-        return self.checkpoint.save_controlnet(
-            control.state_dict(),
-            self.family.parent / name,
-            wiring=wiring,
-            config=self.core.PixArtConfig(**base.config.to_dict()),
-        )
-
-    def apply(self, control=None, hints=None, strength=1.0, start=0.0, end=1.0, resize="crop", conds=None, vae=None):
-        conds = conds or (self.positive, self.negative)
-        return self.bridge.apply_control(
-            *conds,
-            control or self.control,
-            self.hints if hints is None else hints,
-            vae or self.vae,
-            strength,
-            start,
-            end,
-            resize,
-        )
-
-    def run(self, conds=None, cfg=1.0, model=None, steps=3, latent=None):
-        """Three steps of Euler; every value of the model's output counts."""
-        positive, negative = conds or (self.positive, self.negative)
-        before, self.negative = self.negative, negative
-        if latent is not None:
-            self.latent = latent
-        try:
-            return self.sample(model or self.model, "euler", steps, cfg, "normal", positive=positive)
-        finally:
-            self.negative = before
-
-
-def stock():
-    import nodes
-
-    return nodes.ControlNetApplyAdvanced()
-
-
-def monolithic(s: Setup, x, timestep, caption, hint, strengths: dict[int, float]):
-    """One forward as the authors write it, in pixart_core alone; strengths by number of copied blocks."""
-    controls = [
-        [
-            None if residual is None else strength * residual
-            for residual in s.core.load_controlnet(s.paths[copies], dtype=torch.float32)(
-                s.reference, x, timestep, caption, hint
-            )
-        ]
-        for copies, strength in strengths.items()
-    ]
-    longest = max(map(len, controls))
-    merged = [
-        sum((control[i] for control in controls if i < len(control) and control[i] is not None), torch.zeros(()))
-        for i in range(longest)
-    ]
-    return s.reference(x, timestep, caption, control=merged)[:, :4]
-
-
-def reference_run(s: Setup, strengths: dict[int, float], cfg: float, window=lambda i: True):
-    """`Setup.run` without ComfyUI's control: epsilon from `monolithic` in a plain Euler loop over ComfyUI's sigmas."""
-    import comfy.sample
-    import comfy.samplers
-
-    sampling = s.model.get_model_object("model_sampling")
-    sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", 3)
-    x = comfy.sample.prepare_noise(s.latent["samples"], 3) * torch.sqrt(1 + sigmas[0] ** 2)
-    hint = s.vae.encode(s.hints) * 0.18215
-    for i in range(3):
-        scaled, t = x / torch.sqrt(1 + sigmas[i] ** 2), sampling.timestep(sigmas[i : i + 1]).expand(2)
-        parts = strengths if window(i) else {3: 0.0}
-        halves = [
-            monolithic(s, scaled, t, cond[0][0].expand(2, -1, -1), hint, parts) for cond in (s.positive, s.negative)
-        ]
-        epsilon = halves[1] + cfg * (halves[0] - halves[1])
-        x = x + epsilon * (sigmas[i + 1] - sigmas[i])
-    return x / 0.18215
+from inside_process import close, main, native, save_random
+from setup_control import Setup, monolithic, raises, reference_run, stock
 
 
 def check_sampling_is_the_monolithic_forward(s: Setup) -> None:
@@ -267,15 +163,6 @@ def check_hints_of_other_sizes_and_kinds(s: Setup) -> None:
     close(s.run(s.apply(hints=clear)), s.run(s.apply(hints=torch.zeros_like(s.hints))), 1e-4)
 
 
-def raises(words: str, call, *args, **kwargs) -> None:
-    try:
-        call(*args, **kwargs)
-    except (ValueError, FileNotFoundError) as error:
-        assert words in str(error), str(error)
-        return
-    raise AssertionError(f"no error with {words!r}")
-
-
 def check_bad_hints(s: Setup) -> None:
     nan = s.hints.clone()
     nan[0, 0, 0, 0] = torch.nan
@@ -312,9 +199,9 @@ def check_control_on_a_stock_pixart_says_what_to_load(s: Setup) -> None:
     """There it would be silently ignored."""
     from dataclasses import replace
 
-    path = inside.save_random(s, replace(s.core.PIXART_1024_MS, depth=1), "stock.safetensors")
+    path = save_random(s, replace(s.core.PIXART_1024_MS, depth=1), "stock.safetensors")
     s.positive, s.negative = ([[torch.randn(1, length, 4096), {}]] for length in (7, 3))
-    raises("PixArt-δ Model Loader", s.run, s.apply(), model=inside.native(path))
+    raises("PixArt-δ Model Loader", s.run, s.apply(), model=native(path))
 
 
 def check_a_control_of_another_family_on_our_model(s: Setup) -> None:
@@ -406,4 +293,4 @@ def check_missing_hed_weights_say_what_goes_where(s: Setup) -> None:
 
 
 if __name__ == "__main__":
-    inside.main(globals(), Setup)
+    main(globals(), Setup)

@@ -1,6 +1,6 @@
 """Other people's nodes on our types, in ComfyUI's own interpreter: `python inside_foreign.py COMFYUI FAMILY CHECK…`.
 
-What they do to a CONTROL_NET, a CONDITIONING, a CLIP and a LATENT; see inside.py and inside_control.py.
+What they do to a CONTROL_NET, a CONDITIONING, a CLIP and a LATENT; see inside.py and setup_control.py.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ import copy
 import gc
 from unittest import mock
 
-import inside_control
+import setup_control
 import torch
 import torch.nn.functional as F
-
-close, raises, reference_run = inside_control.close, inside_control.raises, inside_control.reference_run
-Setup = inside_control.Setup
+from inside_process import close, main
+from setup_control import Setup, raises, reference_run
 
 
 def advanced(s: Setup, mask: torch.Tensor):
@@ -89,12 +88,12 @@ def check_hints_shrink_without_aliasing_and_grow_smoothly(s: Setup) -> None:
     means = F.avg_pool2d(fine.movedim(-1, 1), 4).movedim(1, -1)
     small = s.hints[:1, ::2, ::2]
     grown = F.interpolate(small.movedim(-1, 1), (96, 128), mode="bilinear").movedim(1, -1)
-    stock = inside_control.stock().apply_controlnet
+    apply = setup_control.stock().apply_controlnet
     for given, expected in ((fine, means), (small, grown)):
         right = s.run(s.apply(hints=expected))
         close(s.run(s.apply(hints=given)), right, 1e-5)
         close(s.run(s.apply(hints=given, resize="stretch")), right, 1e-5)
-        close(s.run(stock(s.positive, s.negative, s.control, given, 1.0, 0.0, 1.0, vae=s.vae)), right, 1e-5)
+        close(s.run(apply(s.positive, s.negative, s.control, given, 1.0, 0.0, 1.0, vae=s.vae)), right, 1e-5)
 
 
 def check_the_loaders_vae_reads_what_comes_without_one(s: Setup) -> None:
@@ -340,4 +339,4 @@ def check_a_node_says_a_thing_once_in_a_prompt(s: Setup) -> None:
 
 
 if __name__ == "__main__":
-    inside_control.inside.main(globals(), Setup)
+    main(globals(), Setup)

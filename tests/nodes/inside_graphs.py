@@ -8,17 +8,17 @@ from __future__ import annotations
 import itertools
 import logging
 
-import inside
-import inside_control
+import setup_control
 import torch
+from inside_process import ROOT, close, main, sibling
 
 
-class Setup(inside_control.Setup):
+class Setup(setup_control.Setup):
     """As for controls, and graphs that work on the CPU in the place of the model's own."""
 
     def __init__(self, part, family: str):
         super().__init__(part, family)
-        self.capture = inside.sibling("capture_fixture", inside.ROOT / "tests").OnCpu()
+        self.capture = sibling("capture_fixture", ROOT / "tests").OnCpu()
         self.unet = self.model.model.diffusion_model
         self.bridge_graphs, self.core_graphs = part("nodes.bridge.graphs"), part("pixart_core.graphs")
         self.unet.graphs = self.core_graphs.Graphs(self.capture, works_on=("cpu",))
@@ -249,7 +249,7 @@ def check_torch_compile_model_works_on_ours(s: Setup) -> None:
     counts = []
     for length in (s.positive[0][0].shape[1], 7, 9, 12):
         positive = [[torch.randn(1, length, s.positive[0][0].shape[-1]), s.positive[0][1]]]
-        inside.close(s.sample(model, positive=positive), s.sample(s.off, positive=positive), 1e-4)
+        close(s.sample(model, positive=positive), s.sample(s.off, positive=positive), 1e-4)
         counts.append(len(compiled))
     assert 0 < counts[0] <= counts[1] == counts[-1] <= 2 * counts[0], counts  # once for one length, once for any
     assert not s.capture.captures and "torch_compile" in s.said.texts[-2], s.said.texts
@@ -257,9 +257,9 @@ def check_torch_compile_model_works_on_ours(s: Setup) -> None:
     lora, plain = model.clone(), s.off.clone()
     for each in (lora, plain):
         each.add_patches(patch, 0.5)
-    inside.close(s.sample(lora), s.sample(plain), 1e-4)
+    close(s.sample(lora), s.sample(plain), 1e-4)
     assert len(compiled) <= counts[-1] + counts[0], (counts, len(compiled))
 
 
 if __name__ == "__main__":
-    inside.main(globals(), Setup)
+    main(globals(), Setup)

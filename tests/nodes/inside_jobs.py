@@ -1,6 +1,6 @@
 """Checks of the nodes of background jobs, in ComfyUI's own interpreter: `python inside_jobs.py COMFYUI FOLDER CHECK…`.
 
-Started by test_training.py; prints as inside.py does. No watcher runs: no job ever gets a process.
+Started by test_training.py; prints as inside.py does. Those of datasets are in checks_datasets.py.
 """
 
 from __future__ import annotations
@@ -13,79 +13,9 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from inside import main
-
-BASE = "bundled/nano (base)"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-DESCRIPTION = {
-    "kind": "pixart_delta_features",
-    "version": 2,
-    "scaling_factor": 1.0,
-    "caption_channels": 64,
-    "max_tokens": 40,
-    "hints": "",
-    "shards": [
-        {"name": f"128x128_{number}.tar", "bucket": [128, 128], "count": count, "bytes": 1, "sha256": "0" * 64}
-        for number, count in enumerate((12, 5))
-    ],
-}
-"""Of a dataset without hints."""
-
-
-class Setup:
-    """Our modules, and a server's folders with two pictures and a prepared dataset in them."""
-
-    def __init__(self, part, folder: Path):
-        import folder_paths
-
-        self.jobs, self.training, self.dataset = (
-            part(f"nodes.background.{name}") for name in ("queue", "start", "dataset")
-        )
-        self.files, self.identify = part("nodes.bridge.files"), part("pixart_core.identify")
-        self.estimate, self.result = part("nodes.background.estimate"), part("nodes.background.result")
-        self.root, self.hints = part("training.jobs.job"), part("nodes.bridge.hint_kind")
-        self.input, self.output = folder / "input", folder / "output"
-        folder_paths.set_input_directory(str(self.input))
-        folder_paths.set_output_directory(str(self.output))
-        folder_paths.set_user_directory(str(folder / "user"))
-        self.jobs._queue.cache_clear()  # a node's list of jobs was made before the folders were ours
-        self.jobs.watcher = mock.Mock()
-        (self.output / "data").mkdir(parents=True, exist_ok=True)
-        (self.output / "data" / "dataset.json").write_text(json.dumps(DESCRIPTION))
-        self.pictures(self.input / "pictures")
-        self.dataset._PATIENCE = 0.1
-
-    @staticmethod
-    def pictures(folder: Path, names=("a", "b")) -> None:
-        from PIL import Image
-
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            Image.new("RGB", (64, 64), "red").save(folder / f"{name}.png")
-            (folder / f"{name}.txt").write_text("red")
-
-    def train(self, name: str, command="lcd", *, more="", estimate_only=False, free=False, recipe="", **changed):
-        values = {"base": BASE, "data": "data", "steps": 3, **changed}
-        return self.training.start_training(command, name, values, more, estimate_only, free, recipe)
-
-    def prepare(self, name: str, place: str = "pictures", **more):
-        values = {"input": place, "models": "bundled/nano", "resolution": 128, **more}
-        return self.dataset.prepare_dataset(name, values, "", 16)
-
-    def put(self, job_id: str, state: str, **more):
-        """A job as it would be later."""
-        job = self.jobs.queue().job(job_id)
-        job.state = state
-        for name, value in more.items():
-            setattr(job, name, value)
-        self.root.write_job(self.jobs.queue().records / job_id, job)
-
-    def finish(self, made) -> None:
-        """As `prepare` leaves it."""
-        made.folder.mkdir(exist_ok=True)
-        for name in ("dataset.json", "report.json", "report.txt"):
-            (made.folder / name).write_text("{}")
-        self.put(made.job, "done")
+import checks_datasets
+from inside_process import main
+from setup_jobs import BASE, DESCRIPTION, WEIGHTS, Setup, raises
 
 
 def check_memory_is_freed_when_a_training_is_queued_and_only_then(setup):
@@ -192,95 +122,6 @@ def check_missing_packages_are_named(setup):
         setup.train("needs no peft")
 
 
-def check_a_folder_without_pictures_is_refused(setup):
-    (setup.input / "empty").mkdir()
-    before = len(setup.jobs.queue().jobs())
-    with raises("empty holds no pictures"):
-        setup.prepare("wrong", "empty")
-    assert len(setup.jobs.queue().jobs()) == before
-
-
-def check_prompts_are_a_dataset_of_what_the_base_draws(setup):
-    """From a text, or from a file in the input folder; changed prompts are another dataset; what cannot draw is
-    refused, with the job's message."""
-    make = setup.dataset.prepare_dataset
-    values = {"base": BASE, "models": "bundled/nano", "resolution": 128}
-    with raises("prompts is empty"):
-        setup.dataset.prompts_file(" \n")
-    file = setup.dataset.prompts_file("a lake\n\n a desert \n")
-    assert Path(file).read_text() == "a lake\na desert\n" and Path(file).is_relative_to(setup.output)
-    assert setup.dataset.prompts_file("a lake\na desert") == file
-    made = make("drawn", values | {"prompts": file, "lora": "bundled/nano (sepia)"}, 'shapes=["1:1"]', 16)
-    seen = setup.jobs.queue().job(made.job).settings
-    assert made.pictures == []
-    assert seen["lora"].endswith("style_lora")
-    assert seen["base"].endswith("base.safetensors")
-    (setup.input / "prompts.txt").write_text("a meadow")
-    from_file = make("drawn too", values | {"prompts": "prompts.txt"}, "", 16)
-    setup.finish(from_file)
-    assert make("drawn too", values | {"prompts": "prompts.txt"}, "", 16).report.startswith("{}drawn too: done")
-    (setup.input / "prompts.txt").write_text("a desert")
-    again = make("drawn too", values | {"prompts": "prompts.txt"}, "", 16)
-    assert again.job == from_file.job and setup.jobs.queue().job(again.job).state == "queued"
-    training, text = setup.train("from prompts", data=str(made.folder))
-    assert text.startswith("from prompts: queued"), text
-    for change, problem in (
-        ({"base": str(setup.files.BUNDLE / "nano" / "hed" / "hed.safetensors")}, "transformer but a HED edge detector"),
-        ({"lora": str(setup.files.BUNDLE / "nano" / "hed" / "hed.safetensors")}, "is not a LoRA but"),
-        ({"hints": "canny"}, "there are no pictures"),
-    ):
-        with raises(problem):
-            make("wrong", values | {"prompts": file} | change, "", 16)
-    assert "wrong" not in [job.name for job in setup.jobs.queue().jobs()]
-
-
-def check_hints_come_from_a_batch_of_images(setup):
-    """One for each picture in the order of their names, kept as files, with what they are."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    images = torch.rand(2, 64, 64, 3)
-    values = setup.dataset.hints_of_images("pictures", images, "canny", "")
-    assert (values["hints"], values["hint_kind"]) == ("folder", "canny")
-    for name, image in zip(("a", "b"), images, strict=True):
-        with Image.open(Path(values["hint_folder"], f"{name}.png")) as kept:
-            assert np.abs(np.asarray(kept) / 255 - image.numpy()).max() < 0.003
-    settings = {"input": "pictures", "models": "bundled/nano", "resolution": 128, **values}
-    made = setup.dataset.prepare_dataset("with hints", settings, "", 16)
-    assert setup.jobs.queue().job(made.job).settings["hint_folder"].startswith(str(setup.output))
-    setup.train("follows them", "controlnet", data=str(made.folder), more="copy_blocks=1")
-    with raises("hint_images holds 3 pictures, and pictures 2"):
-        setup.dataset.hints_of_images("pictures", torch.rand(3, 64, 64, 3), "canny", "")
-
-
-def check_hints_of_another_kind_are_said(setup):
-    """By the nearest preprocessor above the node, whatever lies between; where nothing tells, nothing is said."""
-    graph = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},
-        "2": {"class_type": "PixArtDeltaHEDPreprocessor", "inputs": {"image": ["1", 0]}},
-        "3": {"class_type": "Canny", "inputs": {"image": ["2", 0]}},
-        "4": {"class_type": "ImageScale", "inputs": {"image": ["3", 0]}},
-        "5": {"class_type": "PixArtDeltaApplyControlNet", "inputs": {"image": ["4", 0], "vae": ["2", 0]}},
-    }
-    with mock.patch.object(setup.hints, "say") as said:
-        text = setup.hints.warn_of_another("hed", graph, "5")
-        assert "was trained on hed, and its image comes from Canny, which makes canny" in text
-        assert said.call_args.args[0] == text
-        for trained, node in (("canny", "5"), ("", "5"), ("hed", "3"), ("canny", "2")):
-            assert setup.hints.warn_of_another(trained, graph, node) == "", (trained, node)
-        assert said.call_count == 1
-
-
-def check_shards_that_do_not_fit_are_refused(setup):
-    made = setup.prepare("large")
-    made.folder.mkdir(exist_ok=True)
-    (made.folder / "report.txt").write_text("two pictures")
-    (made.folder / "report.json").write_text(json.dumps({"bytes": 10**18, "buckets": {}}))
-    with raises("the shards of"):
-        setup.prepare("large")
-
-
 def check_the_first_choice_of_every_list_works(setup):
     """Beside files of other kinds, of which some are called as if they were none, in the folders of every list."""
     import folder_paths
@@ -344,49 +185,6 @@ def check_a_job_says_that_it_waits_or_gets_little_of_the_processor(setup):
     setup.put(slow, "paused")
 
 
-def check_a_dataset_is_made_again_when_its_pictures_change(setup):
-    setup.pictures(setup.input / "changing")
-    masks = setup.input / "masks"
-    setup.pictures(masks)
-    prepare = functools.partial(setup.prepare, "changing", "changing", masks="folder", mask_folder=str(masks))
-    made = prepare()
-    setup.finish(made)
-    job = setup.jobs.queue().job
-    assert prepare().job == made.job and job(made.job).state == "done"
-    for change in (
-        lambda: setup.pictures(setup.input / "changing", ("c",)),
-        lambda: (setup.input / "changing" / "a.txt").write_text("another caption"),
-        lambda: (setup.input / "changing" / "b.png").unlink(),
-        lambda: (masks / "a.png").unlink(),
-    ):
-        change()
-        again = prepare()
-        assert again.job == made.job
-        assert job(made.job).state == "queued"
-        assert "the queue" in again.report
-        setup.finish(again)
-    assert prepare().report.startswith("{}changing: done")
-
-    values = {"base": BASE, "data": str(made.folder), "steps": 3}
-    (made.folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
-    reader, _ = setup.training.start_training("lcd", "the reader", values, "", False, False)
-    setup.put(reader, "running")
-    setup.pictures(setup.input / "changing", ("d",))
-    with raises("training the reader reads its dataset"):
-        prepare()
-    setup.put(reader, "paused")
-
-
-def check_a_paused_dataset_is_not_said_to_wait(setup):
-    made = setup.prepare("paused")
-    assert made.report.startswith("It waits in the queue")
-    setup.put(made.job, "paused")
-    assert setup.prepare("paused").report.startswith("It is paused: resume it in the panel")
-    setup.put(made.job, "running")
-    assert setup.prepare("paused").report.startswith("The pictures are still being looked at")
-    setup.put(made.job, "paused")
-
-
 def check_an_empty_id_means_the_newest_training_and_no_dataset(setup):
     trained, _ = setup.train("older than the dataset")
     made = setup.prepare("newer than the training")
@@ -399,23 +197,6 @@ def check_progress_is_shown_while_a_node_waits(setup):
     with mock.patch.object(setup.dataset, "show_progress") as show:
         setup.prepare("shown", "shown")
     assert show.call_args_list[0].args[0].startswith("shown: queued")
-
-
-def check_a_list_shows_its_pictures_and_none_from_elsewhere(setup):
-    setup.pictures(setup.input / "elsewhere")
-    setup.pictures(setup.input.parent / "private", ("secret",))
-    folder = setup.input / "lists"
-    folder.mkdir(exist_ok=True)
-    names = ["../elsewhere/a.png", "../elsewhere/b.png", "../../private/secret.png"]
-    (folder / "metadata.jsonl").write_text(
-        "".join(json.dumps({"file_name": name, "text": "x"}) + "\n" for name in names)
-    )
-    made = setup.prepare("listed", "lists/metadata.jsonl")
-    assert [file.name for file in made.pictures] == ["a.png", "b.png"]
-    inside = setup.jobs.queue().job(made.job).settings["only_inside"]
-    assert str(setup.input) in inside and str(setup.input.parent) not in inside
-    with raises("only_inside is chosen by the queue"):
-        setup.dataset.prepare_dataset("x", {"input": "lists", "models": "bundled/nano"}, 'only_inside=["/"]', 16)
 
 
 def check_a_free_text_is_no_path(setup):
@@ -435,15 +216,6 @@ def check_what_could_not_be_told_is_told_again(setup):
         assert server.instance.send_sync.call_args.args == ("pixart_delta.jobs", {"jobs": [{"id": "a"}], "deleted": []})
 
 
-@contextlib.contextmanager
-def raises(text: str):
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        assert text in str(error), error
-    else:
-        raise AssertionError(f"no error {text!r}")
-
-
 if __name__ == "__main__":
-    main(globals(), functools.cache(lambda part, folder: Setup(part, Path(folder))), contextlib.nullcontext)
+    checks = globals() | vars(checks_datasets)
+    main(checks, functools.cache(lambda part, folder: Setup(part, Path(folder))), contextlib.nullcontext)

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.distill import with_fixed_guidance
 from pixart_delta.training.lora import read_lora
 from pixart_delta.training.sampling import sample_latents
-from pixart_delta.training.task import describe_base
+from pixart_delta.training.task import check_base, read_base
 from pixart_delta.training.tasks import TASKS
 
 import pixart_core as pc
@@ -315,7 +314,7 @@ def test_a_distilled_model_is_not_distilled_again(command, base, tmp_path):
     with pytest.raises(ConfigError, match=r"fast.safetensors is a distilled model.*choose the base model"):
         make(command, fast)
     with pytest.raises(ConfigError, match="is a distilled model"):
-        describe_base(TASKS[command], replace(config, base=str(fast)))
+        check_base(TASKS[command], config, read_base(config))
 
 
 @pytest.mark.parametrize(

@@ -171,18 +171,6 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-class HashingFile:
-    """A file that is hashed and counted as it is written."""
-
-    def __init__(self, file):
-        self.file, self.digest, self.bytes = file, hashlib.sha256(), 0
-
-    def write(self, data) -> int:
-        self.digest.update(data)
-        self.bytes += len(data)
-        return self.file.write(data)
-
-
 def _with_checksums(sample: Mapping[str, Any]) -> dict[str, Any]:
     """A sample's parts as bytes, and their checksums."""
     from webdataset.writer import make_encoder
@@ -201,14 +189,14 @@ def write_shard(folder: Path, name: str, bucket: tuple[int, int], samples: Itera
     import webdataset
 
     count = 0
-    with replacing(folder / name) as temporary, temporary.open("wb") as file:
-        stream = HashingFile(file)
-        with webdataset.TarWriter(stream, mtime=0, encoder=_with_checksums) as tar:
+    with replacing(folder / name) as temporary:
+        with temporary.open("wb") as file, webdataset.TarWriter(file, mtime=0, encoder=_with_checksums) as tar:
             for sample in samples:
                 tar.write(sample)
                 count += 1
+        size, digest = temporary.stat().st_size, hash_file(temporary)
     height, width = bucket
-    return ShardInfo(name, (height, width), count, stream.bytes, stream.digest.hexdigest())
+    return ShardInfo(name, (height, width), count, size, digest)
 
 
 def write_description(folder: Path, shards: Iterable[ShardInfo], **values: Any) -> None:

@@ -82,7 +82,7 @@ class Canvas:
 
 
 def ellipse(x: float, y: float, across: float, down: float) -> list[Point]:
-    """Around (x, y), half as wide as twice `across`."""
+    """Around (x, y), with these half axes in px."""
     angles = np.linspace(0, 2 * np.pi, _ROUND, endpoint=False)
     return list(zip(x + across * np.cos(angles), y + down * np.sin(angles), strict=True))
 

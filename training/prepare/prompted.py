@@ -80,13 +80,14 @@ def check_drawing(config: PrepareConfig) -> None:
         CheckpointError: if base, LoRA or text encoder are something else, or the LoRA does not fit.
         ConfigError: if the base has no learned null caption, is a distilled model, or reads other text embeddings.
     """
-    shape, null = describe_pixart(config.base)
+    shape, info = describe_pixart(config.base)
+    null = info.null_caption
     if not null:
         raise ConfigError(
             f"base {config.base} has no learned null caption, which guidance needs: diffusers' layout leaves it out. "
             "Take the authors' .pth, or a file that this trainer exported"
         )
-    require_guidable(config.base)
+    require_guidable(config.base, info)
     if config.lora:
         require_fit(load_lora(config.lora), dict(PixArt(shape, device="meta").named_parameters()))
     width = int(read_t5_config(find_text_encoder(config.models)[0])["d_model"])
