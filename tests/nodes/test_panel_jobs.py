@@ -315,7 +315,7 @@ def test_other_languages_say_the_same_things(language):
 def test_speaks_another_language(panel_server, open_page, pretended):
     """With every string in another language no English word of ours is left, units and axes included."""
     other = {key: re.sub(r"[a-zA-Z]+(?![^{]*\})", "ж", text) for key, text in TEXTS.items()}
-    page = open_page(panel_server, 1500, 1000, timeout=120_000)
+    page = open_page(panel_server, 1500, 1000)
     nodes = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))
     page.route("**/i18n", lambda route: route.fulfill(json={"en": {"pixart_delta": other, "nodeDefs": nodes}}))
     page.reload()
