@@ -18,7 +18,17 @@ from pathlib import Path
 import pytest
 from pixart_delta.training.jobs import process
 
-from tests.nodes.panel import HOSTILE, change, end_trainings, open_panel, pretend, record, until, write_metrics
+from tests.nodes.panel import (
+    HOSTILE,
+    PATIENCE,
+    change,
+    end_trainings,
+    open_panel,
+    pretend,
+    record,
+    until,
+    write_metrics,
+)
 from tests.nodes.routes import write_job
 from tools.comfy_server import ComfyServer, comfyui_trees
 
@@ -87,17 +97,17 @@ def browser():
 
 @pytest.fixture(scope="module")
 def open_page(browser):
-    """open_page(server, width, height, timeout) -> a page of that server's frontend, cut off from everything else.
+    """open_page(server, width, height) -> a page of that server's frontend, cut off from everything else.
 
-    What goes wrong in the page's scripts is in `page.errors`. timeout: milliseconds. All are closed at the file's end,
-    also those of a test that failed: a page takes half a core.
+    What goes wrong in the page's scripts is in `page.errors`. All are closed at the file's end, also those of a test
+    that failed: a page takes half a core.
     """
     pages = []
 
-    def open_(server, width: int, height: int, timeout: int):
+    def open_(server, width: int, height: int):
         page = browser.new_page(viewport={"width": width, "height": height})
         pages.append(page)
-        page.set_default_timeout(timeout)
+        page.set_default_timeout(1000 * PATIENCE)
         page.route(lambda url: not url.startswith(server.address), lambda route: route.abort())
         page.errors = []
         page.on("pageerror", lambda error: page.errors.append(str(error)))
@@ -122,7 +132,7 @@ def panel_server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def panel(panel_server, open_page):
     """A page with the panel open; nothing has gone wrong in it at the end."""
-    page = open_page(panel_server, 1500, 1000, timeout=120_000)
+    page = open_page(panel_server, 1500, 1000)
     open_panel(page)
     yield page
     assert page.errors == []

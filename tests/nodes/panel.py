@@ -13,6 +13,8 @@ READY = "() => window.app?.extensionManager && window.app.graph && document.quer
 HOSTILE = "<img src=x onerror='window.hacked = true'>\x1b[31m<script>window.hacked = true</script>\u202e"
 PICTURES = os.environ.get("PIXART_DELTA_SCREENSHOTS")
 """Folder to keep screenshots in."""
+PATIENCE = 300
+"""Seconds that something is waited for: a training that starts beside other programs takes two minutes and more."""
 
 
 def open_panel(page) -> None:
@@ -37,7 +39,7 @@ def act(server, job_id: str, action: str) -> None:
         assert error.code == 409, error.read()  # it ended by itself
 
 
-def until(condition, seconds: float = 240):
+def until(condition, seconds: float = PATIENCE):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():

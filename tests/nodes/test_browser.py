@@ -24,7 +24,7 @@ OPEN = """async (workflow) => {
 @pytest.fixture(scope="module")
 def page(comfy_server, open_page):
     comfy_server.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "what's new seen"})
-    page = open_page(comfy_server, 1900, 1000, timeout=300_000)
+    page = open_page(comfy_server, 1900, 1000)
     page.wait_for_function("() => window.app && window.app.extensionManager && window.app.graph")
     yield page
     page.close()

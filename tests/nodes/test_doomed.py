@@ -58,7 +58,7 @@ def page(panel_server, open_page):
     control = panel_server.base / "models" / "diffusion_models" / "a_control.safetensors"
     control.parent.mkdir(parents=True, exist_ok=True)
     control.symlink_to(ROOT / "models" / "nano" / "controlnet" / "diffusion_pytorch_model.safetensors")
-    page = open_page(panel_server, 1366, 900, timeout=120_000)
+    page = open_page(panel_server, 1366, 900)
     page.wait_for_function(READY)
     yield page
     page.close()

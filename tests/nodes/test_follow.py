@@ -40,7 +40,7 @@ SETTLED = 3000
 
 @pytest.fixture
 def page(panel_server, open_page):
-    page = open_page(panel_server, 1500, 1000, timeout=120_000)
+    page = open_page(panel_server, 1500, 1000)
     open_panel(page)
     yield page
     assert page.errors == []

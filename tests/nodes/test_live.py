@@ -75,7 +75,7 @@ def test_the_picture_follows_the_drawing_and_nothing_else(comfy_server):
 
 @pytest.fixture(scope="module")
 def canvas(panel_server, open_page):
-    page = open_page(panel_server, 1500, 950, timeout=120_000)
+    page = open_page(panel_server, 1500, 950)
     page.wait_for_function("() => window.app?.extensionManager && window.app.graph")
     workflow = load_workflow(WORKFLOW)
     workflow["extra"]["linearMode"] = False

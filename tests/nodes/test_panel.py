@@ -49,7 +49,7 @@ def text_to_image(server, **trained):
 
 def test_a_training_is_run_from_the_browser_and_outlives_it_and_the_server(panel_server, open_page, request):
     request.addfinalizer(lambda: end_trainings(panel_server))  # where it failed it would run beside all other tests
-    first = open_page(panel_server, 1500, 1000, timeout=120_000)
+    first = open_page(panel_server, 1500, 1000)
     open_panel(first)
     lcd = run_template(first, panel_server, steps=100_000)
     state_of(first, lcd, "running")

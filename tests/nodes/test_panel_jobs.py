@@ -315,8 +315,9 @@ def test_other_languages_say_the_same_things(language):
 def test_speaks_another_language(panel_server, open_page, pretended):
     """With every string in another language no English word of ours is left, units and axes included."""
     other = {key: re.sub(r"[a-zA-Z]+(?![^{]*\})", "ж", text) for key, text in TEXTS.items()}
-    page = open_page(panel_server, 1500, 1000, timeout=120_000)
-    page.route("**/i18n", lambda route: route.fulfill(json={"en": {"pixart_delta": other}}))
+    page = open_page(panel_server, 1500, 1000)
+    nodes = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))
+    page.route("**/i18n", lambda route: route.fulfill(json={"en": {"pixart_delta": other, "nodeDefs": nodes}}))
     page.reload()
     open_panel(page)
     open_job(page, "made-2")
@@ -330,4 +331,13 @@ def test_speaks_another_language(panel_server, open_page, pretended):
     ).all_inner_texts()
     assert len(words) > 10
     assert [word for word in words if re.search("[a-zA-Z]", data.sub("", word))] == []
+
+    # A new training's settings are called as the node's inputs, with the trainer's own name below.
+    page.locator('[data-form="new"]').click()
+    for name, input in (("learning_rate", "learning_rate"), ("data", "dataset")):
+        field = page.locator(".pxd-form label", has=page.locator(f'[data-setting="{name}"]'))
+        assert (
+            field.locator("span").first.inner_text()
+            == f"{nodes['PixArtDeltaTrainLCD']['inputs'][input]['name']}\n{name}"
+        )
     page.close()

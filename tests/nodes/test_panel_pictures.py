@@ -165,6 +165,8 @@ def test_a_training_starts_without_a_graph(panel_server, panel, made):  # noqa: 
     assert form.locator("select").first.input_value() == "lcd", "what most come for stands first"
     form.locator("select").first.select_option("lcm-lora")
     assert form.locator('[data-setting="lora_rank"]').count() == 1
+    rate = form.locator("label", has=panel.locator('[data-setting="learning_rate"]'))
+    assert rate.locator("span").first.inner_text() == "Learning rate\nlearning_rate"
     form.locator('[data-setting="steps"]').fill("0")
     form.locator('[data-form="form_start"]').click()
     form.locator('.pxd-said[data-bad="true"]').wait_for()

@@ -94,7 +94,7 @@ def covered(boxes: dict[str, list[float]]) -> list[tuple[str, str]]:
 @pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes_2"])
 def page(request, panel_server, open_page):
     panel_server.post("/settings", {"Comfy.Execution.PreviewMethod": "latent2rgb"})
-    page = open_page(panel_server, 1366, 768, timeout=120_000)
+    page = open_page(panel_server, 1366, 768)
     page.wait_for_function("() => window.app && window.app.extensionManager && window.app.graph")
     set_vue(page, request.param)
     yield page

@@ -70,6 +70,9 @@ def test_a_titled_note_says_what_it_does(path):
     notes = [node for node in load_workflow(path)["nodes"] if node["type"] == "MarkdownNote"]
     assert notes and all(note["title"] not in ("", "Note") for note in notes)
     assert all((note["color"], note["bgcolor"]) == ("#222", "#000") for note in notes)
+    # Its first sentence is a heading: the rest is small at the zoom that the template opens with.
+    lead, _, rest = notes[0]["widgets_values"][0].partition("\n\n")
+    assert lead.startswith("## ") and len(lead) < 120 and rest
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob(f"*{RELEASED}.json")), ids=lambda path: path.stem)

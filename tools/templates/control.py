@@ -126,7 +126,7 @@ def any_hint() -> Template:
     )
     sampler = lcm(parts.loaded.model["MODEL"], parts.applied["positive"], parts.size["latent"], 8)
     says = (
-        "What the picture follows may come from anywhere: here from ComfyUI's own *Canny*, in its place from a depth, "
+        "What the picture follows may come from anywhere. Here from ComfyUI's own *Canny*, in its place from a depth, "
         "pose "
         "or scribble node of another pack, or from **Load Image** as it is. The ControlNet must know that kind of "
         "map: the "

@@ -68,8 +68,10 @@ class Node:
 
 
 def note(title: str, text: str, height: int, **more) -> Node:
-    """A note in the official colours."""
-    return Node("MarkdownNote", height, {"": text}, title=title, **more)
+    """A note in the official colours. Its first sentence is a heading, to be read as the graph opens: there the rest is
+    small, because ComfyUI shows notes in the size of its text boxes, at the zoom of the whole graph."""
+    lead, _, rest = text.partition(". ")
+    return Node("MarkdownNote", height, {"": f"## {lead}\n\n{rest}"}, title=title, **more)
 
 
 @dataclass

@@ -54,8 +54,9 @@ def drawing() -> Template:
 def _note(name: str) -> Node:
     edges = named(14, "ControlNet with Edges in 4 Steps", RELEASED)
     says = (
-        "Draw on the sheet: after each stroke the LCM model runs for 2 steps, from the same noise (the **seed** is "
-        "fixed), so that the picture follows and does not flicker. **strength** 0.6 leaves the prompt some freedom, 1 "
+        "Draw on the sheet, and the picture follows. After each stroke the LCM model runs for 2 steps, from the same "
+        "noise (the **seed** is fixed), so that the picture does not flicker. **strength** 0.6 leaves the prompt some "
+        "freedom, 1 "
         "holds to every line. Only *Preview Image* runs by itself: to keep a picture save it from there, or connect "
         "*Save Image* and press **Run**. **live** off: only **Run** draws.\n\nFor real pictures, on a GPU, choose the "
         f"released files in the loaders, as the template *{edges}* does ([{RELEASED.control.repository}]"

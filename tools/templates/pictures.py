@@ -89,7 +89,7 @@ def base_model(weights: Weights) -> Template:
     decoded = decode(sampler, loaded)
     saved = save(decoded, "base_model")
     says = (
-        "The model that the 4-step one was distilled from, with guidance: *KSampler* with **dpmpp_2m**, "
+        "The model that the 4-step one was distilled from, with guidance. *KSampler* with **dpmpp_2m**, "
         "**sgm_uniform**, 14 "
         "steps and cfg 4.5 is the authors' DPM-Solver++. *learned null caption* is what they steer away from; files in "
         "diffusers' layout have none: choose *negative prompt* for them."

@@ -134,7 +134,7 @@ def make_fast() -> Template:
     )
     status, loss, samples = watch(train)
     says = (
-        "A base model becomes a fast one **without any pictures**: it draws for the prompts itself, in 14 steps with "
+        "A base model becomes a fast one without any pictures. It draws for the prompts itself, in 14 steps with "
         "guidance, and a LoRA learns to do the same in 4. Press **Run**: as shipped for a few minutes on the bundled "
         "*nano* model. The pictures are those that the model can draw already, in fewer steps: to teach it new ones, "
         "see *PixArt 24*. *lora*: a style that the fast model shall have, too. Draw with the result in *PixArt 30*.\n\n"
@@ -168,8 +168,9 @@ def teach() -> Template:
     decoded = decode(sampler, loaded)
     saved = save(decoded, "taught", 300)
     says = (
-        "**Your pictures**, each with a caption in a text file of the same name, in a folder in *input*: choose it as "
-        "*folder*. Twenty of one style, person or thing are enough. A *trigger* word before every caption "
+        "Teaches a base model your own pictures. Put them, each with a caption in a text file of the same name, in a "
+        "folder in *input*, and choose it as *folder*. Twenty of one style, person or thing are enough. A *trigger* "
+        "word before every caption "
         "(`trigger=…` in *more_settings* of the dataset) gives it a name to call it by.\n\nPress **Run**: *Fine-Tune* "
         "learns a LoRA in the background, as shipped for some minutes; *Samples* shows it learn. When it is done (or "
         "stopped in the panel, which saves), **Run** again: *Use Trained Result* draws your own prompt with it. Until "
@@ -224,9 +225,9 @@ def use_trained() -> Template:
     decoded = decode(sampler, loaded)
     saved = save(decoded, "trained")
     says = (
-        "Train first (the templates 20 to 22), wait for its end or stop it in the panel, which saves, and press "
-        "**Run**: the "
-        "newest result is loaded.\n\n* **LCD**, **LCM-LoRA**: they draw in 4 steps, as here.\n* **Fine-tuned** models "
+        "Train first (the templates 20 to 22), then press **Run**. The newest result is loaded: of a training that "
+        "has ended, or that you stopped in the panel, which saves.\n\n"
+        "* **LCD**, **LCM-LoRA**: they draw in 4 steps, as here.\n* **Fine-tuned** models "
         "are base "
         "models: take the sampler of *PixArt 05*.\n* **ControlNet**: MODEL is its base; CONTROL_NET goes into *Apply "
         "ControlNet*, as in *PixArt 16*.\n\nFor results of the real model choose its text encoder and autoencoder, "
@@ -258,7 +259,7 @@ def watch_it_learn() -> Template:
     decoded = decode(sampler, loaded)
     shown = Node("PreviewImage", 330, {}, {"images": decoded["IMAGE"]}, title="Your prompt, so far")
     says = (
-        "Press **Run** once: a training begins, and after each of its grids (*sample_every* 15 steps) it saves, *Use "
+        "Press **Run** once. A training begins, and after each of its grids (*sample_every* 15 steps) it saves, *Use "
         "Trained Result* loads that, and **your prompt is drawn again** from the same noise (the seed is *fixed*). "
         "Nothing more to press: change the prompt while it learns. *follow* off stops that. Until the first result "
         "what is behind *Use Trained Result* waits.\n\nIt follows a training of yours, too: take the training nodes "

@@ -1,6 +1,6 @@
 // Start a training without a graph: a dialog over the trainer's own settings, which the server lists and checks.
 import { h } from "./dom.mjs";
-import { t } from "./text.mjs";
+import { settingText, t } from "./text.mjs";
 
 const FIRST = ["base", "data", "models", "steps", "batch_size", "learning_rate", "guidance", "lora_rank", "copy_blocks", "sample_every"];
 const SAMPLE_EVERY = 100; // steps
@@ -64,7 +64,8 @@ export class Form {
         const [input, read] = control(row, value, this.form.names[row.name]);
         this.#fields.set(row.name, { row, read });
         input.dataset.setting = row.name;
-        return label(row.name, input, row.help);
+        const { name, help } = settingText(row);
+        return label([name, h("small", {}, row.name)], input, help);
     }
 
     /** Settings that are not the default, as the server takes them. */
@@ -93,9 +94,10 @@ export class Form {
     }
 }
 
+/** A field with its name: a text, or a text and what the trainer calls the setting. */
 function label(text, input, help) {
     input.title = help ?? "";
-    return [h("label", { title: help }, h("span", {}, text), input)];
+    return [h("label", { title: help }, h("span", {}, ...[text].flat()), input)];
 }
 
 /** The input of a setting, and what reads its value. */

@@ -1,13 +1,29 @@
 // Strings from locales/, and numbers as people read them.
 
-let texts = {};
+const INPUT = { data: "dataset", models: "samples_with" }; // settings that the training nodes' inputs call otherwise
+
+let texts = {}, inputs = {};
 
 /** Read the strings of the language that ComfyUI is set to; what it lacks is English. */
 export async function loadTexts(api, app) {
     const all = await (await api.fetchApi("/i18n")).json();
     const language = app.extensionManager.setting.get("Comfy.Locale") ?? "en";
     // Of zh-TW at least zh.
-    texts = Object.assign({}, ...["en", language.split("-")[0], language].map((each) => all[each]?.pixart_delta));
+    const languages = ["en", language.split("-")[0], language].map((each) => all[each] ?? {});
+    texts = Object.assign({}, ...languages.map((each) => each.pixart_delta));
+    inputs = Object.assign({}, ...languages.flatMap((each) => trainingInputs(each.nodeDefs ?? {})));
+}
+
+/** The texts of the training nodes' inputs in one language: name -> {name, tooltip}. */
+function trainingInputs(nodes) {
+    return Object.entries(nodes).filter(([id, node]) => id.startsWith("PixArtDelta") && node.inputs?.samples_with).map(([, node]) => node.inputs);
+}
+
+/** A setting of a training in plain words, {name, help}: as the node's input is called, where that is translated. */
+export function settingText({ name, help }) {
+    const input = inputs[INPUT[name] ?? name];
+    const key = input?.name ?? name, words = key.replaceAll("_", " ");
+    return { name: words[0].toUpperCase() + words.slice(1), help: input?.tooltip ?? help };
 }
 
 /** The string of a key, with {name} replaced by values.name. */
