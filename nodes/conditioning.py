@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from ..pixart_core.resolution import bins as table_of
@@ -77,11 +75,21 @@ class PixArtDeltaTextEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, unconditional: str, model=None, **inputs: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        clip,
+        prompt: str,
+        negative_prompt: str,
+        width: int,
+        height: int,
+        unconditional: str,
+        clean_caption: bool,
+        model=None,
+    ) -> io.NodeOutput:
         if unconditional == UNCONDITIONAL[1] and model is None:
             raise ValueError('"learned null caption" is stored in the transformer: connect the model input')
         null_from = model if unconditional == UNCONDITIONAL[1] else None
-        return io.NodeOutput(*encode_prompts(**inputs, null_from=null_from))
+        return io.NodeOutput(*encode_prompts(clip, prompt, negative_prompt, width, height, clean_caption, null_from))
 
 
 class PixArtDeltaResolution(io.ComfyNode):

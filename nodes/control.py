@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -107,9 +105,22 @@ class PixArtDeltaApplyControlNet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, control_net, **inputs: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        positive,
+        negative,
+        control_net,
+        image,
+        vae,
+        strength: float,
+        start_percent: float,
+        end_percent: float,
+        resize: str,
+    ) -> io.NodeOutput:
         warn_of_another(hint_of(control_net), cls.hidden.prompt, cls.hidden.unique_id)
-        return io.NodeOutput(*apply_control(control=control_net, **inputs))
+        return io.NodeOutput(
+            *apply_control(positive, negative, control_net, image, vae, strength, start_percent, end_percent, resize)
+        )
 
 
 class PixArtDeltaHEDPreprocessor(io.ComfyNode):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from comfy_api.latest import io
 
 from ..training.config import WITHOUT_WEIGHTS
@@ -99,10 +97,19 @@ class PixArtDeltaDataset(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, folder: str, name: str, hints: str, path: str, more_settings: str, hint_images=None, **settings: Any
+        cls,
+        folder: str,
+        models: str,
+        name: str,
+        resolution: int,
+        multi_aspect: bool,
+        hints: str,
+        path: str,
+        more_settings: str,
+        hint_images=None,
     ) -> io.NodeOutput:
         source = path or files.picture_folder(folder)
-        values = {"input": source, **settings}
+        values = {"input": source, "models": models, "resolution": resolution, "multi_aspect": multi_aspect}
         if hint_images is not None:
             kind, _ = kind_of_image(cls.hidden.prompt, cls.hidden.unique_id, "hint_images")
             values |= hints_of_images(source, hint_images, kind, more_settings)
@@ -179,15 +186,21 @@ class PixArtDeltaPromptDataset(io.ComfyNode):
     @classmethod
     def execute(
         cls,
+        base: str,
         prompts: str,
+        models: str,
         name: str,
+        resolution: int,
+        draws: int,
         lora: str,
         lora_strength: float,
+        guidance: float,
+        draw_steps: int,
         prompt_file: str,
         more_settings: str,
-        **settings: Any,
     ) -> io.NodeOutput:
-        values = {"prompts": prompt_file or prompts_file(prompts), **settings}
+        values = {"base": base, "prompts": prompt_file or prompts_file(prompts), "models": models, "draws": draws}
+        values |= {"resolution": resolution, "guidance": guidance, "draw_steps": draw_steps}
         if lora != NONE:
             values |= {"lora": lora, "lora_strength": lora_strength}
         made = prepare_dataset(name, values, more_settings, _SHOWN)
