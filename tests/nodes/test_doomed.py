@@ -8,20 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.nodes.panel import READY, jobs, keep
+from tests.nodes.setup_jobs import BASE, DESCRIPTION
 
 pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[2]
-BASE = "bundled/nano (base)"
-DESCRIPTION = {
-    "kind": "pixart_delta_features",
-    "version": 2,
-    "scaling_factor": 1.0,
-    "caption_channels": 64,
-    "max_tokens": 40,
-    "hints": "",
-    "shards": [{"name": "128x128_0.tar", "bucket": [128, 128], "count": 20, "bytes": 1, "sha256": "0" * 64}],
-}
-"""Of a dataset without hints."""
 DOOMED = {
     "base": ("TrainLCMLora", {"base": "a_control.safetensors"}, "but a PixArt ControlNet without its base model"),
     "distilled": ("TrainLCD", {"base": "bundled/nano (student)"}, "choose the base model that it was made from"),

@@ -1,5 +1,6 @@
 """The family by one command: what its plan asks for, that parts are skipped and go on, and which part failed."""
 
+import itertools
 import json
 
 import pytest
@@ -19,7 +20,7 @@ def test_every_training_of_a_plan_has_settings_that_exist(tmp_path, values):
         for command, *rest in part.commands:
             if command in COMMANDS:
                 file = rest[rest.index("--config") + 1] if "--config" in rest else None
-                given = [text for mark, text in zip(rest, rest[1:], strict=False) if mark == "--set"]
+                given = [text for mark, text in itertools.pairwise(rest) if mark == "--set"]
                 config = COMMANDS[command].load(file, given)
                 seen.append(command)
                 if command == "finetune" and part.name == "base":

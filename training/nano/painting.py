@@ -6,6 +6,7 @@ without having learned anything.
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -161,7 +162,7 @@ def _range(canvas, landscape, rng, horizon, count, heights, faces, foot) -> None
     peaks = [((start + i + rng.uniform(-0.15, 0.15)) * step, horizon - rng.uniform(*heights)) for i in range(count + 3)]
     body = canvas.area()
     profile, sides = [], []
-    for (x, y), (next_x, next_y) in zip(peaks, peaks[1:], strict=False):
+    for (x, y), (next_x, next_y) in itertools.pairwise(peaks):
         saddle_y = max(y, next_y) + 0.35 * (horizon - max(y, next_y))
         saddle_y = min(saddle_y, horizon - _LEAST_ROCK * canvas.height)
         saddle = (x + (next_x - x) * rng.uniform(0.4, 0.6), saddle_y)
