@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .layout import Column, Group, Node, Template, note
+from .layout import NARROWEST, Column, Group, Node, Template, note
 from .pieces import (
     DECODE,
+    NARROW,
     PROMPT,
     SAMPLER,
     Loaded,
@@ -17,6 +18,7 @@ from .pieces import (
     result,
     save,
     size,
+    stacked,
     text,
 )
 from .weights import NANO, RELEASED, Weights
@@ -226,13 +228,12 @@ def draft_and_pick() -> Template:
         "sixteen others."
     )
     columns = [
-        Column(224, [Group("Load", "blue", loaded.nodes), Group("Size", "green", [shape])]),
-        Column(200, [Group("Prompt", "green", [prompt, seed])]),
-        Column(200, [Group("Draft", "purple", [draft])]),
-        Column(198, [Group("Sheet", "cyan", [drafts]), Group("Pick", "yellow", [pick])]),
-        Column(200, [Group("", "", [sheet]), Group("Sample", "purple", [drawn])]),
-        Column(165, [Group("Save", "cyan", [decoded])]),
-        Column(190, [Group("", "", [saved]), Group("", "", [note(name, says, 330)])]),
+        Column(NARROW, [Group("Load", "blue", loaded.nodes), Group("Size", "green", [shape])]),
+        Column(NARROW, [Group("Prompt", "green", [prompt, seed])]),
+        Column(NARROW, [Group("Draft", "purple", [draft])]),
+        Column(NARROWEST, [Group("Sheet", "cyan", [drafts]), Group("Pick", "yellow", [pick])]),
+        Column(265, [Group("", "", [sheet]), Group("Sample", "purple", [drawn])]),
+        Column(NARROW, [stacked("Save", decoded, saved), Group("", "", [note(name, says, 330)])]),
     ]
     app = ([(prompt, "prompt"), (seed, "value"), (pick, "batch_index")], [sheet, saved])
     return Template(named(13, name), columns, app)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from .layout import Column, Group, Node, Template, note
 from .pictures import named
-from .pieces import PROMPT, SAMPLER, decode, ksampler, lcm, loader, result, save, size, text
+from .pieces import NARROW, PROMPT, SAMPLER, decode, ksampler, lcm, loader, result, save, size, stacked, text
 from .weights import HUB, NANO, RELEASED
 
 _TRAINING = 800
@@ -178,13 +178,12 @@ def teach() -> Template:
         "*lora*.\n"
     )
     columns = [
-        Column(200, [Group("Your pictures", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
-        Column(205, [Group("Teach", "purple", [train])]),
-        Column(200, [Group("Watch", "yellow", [status]), Group("Use", "red", [trained, clip])]),
-        Column(205, [Group("Prompt", "green", [prompt, shape]), Group("", "", [pictures])]),
-        Column(205, [Group("Sample", "purple", [sampler, vae])]),
-        Column(190, [Group("Save", "cyan", [decoded]), Group("", "", [samples])]),
-        Column(200, [Group("", "", [saved])], down=40),
+        Column(NARROW, [Group("Your pictures", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
+        Column(NARROW, [Group("Teach", "purple", [train])]),
+        Column(NARROW, [Group("Watch", "yellow", [status]), Group("Use", "red", [trained, clip])]),
+        Column(NARROW, [Group("Prompt", "green", [prompt, shape]), Group("", "", [pictures])]),
+        Column(NARROW, [Group("Sample", "purple", [sampler, vae])]),
+        Column(NARROW, [stacked("Save", decoded, saved), Group("", "", [samples])]),
     ]
     return Template(named(24, name), columns)
 
@@ -267,12 +266,11 @@ def watch_it_learn() -> Template:
         "the real model choose a large *sample_every*.\n"
     )
     columns = [
-        Column(185, [Group("Dataset", "blue", [dataset])]),
-        Column(225, [Group("Train", "purple", [train])]),
-        Column(225, [Group("Follow", "red", [trained, clip, vae])]),
-        Column(195, [Group("Prompt", "green", [prompt, shape])]),
-        Column(195, [Group("Sample", "purple", [sampler])]),
-        Column(190, [Group("Show", "cyan", [decoded])]),
-        Column(190, [Group("", "", [shown, note(name, says, 330)])], down=40),
+        Column(NARROW, [Group("Dataset", "blue", [dataset])]),
+        Column(NARROW, [Group("Train", "purple", [train])]),
+        Column(NARROW, [Group("Follow", "red", [trained, clip, vae])]),
+        Column(NARROW, [Group("Prompt", "green", [prompt, shape])]),
+        Column(NARROW, [Group("Sample", "purple", [sampler])]),
+        Column(NARROW, [stacked("Show", decoded, shown), Group("", "", [note(name, says, 330)])]),
     ]
     return Template(named(31, name), columns)
