@@ -158,7 +158,7 @@ def teach() -> Template:
     own = {"name": "taught", "steps": 200, "batch_size": 8, "learning_rate": 0.001, "lora_rank": 8}
     train = Node("PixArtDeltaFineTune", _TRAINING, quick(sample_every=50, **own), {"dataset": dataset["dataset"]})
     status = Node("PixArtDeltaTrainingStatus", 256, {}, {"job": train["job"]})
-    samples = Node("PreviewImage", 250, {}, {"images": status["samples"]}, title="Samples")
+    samples = Node("PreviewImage", 230, {}, {"images": status["samples"]}, title="Samples")
     trained = Node("PixArtDeltaTrainedResult", 340, {}, {"job": train["job"]})
     clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
     vae = loader("VAELoader", "vae_name", NANO.vae, 104)
@@ -182,8 +182,8 @@ def teach() -> Template:
         Column(NARROW, [Group("Teach", "purple", [train])]),
         Column(NARROW, [Group("Watch", "yellow", [status]), Group("Use", "red", [trained, clip])]),
         Column(NARROW, [Group("Prompt", "green", [prompt, shape]), Group("", "", [pictures])]),
-        Column(NARROW, [Group("Sample", "purple", [sampler, vae])]),
-        Column(NARROW, [stacked("Save", decoded, saved), Group("", "", [samples])]),
+        Column(NARROW, [Group("Sample", "purple", [sampler, vae]), Group("", "", [samples])]),
+        Column(NARROW, [stacked("Save", decoded, saved)], down=40),
     ]
     return Template(named(24, name), columns)
 
@@ -269,8 +269,8 @@ def watch_it_learn() -> Template:
         Column(NARROW, [Group("Dataset", "blue", [dataset])]),
         Column(NARROW, [Group("Train", "purple", [train])]),
         Column(NARROW, [Group("Follow", "red", [trained, clip, vae])]),
-        Column(NARROW, [Group("Prompt", "green", [prompt, shape])]),
+        Column(NARROW, [Group("Prompt", "green", [prompt, shape]), Group("", "", [note(name, says, 230, wide=120)])]),
         Column(NARROW, [Group("Sample", "purple", [sampler])]),
-        Column(NARROW, [stacked("Show", decoded, shown), Group("", "", [note(name, says, 330)])]),
+        Column(NARROW, [stacked("Show", decoded, shown)]),
     ]
     return Template(named(31, name), columns)
