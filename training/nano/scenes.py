@@ -67,15 +67,11 @@ def is_held_out(scene: Scene) -> bool:
 
 def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
     """A scene from the training part, or from the part that is kept for the evaluation."""
-    return rng.choice(_HELD_OUT if held_out else _TRAINED)
+    return rng.choice(HELD_OUT if held_out else _TRAINED)
 
 
-def held_out_scenes() -> tuple[Scene, ...]:
-    """Those that are never trained on."""
-    return _HELD_OUT
-
-
-_HELD_OUT = tuple(scene for scene in ALL_SCENES if is_held_out(scene))
+HELD_OUT = tuple(scene for scene in ALL_SCENES if is_held_out(scene))
+"""Those that are never trained on."""
 _TRAINED = tuple(scene for scene in ALL_SCENES if not is_held_out(scene))
 
 # ---------------------------------------------------------------------------------------------------------- captions
@@ -154,6 +150,11 @@ def tinted(colour: tuple[int, int, int], time: str, factor: float = 1.0) -> tupl
     """A colour of the ground or of a thing in the light of `time`."""
     red, green, blue = (min(255, round(c * tint * factor)) for c, tint in zip(colour, SKY[time][3], strict=True))
     return red, green, blue
+
+
+def ground_shades(ground: str, time: str) -> list[tuple[int, int, int]]:
+    """The colours of a ground: of its plain and of its waves."""
+    return [tinted(GROUND_COLOUR[ground], time, factor) for factor in (1.0, 0.95, 0.9)]
 
 
 def draw(scene: Scene, size: tuple[int, int] = (128, 128), seed: int = 0) -> Image.Image:
