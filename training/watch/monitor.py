@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..config import TrainConfig
 from ..machine import duration
 from ..run_dir import RunDir, RunDirError
 from ..storage import replacing
@@ -29,16 +28,28 @@ class Monitor:
     """The voice of a run's main process; on the others it is silent.
 
     Args:
+        steps: of the whole run.
         device: whose memory is reported.
+        log_every: steps between lines of metrics.
+        tensorboard: whether to write its events, too.
         silent: whether this is not the main process.
     """
 
-    def __init__(self, run: RunDir, config: TrainConfig, device: torch.device, silent: bool = False):
-        self.run, self.config, self.device, self.silent = run, config, device, silent
+    def __init__(
+        self,
+        run: RunDir,
+        steps: int,
+        device: torch.device,
+        log_every: int = 10,
+        tensorboard: bool = False,
+        silent: bool = False,
+    ):
+        self.run, self.steps, self.device, self.silent = run, steps, device, silent
+        self._every, self._wants_board = log_every, tensorboard
         self.status: dict[str, Any] = {
             "step": 0,
             **_earlier(run),
-            "steps": config.steps,
+            "steps": steps,
             "device": str(device),
             "started": psutil.Process().create_time(),
         }
@@ -60,9 +71,9 @@ class Monitor:
         self.pending = list(pending)
         self._mark = step, time.monotonic()
         if not self.silent:
-            self._board = _open_board(self) if self.config.tensorboard else None
+            self._board = _open_board(self) if self._wants_board else None
             self._bar = tqdm(
-                total=self.config.steps,
+                total=self.steps,
                 initial=step,
                 unit="step",
                 disable=not sys.stdout.isatty(),
@@ -97,7 +108,7 @@ class Monitor:
             "loss": loss,
             "learning_rate": rate,
             "seconds_per_step": each,
-            "seconds_left": each * (self.config.steps - step),
+            "seconds_left": each * (self.steps - step),
         }
         if self._is_due(step) or step in self._validated:
             self._log(step, norm, rate, each, self._waited / taken)
@@ -163,7 +174,7 @@ class Monitor:
             self._board.close()
 
     def _is_due(self, step: int) -> bool:
-        return step % self.config.log_every == 0 or step == self.config.steps
+        return step % self._every == 0 or step == self.steps
 
     def _log(self, step: int, norm: float | None, rate: float, seconds: float, waited: float) -> None:
         loss = sum(self.pending) / len(self.pending)
@@ -185,7 +196,7 @@ class Monitor:
                     self._board.add_scalar(name, value, step)
         gradient = "overflow" if norm is None else f"{norm:.3f}"
         line = (
-            f"step {step}/{self.config.steps} loss {loss:.5f} gradient {gradient} rate {rate:.2e} "
+            f"step {step}/{self.steps} loss {loss:.5f} gradient {gradient} rate {rate:.2e} "
             f"{seconds:.3f} s/step, {duration(self.status['seconds_left'])} left"
         )
         if self._bar.disable:
