@@ -58,7 +58,6 @@ class _Brush:
     def __init__(self, canvas: Canvas, landscape: Landscape, rng: random.Random):
         self.canvas, self.time, self.rng = canvas, landscape.time, rng
         self.to_light = -1 if landscape.side == "left" else 1
-        self.on_water = landscape.ground == "lake"
 
     def lay(self, colour: Colour, *shapes, shade: float = 1.0, darker: float | None = None, axis: int = 0) -> None:
         """Shapes of a paint, from one shade to another along an axis."""
