@@ -57,7 +57,7 @@ class Monitor:
         """Losses since the last line of metrics; a part of checkpoints, so that a resumed run averages the same."""
         self._validated: dict[int, dict[str, float]] = {}
         """Step -> losses on what is held out, until the step's line of metrics."""
-        self._cpu = CpuShare(device)
+        self._cpu = CpuShare(device, lambda notice: self.say(f"this training {notice}"))
         self._state = "preparing"
         self._written = 0.0
         self._peak = 0
@@ -80,18 +80,8 @@ class Monitor:
                 file=sys.stdout,
                 dynamic_ncols=True,
             )
-        self._look_at_cpu()
+        self._cpu.look()
         self.say_state("running", step=step)
-
-    def _look_at_cpu(self, waited: float = 0.0) -> None:
-        """Keep in the status, and say once, when other programs leave this one little of the processor."""
-        before = self._cpu.notice
-        if self._cpu.look(waited):
-            self.status.pop("notice", None)
-            if self._cpu.notice:
-                self.status["notice"] = self._cpu.notice
-                if not before:
-                    self.say(f"this training {self._cpu.notice}")
 
     def add(self, step: int, loss: float, norm: float, rate: float, data_seconds: float) -> None:
         """A step is done."""
@@ -99,7 +89,7 @@ class Monitor:
             return
         self.pending.append(loss)
         self._waited += data_seconds
-        self._look_at_cpu(data_seconds)
+        self._cpu.look(data_seconds)
         self._bar.update(step - self._bar.n)
         taken, seconds = step - self._mark[0], time.monotonic() - self._mark[1]
         each = seconds / taken
@@ -144,7 +134,8 @@ class Monitor:
             self.status.pop("waiting", None)
         if not self.silent:
             self._written = time.monotonic()
-            self.run.write_status(state, **self.status, memory=self._memory())
+            notice = {"notice": self._cpu.notice} if self._cpu.notice else {}
+            self.run.write_status(state, **self.status, **notice, memory=self._memory())
 
     def waiting(self, text: str) -> None:
         """Show what is waited for, empty when that is over."""
