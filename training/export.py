@@ -91,6 +91,7 @@ def write_result(
     description: dict[str, Any] = {"training": {"command": task.command, "step": step, "config": config}}
     if task.hint:
         description["hint"] = task.hint
+    description |= task.colours
     return write_weights(task.result(average), path, layout, dtype, description, task.config.base)
 
 
