@@ -1,6 +1,7 @@
 """tools/paper: a figure's trainings are settings that train.py takes; what is said of marks; the page; the check."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -92,8 +93,9 @@ def test_plots_strips_and_page_are_written(tmp_path):
     table = paper.table(two)
     assert table["rows"][0] == ["one, step 50", "1", "80 ± 1", "40 ± 0.5", "0.2 ± 0.001"] and len(table["rows"]) == 8
     figure = {"verdict": "this.", "pictures": ["3.png"], "trained_seconds": {"one": 7}, "table": table, "note": "Mind"}
+    figure["made_with"] = {"family": work.family()}
     (place / "3.json").write_text(json.dumps(figure))
-    page.write(place, paper.about(), 72, 3, 128)
+    page.write(place, paper.about(), 72, 3)
     text = (tmp_path / "paper.md").read_text(encoding="utf-8")
     assert text.index("## Figure 7") < text.index("## Figure 3") < text.index("## The distance in the loss")
     assert (
@@ -172,3 +174,15 @@ def test_tables_are_those_of_a_card(tmp_path, monkeypatch):
     known["about"]["rehearsal"] = False
     tables.FILE.write_text(json.dumps(known))
     assert tables.measured()["table"]["rows"] == [["Table 2", "PixArt-δ, 4 steps", "0.1971 s"]]
+
+
+def test_the_committed_page_is_what_its_figures_say(tmp_path):
+    docs = work.ROOT / "docs"
+    (tmp_path / "paper").mkdir()
+    for file in (docs / "paper").glob("*.json"):
+        shutil.copy(file, tmp_path / "paper")
+        figure = json.loads(file.read_text(encoding="utf-8"))
+        for picture in figure["pictures"]:
+            assert (docs / "paper" / picture).stat().st_size < 300_000
+    page.write(tmp_path / "paper", paper.about(), work.CAPTIONS, work.SEEDS)
+    assert (tmp_path / "paper.md").read_text(encoding="utf-8") == (docs / "paper.md").read_text(encoding="utf-8")

@@ -62,7 +62,7 @@ def main() -> int:
     place.mkdir(parents=True, exist_ok=True)
     for name in options.figures or NAMES:
         make(shop, place, name)
-        page.write(place, about(), CAPTIONS, SEEDS, of_family()["resolution"])
+        page.write(place, about(), CAPTIONS, SEEDS)
     return 0
 
 
