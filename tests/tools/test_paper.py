@@ -10,7 +10,7 @@ from pixart_delta.training.config import make_config
 from tools.paper import __main__ as paper
 from tools.paper import page, plots, tables, work
 from tools.paper.figures import FIGURES
-from tools.paper.verdict import apart, compared, followed, jumps, noise, pictures_alike
+from tools.paper.verdict import apart, compared, followed, jumps, pictures_alike, risen
 from tools.paper.work import Workshop
 
 TEACHER = {"teacher, 14 steps": {"attributes": [99, 1], "at once": [70, 3], "distance": [0.5, 0.1]}}
@@ -66,9 +66,9 @@ def test_batches_are_compared_at_equal_steps_and_at_equal_pictures():
     assert "after 200 steps, 1200 pictures, of which *24* takes 50 steps: better: attributes right in one step" in said
 
 
-def test_the_rise_of_a_distillation_is_told_with_its_other_seed():
-    said = noise({"24": marks(20, 60, 80), "24, another seed": marks(20, 61, 85)})
-    assert "attributes right in one step 20 → 80 (another seed: 85)" in said and "after step 100" in said
+def test_the_rise_of_a_distillation_is_told_beside_its_teacher():
+    said = risen({"24": marks(20, 60, 80)})
+    assert "attributes right in one step 20 → 80;" in said and "after step 100" in said and "once in 70 % in 14" in said
 
 
 def test_scenes_that_jump_are_counted():
