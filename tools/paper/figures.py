@@ -112,10 +112,10 @@ FIGURES = {
         pictures_alike,
         note="384 where a GPU is at hand; on two cores a quarter of 24 says the same of the other side",
     ),
-    "3": Figure(
-        "Figure 3: noise schedule",
+    "schedule": Figure(
+        "Figure 3: a distillation on either noise schedule",
         "lcd",
-        "LCM's noise schedule is changed to PixArt-α's, which is said to have the higher logSNR",
+        "the adjusted schedule further enhances pictures (other papers are cited for it)",
         _beside("linear", {"scaled linear": {"beta_schedule": "scaled_linear"}}),
         compared,
         note="Each is sampled on the schedule that it was distilled on. The base was trained on the linear one, so "
