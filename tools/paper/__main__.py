@@ -154,7 +154,7 @@ def draw_family(shop: Workshop, place: Path) -> dict[str, Any]:
     shop.teacher(family.OMEGA).write_text(json.dumps(teacher))
     found["seconds"] = family.seconds()
     said = {"paper": family.PAPER, "verdict": family.sentence(found), "pictures": ["7.jpg"], "shown": found["shown"]}
-    return {**said, "table": family.table(found), "found": found}
+    return {**said, "note": family.NOTE, "table": family.table(found), "found": found}
 
 
 def draw_schedules(_shop: Workshop, place: Path) -> dict[str, Any]:
