@@ -219,8 +219,15 @@ class Engine:
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
         """Inside, the main process's `task` can draw samples and export; all processes must enter."""
-        with self.evaluated(), self.processes.whole_networks(self.task, self.skeletons):
-            yield
+        sharded = {name: getattr(self.task, name) for name in self.skeletons}
+        with self.evaluated():
+            try:
+                for name, empty in self.skeletons.items():
+                    setattr(self.task, name, self.processes.made_whole(sharded[name], empty))
+                yield
+            finally:
+                for name, network in sharded.items():
+                    setattr(self.task, name, network)
 
     def evaluated(self) -> contextlib.AbstractContextManager:
         """Inside, the trained weights are those to use, see `optimizers.evaluated`."""
