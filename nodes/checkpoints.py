@@ -6,7 +6,7 @@ from comfy_api.latest import io, ui
 
 from .bridge import files
 from .bridge.save import merge_files, save_model, split_file
-from .inputs import CATEGORY, CONTROL_CATEGORY, file_input, fingerprint, saved_dtype_input
+from .inputs import CATEGORY, CONTROL_CATEGORY, file_input, fingerprint, prefix_input, saved_dtype_input
 
 
 class PixArtDeltaSaveCheckpoint(io.ComfyNode):
@@ -23,11 +23,7 @@ class PixArtDeltaSaveCheckpoint(io.ComfyNode):
                 io.Model.Input(
                     "model", tooltip="A MODEL from PixArt-δ Model Loader; LoRAs on it are merged into the file."
                 ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="diffusion_models/pixart",
-                    tooltip="Place and start of the name below ComfyUI's output folder; a number follows.",
-                ),
+                prefix_input("filename_prefix", "diffusion_models/pixart", "a number follows"),
                 io.Combo.Input(
                     "layout",
                     options=["authors", "diffusers"],
@@ -63,11 +59,8 @@ class PixArtDeltaSplitControlNet(io.ComfyNode):
                     tooltip="The joint file, such as the authors' PixArt-XL-2-1024-ControlNet.pth, in "
                     "models/controlnet.",
                 ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="controlnet/pixart",
-                    tooltip="Place and start of the names below ComfyUI's output folder; a number, and base or "
-                    "controlnet, follow.",
+                prefix_input(
+                    "filename_prefix", "controlnet/pixart", "a number, and base or controlnet, follow", "names"
                 ),
                 saved_dtype_input("dtype", "files", "as stored"),
             ],
@@ -101,11 +94,7 @@ class PixArtDeltaMergeControlNet(io.ComfyNode):
                     "controlnet",
                     tooltip="The ControlNet, in any layout that PixArt-δ ControlNet Loader reads.",
                 ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="controlnet/pixart",
-                    tooltip="Place and start of the name below ComfyUI's output folder; a number and joint follow.",
-                ),
+                prefix_input("filename_prefix", "controlnet/pixart", "a number and joint follow"),
                 saved_dtype_input("dtype", "file", "as stored"),
             ],
             outputs=[],

@@ -17,6 +17,8 @@ from .inputs import (
     file_input,
     lora_strength_input,
     more_settings_input,
+    pipeline_input,
+    resolution_input,
     setting_input,
 )
 
@@ -42,22 +44,9 @@ class PixArtDeltaDataset(io.ComfyNode):
                     tooltip="A folder in ComfyUI's input folder: pictures, and beside each a text file of the same "
                     "name with its caption (several lines are different wordings).",
                 ),
-                file_input(
-                    "models",
-                    "pipeline",
-                    tooltip="Text encoder and autoencoder that the base model was trained with: a pipeline folder in "
-                    "models/pixart_delta, or the bundled one.",
-                ),
+                pipeline_input("models", "Text encoder and autoencoder"),
                 io.String.Input("name", default="", tooltip="What the job is called in the panel."),
-                io.Int.Input(
-                    "resolution",
-                    default=1024,
-                    min=64,
-                    max=4096,
-                    step=8,
-                    tooltip="Side in pixels of the square bucket: the size of the base model (128 for the bundled "
-                    "one).",
-                ),
+                resolution_input("resolution", "bucket"),
                 io.Boolean.Input(
                     "multi_aspect",
                     default=True,
@@ -140,22 +129,9 @@ class PixArtDeltaPromptDataset(io.ComfyNode):
                     tooltip="One a line: of the kind that you draw, some hundreds for a real model. Empty: those of "
                     "prompt_file.",
                 ),
-                file_input(
-                    "models",
-                    "pipeline",
-                    tooltip="Text encoder that the base model was trained with: a pipeline folder in "
-                    "models/pixart_delta, or the bundled one.",
-                ),
+                pipeline_input("models", "Text encoder"),
                 io.String.Input("name", default="", tooltip="What the job is called in the panel."),
-                io.Int.Input(
-                    "resolution",
-                    default=1024,
-                    min=64,
-                    max=4096,
-                    step=16,
-                    tooltip="Side in pixels of the square pictures: the size of the base model (128 for the bundled "
-                    "one). Upright and wide ones have about the same area.",
-                ),
+                resolution_input("resolution", "pictures", 16, " Upright and wide ones have about the same area."),
                 setting_input("draws", "prepare"),
                 io.Combo.Input(
                     "lora",

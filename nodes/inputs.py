@@ -67,9 +67,40 @@ def saved_dtype_input(id: str, written: str, *kept: str) -> io.Input:
     return io.Combo.Input(id, options=[*kept, "float16", "bfloat16", "float32"], tooltip=tooltip)
 
 
-def side_input(id: str, default: int, tooltip: str, step: int = 8) -> io.Input:
+def side_input(id: str, default: int, tooltip: str, step: int = 8, low: int = 8, high: int = _LARGEST_SIDE) -> io.Input:
     """Width, height or shorter side in px; a default of 0 means one that is found out."""
-    return io.Int.Input(id, default=default, min=min(default, 8), max=_LARGEST_SIDE, step=step, tooltip=tooltip)
+    return io.Int.Input(id, default=default, min=min(default, low), max=high, step=step, tooltip=tooltip)
+
+
+def resolution_input(id: str, of: str, step: int = 8, more: str = "") -> io.Input:
+    """The size that pictures are prepared in.
+
+    Args:
+        of: "bucket" or "pictures", for the tooltip.
+        more: the tooltip's end.
+    """
+    tooltip = f"Side in pixels of the square {of}: the size of the base model (128 for the bundled one).{more}"
+    return side_input(id, 1024, tooltip, step, low=64, high=4096)
+
+
+def pipeline_input(id: str, what: str) -> io.Input:
+    """A pipeline folder of which `what` is taken."""
+    tooltip = (
+        f"{what} that the base model was trained with: a pipeline folder in models/pixart_delta, or the bundled one."
+    )
+    return file_input(id, "pipeline", tooltip)
+
+
+def job_input(id: str, empty: str) -> io.Input:
+    """A job; `empty` is what is meant without one."""
+    tooltip = f"Id of a job, from a training node or from the panel. Empty: {empty}."
+    return io.String.Input(id, default="", tooltip=tooltip)
+
+
+def prefix_input(id: str, default: str, follows: str, of: str = "name") -> io.Input:
+    """Where a file is written, and what its name, or the names of several, begin with."""
+    tooltip = f"Place and start of the {of} below ComfyUI's output folder; {follows}."
+    return io.String.Input(id, default=default, tooltip=tooltip)
 
 
 def share_input(id: str, default: float, tooltip: str) -> io.Input:

@@ -25,6 +25,7 @@ from .inputs import (
     always,
     dtype_input,
     file_input,
+    job_input,
     lora_strength_input,
     more_settings_input,
     setting_input,
@@ -189,11 +190,7 @@ class PixArtDeltaTrainingStatus(io.ComfyNode):
             description="How far a training is: its loss as a picture, its latest samples, and the numbers as text. "
             "The panel in the sidebar shows the same, live.",
             inputs=[
-                io.String.Input(
-                    "job",
-                    default="",
-                    tooltip="Id of a job, from a training node or from the panel. Empty: the newest training.",
-                ),
+                job_input("job", "the newest training"),
                 io.Boolean.Input(
                     "follow",
                     default=True,
@@ -230,11 +227,7 @@ class PixArtDeltaTrainedResult(io.ComfyNode):
             description="Loads what a training saved last: a model, a LoRA on its base model, or a ControlNet beside "
             "its base model.",
             inputs=[
-                io.String.Input(
-                    "job",
-                    default="",
-                    tooltip="Id of a job, from a training node or from the panel. Empty: what `result` says.",
-                ),
+                job_input("job", "what `result` says"),
                 dtype_input("dtype"),
                 lora_strength_input("strength", tooltip="Of a LoRA: 1 is as trained. Other results ignore it."),
                 io.Combo.Input(

@@ -186,14 +186,11 @@ class _Middle(nn.Module):
     def __init__(self, config: KLConfig, channels: int, make: Factory):
         super().__init__()
         attentions = [_Attention(channels, config.norm_num_groups, make)] if config.mid_block_add_attention else []
-        self.attentions = nn.ModuleList(attentions)
+        self.attentions = nn.Sequential(*attentions)
         self.resnets = nn.ModuleList([_Resnet(config, channels, channels, make) for _ in range(2)])
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.resnets[0](x)
-        for layer in self.attentions:
-            x = layer(x)
-        return self.resnets[1](x)
+        return self.resnets[1](self.attentions(self.resnets[0](x)))
 
 
 class _Down(nn.Module):
@@ -229,29 +226,24 @@ class _Stage(nn.Module):
     ):
         super().__init__()
         widths = [channels_in] + [channels] * (layers - 1)
-        self.resnets = nn.ModuleList([_Resnet(config, width, channels, make) for width in widths])
+        self.resnets = nn.Sequential(*(_Resnet(config, width, channels, make) for width in widths))
         self.name = name
-        if change is not None:
-            self.add_module(name, nn.ModuleList([change(channels, make)]))
+        self.add_module(name, nn.Sequential() if change is None else nn.Sequential(change(channels, make)))
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.resnets:
-            x = block(x)
-        for change in getattr(self, self.name, ()):
-            x = change(x)
-        return x
+        return self.get_submodule(self.name)(self.resnets(x))
 
 
 def _stages(
     config: KLConfig, widths: Sequence[int], layers: int, name: str, change: Change, make: Factory
-) -> nn.ModuleList:
+) -> nn.Sequential:
     """A stage for each of `widths`, all but the last with a change of size."""
     last = len(widths) - 1
-    return nn.ModuleList(
-        [
+    return nn.Sequential(
+        *(
             _Stage(config, widths[max(index - 1, 0)], width, layers, name, change if index < last else None, make)
             for index, width in enumerate(widths)
-        ]
+        )
     )
 
 
@@ -268,10 +260,8 @@ class _KLEncoder(nn.Module):
         self.conv_out = make.conv(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        x = self.conv_in(pictures)
-        for block in self.down_blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        x = self.mid_block(self.down_blocks(self.conv_in(pictures)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
 class _KLDecoder(nn.Module):
@@ -287,9 +277,7 @@ class _KLDecoder(nn.Module):
         self.conv_out = make.conv(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(latent))
-        for block in self.up_blocks:
-            x = block(x)
+        x = self.up_blocks(self.mid_block(self.conv_in(latent)))
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
@@ -321,8 +309,7 @@ class _TinyEncoder(nn.Module):
         for index, blocks in enumerate(config.num_encoder_blocks):
             if index > 0:
                 layers.append(make.conv(width, width, 3, padding=1, stride=2, bias=False))
-            for _ in range(blocks):
-                layers.append(_TinyBlock(width, ACTIVATIONS[config.act_fn], make))
+            layers += [_TinyBlock(width, ACTIVATIONS[config.act_fn], make) for _ in range(blocks)]
         layers.append(make.conv(width, config.latent_channels, 3, padding=1))
         self.layers = nn.Sequential(*layers)
 

@@ -42,7 +42,7 @@ class KLConfig:
     """What would be taken from a latent before: of other models' autoencoders only."""
 
     def __post_init__(self) -> None:
-        _check_channels(self, "block_out_channels")
+        _check_numbers(self, "block_out_channels", 1, _MAX_CHANNELS)
         for name, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if (types := getattr(self, name)) != (kind,) * len(self.block_out_channels):
                 raise ValueError(f"{name} must be {kind} for each of block_out_channels, got {str(types)[:200]}")
@@ -84,7 +84,7 @@ class TinyConfig:
     def __post_init__(self) -> None:
         for part in ("encoder", "decoder"):
             widths, blocks = f"{part}_block_out_channels", f"num_{part}_blocks"
-            _check_channels(self, widths)
+            _check_numbers(self, widths, 1, _MAX_CHANNELS)
             if len(set(getattr(self, widths))) != 1:
                 raise ValueError(f"{widths} must be one number throughout, got {str(getattr(self, widths))[:200]}")
             _check_numbers(self, blocks, 0, _MAX_BLOCKS)
@@ -124,10 +124,6 @@ def _check_common(config: KLConfig | TinyConfig) -> None:
         )
     if config.act_fn not in tuple(ACTIVATIONS):
         raise ValueError(f"act_fn must be one of {', '.join(ACTIVATIONS)}, got {config.act_fn!r:.200}")
-
-
-def _check_channels(config: KLConfig | TinyConfig, name: str) -> None:
-    _check_numbers(config, name, 1, _MAX_CHANNELS)
 
 
 def _check_numbers(config: KLConfig | TinyConfig, name: str, low: int, high: int) -> None:

@@ -21,6 +21,7 @@ from .identify import METADATA_KEY, FileInfo, Section, control_section, count_bl
 from .layers import is_in_stream, stream_dtype
 from .model import PixArt
 from .modelspec import modelspec
+from .preview import preview_colours
 from .saving import save_json, save_weights
 from .weightfile import WeightFile, open_weights
 
@@ -361,7 +362,7 @@ def split_controlnet(
     config, base = read_pixart(joint)
     _, _, wiring, control = read_controlnet(joint)
     return (
-        save_pixart(base, base_path, config=config, dtype=dtype),
+        save_pixart(base, base_path, config=config, dtype=dtype, metadata=preview_colours(info)),
         save_controlnet(control, control_path, config=config, dtype=dtype, wiring=wiring),
     )
 
@@ -379,4 +380,5 @@ def merge_controlnet(
     """
     config, base = read_pixart(base_path)
     _, _, wiring, control = read_controlnet(control_path, config=config)
-    return save_controlnet(control, joint, config=config, dtype=dtype, base=base, wiring=wiring)
+    colours = preview_colours(inspect_file(base_path))
+    return save_controlnet(control, joint, config=config, dtype=dtype, metadata=colours, base=base, wiring=wiring)

@@ -57,21 +57,6 @@ class Conditions:
     position: Tensor | None = None
     """(1, N, C): the grid of the tokens, likewise."""
 
-    def repeat(self, times: int) -> Conditions:
-        """The same conditions for a batch repeated `times` times."""
-
-        def tile(x: Tensor) -> Tensor:
-            return x.repeat(times, *[1] * (x.ndim - 1))
-
-        return replace(
-            self,
-            time=tile(self.time),
-            modulation=tile(self.modulation),
-            caption=tile(self.caption),
-            mask=None if self.mask is None else tile(self.mask),
-            keys_values=None if self.keys_values is None else tuple(map(tile, self.keys_values)),
-        )
-
 
 @overload
 def stream_dtype(dtype: torch.dtype) -> torch.dtype: ...

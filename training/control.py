@@ -79,7 +79,8 @@ def variational_bound(
     latent, noisy, epsilon, variance (B, C, h, w), variance in −1 … 1 between the posterior's and β_t; timestep (B,).
     weight: of each element's part, see `mask_weight`. Returns (B,), bits per dimension.
     """
-    beta, posterior, from_x0, from_noisy = (value[:, None, None, None] for value in _posterior(timestep))
+    tables = (look_up(table, timestep).view(-1, 1, 1, 1) for table in _posterior_tables())
+    beta, posterior, from_x0, from_noisy = tables
     log_variance = torch.lerp(posterior.log(), beta.log(), (variance + 1) / 2)
     true_mean = from_x0 * latent + from_noisy * noisy
     mean = from_x0 * predict_x0(noisy, epsilon, timestep) + from_noisy * noisy
@@ -91,14 +92,9 @@ def variational_bound(
     return (weight * terms).mean((1, 2, 3)) / math.log(2)
 
 
-def _posterior(timestep: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """β_t, the posterior's variance (for t = 0, where it is 0, that of t = 1), and the weights of z_0 and z_t."""
-    beta, posterior, from_x0, from_noisy = (look_up(table, timestep) for table in _posterior_tables())
-    return beta, posterior, from_x0, from_noisy
-
-
 @functools.cache
 def _posterior_tables() -> tuple[Tensor, ...]:
+    """β_t, the posterior's variance (for t = 0, where it is 0, that of t = 1), and the weights of z_0 and z_t."""
     table = alphas_cumprod()
     before = torch.cat([table.new_ones(1), table[:-1]])
     beta = 1 - table / before

@@ -156,18 +156,9 @@ class Distillation(Task):
         noise, index = draws.normal(latent.shape[1:]), draws.integers(DDIM_STEPS)
         guidance = self.guidance(draws)
         batch = self.with_captions_dropped(batch, draws)
+        target, options = model if self.ema is None else self.ema, self.forward_options()
         return lcd_loss(
-            model,
-            self.teacher,
-            model if self.ema is None else self.ema,
-            batch,
-            noise,
-            index,
-            guidance,
-            config.loss,
-            config.huber_c,
-            self.table,
-            self.forward_options(),
+            model, self.teacher, target, batch, noise, index, guidance, config.loss, config.huber_c, self.table, options
         ).loss
 
     @property

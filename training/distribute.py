@@ -6,7 +6,7 @@ import contextlib
 import copy
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -113,29 +113,22 @@ class Processes:
         options: dict[str, Any] = {_SYNC_BUFFERS: False}
         return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **options)
 
-    @contextlib.contextmanager
-    def whole_networks(self, task: Any, skeletons: Mapping[str, nn.Module]) -> Iterator[None]:
-        """Inside, the main process's task has its sharded networks whole, to draw samples with and to export.
+    def made_whole(self, network: nn.Module, empty: nn.Module) -> nn.Module:
+        """A sharded network whole on the main process, to draw samples with and to export; on the others as it is.
 
         Args:
-            skeletons: attribute of the task -> `skeleton` of the network there; empty if nothing is sharded.
+            empty: its `skeleton`.
         """
-        sharded = {name: getattr(task, name) for name in skeletons}
-        for name, empty in skeletons.items():
-            state = {}
-            for key, tensor in sharded[name].state_dict().items():
-                full = whole(tensor)
-                if self.is_main:
-                    state[key] = full
+        state = {}
+        for name, tensor in network.state_dict().items():
+            full = whole(tensor)
             if self.is_main:
-                network = copy.deepcopy(empty)
-                network.load_state_dict(state, assign=True)
-                setattr(task, name, network)
-        try:
-            yield
-        finally:
-            for name, network in sharded.items():
-                setattr(task, name, network)
+                state[name] = full
+        if not self.is_main:
+            return network
+        made = copy.deepcopy(empty)
+        made.load_state_dict(state, assign=True)
+        return made
 
     def end(self) -> None:
         """Part, when there is nothing more to do."""

@@ -25,19 +25,21 @@ from .machine import require_packages
 from .run_dir import REQUESTS
 from .step.optimizers import STATE_BYTES, check_optimizer, evaluated, group_numbers, make_optimizer, set_group_numbers
 from .step.replay import Replayed
-from .task import DTYPES, Task, decided, fingerprint
+from .task import DTYPES, Task, fingerprint
 from .tasks import TASKS, make_task
 
 
 def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes) -> Engine:
     """The engine of a training, for data that fits it.
 
+    Args:
+        config: with a precision that is decided, see `task.decided`.
+
     Raises:
         ConfigError: if a setting, or the data, does not fit the base model.
         CheckpointError: if the base is none.
         PackageError: if a package that it needs is missing or too old.
     """
-    config = decided(config, processes.device)
     require_packages(TASKS[config.command].packages(config))
     check_optimizer(config, processes.device)
     task = make_task(config)
@@ -217,8 +219,15 @@ class Engine:
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
         """Inside, the main process's `task` can draw samples and export; all processes must enter."""
-        with self.evaluated(), self.processes.whole_networks(self.task, self.skeletons):
-            yield
+        sharded = {name: getattr(self.task, name) for name in self.skeletons}
+        with self.evaluated():
+            try:
+                for name, empty in self.skeletons.items():
+                    setattr(self.task, name, self.processes.made_whole(sharded[name], empty))
+                yield
+            finally:
+                for name, network in sharded.items():
+                    setattr(self.task, name, network)
 
     def evaluated(self) -> contextlib.AbstractContextManager:
         """Inside, the trained weights are those to use, see `optimizers.evaluated`."""

@@ -91,6 +91,7 @@ def write_result(
     description: dict[str, Any] = {"training": {"command": task.command, "step": step, "config": config}}
     if task.hint:
         description["hint"] = task.hint
+    description |= task.colours
     return write_weights(task.result(average), path, layout, dtype, description, task.config.base)
 
 
@@ -129,11 +130,9 @@ def write_weights(
         return save_weights(state, path, {METADATA_KEY: json.dumps(about), **modelspec("lora", about)})
     if (found := read_lora(model)) is not None:
         lora = _cast(found, dtype)
-        return (
-            save_lora(lora, path, description)
-            if layout == "comfyui"
-            else save_peft(lora, path, description, model.config)
-        )
+        if layout == "comfyui":
+            return save_lora(lora, path, description)
+        return save_peft(lora, path, description, model.config)
     names = "diffusers" if layout == "diffusers" else "authors"
     if isinstance(model, PixArt):
         return save_pixart(model, path, names, dtype=dtype, metadata=description)

@@ -71,11 +71,8 @@ class Finetune(Task):
     def __init__(self, config: FinetuneConfig):
         if config.lora_rank:
             base = load_base(type(self), config, DTYPES[config.precision])
-            super().__init__(
-                config,
-                add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind),
-                average=False,
-            )
+            lora = add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind)
+            super().__init__(config, lora, average=False)
             return
         model = load_base(type(self), config, torch.float32) if config.base else _new_model(config)
         super().__init__(config, model.train(), average=config.ema_decay > 0)

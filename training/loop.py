@@ -24,9 +24,9 @@ from .export import default_name, write_result
 from .machine import DiskError, StopSignal, explain_import, out_of_memory
 from .run_dir import RunDir
 from .sampling import draw_examples, draw_prompts
-from .task import decided, read_base
+from .task import decided
 from .watch.monitor import Monitor
-from .watch.prompts import Prompts, encode_prompts, own_prompts
+from .watch.prompts import Prompts, encode_prompts
 from .watch.validation import held_out
 
 EXPLODED = 1e4
@@ -51,7 +51,8 @@ def train(config: TrainConfig, private: str = "") -> None:
     processes = connect(config.deterministic)
     run = RunDir(config.run, private, identify)
     config = processes.on_main(lambda: decided(config, processes.device, run))
-    monitor = Monitor(run, config, processes.device, silent=not processes.is_main)
+    silent = not processes.is_main
+    monitor = Monitor(run, config.steps, processes.device, config.log_every, config.tensorboard, silent)
     with contextlib.ExitStack() as held:
         says = "saving and stopping after this step" if processes.is_main else ""
         stop = held.enter_context(StopSignal(says))
@@ -145,10 +146,7 @@ class Training:
             self.monitor.validated(self.step, losses)
 
     def _encode_prompts(self) -> None:
-        if not own_prompts(self.config):
-            return
-        tokens = read_base(self.config).shape.model_max_length
-        self._prompts = encode_prompts(self.config, self.run, self.processes.device, tokens)
+        self._prompts = encode_prompts(self.config, self.run, self.processes.device)
 
     def _patience(self) -> Patience:
         """How the data is waited for: said in status and log, and given up when somebody asks to stop."""

@@ -92,14 +92,18 @@ def draw_prompts(task: Task, prompts: Prompts, count: int) -> tuple[Image, list[
 
 
 def draw_grid(task: Task, batch: Mapping[str, Any], vae: Any, seed: int = 0) -> Image:
-    """A grid of pictures for the captions (and hints) of a batch, with what `task` has learned so far.
+    """Pictures for the captions (and hints) of a batch, with what `task` has learned so far, in rows of four, each row
+    below its hints.
 
     Args:
         vae: from `load_vae`.
         seed: of the noise.
     """
     hints = pictures(vae, batch["hint"].to(task.device)) if task.needs_hint else None
-    return grid(_draw(task, batch, vae, seed), hints)
+    made, rows = _draw(task, batch, vae, seed), []
+    for start in range(0, len(made), _COLUMNS):
+        rows += [part[start : start + _COLUMNS] for part in (hints, made) if part is not None]
+    return contact_sheet(rows)
 
 
 def _draw(task: Task, batch: Mapping[str, Any], vae: Any, seed: int = 0) -> list[Image]:
@@ -149,14 +153,6 @@ def sample_latents(
 def pictures(vae: Any, latents: Iterable[Tensor]) -> list[Image]:
     """Latents (4, h, w) to pictures, one after the other: at 1024 px an autoencoder takes gigabytes for each."""
     return [to_pil(decode(vae, latent[None]))[0] for latent in latents]
-
-
-def grid(made: list[Image], hints: list[Image] | None = None) -> Image:
-    """Pictures in rows of four, each row below its hints."""
-    rows = []
-    for start in range(0, len(made), _COLUMNS):
-        rows += [part[start : start + _COLUMNS] for part in (hints, made) if part is not None]
-    return contact_sheet(rows)
 
 
 def contact_sheet(rows: list[list[Image]]) -> Image:

@@ -22,6 +22,7 @@ from ..pixart_core.functional import preferred_dtype
 from ..pixart_core.identify import FileInfo, is_distilled
 from ..pixart_core.layers import compile_blocks
 from ..pixart_core.model import PixArt
+from ..pixart_core.preview import preview_colours
 from .config import (
     ConfigError,
     ControlNetConfig,
@@ -119,6 +120,9 @@ class Task(ABC):
         self.frozen: list[nn.Module] = []
         self.hint = ""
         """What its hints are (`PrepareConfig.kind_of_hints`), if that is known."""
+        base = read_base(config).file
+        self.colours = {} if base is None else preview_colours(base)
+        """What its base's file says for previews, which what is trained from it says, too."""
 
     @classmethod
     @abstractmethod

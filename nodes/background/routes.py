@@ -120,13 +120,13 @@ def _metrics(path: dict, query: dict, body: Any) -> Any:
 
 
 def _samples(path: dict, query: dict, body: Any) -> Any:
-    listed = []
-    for file in jobs.queue().run_dir(_job(path)).samples()[-_SAMPLES_LISTED:]:
-        if _SAMPLE.fullmatch(file.name):
-            listed.append(
-                {"name": file.name, "step": int(file.stem[5:]), "prompts": _prompts(file), "time": file.stat().st_mtime}
-            )  # after a retry one may be drawn anew
-    return {"samples": listed}
+    listed = jobs.queue().run_dir(_job(path)).samples()[-_SAMPLES_LISTED:]
+    samples = [
+        {"name": file.name, "step": int(file.stem[5:]), "prompts": _prompts(file), "time": file.stat().st_mtime}
+        for file in listed
+        if _SAMPLE.fullmatch(file.name)
+    ]
+    return {"samples": samples}  # with their times: after a retry one may be drawn anew
 
 
 def _sample(path: dict, query: dict, body: Any) -> web.Response:

@@ -28,7 +28,7 @@ from ...pixart_core.delta import require_fit
 from ...pixart_core.errors import CheckpointError
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.graphs import Graphs
-from ...pixart_core.identify import inspect_file, is_distilled, is_scaled_linear
+from ...pixart_core.identify import FileInfo, inspect_file, is_distilled, is_scaled_linear
 from ...pixart_core.lora import OtherAdapterError, host_state, load_lora
 from ...pixart_core.memory import GB, amount, memory_plan
 from ...pixart_core.model import PixArt
@@ -173,7 +173,7 @@ class PixArtDelta(comfy.model_base.PixArt):
 class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
     """Not registered with ComfyUI: its own detection would take the 256 and 512 px models for PixArt-Σ."""
 
-    def __init__(self, config: PixArtConfig, scaled_linear: bool = False):
+    def __init__(self, config: PixArtConfig, info: FileInfo):
         super().__init__(
             {
                 **config.to_dict(),
@@ -183,8 +183,8 @@ class PixArtDeltaConfig(comfy.supported_models.PixArtAlpha):
                 "config": config,
             }
         )
-        self.latent_format = latent_format(config)
-        if scaled_linear:
+        self.latent_format = latent_format(config, info)
+        if is_scaled_linear(info):
             self.sampling_settings = SCALED_LINEAR
 
     def get_model(self, state_dict, prefix="", device=None):
@@ -203,7 +203,7 @@ def load_model(path: str, dtype: str = "default", disable_dynamic: bool = False)
         pixart_core.CheckpointError: when the file is something else or damaged; says what it is.
     """
     config, state = read_pixart(path, exact_stream=True)
-    model_config = PixArtDeltaConfig(config, is_scaled_linear(inspect_file(path)))
+    model_config = PixArtDeltaConfig(config, inspect_file(path))
     device = memory.get_torch_device()
     supported = model_config.supported_inference_dtypes
     weights, compute = pick_dtypes(dtype, device, state, supported)

@@ -10,6 +10,7 @@ import torch
 
 from ...pixart_core.checkpoint import merge_controlnet, save_pixart, split_controlnet
 from .model import diffusion_model
+from .preview import described
 from .ui import say
 
 _PREFIX = "model.diffusion_model."
@@ -25,7 +26,8 @@ def save_model(model, filename_prefix: str, layout: str, dtype: str) -> str:
     memory.load_models_gpu([model])
     # As ComfyUI's own save nodes: a weight that is not patched yet is, at the moment it is moved.
     state = {key.removeprefix(_PREFIX): value.to("cpu") for key, value in model.state_dict_for_saving().items()}
-    save_pixart(state, path, layout=layout, config=unet.config, dtype=getattr(torch, dtype))
+    colours = described(model.model.latent_format)
+    save_pixart(state, path, layout=layout, config=unet.config, dtype=getattr(torch, dtype), metadata=colours)
     say(f"saved {path}")
     return path
 

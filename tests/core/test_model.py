@@ -194,11 +194,10 @@ def test_fresh_model_predicts_nothing_and_position_buffer_is_the_grid():
     assert torch.equal(first_row, first_row[:1].expand(8, -1)), "the row half is constant along a row"
 
 
-def test_conditions_repeat_tiles_every_tensor(model):
+def test_conditions_have_a_row_for_each_picture(model):
     batch = inputs()
     cond = model.embed_conditions(batch["latent"], batch["timestep"], batch["caption"], torch.ones(2, 8))
-    twice = cond.repeat(2)
-    assert isinstance(twice, Conditions) and twice.time.shape[0] == twice.mask.shape[0] == 4
+    assert isinstance(cond, Conditions) and cond.time.shape[0] == cond.mask.shape[0] == cond.caption.shape[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def on_the_device(device, monkeypatch):
 def engine_of(command, material, tmp_path, **values):
     config = make_config(command, settings(command, material, tmp_path / "run", **values))
     data = FeatureDataset(config.data)
-    engine = make_engine(config, data, connect())
+    processes = connect()
+    engine = make_engine(decided(config, processes.device), data, processes)
     return engine, data.batches(config.batch_size, config.seed, hint=engine.task.needs_hint)
 
 

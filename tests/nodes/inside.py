@@ -85,6 +85,56 @@ def check_previews_of_the_bundled_family_have_its_colours(s: Setup) -> None:
     assert apart(ours) < 0.12 < 0.2 < apart(comfy.latent_formats.SD15())
 
 
+def preview_of(form, latent: torch.Tensor) -> torch.Tensor:
+    """What --preview-method taesd shows, (H, W, 3) in 0 … 255; fails where ComfyUI falls back to colours."""
+    import latent_preview
+    import numpy
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    before, args.preview_method = args.preview_method, LatentPreviewMethod.TAESD
+    try:
+        previewer = latent_preview.get_previewer(torch.device("cpu"), form)
+    finally:
+        args.preview_method = before
+    assert isinstance(previewer, latent_preview.TAESDPreviewerImpl), type(previewer)
+    return torch.from_numpy(numpy.array(previewer.decode_latent_to_preview(latent))).float()
+
+
+def check_previews_by_taesd_are_drawn_by_the_familys_decoder(s: Setup) -> None:
+    """Of the bundled family's own files, and of what was trained from them and lies elsewhere."""
+    nano, latent = ROOT / "models" / "nano", torch.randn(1, 4, 6, 8)
+    drawn = s.part("pixart_core.vae").decode(s.part("pixart_core.vae").load_vae(nano), latent)[0] * 255
+    base = nano / "base" / "pixart_nano_base.safetensors"
+    elsewhere = save_random(s, s.core.inspect_file(base).config, "trained.safetensors")
+    for path in (nano / "transformer", base, elsewhere):
+        assert (preview_of(s.load(str(path), "float32").model.latent_format, latent) - drawn).abs().max() <= 1
+
+
+def check_a_family_brings_the_colours_and_the_decoder_of_its_previews(s: Setup) -> None:
+    """They stay its own when the MODEL is saved; a file of a released shape keeps Stable Diffusion's."""
+    import comfy.latent_formats
+    import folder_paths
+
+    colours = {"factors": [[0.5, 0.25, 0.0], [0.0, 0.5, 0.25], [0.25, 0.0, 0.5], [0.125] * 3], "bias": [0.0, -0.5, 0.5]}
+    network = s.part("pixart_core").load_pixart(s.family / "transformer")
+    s.part("pixart_core").save_pixart(network, s.family / "own", layout="diffusers", metadata={"preview": colours})
+    model, latent = s.load(str(s.family / "own"), "float32"), torch.randn(1, 4, 6, 8)
+    before = folder_paths.get_output_directory()
+    folder_paths.set_output_directory(str(s.family.parent))
+    try:
+        saved = s.part("nodes.bridge.save").save_model(model, "saved", "authors", "float16")
+    finally:
+        folder_paths.set_output_directory(before)
+    for form in (model.model.latent_format, s.load(saved, "float32").model.latent_format):
+        assert (form.latent_rgb_factors, form.latent_rgb_factors_bias) == (colours["factors"], colours["bias"])
+        assert form.scale_factor == comfy.latent_formats.SD15().scale_factor
+    drawn = s.part("pixart_core.vae").decode(s.part("pixart_core.vae").load_vae(s.family), latent)[0] * 255
+    assert (preview_of(model.model.latent_format, latent) - drawn).abs().max() <= 1
+    plain = save_random(s, replace(s.core.PIXART_512, depth=1), "released.safetensors")
+    form = s.part("nodes.bridge.preview").latent_format(s.core.PIXART_512, s.core.inspect_file(plain))
+    assert type(form) is comfy.latent_formats.SD15
+
+
 def check_native_pixart_agrees_where_it_is_right(s: Setup) -> None:
     """The 1024-MS layout (ComfyUI's class has its widths built in), with guidance. From a file that holds pos_embed its
     position grid is right between about 700 and 1500 px only, hence the size."""

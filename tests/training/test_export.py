@@ -208,6 +208,16 @@ def test_a_file_says_how_it_was_made_but_not_where(command, base, tmp_path):
     assert floating == {torch.float16}
 
 
+def test_a_familys_colours_of_previews_go_on_with_what_is_trained_from_it(tmp_path):
+    colours = {"preview": {"factors": [[0.5, 0.25, 0.0]] * 4, "bias": [0.0, -1.0, 0.125]}}
+    base = save_pixart(random_pixart(CONFIG), tmp_path / "base.safetensors", metadata=colours)
+    task = trained("lcd", base)
+    base.unlink()  # it was read when the training began
+    for layout, name in (("comfyui", "a.safetensors"), ("diffusers", "a")):
+        metadata = inspect_file(write_result(task, tmp_path / name, layout)).metadata
+        assert metadata["preview"] == colours["preview"] and metadata["training"]["command"] == "lcd"
+
+
 @pytest.mark.parametrize(
     "command,layout,message",
     [

@@ -51,9 +51,9 @@ def test_a_slow_start_is_noticed_and_a_gpu_is_not(clock):
 
 def test_the_status_says_it(clock, tmp_path, capsys):
     run = RunDir(tmp_path).create()
-    config = make_config("lcd", {"run": str(tmp_path), "data": "d", "base": "b", "tensorboard": False})
+    config = make_config("lcd", {"run": str(tmp_path), "data": "d", "base": "b"})
     run.write_config("lcd", config.to_dict())
-    monitor = Monitor(run, config, torch.device("cpu"))
+    monitor = Monitor(run, config.steps, torch.device("cpu"))
     with run.lock():
         monitor.begin(0, [])
         assert "notice" not in run.read_status()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pixart_delta.pixart_core.checkpoint import load_pixart
 from pixart_delta.pixart_core.hed import detect, load_hed
 from pixart_delta.pixart_core.pipeline import Pipeline
@@ -148,10 +149,15 @@ def test_command_line_writes_sheet_and_curve(test_bed, tmp_path, capsys):
     evaluate_control.main([*common, "--strengths", "0", "1", "--sheet", str(tmp_path / "s.png"), "--examples", "1"])
     assert (tmp_path / "s.png").exists() and capsys.readouterr().out.count('"f1"') == 2
     control_run(tmp_path / "run", family / "base" / "pixart_nano_base.safetensors", steps=(10, 20))
-    evaluate_control.main([*common, "--curve", str(tmp_path / "run"), "--plot", str(tmp_path / "curve.png")])
+    pictures = ["--plot", str(tmp_path / "curve.png"), "--sheet", str(tmp_path / "strip.png"), "--examples", "0"]
+    evaluate_control.main([*common, "--curve", str(tmp_path / "run"), *pictures])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(line.get("step"), line["strength"]) for line in lines] == [(10, 1), (20, 1), (None, 0)]
-    assert all(0 <= line["f1"] <= 1 for line in lines) and (tmp_path / "curve.png").stat().st_size > 5000
+    assert [(line["step"], line["strength"]) for line in lines] == [(0, 0), (10, 1), (20, 1)]
+    for line in lines:
+        assert len(line["each"]) == 2 and sum(line["each"]) / 2 == pytest.approx(line["f1"], abs=0.001)
+    assert (tmp_path / "curve.png").stat().st_size > 5000
+    with Image.open(tmp_path / "strip.png") as strip:
+        assert strip.size == (5 * 128 + 4 * 4, 128)  # scene, edges, step 0 and two checkpoints
 
 
 def control_run(folder: Path, base: Path, steps: tuple[int, ...]) -> None:

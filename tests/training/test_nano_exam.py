@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from pixart_delta.pixart_core.pipeline import Pipeline
 from pixart_delta.training.nano import curve as curves
 from pixart_delta.training.nano import exam as exams
@@ -61,6 +62,38 @@ def test_a_curve_begins_before_the_first_step_and_uses_the_runs_schedule(exam, r
         tmp_path / "p.png",
     )
     assert (tmp_path / "p.png").stat().st_size > 10_000
+
+
+def test_a_curve_can_leave_out_states_and_show_them(exam, run, monkeypatch):
+    monkeypatch.setattr(exam, "mark", lambda *_arguments, **_options: {"attributes": [50.0, 1.0]})
+    monkeypatch.setattr(exams, "SHOWN", 2)
+    sheet = []
+    points = curves.curve(run, exam, (1,), (0,), every=2, start=False, sheet=sheet)
+    assert [point["step"] for point in points] == [2]
+    assert [[picture.size for picture in row] for row in sheet] == [[(128, 128)] * 2] * 3  # step 0, 1 and 2
+    again = []
+    curves.curve(run, exam, (1,), (0,), every=2, start=False, sheet=again)
+    assert all(one.tobytes() == other.tobytes() for one, other in zip(sum(sheet, []), sum(again, []), strict=True))
+
+
+def test_without_runs_the_folders_own_student_is_measured(monkeypatch, tmp_path, capsys):
+    def noted(_exam, _predictor, steps, _seeds, **options):
+        return {"attributes": [steps, options.get("guidance", 0)]}
+
+    monkeypatch.setattr(exams.Exam, "mark", noted)
+    monkeypatch.setattr(exams, "SHOWN", 1)
+    small = ["--count", "4", "--steps", "1", "2", "--sheet", str(tmp_path / "sheet.png")]
+    curves.main([str(NANO), "--guidance", "3", "--captions", "hard", *small])
+    marks, shown = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert {name: each["attributes"] for name, each in marks.items()} == {
+        "teacher, 14 steps": [14, 4],
+        "teacher, 4 steps": [4, 4],
+        "student, 1 step": [1, 0],
+        "student, 2 steps": [2, 0],
+    }
+    assert len(shown["shown"]) == 1 and Image.open(tmp_path / "sheet.png").size == (128, 4 * 132 - 4)
+    with pytest.raises(SystemExit):
+        curves.main([str(NANO), *small])
 
 
 def test_the_teacher_is_guided_as_the_student_learns(exam, monkeypatch):

@@ -8,6 +8,8 @@ import pytest
 import torch
 from PIL import Image
 from pixart_delta.pixart_core.checkpoint import load_pixart
+from pixart_delta.pixart_core.identify import inspect_file
+from pixart_delta.pixart_core.preview import COLOURS
 from pixart_delta.pixart_core.vae import load_vae
 from pixart_delta.training.nano import assemble, autoencoder, reconstruction, scene_folder, scenes
 from pixart_delta.training.nano.critic import Judge
@@ -15,6 +17,7 @@ from pixart_delta.training.nano.worlds import WORLDS
 from pixart_delta.training.settings import ConfigError
 
 from tests.conftest import ROOT
+from tests.training.test_nano_preview import held_by_the_node
 
 NANO = ROOT / "models" / "nano"
 
@@ -70,13 +73,19 @@ def test_a_stopped_autoencoder_goes_on_to_the_same_weights(tmp_path, monkeypatch
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_a_family_is_put_together_with_places_for_what_is_exported_later(tmp_path):
+def test_a_family_is_put_together_with_places_for_what_is_exported_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(assemble, "_FITTED", 12)
+    held = held_by_the_node()
     base = NANO / "base" / "pixart_nano_base.safetensors"
     assemble.assemble(NANO, base, NANO / "transformer", tmp_path / "nano")
     assert {"lcm_lora", "controlnet"} <= {path.name for path in (tmp_path / "nano").iterdir()}
     for name, source in (("transformer", NANO / "transformer"), ("base/pixart_nano_base.safetensors", base)):
         made, whole = (load_pixart(path).state_dict() for path in (tmp_path / "nano" / name, source))
         assert all(torch.equal(made[key], whole[key].half().to(made[key].dtype)) for key in whole)
+        colours = inspect_file(tmp_path / "nano" / name).metadata[COLOURS]
+        assert np.asarray([*colours["factors"], colours["bias"]]) == pytest.approx(
+            np.asarray([*held["_NANO_RGB"], held["_NANO_BIAS"]]), abs=0.1
+        )
 
 
 def test_a_critic_moves_the_decoder_and_learns_to_tell_its_pictures(tmp_path):

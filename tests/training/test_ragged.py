@@ -80,6 +80,13 @@ def test_every_picture_has_the_same_part_in_an_epochs_gradients(features, batch_
     assert torch.allclose(parts.mean(1), means, rtol=1e-5)  # what is shown is the mean over the pictures
 
 
+def test_a_size_that_is_held_out_as_a_whole_is_none(features):
+    data = FeatureDataset(features)
+    data.hold_out(0.95)
+    assert data.rows == data.buckets and sum(data.rows.values()) == 1
+    assert next(data.batches(4, 0))["latent"].shape[0] == 1
+
+
 def test_what_a_batch_counts_is_decided_after_clipping(features, monkeypatch):
     """Else a picture that is alone in its batch would count as much as a full one, wherever the limit is reached."""
     seen = []

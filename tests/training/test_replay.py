@@ -7,6 +7,7 @@ from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.distribute import connect
 from pixart_delta.training.engine import make_engine
 from pixart_delta.training.step.replay import Replayed
+from pixart_delta.training.task import decided
 
 from tests.training.runs_fixture import COMMANDS, make_material, settings
 
@@ -29,7 +30,8 @@ def stand_in(call, memory):
 def engine_of(command, material, tmp_path, capture=None, **values):
     values = {"warmup_steps": 0, "workers": 0, **values}
     config = make_config(command, settings(command, material, tmp_path, **values))
-    engine = make_engine(config, FeatureDataset(config.data), connect())
+    processes = connect()
+    engine = make_engine(decided(config, processes.device), FeatureDataset(config.data), processes)
     if capture is not None:
         engine.replayed = Replayed(engine._run_micro_batch, engine.parameters.values(), capture, limit=3)
     return engine

@@ -12,6 +12,7 @@ from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.distribute import connect
 from pixart_delta.training.engine import make_engine
 from pixart_delta.training.sampling import sample_latents
+from pixart_delta.training.task import decided
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -109,7 +110,8 @@ def test_a_step_of_every_training(command, changes, material, tmp_path):
     """Data, objective, backward pass, clipping, optimiser and average."""
     config = make_config(command, runs_fixture.settings(command, material, tmp_path / "run", steps=2, **changes))
     data = FeatureDataset(config.data)
-    engine = make_engine(config, data, connect())
+    processes = connect()
+    engine = make_engine(decided(config, processes.device), data, processes)
     batches = data.batches(config.batch_size, config.seed, hint=engine.task.needs_hint)
     with NoDouble():
         for step in range(2):

@@ -139,8 +139,7 @@ def test_losses_go_into_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = RunDir(tmp_path / "run").create()
-    config = make_config("lcd", {"run": str(run.path), "data": "d", "base": "b", "log_every": 5, "steps": 10})
-    monitor = Monitor(run, config, torch.device("cpu"))
+    monitor = Monitor(run, 10, torch.device("cpu"), log_every=5, tensorboard=True)
     monitor.begin(0, [])
     for step in range(7):
         if step % 3 == 0:

@@ -2,80 +2,122 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from pixart_core.schedule import alphas_cumprod
 
-Lines = Mapping[str, Sequence[tuple[float, float, float]]]
-"""Label -> (x, mean, half of the interval)."""
+_PANELS = (
+    ("1", "attributes", "attributes right in 1 step, %"),
+    ("2", "at once", "all right at once in 2 steps, %"),
+    ("4", "at once", "all right at once in 4 steps, %"),
+    ("1", "distance", "Fréchet distance in 1 step"),
+)
+_TEACHER = "teacher, 14 steps"
+_QUALITY = 88
+"""Of JPEG, in which pictures of scenes are a fifth of what they are as PNG."""
+
+
+def with_interval(value: Sequence[float]) -> str:
+    """A mark for a table."""
+    mean, half = value
+    return f"{mean:.3g} ± {half:.2g}"
 
 
 def plot(found: Mapping[str, Any], path: Path) -> None:
-    """What a figure's trainings came to, over their steps; a panel for each measure."""
-    panels = list(_panels(found))
-    canvas = Canvas(figsize=(4.6 * len(panels), 3.8), layout="constrained")
-    for axes, (title, lines) in zip(np.atleast_1d(canvas.subplots(1, len(panels))), panels, strict=True):
-        for label, points in lines.items():
-            x, mean, half = (np.array(values) for values in zip(*points, strict=True))
+    """What a figure's trainings came to, over their steps; a panel for each measure, bands are 95 % intervals."""
+    if "f1" in next(iter(found.values()))["points"][0]:
+        _plot_control(found, path)
+        return
+    canvas = Canvas(figsize=(4 * len(_PANELS), 4.2), layout="constrained")
+    for axes, (steps, measure, title) in zip(canvas.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        for label, marks in found.items():
+            x = np.array([point["step"] for point in marks["points"]])
+            mean, half = np.array([point["marks"][steps][measure] for point in marks["points"]]).T
             (line,) = axes.plot(x, mean, marker="o", ms=3, label=label)
             axes.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.15, linewidth=0)
-        axes.set(xlabel="training step", ylabel=title)
+        for teacher, style in zip(teachers(found).items(), ("--", ":"), strict=False):
+            axes.axhline(teacher[1][measure][0], color="grey", linestyle=style, label=teacher[0])
+        axes.set(xlabel="training step", title=title)
+        if measure == "distance":
+            axes.set_yscale("log")
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    canvas.savefig(path, dpi=110)
+    handles, labels = axes.get_legend_handles_labels()
+    canvas.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    canvas.savefig(path, dpi=80)
 
 
-def _panels(found: Mapping[str, Any]) -> Iterator[tuple[str, Lines]]:
-    if any("without" in marks for marks in found.values()):
-        yield (
-            "F1 of the edges, strength 1",
-            {label: [(p["step"], p["f1"], 0.0) for p in marks["points"]] for label, marks in found.items()},
-        )
-        return
-    for steps, measure, title in (
-        ("1", "attributes", "attributes right in 1 step, %"),
-        ("4", "at once", "everything right at once in 4 steps, %"),
-        ("1", "distance", "Fréchet distance in 1 step"),
-    ):
-        yield (
-            title,
-            {
-                label: [(p["step"], *p["marks"][steps][measure]) for p in marks["points"]]
-                for label, marks in found.items()
-            },
-        )
+def teachers(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The teachers of different guidance that the trainings of a figure have, in 14 steps."""
+    return {f"{_TEACHER}, guidance {1 + marks['guidance']:g}": marks["teacher"][_TEACHER] for marks in found.values()}
+
+
+def _plot_control(found: Mapping[str, Any], path: Path) -> None:
+    """F1 over the steps: of all trainings, and for each training that of every scene."""
+    canvas = Canvas(figsize=(5 * (1 + len(found)), 4), layout="constrained")
+    first, *others = np.atleast_1d(canvas.subplots(1, 1 + len(found), sharey=True))
+    first.set(title="mean of the scenes", ylabel="F1 of edges, strength 1", xlabel="training step", ylim=(0, 1))
+    for axes, (label, marks) in zip(others, found.items(), strict=True):
+        x = [point["step"] for point in marks["points"]]
+        first.plot(x, [point["f1"] for point in marks["points"]], marker="o", ms=3, label=label)
+        axes.plot(x, [point["each"] for point in marks["points"]], linewidth=0.8, alpha=0.6)
+        axes.set(title=f"each scene, {label}", xlabel="training step")
+        axes.grid(alpha=0.3)
+    first.grid(alpha=0.3)
+    first.legend(loc="lower right")
+    canvas.savefig(path, dpi=80)
 
 
 def plot_schedules(path: Path) -> None:
     """β, ᾱ and logSNR of PixArt's schedule and of LCM's (paper Fig. 3)."""
-    canvas = Canvas(figsize=(12, 3.6), layout="constrained")
-    titles = ("β", "ᾱ", "logSNR = log ᾱ / (1 - ᾱ)")
+    canvas = Canvas(figsize=(13, 3.6), layout="constrained")
+    titles = ("β", "√ᾱ: share of the picture in z_t", "logSNR = log(ᾱ / (1 - ᾱ))")
     for axes, title in zip(panels := canvas.subplots(1, 3), titles, strict=True):
-        axes.set(xlabel="timestep", ylabel=title)
+        axes.set(xlabel="timestep", title=title)
         axes.grid(alpha=0.3)
     for label, scaled in (("PixArt (linear)", False), ("LCM (scaled linear)", True)):
         table = alphas_cumprod(scaled).double().numpy()
-        steps = table / np.concatenate([[1.0], table[:-1]])
-        for axes, values in zip(panels, (1 - steps, table, np.log(table / (1 - table))), strict=True):
+        betas = 1 - table / np.concatenate([[1.0], table[:-1]])
+        for axes, values in zip(panels, (betas, np.sqrt(table), log_snr(scaled)), strict=True):
             axes.plot(values, label=label)
     panels[-1].legend()
-    canvas.savefig(path, dpi=110)
+    canvas.savefig(path, dpi=80)
 
 
-def strip(rows: Sequence[tuple[str, Path]], path: Path) -> None:
-    """Pictures after every checkpoint below each other, each row with its name."""
-    pictures = [(name, Image.open(picture).convert("RGB")) for name, picture in rows]
-    margin, height = 90, max(picture.height for _, picture in pictures)
-    width = margin + max(picture.width for _, picture in pictures)
-    whole = Image.new("RGB", (width, height * len(pictures)), "white")
+def log_snr(scaled: bool) -> np.ndarray:
+    """log ᾱ / (1 − ᾱ) of PixArt's schedule, or of LCM's scaled-linear one, (1000,)."""
+    table = alphas_cumprod(scaled).double().numpy()
+    return np.log(table / (1 - table))
+
+
+def schedules() -> str:
+    """Where the logSNR of the one is above that of the other."""
+    ours, theirs = log_snr(False), log_snr(True)
+    crossing = int(np.argmax(ours < theirs))
+    return (
+        f"PixArt's logSNR is above LCM's at timesteps 0 to {crossing - 1} ({ours[0]:.1f} and {theirs[0]:.1f} at 0) and "
+        f"below at all others ({ours[-1]:.1f} and {theirs[-1]:.1f} at 999). So it spans more, as the paper says, but "
+        "higher it is only where there is hardly any noise."
+    )
+
+
+def labelled(sheet: Path, path: Path, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> None:
+    """A sheet of pictures with names beside its rows, or above its columns."""
+    picture = Image.open(sheet).convert("RGB")
+    font = ImageFont.load_default(13)
+    left, top = (78 if rows else 0), (20 if columns else 0)
+    whole = Image.new("RGB", (left + picture.width, top + picture.height), "white")
+    whole.paste(picture, (left, top))
     pen = ImageDraw.Draw(whole)
-    for row, (name, picture) in enumerate(pictures):
-        whole.paste(picture, (margin, row * height))
-        pen.text((6, row * height + height // 2), name.replace("step_", "step ").replace(" 0000", " "), fill="black")
-    whole.save(path)
+    for index, name in enumerate(rows):
+        middle = top + (index + 0.5) * picture.height / len(rows)
+        pen.text((4, middle), name, fill="black", font=font, anchor="lm")
+    for index, name in enumerate(columns):
+        middle = left + (index + 0.5) * picture.width / len(columns)
+        pen.text((middle, top / 2), name, fill="black", font=font, anchor="mm")
+    whole.save(path, quality=_QUALITY)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -18,21 +20,21 @@ from pathlib import Path
 from typing import Any
 
 from ..comfy_server import ROOT
-from .figures import COMMON, Figure
+from . import plots
+from .figures import COMMON, MEASURED_EVERY, Figure
 
 TRAIN = ROOT / "training" / "train.py"
 NANO = ROOT / "models" / "nano"
 BASE = NANO / "base" / "pixart_nano_base.safetensors"
-PICTURES = 4000
-CAPTIONS = 100
+PICTURES = 1200
+CAPTIONS = 72
+"""Of the hard ones: every thing in every size six times, and more than the 64 that a Fréchet distance needs."""
 SEEDS = 3
 STEPS = (1, 2, 4)
-PROMPTS = (
-    "a house on a meadow in front of red mountains by day, the sun on the left",
-    "a sailing boat on a calm lake below snow-capped mountains at sunset, the sun on the right",
-    "three trees on a snowfield, blue mountains, at night, the moon to the left",
-    "yellow sand and green hills at dawn, with the sun to the right",
-)
+SCENES = 48
+"""That a control is measured on."""
+SHOWN_SCENES = (0, 1, 4, 5)
+"""Square ones."""
 
 
 def train_py(*arguments: Any, log: Path | None = None) -> str:
@@ -60,6 +62,19 @@ def settings(values: Mapping[str, Any]) -> list[str]:
     return [part for pair in pairs for part in ("--set", pair)]
 
 
+class Stopwatch:
+    """Seconds since it was made, and those that processors spent on this process and what it started."""
+
+    def __init__(self) -> None:
+        self._started, self._used = time.monotonic(), sum(os.times()[:4])
+
+    def read(self) -> dict[str, int]:
+        return {
+            "seconds": round(time.monotonic() - self._started),
+            "cpu_seconds": round(sum(os.times()[:4]) - self._used),
+        }
+
+
 class Workshop:
     """A folder of trainings.
 
@@ -71,70 +86,83 @@ class Workshop:
     def __init__(self, folder: Path, scale: float = 1.0):
         self.folder, self.scale = folder / ("whole" if scale == 1 else f"rehearsal_{scale:g}"), scale
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._begun: dict[str, list[float]] = {}
 
     def scaled(self, count: int, least: int = 1) -> int:
         return max(least, round(count * self.scale))
 
+    @property
+    def every(self) -> int:
+        """Steps between two states of a distillation that are measured."""
+        return 2 * self.scaled(MEASURED_EVERY // 2, 2)
+
     def data(self) -> Path:
-        """Features of drawn scenes with soft edges."""
-        features, pictures = self.folder / "features", self.folder / "pictures"
+        """Features of drawn scenes with soft edges, of the family's own world and size."""
+        features, pictures, about = self.folder / "features", self.folder / "pictures", family()
         if not (self.folder / "data.done").exists():
-            train_py("nano", "scenes", pictures, "--pictures", self.scaled(PICTURES, 64))
+            size = ("--resolution", about["resolution"], "--world", about["world"])
+            train_py("nano", "scenes", pictures, "--pictures", self.scaled(PICTURES, 64), *size)
+            values = {"input": str(pictures), "output": str(features), "models": str(NANO)}
             hints = {"hints": "hed", "hed": str(NANO / "hed" / "hed.safetensors")}
-            values = {"input": str(pictures), "output": str(features), "models": str(NANO), "resolution": 128}
-            train_py("prepare", *settings(values | {"max_tokens": 40} | hints))
+            train_py("prepare", *settings(values | {"resolution": about["resolution"]} | hints))
             (self.folder / "data.done").touch()
         return features
 
     def values(self, figure: Figure, changed: Mapping[str, Any]) -> dict[str, Any]:
         """All settings of one training of a figure but the paths."""
         values = {**COMMON[figure.command], **figure.common, **changed}
-        values["steps"] = self.scaled(values["steps"], 4)
+        values["steps"] = self.scaled(values["steps"], 8)
         values["checkpoint_every"] = self.scaled(values["checkpoint_every"], 2)
         return values | {"keep_checkpoints": 100, "log_every": 1, "tensorboard": False, "workers": 0}
 
-    def run(self, figure: Figure, changed: Mapping[str, Any], steps: int | None = None) -> Path:
-        """Train, or go on, or find that it is done; its folder.
-
-        Args:
-            steps: stop there, in a folder of its own: the beginning of a training, to compare its losses.
-        """
+    def run(self, figure: Figure, changed: Mapping[str, Any]) -> Path:
+        """Train, or go on, or find that it is done; its folder."""
         values = self.values(figure, changed)
         name = hashlib.sha256(json.dumps([figure.command, values], sort_keys=True).encode()).hexdigest()[:10]
-        run = self.folder / f"{figure.command}_{name}{'' if steps is None else f'_{steps}'}"
+        run = self.folder / f"{figure.command}_{name}"
         if not (run / "done.json").exists():
-            paths = {"run": str(run), "data": str(self.data()), "base": str(BASE)}
-            started = time.monotonic()
-            if steps is None:
-                train_py(figure.command, *settings(values | paths), log=self.folder / f"{run.name}.log")
-            else:
-                self._begin(figure, values | paths, steps)
-            (run / "done.json").write_text(json.dumps({"seconds": round(time.monotonic() - started)}))
+            paths, watch = self._paths(run), Stopwatch()
+            train_py(figure.command, *settings(values | paths), log=self.folder / f"{run.name}.log")
+            (run / "done.json").write_text(json.dumps(watch.read()))
         return run
 
-    def _begin(self, figure: Figure, values: Mapping[str, Any], steps: int) -> None:
-        """The first steps of a training whose learning rate goes by the number of all of them."""
-        if values["schedule"] != "constant" and steps > values["warmup_steps"]:
-            raise ValueError(f"{steps} steps leave the warm-up, after which the rate depends on the number of steps")
-        train_py(figure.command, *settings({**values, "steps": steps, "checkpoint_every": steps}))
+    def begin(self, figure: Figure, changed: Mapping[str, Any], steps: int) -> list[float]:
+        """The losses of the first steps of a training, made anew, once for all figures that have it in common. Its
+        learning rate must not depend on how many steps there will be."""
+        values = self.values(figure, changed) | {"steps": steps, "checkpoint_every": steps}
+        if values.get("schedule", "constant") != "constant":
+            raise ValueError(f"the learning rate of the schedule {values['schedule']} goes by the number of all steps")
+        name = json.dumps([figure.command, values], sort_keys=True)
+        if name not in self._begun:
+            with tempfile.TemporaryDirectory(dir=self.folder) as place:
+                train_py(figure.command, *settings(values | self._paths(Path(place) / "run")))
+                self._begun[name] = self.losses(Path(place) / "run")
+        return self._begun[name]
+
+    def _paths(self, run: Path) -> dict[str, str]:
+        return {"run": str(run), "data": str(self.data()), "base": str(BASE)}
 
     def seconds(self, run: Path) -> int:
-        """That its training took, if it was not interrupted."""
-        return json.loads((run / "done.json").read_text())["seconds"]
+        """CPU seconds that its training took, if it was not interrupted."""
+        return json.loads((run / "done.json").read_text())["cpu_seconds"]
 
     def losses(self, run: Path) -> list[float]:
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
-    def measure(self, figure: Figure, run: Path) -> dict[str, Any]:
+    def measure(self, figure: Figure, run: Path, changed: Mapping[str, Any]) -> dict[str, Any]:
         """The points of a training, oldest first, measured once."""
         kept = run / "marks.json"
         if not kept.exists():
-            found = self._distilled(run) if figure.command != "controlnet" else self._controlled(run)
-            kept.write_text(json.dumps(found))
+            values = self.values(figure, changed)
+            found = self._distilled(run, values) if figure.command != "controlnet" else self._controlled(run)
+            kept.write_text(json.dumps({**found, "batch": values["batch_size"] * values.get("accumulation", 1)}))
         return json.loads(kept.read_text())
 
-    def _distilled(self, run: Path) -> dict[str, Any]:
+    def _distilled(self, run: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What it started from and its teacher are measured once for all trainings that have them in common."""
+        guidance, schedule = values["guidance"], values.get("beta_schedule", "linear")
+        start, teacher = self.folder / f"start_{schedule}.json", self.teacher(guidance)
         out = train_py(
             *(
                 "nano",
@@ -143,35 +171,55 @@ class Workshop:
                 run,
                 "--captions",
                 "hard",
+                "--count",
+                self.scaled(CAPTIONS, 66),
                 "--steps",
                 *STEPS,
-                "--count",
-                self.scaled(CAPTIONS, 70),
             ),
-            *("--seeds", self.scaled(SEEDS, 2), "--no-teacher"),
+            *("--seeds", self.scaled(SEEDS, 2), "--every", self.every, "--sheet", run / "strip.png"),
+            *(["--no-start"] if start.exists() else []),
+            *(["--no-teacher"] if teacher.exists() else []),
+        )
+        lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        if not teacher.exists():
+            teacher.write_text(json.dumps(lines[0]))
+        points = [line for line in lines if "step" in line]
+        if not start.exists():
+            start.write_text(json.dumps(points.pop(0)))
+        known = {"guidance": guidance, "teacher": json.loads(teacher.read_text())}
+        return {"points": [json.loads(start.read_text()), *points], **known, "shown": lines[-1]["shown"]}
+
+    def teacher(self, guidance: float) -> Path:
+        """Where the marks of the base at a guidance ω are kept."""
+        return self.folder / f"teacher_{guidance:g}.json"
+
+    def _controlled(self, run: Path) -> dict[str, Any]:
+        count = self.scaled(SCENES, 8)
+        out = train_py(
+            *("nano", "evaluate_control", NANO, "--curve", run, "--count", count),
+            *("--sheet", run / "strip.png", "--examples", *SHOWN_SCENES),
         )
         return {"points": [json.loads(line) for line in out.splitlines() if line.startswith("{")]}
 
-    def _controlled(self, run: Path) -> dict[str, Any]:
-        count = ("--count", self.scaled(CAPTIONS, 8))
-        out = train_py("nano", "evaluate_control", NANO, "--curve", run, *count)
-        points = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-        without = train_py("nano", "evaluate_control", NANO, "--strengths", 0, *count)
-        return {"points": points, "without": json.loads(without.splitlines()[-1])["f1"]}
-
-    def samples(self, figure: Figure, run: Path) -> list[tuple[str, Path]]:
-        """Pictures of the same prompts (for control: the same scenes' edges) and noise after every checkpoint."""
-        made, own = [], {"models": str(NANO)} | ({"prompts": list(PROMPTS)} if figure.command != "controlnet" else {})
-        for checkpoint in sorted((run / "checkpoints").iterdir()):
-            picture = run / "strip" / f"{checkpoint.stem}.png"
-            if not picture.exists():
-                picture.parent.mkdir(exist_ok=True)
-                train_py("sample", *settings({"run": str(checkpoint), "output": str(picture), **own}))
-            made.append((checkpoint.stem, picture))
-        return made
+    def strip(self, figure: Figure, run: Path, path: Path) -> None:
+        """Pictures of the same prompts, or scenes, and noise after every checkpoint, with the training steps."""
+        checkpoints = sorted((run / "checkpoints").glob("step_*"))
+        names = ["step 0", *(f"step {int(each.stem.split('_')[1])}" for each in checkpoints)]
+        if figure.command == "controlnet":
+            plots.labelled(run / "strip.png", path, columns=["scene", "edges", *names])
+        else:
+            plots.labelled(run / "strip.png", path, rows=names)
 
 
-def circumstances() -> dict[str, str]:
+def family() -> dict[str, Any]:
+    """Which family the figures are of: px of its square pictures, its world, and the sum of its base."""
+    size = json.loads((NANO / "transformer" / "config.json").read_text())["sample_size"]
+    world = NANO / "world.json"
+    number = json.loads(world.read_text())["world"] if world.exists() else 1
+    return {"resolution": 8 * size, "world": number, "base": hashlib.sha256(BASE.read_bytes()).hexdigest()[:12]}
+
+
+def circumstances() -> dict[str, Any]:
     """What figures depend on besides the seeds."""
     packages = {name: version(name) for name in ("torch", "transformers", "accelerate")}
-    return {"python": platform.python_version(), "machine": platform.machine(), **packages}
+    return {"family": family(), "python": platform.python_version(), "machine": platform.machine(), **packages}

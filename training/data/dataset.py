@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,25 +51,23 @@ class FeatureDataset:
         try:
             self.description = parse_json(text)
         except ValueError as error:
-            raise DataError(f"{self.location}/dataset.json is damaged: run `prepare` again ({error})") from error
+            raise self._damaged(error) from error
         if not isinstance(self.description, dict):
-            raise DataError(f"{self.location}/dataset.json is damaged: run `prepare` again (it is no JSON object)")
+            raise self._damaged("it is no JSON object")
         if self.description.get("kind") != KIND:
             raise DataError(f"{self.location}/dataset.json is of kind {self.description.get('kind')!r}, not {KIND!r}")
         if self.description.get("version") != VERSION:
             raise DataError(f"{self.location} was prepared by another version of this trainer: run `prepare` again")
         scale = self.description.get("scaling_factor")
         if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < math.inf:
-            raise DataError(
-                f"{self.location}/dataset.json is damaged: its scaling_factor is {scale!r}; run `prepare` again"
-            )
+            raise self._damaged(f"its scaling_factor is {scale!r}")
         try:
             listed = self.description["shards"]
             self.shards = [ShardInfo(**{**each, "bucket": tuple(each["bucket"])}) for each in listed]
         except DataError as error:
             raise DataError(f"{self.location}: {error}. Run `prepare` again") from error
         except (KeyError, TypeError) as error:
-            raise DataError(f"{self.location}/dataset.json is damaged: run `prepare` again ({error!r})") from error
+            raise self._damaged(repr(error)) from error
         self._starts = np.cumsum([0, *(shard.count for shard in self.shards)])
         self._times = self._repeats()
 
@@ -80,6 +78,10 @@ class FeatureDataset:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def _damaged(self, problem: object) -> DataError:
+        """The error about a description that is not what `prepare` wrote."""
+        return DataError(f"{self.location}/dataset.json is damaged: run `prepare` again ({problem})")
+
     def _repeats(self) -> np.ndarray:
         """How often each sample comes in an epoch."""
         times = np.ones(len(self), np.int64)
@@ -89,23 +91,24 @@ class FeatureDataset:
                     raise ValueError(count)
                 times[int(name)] = count
         except (ValueError, IndexError, AttributeError) as error:
-            raise DataError(f"{self.location}/dataset.json is damaged: its repeats; run `prepare` again") from error
+            raise self._damaged("its repeats") from error
         return times
 
     @property
     def rows(self) -> dict[tuple[int, int], int]:
         """Rows of an epoch of each size (height, width in px): its pictures, each as often as it is repeated."""
-        counts = dict.fromkeys(self.buckets, 0)
-        for shard, start, end in zip(self.shards, self._starts, self._starts[1:], strict=False):
-            counts[shard.bucket] += int(self._times[start:end].sum())
-        return counts
+        return self._by_size(self._times)
 
     @property
     def buckets(self) -> dict[tuple[int, int], int]:
         """Pictures of each size (height, width in px)."""
+        return self._by_size(self._times > 0)
+
+    def _by_size(self, counted: np.ndarray) -> dict[tuple[int, int], int]:
+        """What is counted of each sample, summed up for each size; those with nothing are left out."""
         counts: dict[tuple[int, int], int] = {}
         for shard, start, end in zip(self.shards, self._starts, self._starts[1:], strict=False):
-            counts[shard.bucket] = counts.get(shard.bucket, 0) + int((self._times[start:end] > 0).sum())
+            counts[shard.bucket] = counts.get(shard.bucket, 0) + int(counted[start:end].sum())
         return {size: count for size, count in counts.items() if count}
 
     def hold_out(self, share: float) -> list[int]:
@@ -130,8 +133,6 @@ class FeatureDataset:
         Raises:
             DataError: as `batches`.
         """
-        if hint:
-            require_hints(self.location, self.description)
         reader = _Reader(self, 0, hint)
         sizes: dict[tuple[int, int], list[int]] = {}
         for number in numbers:
@@ -139,10 +140,13 @@ class FeatureDataset:
         groups = [each[at : at + batch_size] for each in sizes.values() for at in range(0, len(each), batch_size)]
         out = []
         for group in groups:
-            samples = [self._get(functools.partial(reader.sample, each, generator_for(0, each))) for each in group]
-            batch = collate(samples)
+            batch = collate(self._fixed(reader, group))
             out.append((group, {name: value for name, value in batch.items() if isinstance(value, Tensor)}))
         return out
+
+    def _fixed(self, reader: _Reader, numbers: Iterable[int]) -> list[dict[str, Any]]:
+        """Samples, each with the wording and the latent that it has every time."""
+        return [self._get(functools.partial(reader.sample, each, generator_for(0, each))) for each in numbers]
 
     def batches(
         self,
@@ -185,10 +189,9 @@ class FeatureDataset:
                 f"{self.location}: no size has the {size} pictures of a batch, and this run was begun by an earlier "
                 "version, which took whole batches alone: begin a new run, in a new folder, which takes every picture"
             )
-        if hint:
-            require_hints(self.location, self.description)
+        reader = _Reader(self, seed, hint)
         planned = self._numbered(size, seed, start, rank, world, whole)
-        yield from read_ahead(_Reader(self, seed, hint), planned, workers, self._get)
+        yield from read_ahead(reader, planned, workers, self._get)
 
     def batches_per_epoch(self, size: int, whole: bool = False) -> int:
         """Batches of at most `size` pictures, over all processes, that an epoch has.
@@ -213,15 +216,12 @@ class FeatureDataset:
         Raises:
             DataError: as `batches`.
         """
-        if hint:
-            require_hints(self.location, self.description)
+        reader = _Reader(self, 0, hint)
         largest = max(self.buckets, key=self.buckets.__getitem__)
         shards = [index for index, shard in enumerate(self.shards) if shard.bucket == largest]
         every = (number for index in shards for number in range(self._starts[index], self._starts[index + 1]))
         numbers = (number for number in every if self._times[number])
-        reader = _Reader(self, 0, hint)
-        chosen = itertools.islice(numbers, count)
-        samples = [self._get(functools.partial(reader.sample, number, generator_for(0, number))) for number in chosen]
+        samples = self._fixed(reader, itertools.islice(numbers, count))
         batch = {name: to_float32(value) for name, value in collate(samples).items()}
         return batch, [sample["prompt"] for sample in samples]
 
@@ -291,9 +291,15 @@ def _mix(samples: list[Tensor], generator: torch.Generator) -> Tensor:
 
 
 class _Reader:
-    """Planned batches to tensors; runs in the reading processes."""
+    """Planned batches to tensors; runs in the reading processes.
+
+    Raises:
+        DataError: if hints are wanted and there are none.
+    """
 
     def __init__(self, dataset: FeatureDataset, seed: int, hint: bool):
+        if hint:
+            require_hints(dataset.location, dataset.description)
         self.dataset, self.seed, self.hint = dataset, seed, hint
 
     def __call__(self, planned: _PlannedBatch) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ...pixart_core.saving import replacing
 from ...pixart_core.textfile import parse_json
 from ..machine import DiskError, require_packages
 from .shards import DESCRIPTION, DataError, Shard, ShardInfo, hash_file
-from .waiting import Aside, StoreBusy
+from .waiting import StoreBusy, aside, has_ended
 
 CACHE_GIGABYTES = 100
 """What the shards of all remote datasets may take in one cache; the least recently used make way."""
@@ -148,12 +148,11 @@ def _download(url: str, path: Path) -> str:
 
     progress = Progress()
     files, there = file_system(url)
-    call = Aside(lambda: files.get_file(there, str(path), callback=progress))
-    while not call.wait(0.5):
+    call = aside(lambda: files.get_file(there, str(path), callback=progress))
+    while not has_ended(call, 0.5):
         if time.monotonic() - progress.last > STALLED:
             raise TimeoutError(f"no byte came for {STALLED:.0f} s")
-    if call.error is not None:
-        raise call.error
+    call.result()  # raises what the call did
     return hash_file(path)
 
 

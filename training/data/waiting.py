@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
 from ..machine import duration
@@ -34,25 +35,23 @@ class Interrupted(Exception):
     """Somebody asked for the end while data was waited for."""
 
 
-class Aside:
+def aside(action: Callable[[], Result]) -> Future[Result]:
     """A call in a thread of its own, which can be left behind: it ends by itself, or with the process."""
+    call: Future[Result] = Future()
 
-    def __init__(self, action: Callable[[], Any]):
-        self._action, self._ended, self.begun = action, threading.Event(), time.monotonic()
-        self.result: Any = None
-        self.error: BaseException | None = None
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
+    def run() -> None:
         try:
-            self.result = self._action()
+            call.set_result(action())
         except BaseException as error:  # an iterator's end, too, is the business of whoever waits
-            self.error = error
-        self._ended.set()
+            call.set_exception(error)
 
-    def wait(self, seconds: float) -> bool:
-        """Whether it has ended, at the latest after so long."""
-        return self._ended.wait(seconds)
+    threading.Thread(target=run, daemon=True).start()
+    return call
+
+
+def has_ended(call: Future[Any], seconds: float) -> bool:
+    """Whether a call has ended, at the latest after so long."""
+    return bool(wait([call], seconds).done)
 
 
 def at_once(action: Callable[[], Result]) -> Result:
@@ -89,23 +88,23 @@ class Patience:
             Interrupted: if somebody asked for the end meanwhile; `action` may then still be under way.
             StoreBusy: if `limit` has passed.
         """
-        wait = _Wait(action, self._limit)
+        going = _Wait(action, self._limit)
         while True:
-            wait.look()
-            ready, stop = self._agree(wait.ready, self._asked())
+            going.look()
+            ready, stop = self._agree(going.ready, self._asked())
             if ready:
-                if wait.said:
-                    self._say(f"the data is there again after {duration(wait.seconds())}")
+                if going.said:
+                    self._say(f"the data is there again after {duration(going.seconds())}")
                     self._show("")
-                return wait.call.result
+                return going.call.result()
             if stop:
                 self._show("")
                 raise Interrupted
-            self._tell(wait)
+            self._tell(going)
 
-    def _tell(self, wait: _Wait) -> None:
-        text = wait.text()
-        if text and wait.is_news():
+    def _tell(self, going: _Wait) -> None:
+        text = going.text()
+        if text and going.is_news():
             self._say(text)
         if text:
             self._show(text)
@@ -116,14 +115,14 @@ class _Wait:
 
     def __init__(self, action: Callable[[], Any], limit: float):
         self.action, self.begun, self._limit = action, time.monotonic(), limit
-        self.call = Aside(action)
+        self.call, self._asked = aside(action), self.begun
         self.problem, self.said = "", ""
         self._pause, self._again = FIRST_PAUSE, 0.0
         self._paused = False
 
     @property
     def ready(self) -> bool:
-        return not self._paused and self.call.wait(0) and self.call.error is None
+        return not self._paused and self.call.done() and self.call.exception() is None
 
     def seconds(self) -> float:
         """Since it was first asked for."""
@@ -135,11 +134,11 @@ class _Wait:
             left = self._again - time.monotonic()
             time.sleep(min(_TICK, max(0.0, left)))
             if left <= _TICK:
-                self._paused, self.call = False, Aside(self.action)
+                self._paused, self.call, self._asked = False, aside(self.action), time.monotonic()
         elif self.ready:
             time.sleep(_TICK)  # another process has not what it wants
-        elif self.call.wait(_TICK) and self.call.error is not None:
-            self._failed(self.call.error)
+        elif has_ended(self.call, _TICK) and (error := self.call.exception()) is not None:
+            self._failed(error)
 
     def _failed(self, error: BaseException) -> None:
         if not isinstance(error, StoreBusy):
@@ -157,7 +156,7 @@ class _Wait:
             return f"waiting for the data's store, for {duration(self.seconds())}: {self.problem}"
         if self.ready:
             return "waiting for another process's data" if self.seconds() > _SLOW else ""
-        slow = time.monotonic() - self.call.begun > _SLOW
+        slow = time.monotonic() - self._asked > _SLOW
         return f"waiting for data, for {duration(self.seconds())}: no answer yet" if slow else ""
 
     def is_news(self) -> bool:

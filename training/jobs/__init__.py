@@ -12,30 +12,19 @@ so that a server which starts later, or a second one beside it, finds every job 
 a job or changes what it does; settings and paths are checked again before every start.
 """
 
-from ..settings import is_number
-from . import process
-from .imported import import_jobs
-from .job import ACTIVE, STATES, Job, JobError, NoSuchJob
-from .metrics import read_metrics
-from .queue import ACTIONS, Queue, check_name
-from .runner import TRAIN
-from .verdict import count_of, last_line, plain_text
-
-__all__ = [
-    "ACTIONS",
-    "ACTIVE",
-    "STATES",
-    "TRAIN",
-    "check_name",
-    "Job",
-    "JobError",
-    "NoSuchJob",
-    "Queue",
-    "count_of",
-    "import_jobs",
-    "is_number",
-    "last_line",
-    "plain_text",
-    "process",
-    "read_metrics",
-]
+from ..settings import is_number as is_number
+from . import process as process
+from .imported import import_jobs as import_jobs
+from .job import ACTIVE as ACTIVE
+from .job import STATES as STATES
+from .job import Job as Job
+from .job import JobError as JobError
+from .job import NoSuchJob as NoSuchJob
+from .metrics import read_metrics as read_metrics
+from .queue import ACTIONS as ACTIONS
+from .queue import Queue as Queue
+from .queue import check_name as check_name
+from .runner import TRAIN as TRAIN
+from .verdict import count_of as count_of
+from .verdict import last_line as last_line
+from .verdict import plain_text as plain_text

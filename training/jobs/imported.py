@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 MARK = "imported"
 """File among the records: it was done."""
 _TEXT = 500
+_NO_PROCESS: dict[str, Any] = {"wanted": "", "pid": None, "identity": ""}
 
 
 def import_jobs(queue: Queue) -> list[Job]:
@@ -90,20 +91,16 @@ def _taken_over(queue: Queue, folder: Path) -> Job:
             run = RunDir(folder)
             if run.is_running():  # a process of the earlier version: it saves and ends
                 run.request("stop")
-    return Job(
-        folder.name,
-        old.command,
-        settings,
-        old.device,
-        name,
-        old.state if ended else "paused",
-        _text(old.reason) if ended else "it was made by an earlier version: resume it",
-        order=old.order,
-        created=old.created,
+    return dataclasses.replace(
+        old,
+        settings=settings,
+        name=name,
+        state=old.state if ended else "paused",
+        reason=_text(old.reason) if ended else "it was made by an earlier version: resume it",
         after=old.after if IDENTIFIER.fullmatch(old.after) else "",
         stamp=_text(old.stamp),
-        attempt=old.attempt,
         result=_result(old.result),
+        **_NO_PROCESS,
     )
 
 

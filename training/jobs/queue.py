@@ -234,12 +234,6 @@ class Queue(Store):
 
     _retry = _resume
 
-    def _stop(self, job: Job) -> Job:
-        return self._end(job, "stopped")
-
-    def _pause(self, job: Job) -> Job:
-        return self._end(job, "paused")
-
     def _kill(self, job: Job) -> Job:
         """End the process now; what was not saved is lost."""
         job.wanted = job.wanted or "paused"
@@ -281,6 +275,9 @@ class Queue(Store):
         self.put(job, "stopping", "saves and ends")
         self._runner.ask_to_end(job)
         return job
+
+    _stop = functools.partialmethod(_end, wanted="stopped")
+    _pause = functools.partialmethod(_end, wanted="paused")
 
     # --- places ---
 

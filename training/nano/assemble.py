@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,11 @@ import torch
 
 from ...pixart_core.checkpoint import load_pixart, save_pixart
 from ...pixart_core.lcm import DDIM_STEPS
+from ...pixart_core.preview import COLOURS
 from ...pixart_core.schedule import BETA_END, BETA_START, NUM_TIMESTEPS
+from ...pixart_core.vae import FACTOR, load_vae
+from .autoencoder import Source
+from .preview import describe
 from .worlds import WORLDS, write_world
 
 SCHEDULER = {
@@ -35,6 +40,9 @@ MODEL_INDEX = {
     "vae": ["diffusers", "AutoencoderTiny"],
 }
 
+_FITTED = 48
+"""Scenes that the colours of previews are fitted to."""
+
 
 def assemble(parts: Path, teacher: Path, student: Path, output: Path, world: int = 1) -> None:
     """Write the family: the student as transformer/ in diffusers' layout, the teacher as base/ in the authors'.
@@ -56,11 +64,12 @@ def assemble(parts: Path, teacher: Path, student: Path, output: Path, world: int
     for name in ("base", "lcm_lora", "controlnet"):  # the last two are exported into afterwards
         (output / name).mkdir(exist_ok=True)
     write_world(output, WORLDS[world])
-    family = {"family": "PixArt-δ nano"}
+    base = load_pixart(teacher)
+    scenes, rng = Source(WORLDS[world], FACTOR * base.config.input_size), random.Random("previews")
+    colours = describe(load_vae(output), [scenes.picture(rng) for _ in range(_FITTED)])
+    family = {"family": "PixArt-δ nano", COLOURS: colours}
     save_pixart(load_pixart(student), output / "transformer", "diffusers", dtype=torch.float16, metadata=family)
-    save_pixart(
-        load_pixart(teacher), output / "base/pixart_nano_base.safetensors", dtype=torch.float16, metadata=family
-    )
+    save_pixart(base, output / "base/pixart_nano_base.safetensors", dtype=torch.float16, metadata=family)
 
 
 def main(arguments: list[str]) -> None:

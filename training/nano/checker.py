@@ -10,23 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from .scenes import (
-    ATTRIBUTES,
-    GROUND_COLOUR,
-    GROUNDS,
-    HULL,
-    LEAVES,
-    MOUNTAIN_COLOUR,
-    MOUNTAINS,
-    ROOF,
-    SAIL,
-    SKY,
-    TIMES,
-    TRUNK,
-    WALL,
-    Scene,
-    tinted,
-)
+from . import scenes
+from .scenes import Scene, ground_shades, tinted
 
 SHADES = (1.0, 0.84, 0.8, 0.67)
 _TYPICAL_HORIZON = 0.64
@@ -44,7 +29,7 @@ def read_scene(picture: Image.Image) -> Scene:
     horizon = horizon_of(pixels, time, ground)
     return Scene(
         time,
-        sky_side(pixels, SKY[time][2]),
+        sky_side(pixels, scenes.SKY[time][2]),
         _mountains(pixels, time, horizon),
         ground,
         _thing(pixels, time, ground, horizon),
@@ -54,7 +39,7 @@ def read_scene(picture: Image.Image) -> Scene:
 def attributes_right(picture: Image.Image, scene: Scene) -> dict[str, bool]:
     """Attribute name -> whether the picture shows what `scene` says."""
     seen = read_scene(picture)
-    return {name: getattr(seen, name) == getattr(scene, name) for name in ATTRIBUTES}
+    return {name: getattr(seen, name) == getattr(scene, name) for name in scenes.ATTRIBUTES}
 
 
 def colour_distance(pixels: np.ndarray, colours) -> np.ndarray:
@@ -74,7 +59,7 @@ def pieces(mask: np.ndarray, area: float) -> int:
 
 def _time(pixels) -> str:
     top = np.median(pixels[: max(1, round(0.04 * len(pixels)))].reshape(-1, 3), axis=0)
-    return TIMES[int(colour_distance(top, [SKY[time][0] for time in TIMES]).argmin())]
+    return scenes.TIMES[int(colour_distance(top, [scenes.SKY[time][0] for time in scenes.TIMES]).argmin())]
 
 
 def sky_side(pixels: np.ndarray, light: Sequence[float]) -> str:
@@ -87,17 +72,17 @@ def sky_side(pixels: np.ndarray, light: Sequence[float]) -> str:
 
 def _ground(pixels, time) -> str:
     bottom = pixels[-max(1, round(0.06 * len(pixels))) :].reshape(-1, 3)
-    colours = [tinted(GROUND_COLOUR[ground], time, factor) for ground in GROUNDS for factor in (1.0, 0.95, 0.9)]
-    votes = np.bincount(colour_distance(bottom, colours).argmin(-1) // 3, minlength=len(GROUNDS))
-    return GROUNDS[int(votes.argmax())]
+    colours = [shade for ground in scenes.GROUNDS for shade in ground_shades(ground, time)]
+    votes = np.bincount(colour_distance(bottom, colours).argmin(-1) // 3, minlength=len(scenes.GROUNDS))
+    return scenes.GROUNDS[int(votes.argmax())]
 
 
 def horizon_of(pixels, time, ground) -> int:
     """The row below which most pixels have the colour of the ground."""
     height = len(pixels)
-    land = colour_distance(pixels, [tinted(GROUND_COLOUR[ground], time, factor) for factor in (1.0, 0.95, 0.9)]).min(-1)
+    land = colour_distance(pixels, ground_shades(ground, time)).min(-1)
     rock = colour_distance(
-        pixels, [tinted(colour, time, shade) for colour in MOUNTAIN_COLOUR.values() for shade in SHADES]
+        pixels, [tinted(colour, time, shade) for colour in scenes.MOUNTAIN_COLOUR.values() for shade in SHADES]
     ).min(-1)
     share = ((land < NEAR * 0.6) & (land < rock + 8)).mean(1)  # 8: snow and snowy mountains look alike
     for row in range(round(0.56 * height), round(0.72 * height)):
@@ -110,30 +95,30 @@ def _mountains(pixels, time, horizon) -> str:
     height = len(pixels)
     band = slice(horizon - round(0.09 * height), horizon - round(0.02 * height))
     rows = pixels[band]
-    colours = [tinted(MOUNTAIN_COLOUR[name], time, shade) for name in MOUNTAINS for shade in SHADES]
-    distance = colour_distance(rows, colours).reshape(*rows.shape[:2], len(MOUNTAINS), len(SHADES)).min(-1)
+    colours = [tinted(scenes.MOUNTAIN_COLOUR[name], time, shade) for name in scenes.MOUNTAINS for shade in SHADES]
+    distance = colour_distance(rows, colours).reshape(*rows.shape[:2], len(scenes.MOUNTAINS), len(SHADES)).min(-1)
     sky = colour_distance(rows, _sky_colours(time, height)[band].reshape(-1, 3)).min(-1)
     votes = [
         (distance.argmin(-1) == index) & (distance.min(-1) < sky) & (distance.min(-1) < NEAR)
-        for index in range(len(MOUNTAINS))
+        for index in range(len(scenes.MOUNTAINS))
     ]
-    return MOUNTAINS[int(np.argmax([vote.sum() for vote in votes]))]
+    return scenes.MOUNTAINS[int(np.argmax([vote.sum() for vote in votes]))]
 
 
 def _sky_colours(time, height) -> np.ndarray:
     ramp = np.clip(np.arange(height) / (_TYPICAL_HORIZON * height), 0, 1)[:, None]
-    top, bottom = (np.array(colour) for colour in SKY[time][:2])
+    top, bottom = (np.array(colour) for colour in scenes.SKY[time][:2])
     return top * (1 - ramp) + bottom * ramp
 
 
 def _thing(pixels, time, ground, horizon) -> str:
     rows = pixels[horizon + 1 :]
-    other = [tinted(GROUND_COLOUR[ground], time, factor) for factor in (1.0, 0.95, 0.9)]
-    other += [tinted(colour, time) for colour in (ROOF, TRUNK, HULL)]  # dark parts, which at night resemble leaves
+    dark = (scenes.ROOF, scenes.TRUNK, scenes.HULL)  # which at night resemble leaves
+    other = ground_shades(ground, time) + [tinted(colour, time) for colour in dark]
     other = colour_distance(rows, other).min(-1)
-    parts = {"house": [tinted(WALL, time)], "trees": [tinted(LEAVES, time)]}
+    parts = {"house": [tinted(scenes.WALL, time)], "trees": [tinted(scenes.LEAVES, time)]}
     if ground == "lake":
-        parts["boat"] = [tinted(SAIL, time, 1.1), tinted(SAIL, time, 0.95)]
+        parts["boat"] = [tinted(scenes.SAIL, time, 1.1), tinted(scenes.SAIL, time, 0.95)]
     distances = {name: colour_distance(rows, colours).min(-1) for name, colours in parts.items()}
     unit = min(pixels.shape[:2]) ** 2
     area = {name: ((d < NEAR) & (d < other)).sum() / unit for name, d in distances.items()}

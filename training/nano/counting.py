@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .checker import NEAR, colour_distance, horizon_of, pieces
-from .scenes import GROUND_COLOUR, HULL, LEAVES, ROOF, SKY, TRUNK, WALL, Scene, tinted
+from .scenes import HULL, LEAVES, ROOF, SKY, TRUNK, WALL, Scene, ground_shades, tinted
 
 NUMBER = {"none": 0, "house": 1, "trees": 3, "boat": 1}
 """How many of a thing the generator draws, whatever words the caption has for it."""
@@ -59,7 +59,7 @@ def _square(pixels: np.ndarray) -> int:
 
 def _looks_like(pixels: np.ndarray, scene: Scene, parts: Sequence[tuple[int, int, int]]) -> np.ndarray:
     """Where one of these colours is near, and nearer than the ground."""
-    others = [tinted(GROUND_COLOUR[scene.ground], scene.time, factor) for factor in (1.0, 0.95, 0.9)]
+    others = ground_shades(scene.ground, scene.time)
     others += [tinted(TRUNK, scene.time)] * (scene.thing == "trees")
     near = colour_distance(pixels, [tinted(each, scene.time) for each in parts]).min(-1)
     return (near < NEAR) & (near < colour_distance(pixels, others).min(-1))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,12 +69,16 @@ class ControlTest:
         self.drawn = [world.draw(scene, size, seed) for seed, (scene, _, size) in enumerate(self.prompts)]
         self.edges = find(self.drawn)
 
-    def run(self, pipeline: Pipeline, strength: float, **options) -> tuple[list[Image.Image], dict[str, float]]:
-        """The pictures, their mean F1 and the share of attributes that they show, in percent."""
+    def run(
+        self, pipeline: Pipeline, strength: float, each: list[float] | None = None, **options
+    ) -> tuple[list[Image.Image], dict[str, float]]:
+        """The pictures, their mean F1 and the share of attributes that they show, in percent; `each` gets every F1."""
         hints = [edges.expand(-1, -1, -1, 3) for edges in self.edges]
         made = pictures(pipeline, self.prompts, hints, strength, **options)
         found = self.find(made)
         agreement = [edge_f1(one, other) for one, other in zip(found, self.edges, strict=True)]
+        if each is not None:
+            each += agreement
         return made, {"f1": sum(agreement) / len(agreement), "attributes": score(made, self.prompts, self.world)["all"]}
 
     def sheet(self, results: list[list[Image.Image]], examples: Sequence[int], scale: int = 1) -> Image.Image:
@@ -103,8 +108,9 @@ def plot(points: list[tuple[int, float]], without: float, path: Path) -> None:
 
 
 def curve(run: Path, pipeline: Pipeline, measure: Callable[..., dict[str, float]]) -> list[tuple[int, float]]:
-    """(step, F1 at strength 1) of every checkpoint of a `controlnet` run, oldest first."""
-    points, dtype = [], pipeline.transformer.product_dtype
+    """(step, F1 at strength 1) of every checkpoint of a `controlnet` run, oldest first; before the first step a control
+    changes nothing, and is measured as none."""
+    points, dtype = [(0, measure(0.0, step=0)["f1"])], pipeline.transformer.product_dtype
     for path in RunDir(run).checkpoints():
         task, _, step = restore(str(path))
         network = task.result()
@@ -125,10 +131,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--strengths", type=float, nargs="+", default=[0, 0.5, 1])
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--sheet", type=Path, help="PNG: a row for each example: scene, edges, every strength")
+    parser.add_argument("--sheet", type=Path, help="a row for each example: scene, edges, every strength (checkpoint)")
     parser.add_argument("--examples", type=int, nargs="+", default=list(range(12)), help="scenes in the sheet")
     parser.add_argument("--scale", type=int, default=1, help="of the sheet's pictures")
-    parser.add_argument("--curve", type=Path, help="a `controlnet` run: measure its checkpoints instead")
+    parser.add_argument("--curve", type=Path, help="a `controlnet` run: measure its checkpoints instead, each scene")
     parser.add_argument("--plot", type=Path, help="PNG or SVG of F1 over the steps of --curve")
     options = parser.parse_args(arguments)
     pipeline = Pipeline.from_pretrained(options.models, transformer=options.transformer, controlnet=options.controlnet)
@@ -138,18 +144,21 @@ def main(arguments: list[str]) -> None:
     results = []
 
     def measure(strength: float, **about) -> dict[str, float]:
-        made, numbers = test.run(pipeline, strength, **settings)
+        each: list[float] = []
+        made, numbers = test.run(pipeline, strength, each, **settings)
         results.append(made)
-        rounded = {name: round(value, 3) for name, value in numbers.items()}
-        print(json.dumps({**about, **settings, "strength": strength, "scenes": options.count, **rounded}), flush=True)
+        line: dict[str, Any] = {name: round(value, 3) for name, value in numbers.items()}
+        if options.curve is not None:
+            line["each"] = [round(value, 3) for value in each]
+        print(json.dumps({**about, **settings, "strength": strength, "scenes": options.count, **line}), flush=True)
         return numbers
 
     if options.curve is not None:
         points = curve(options.curve, pipeline, measure)
         if options.plot is not None:
-            plot(points, measure(0.0)["f1"], options.plot)
-        return
-    for strength in options.strengths:
-        measure(strength)
+            plot(points, points[0][1], options.plot)
+    else:
+        for strength in options.strengths:
+            measure(strength)
     if options.sheet is not None:
         test.sheet(results, options.examples, options.scale).save(options.sheet)

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ...pixart_core.pipeline import Pipeline
@@ -17,6 +18,8 @@ from .frechet import features, frechet_distance
 from .worlds import WORLDS, World
 
 SEEDS = (0, 1, 2)
+SHOWN = 7
+"""Pictures in a row of a sheet."""
 # Student's t for 95 % on both sides, by the number of seeds less one.
 _T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -72,14 +75,27 @@ class Exam:
 
     def _latents(self, predictor, steps: int, seed: int, sampler: str = "lcm", null: Tensor | None = None, **options):
         def make(size: tuple[int, int], rows: list[int], start: int) -> Tensor:
-            batch = {
-                "latent": torch.empty(len(rows), 4, *(side // FACTOR for side in size)),
-                "caption": self.caption[rows],
-                "caption_mask": self.mask[rows],
-            }
+            batch = self._batch(size, rows)
             return sample_latents(predictor, batch, sampler, null, seed * 1000 + start, steps=steps, **options)
 
         return by_size(self.prompts, make)
+
+    def _batch(self, size: tuple[int, int], rows: list[int]) -> dict[str, Tensor]:
+        """Empty latents and the captions of some prompts, which are all of one size."""
+        latent = torch.empty(len(rows), 4, *(side // FACTOR for side in size))
+        return {"latent": latent, "caption": self.caption[rows], "caption_mask": self.mask[rows]}
+
+    @property
+    def shown(self) -> list[int]:
+        """Numbers of the prompts that `show` draws: the first square ones."""
+        return [index for index, (_, _, (height, width)) in enumerate(self.prompts) if height == width][:SHOWN]
+
+    def show(
+        self, predictor: Callable[..., Tensor], steps: int, sampler: str = "lcm", null: Tensor | None = None, **options
+    ) -> list[Image]:
+        """Pictures of the prompts `shown`, which begin with the same noise every time; arguments as of `mark`."""
+        batch = self._batch(self.prompts[self.shown[0]][2], self.shown)
+        return pictures(self.vae, sample_latents(predictor, batch, sampler, null, steps=steps, **options))
 
 
 def interval(values: Sequence[float]) -> list[float]:

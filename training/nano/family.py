@@ -34,9 +34,9 @@ RECIPES = TRAIN.parent / "recipes"
 PICTURES, CAPTIONS, SHOWN = 24_000, 200, 48
 MODELS: dict[int, dict[str, int]] = {128: {}, 256: {"input_size": 32, "depth": 8}}
 """What a resolution changes of the base that the recipe describes: at 256 px 5.2 M parameters."""
-CHANNELS = {128: 32, 256: 64}
-"""Of the autoencoder; 64 are TAESD's."""
-VAE = {128: (3000, 16), 256: (8000, 8)}
+CHANNELS = {128: 32, 256: 40}
+"""Of the autoencoder; TAESD has 64."""
+VAE = {128: (3000, 16), 256: (4000, 8)}
 """Steps and batch of the autoencoder."""
 WORLD = {128: 1, 256: 2}
 """Shown at a resolution unless another world is asked for."""
@@ -103,7 +103,7 @@ _COST = {
     "picture": (0.012, 0.001),
     "features": (0.03, 0.004),
     "autoencoder": (0.35, 0.03),
-    "sharp": (0.7, 0.04),
+    "sharp": (0.5, 0.04),
     "text": (0.05, 0.05),
     "hed": (0.12, 0.12),
     "finetune": (0.25, 0.02),
@@ -115,7 +115,7 @@ _COST = {
 _DRAWN = ("picture", "hed")
 """Done by CPUs on a machine with a GPU, too."""
 _SAME_SIZE = ("text", "autoencoder", "sharp")
-"""Takes the same time at every resolution; a sharp autoencoder has 64 channels and half the batch."""
+"""Takes the same time at every resolution; a sharp autoencoder has more channels and half the batch."""
 _START = 15
 """Seconds until a command computes."""
 
@@ -151,10 +151,10 @@ class Plan:
             *("scenes", 0, "picture", pictures), ["nano", "scenes", folder, "--pictures", pictures, *drawn, *world]
         )
         channels = ("--channels", CHANNELS[settings.resolution], "--batch", batch)
-        sharp = ("--pictures", folder, "--critic", 0.1, "--learning-rate", 0.0015) if settings.world == 2 else ()
+        of_files = ("--pictures", folder) if settings.world == 2 else ()
         yield self._part(
             *("autoencoder", 1, "autoencoder" if settings.resolution == 128 else "sharp", vae),
-            ["nano", "autoencoder", family / "vae", "--steps", vae, *channels, *drawn, *world, *sharp],
+            ["nano", "autoencoder", family / "vae", "--steps", vae, *channels, *drawn, *world, *of_files],
         )
         yield self._part("text", 1, "text", text, ["nano", "text_encoder", family, "--steps", text, *world])
         yield self._part("hed", 1, "hed", edges, ["nano", "hed", family / "hed", "--steps", edges, *size, *world])

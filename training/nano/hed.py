@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import ImageFilter
 from torch import Tensor, nn
 
-from ...pixart_core.hed import HED, load_hed
+from ...pixart_core.hed import HED, fused, load_hed
 from ...pixart_core.saving import save_weights
 from .learning import Learner
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
@@ -70,8 +70,8 @@ def deep_loss(sides: list[Tensor], edges: Tensor) -> Tensor:
     Plain, because balance makes lines wide, which the sides may have and the result may not.
     """
     sides = [F.interpolate(side, edges.shape[-2:], mode="bilinear") for side in sides]
-    fused = F.binary_cross_entropy_with_logits(torch.stack(sides).mean(0), edges)
-    return sum(balanced_loss(side, edges) for side in sides) + _FUSED * fused
+    plain = F.binary_cross_entropy_with_logits(torch.stack(sides).mean(0), edges)
+    return sum(balanced_loss(side, edges) for side in sides) + _FUSED * plain
 
 
 def f1(logits: Tensor, edges: Tensor) -> float:
@@ -145,7 +145,7 @@ def train(
         learner.update(loss)
         if learner.tells(_EVERY):
             with torch.no_grad():
-                scores = [f1(_fused(net, pictures / _SCALE), edges) for pictures, edges in held_out]
+                scores = [f1(fused(net(pictures / _SCALE), edges.shape[-2:]), edges) for pictures, edges in held_out]
             print(
                 f"step {learner.step} loss {loss.item():.3f} F1 {sum(scores) / len(scores):.3f} "
                 f"{time.perf_counter() - start:.0f} s",
@@ -154,10 +154,6 @@ def train(
             learner.save()
     state = {name: tensor.half() for name, tensor in fold_scale(net).state_dict().items()}
     return save_weights(state, output / "hed.safetensors")
-
-
-def _fused(net: HED, pictures: Tensor) -> Tensor:
-    return torch.stack([F.interpolate(side, pictures.shape[-2:], mode="bilinear") for side in net(pictures)]).mean(0)
 
 
 def report(hed: Path, teacher: HED, pictures: Path) -> None:

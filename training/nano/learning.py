@@ -36,25 +36,31 @@ class Learner:
         clip: largest gradient norm; None = no clipping.
         file: what a stopped training goes on from; None = it is not kept.
         beside: what else is trained, kept in the same file.
+        optimizer: whose groups have the highest rates of the cycle; None = AdamW with the three numbers above.
     """
 
     def __init__(
         self,
         net: nn.Module,
         steps: int,
-        learning_rate: float,
-        weight_decay: float,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.0,
         beta2: float = 0.99,
         clip: float | None = 1.0,
         file: Path | None = None,
         beside: Mapping[str, Kept] | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
     ):
         self.net, self.steps, self.clip, self.file, self.step = net, steps, clip, file, 0
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = optimizer or torch.optim.AdamW(
             net.parameters(), lr=learning_rate, betas=(0.9, beta2), weight_decay=weight_decay
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, learning_rate, total_steps=steps, pct_start=0.1
+            self.optimizer,
+            [group["lr"] for group in self.optimizer.param_groups],
+            total_steps=steps,
+            pct_start=0.1,
+            cycle_momentum=optimizer is None,
         )
         self._kept: dict[str, Kept] = {"net": net, "optimizer": self.optimizer, "schedule": self.schedule}
         self._kept |= beside or {}

@@ -47,6 +47,17 @@ TENT, TENT_INSIDE = (150, 62, 196), (62, 26, 84)
 WOOL, FACE = (250, 246, 232), (52, 46, 44)
 TOWER, LANTERN, ROCK = (214, 44, 48), (255, 244, 190), (96, 92, 92)
 BALLOON, STRIPE, BASKET = (20, 176, 168), (10, 134, 132), (110, 70, 40)
+BODIES = {
+    "house": (WALL, (140, 47, 42), ROOF),  # between them what one pixel shows of both
+    "tree": (LEAVES,),
+    "tent": (TENT, TENT_INSIDE),
+    "sheep": (WOOL,),
+    "boat": (HULL,),
+    "lighthouse": (TOWER,),
+}
+"""The paints of each thing that together are one piece, though its upper part be cut off."""
+TRIM = (TRUNK, WINDOW, FACE, ROCK, SAIL, BASKET)
+"""Those of no thing's body."""
 
 
 def lit(colour: Colour, time: str, shade: float = 1.0) -> Colour:

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 from safetensors import safe_open
 from torch import Tensor
 
-from ...pixart_core.hed import HED, detect
+from ...pixart_core.hed import HED, detect, fused
 from ...pixart_core.saving import save_weights
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -102,17 +102,12 @@ class Crops:
 
 def distillation_loss(sides: list[Tensor], teacher: list[Tensor], fused_weight: float) -> Tensor:
     """Cross entropy with the teacher's soft edges: of each side at its size, of the mean of all at full size."""
-    size = teacher[0].shape[-2:]
-
-    def fuse(maps: list[Tensor]) -> Tensor:
-        return torch.stack([F.interpolate(side, size, mode="bilinear") for side in maps]).mean(0)
-
     loss = sum(
         F.binary_cross_entropy_with_logits(side, target.sigmoid()) for side, target in zip(sides, teacher, strict=True)
     )
-    fused, target = fuse(sides), fuse(teacher)
-    plain = F.binary_cross_entropy_with_logits(fused, target.sigmoid())
-    return loss + fused_weight * (plain + 10 * F.mse_loss(fused.sigmoid(), target.sigmoid()))
+    mean, target = (fused(maps, teacher[0].shape[-2:]) for maps in (sides, teacher))
+    plain = F.binary_cross_entropy_with_logits(mean, target.sigmoid())
+    return loss + fused_weight * (plain + 10 * F.mse_loss(mean.sigmoid(), target.sigmoid()))
 
 
 def agreement(net: HED, teacher: HED, pictures: Sequence[Path], side: int = SIDES[0]) -> list[float]:

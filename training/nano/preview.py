@@ -1,7 +1,8 @@
 """Fit the colours of ComfyUI's previews to an autoencoder: latent (4, h, w) and a constant to RGB, by least squares.
 
 ComfyUI's latent2rgb shows a step's latent as these colours; Stable Diffusion's are false for another autoencoder.
-Prints the factors as `nodes/bridge/preview.py` holds them for the bundled one.
+`assemble` writes them into the files of a family; printed here are those of the bundled one, whose files are older, as
+`nodes/bridge/preview.py` holds them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ def fit(vae, pictures: Sequence[Image.Image]) -> tuple[Tensor, Tensor, Tensor]:
     solution = torch.linalg.lstsq(known, colour).solution
     explained = 1 - (colour - known @ solution).square().mean(0) / colour.var(0, correction=0)
     return solution[:-1], solution[-1], explained
+
+
+def describe(vae, pictures: Sequence[Image.Image]) -> dict[str, list]:
+    """What a transformer's file says for its previews: see `pixart_core.preview.COLOURS`."""
+    factors, bias, _ = fit(vae, pictures)
+    return {"factors": factors.float().tolist(), "bias": bias.float().tolist()}
 
 
 def main(arguments: list[str]) -> None:

@@ -16,71 +16,18 @@ from .canvas import Colour
 from .checker import NEAR, colour_distance, pieces, sky_side
 from .landscape import LIGHTS, THINGS, Group, Landscape
 from .painting import AURORA, BANDS
-from .palette import (
-    BALLOON,
-    BASKET,
-    CLOUDS,
-    FACE,
-    GROUNDS,
-    HULL,
-    LEAVES,
-    LIT,
-    MOUNTAINS,
-    ROCK,
-    ROOF,
-    SAIL,
-    SHADED,
-    SKIES,
-    STRIPE,
-    TENT,
-    TENT_INSIDE,
-    TOWER,
-    TRUNK,
-    WALL,
-    WINDOW,
-    WOOL,
-    lit,
-)
+from .palette import BALLOON, BODIES, CLOUDS, GROUNDS, LIT, MOUNTAINS, SHADED, SKIES, STRIPE, TRIM, lit
 
 ATTRIBUTES = ("time", "side", "mountains", "ground", "weather", "things")
 COUNTS = ("numbers", "order")
 _SKY, _ABOVE_PEAKS, _ROCK, _LAND = (0.0, 0.42), 0.24, (0.53, 0.575), (0.67, 1.0)
 """Rows, in parts of the height: of balloons and lights, of clouds, of near mountains alone, of the ground alone."""
-_BODIES = {
-    "house": (WALL, (140, 47, 42), ROOF),  # between them what one pixel shows of both
-    "tree": (LEAVES,),
-    "tent": (TENT, TENT_INSIDE),
-    "sheep": (WOOL,),
-    "boat": (HULL,),
-    "lighthouse": (TOWER,),
-}
-"""The paints of each thing that together are one piece, though its upper part be cut off."""
 _AREAS = {"house": 0.006, "tree": 0.0025, "tent": 0.003, "sheep": 0.0012, "boat": 0.002, "lighthouse": 0.003}
 """Squares of the shorter side from which a piece is a thing; drawn ones have twice that at least."""
 _BALLOON_AREA, _CLOUD_AREA, _LIGHT_AREA = 0.005, 0.006, 0.0012
-_TRIM = (TRUNK, WINDOW, FACE, ROCK, SAIL, BASKET)
 
-Colours = Iterable[Colour | np.ndarray]
-
-
-class _Named:
-    """Colours with names; `find` tells where one name's colours are the nearest, and near."""
-
-    def __init__(self) -> None:
-        self.colours: list[Colour] = []
-        self.names: list[str] = []
-
-    def add(self, name: str, colours: Colours) -> None:
-        for colour in colours:
-            red, green, blue = colour
-            self.colours.append((red, green, blue))
-            self.names.append(name)
-
-    def read(self, pixels: np.ndarray) -> np.ndarray:
-        """Names (H, W) of pixels (H, W, 3); "" where no colour is near."""
-        distance = colour_distance(pixels, self.colours)
-        names = np.asarray(self.names)[distance.argmin(-1)]
-        return np.where(distance.min(-1) < NEAR, names, "")
+Named = tuple[str, Iterable[Colour | np.ndarray]]
+"""Colours of one name."""
 
 
 def read_landscape(picture: Image.Image) -> Landscape:
@@ -122,18 +69,22 @@ def _time(pixels: np.ndarray) -> str:
 
 
 def _ground(pixels: np.ndarray, time: str) -> str:
-    named = _Named()
-    for name, colour in GROUNDS.items():
-        named.add(name, _shades(colour, time, 1.0, 0.93, 0.86))
-    return _most(named.read(_rows(pixels, (0.94, 1.0))), GROUNDS)
+    named = [(name, _shades(colour, time, 1.0, 0.93, 0.86)) for name, colour in GROUNDS.items()]
+    return _most(_read(_rows(pixels, (0.94, 1.0)), named), GROUNDS)
 
 
 def _mountains(pixels: np.ndarray, time: str) -> str:
-    named = _Named()
-    for name, colour in MOUNTAINS.items():
-        named.add(name, _shades(colour, time, *np.linspace(LIT, SHADED, 5)))
-    named.add("trim", (lit(colour, time) for colour in (*_TRIM, *itertools.chain(*_BODIES.values()))))
-    return _most(named.read(_rows(pixels, _ROCK)), MOUNTAINS)
+    named = [(name, _shades(colour, time, *np.linspace(LIT, SHADED, 5))) for name, colour in MOUNTAINS.items()]
+    named.append(("trim", [lit(colour, time) for colour in (*TRIM, *itertools.chain(*BODIES.values()))]))
+    return _most(_read(_rows(pixels, _ROCK), named), MOUNTAINS)
+
+
+def _read(pixels: np.ndarray, named: Iterable[Named]) -> np.ndarray:
+    """Names (H, W) of the nearest colours of pixels (H, W, 3); "" where none is near."""
+    every = [(name, colour) for name, colours in named for colour in colours]
+    distance = colour_distance(pixels, [colour for _, colour in every])
+    names = np.asarray([name for name, _ in every])[distance.argmin(-1)]
+    return np.where(distance.min(-1) < NEAR, names, "")
 
 
 def _most(names: np.ndarray, choices: Iterable[str]) -> str:
@@ -145,24 +96,24 @@ def _above(pixels: np.ndarray, time: str, side: str) -> tuple[str, int]:
     half = pixels.shape[1] * 2 // 5
     sky = _rows(pixels, _SKY)
     sky = sky[:, half:] if side == "left" else sky[:, : pixels.shape[1] - half]
-    colours, named = SKIES[time], _Named()
-    top, bottom = np.asarray(colours.top), np.asarray(colours.bottom)
-    named.add("sky", (top + share * (bottom - top) for share in np.linspace(0, 1, 9)))
-    named.add("balloon", [*_shades(BALLOON, time, 1.05, 0.9), *_shades(STRIPE, time, 1.0)])
+    top, bottom = np.asarray(SKIES[time].top), np.asarray(SKIES[time].bottom)
     first, last = (np.asarray(colour) for colour in CLOUDS[time])
-    named.add("clouds", (first + share * (last - first) for share in (0, 0.5, 1)))
+    named: list[Named] = [
+        ("sky", [top + share * (bottom - top) for share in np.linspace(0, 1, 9)]),
+        ("balloon", [*_shades(BALLOON, time, 1.05, 0.9), *_shades(STRIPE, time, 1.0)]),
+        ("clouds", [first + share * (last - first) for share in (0, 0.5, 1)]),
+    ]
     behind = top + 0.5 * (bottom - top)
     if LIGHTS[time] == "aurora":
         for name, strengths in (("sky", (0.15, 0.25, 0.35)), ("aurora", (0.45, 0.6, 0.75))):
-            named.add(name, (behind + strength * (np.asarray(AURORA) - behind) for strength in strengths))
+            named.append((name, [behind + strength * (np.asarray(AURORA) - behind) for strength in strengths]))
     else:
         for index, band in enumerate(BANDS):
-            named.add("rainbow" if index == 3 else "band", [behind + 0.8 * (np.asarray(band) - behind)])
+            named.append(("rainbow" if index == 3 else "band", [behind + 0.8 * (np.asarray(band) - behind)]))
     for colour in MOUNTAINS.values():
         rocks = _shades(colour, time, LIT, 0.86, SHADED)
-        named.add("rock", rocks)
-        named.add("rock", (0.65 * np.asarray(rock) + 0.35 * bottom for rock in rocks))
-    names, square = named.read(sky), min(pixels.shape[:2]) ** 2
+        named.append(("rock", [*rocks, *(0.65 * np.asarray(rock) + 0.35 * bottom for rock in rocks)]))
+    names, square = _read(sky, named), min(pixels.shape[:2]) ** 2
     areas = {"clouds": _CLOUD_AREA, LIGHTS[time]: _LIGHT_AREA}
     names[round(_ABOVE_PEAKS * len(pixels)) :][names[round(_ABOVE_PEAKS * len(pixels)) :] == "clouds"] = ""
     shares = {name: (names == name).sum() / square / area for name, area in areas.items()}
@@ -172,19 +123,17 @@ def _above(pixels: np.ndarray, time: str, side: str) -> tuple[str, int]:
 
 def _groups(pixels: np.ndarray, time: str, ground: str) -> tuple[Group, ...]:
     """Things on the ground, from left to right."""
-    land, named = _rows(pixels, _LAND), _Named()
     earth = _shades(GROUNDS[ground], time, 1.0, 0.93, 0.86)
-    named.add("ground", earth)
-    named.add("ground", (0.7 * np.asarray(colour) + 0.3 * np.asarray(lit((40, 44, 60), time)) for colour in earth))
+    shadow = np.asarray(lit((40, 44, 60), time))
+    named: list[Named] = [("ground", [*earth, *(0.7 * np.asarray(colour) + 0.3 * shadow for colour in earth)])]
     if ground == "lake":
         mirrored = [lit(colour, time, shade) for colour in MOUNTAINS.values() for shade in (LIT, SHADED)]
         for strength in (0.2, 0.4):
-            named.add("ground", (earth[1] + strength * (np.asarray(each) - earth[1]) for each in mirrored))
+            named.append(("ground", [earth[1] + strength * (np.asarray(each) - earth[1]) for each in mirrored]))
     for kind in THINGS[ground]:
-        for body in _BODIES[kind]:
-            named.add(kind, _shades(body, time, 1.15, 1.0, 0.85))
-    named.add("trim", (lit(colour, time) for colour in _TRIM))
-    names, square, found = named.read(land), min(pixels.shape[:2]) ** 2, []
+        named += [(kind, _shades(body, time, 1.15, 1.0, 0.85)) for body in BODIES[kind]]
+    named.append(("trim", [lit(colour, time) for colour in TRIM]))
+    names, square, found = _read(_rows(pixels, _LAND), named), min(pixels.shape[:2]) ** 2, []
     for kind in THINGS[ground]:
         count = pieces(names == kind, _AREAS[kind] * square)
         if count:

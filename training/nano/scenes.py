@@ -67,15 +67,11 @@ def is_held_out(scene: Scene) -> bool:
 
 def random_scene(rng: random.Random, held_out: bool = False) -> Scene:
     """A scene from the training part, or from the part that is kept for the evaluation."""
-    return rng.choice(_HELD_OUT if held_out else _TRAINED)
+    return rng.choice(HELD_OUT if held_out else _TRAINED)
 
 
-def held_out_scenes() -> tuple[Scene, ...]:
-    """Those that are never trained on."""
-    return _HELD_OUT
-
-
-_HELD_OUT = tuple(scene for scene in ALL_SCENES if is_held_out(scene))
+HELD_OUT = tuple(scene for scene in ALL_SCENES if is_held_out(scene))
+"""Those that are never trained on."""
 _TRAINED = tuple(scene for scene in ALL_SCENES if not is_held_out(scene))
 
 # ---------------------------------------------------------------------------------------------------------- captions
@@ -156,6 +152,11 @@ def tinted(colour: tuple[int, int, int], time: str, factor: float = 1.0) -> tupl
     return red, green, blue
 
 
+def ground_shades(ground: str, time: str) -> list[tuple[int, int, int]]:
+    """The colours of a ground: of its plain and of its waves."""
+    return [tinted(GROUND_COLOUR[ground], time, factor) for factor in (1.0, 0.95, 0.9)]
+
+
 def draw(scene: Scene, size: tuple[int, int] = (128, 128), seed: int = 0) -> Image.Image:
     """Paint a scene.
 
@@ -194,145 +195,126 @@ def soft_boundaries(label: np.ndarray, oversample: int) -> np.ndarray:
 
 def _paint(scene: Scene, size: tuple[int, int], seed: int, sky: tuple[int, int, int] | None = None) -> Image.Image:
     """The scene at `_OVERSAMPLE` times the size, on the sky's gradient or on one colour."""
-    rng = random.Random(seed)
     height, width = (side * _OVERSAMPLE for side in size)
-    unit = min(height, width)
-    horizon = round(height * rng.uniform(0.60, 0.68))
-    image = _sky(scene.time, height, width, horizon) if sky is None else Image.new("RGB", (width, height), sky)
-    pen = ImageDraw.Draw(image)
-    if scene.time == "night":
-        _stars(pen, rng, width, horizon, unit)
-    elif scene.time == "day":
-        _clouds(pen, rng, width, height, unit)
-    _sun(pen, scene, rng, height, width, unit)
-    _mountains(pen, scene, rng, width, horizon, height)
-    _ground(pen, scene, rng, width, height, horizon, unit)
-    if scene.thing != "none":
-        {"house": _house, "trees": _trees, "boat": _boat}[scene.thing](pen, scene, rng, width, height, horizon, unit)
-    return image
+    return _Painting(scene, height, width, random.Random(seed), sky).image
 
 
-def _sky(time: str, height: int, width: int, horizon: int) -> Image.Image:
-    top, bottom = (np.array(colour, np.float32) for colour in SKY[time][:2])
-    ramp = np.clip(np.arange(height, dtype=np.float32) / horizon, 0, 1)[:, None]
-    rows = (top * (1 - ramp) + bottom * ramp).round().astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(np.broadcast_to(rows[:, None], (height, width, 3))))
+class _Painting:
+    """A scene as it is painted, from the sky to what stands on the ground; places are in px.
 
+    Args:
+        sky: its one colour; None = its gradient.
+    """
 
-def _stars(pen, rng, width, horizon, unit):
-    for _ in range(rng.randint(8, 14)):
-        x, y, r = rng.uniform(0, width), rng.uniform(0, horizon * 0.45), unit * 0.006
-        pen.ellipse((x - r, y - r, x + r, y + r), fill=(200, 204, 220))
+    def __init__(self, scene: Scene, height: int, width: int, rng: random.Random, sky: tuple[int, int, int] | None):
+        self.scene, self.height, self.width, self.rng = scene, height, width, rng
+        self.unit = min(height, width)
+        self.horizon = round(height * rng.uniform(0.60, 0.68))
+        self.image = self._sky() if sky is None else Image.new("RGB", (width, height), sky)
+        self.pen = ImageDraw.Draw(self.image)
+        if scene.time == "night":
+            self._stars()
+        elif scene.time == "day":
+            self._clouds()
+        self._sun()
+        self._mountains()
+        self._ground()
+        if scene.thing != "none":
+            {"house": self._house, "trees": self._trees, "boat": self._boat}[scene.thing]()
 
+    def _lay(self, colour: tuple[int, int, int], points: list[tuple[float, float]], factor: float = 1.0) -> None:
+        """A shape of a paint in the light of the time."""
+        self.pen.polygon(points, fill=tinted(colour, self.scene.time, factor))
 
-def _clouds(pen, rng, width, height, unit):
-    for _ in range(rng.randint(0, 2)):
-        x, y, r = rng.uniform(0.1, 0.9) * width, rng.uniform(0.06, 0.14) * height, unit * 0.05
-        for dx, scale in ((-1.5, 0.7), (0, 1.0), (1.4, 0.75)):
-            pen.ellipse(
-                (x + dx * r - r * scale * 1.3, y - r * scale * 0.8, x + dx * r + r * scale * 1.3, y + r * scale * 0.8),
-                fill=(238, 244, 250),
-            )
+    def _box(self, colour: tuple[int, int, int], *sides: float, factor: float = 1.0) -> None:
+        """As `_lay`: left, top, right and bottom of a rectangle."""
+        self.pen.rectangle(sides, fill=tinted(colour, self.scene.time, factor))
 
+    def _disc(self, colour: tuple[int, int, int], x: float, y: float, across: float, down: float) -> None:
+        """An ellipse of a colour around (x, y), with these half axes."""
+        self.pen.ellipse((x - across, y - down, x + across, y + down), fill=colour)
 
-def _sun(pen, scene, rng, height, width, unit):
-    x = width * (rng.uniform(0.14, 0.34) if scene.side == "left" else rng.uniform(0.66, 0.86))
-    y, r = height * rng.uniform(0.14, 0.24), unit * rng.uniform(0.075, 0.095)
-    pen.ellipse((x - r, y - r, x + r, y + r), fill=SKY[scene.time][2])
+    def _sky(self) -> Image.Image:
+        top, bottom = (np.array(colour, np.float32) for colour in SKY[self.scene.time][:2])
+        ramp = np.clip(np.arange(self.height, dtype=np.float32) / self.horizon, 0, 1)[:, None]
+        rows = (top * (1 - ramp) + bottom * ramp).round().astype(np.uint8)
+        return Image.fromarray(np.ascontiguousarray(np.broadcast_to(rows[:, None], (self.height, self.width, 3))))
 
+    def _stars(self) -> None:
+        for _ in range(self.rng.randint(8, 14)):
+            x, y = self.rng.uniform(0, self.width), self.rng.uniform(0, self.horizon * 0.45)
+            self._disc((200, 204, 220), x, y, self.unit * 0.006, self.unit * 0.006)
 
-def _mountains(pen, scene, rng, width, horizon, height):
-    lit_left = scene.side == "left"
-    for count, tall, shade in ((3, 0.34, 0.84), (2, 0.25, 1.0)):
-        offset = rng.uniform(-0.5, 0.5)
-        for index in range(count + 1):
-            peak_x = width * (index + 0.5 + offset * 0.6 + rng.uniform(-0.15, 0.15)) / count
-            peak_y = horizon - height * tall * rng.uniform(0.7, 1.0)
-            half = width / count * rng.uniform(0.75, 0.95)
-            waist = peak_x + half * rng.uniform(-0.12, 0.12)
-            colour = MOUNTAIN_COLOUR[scene.mountains]
-            left, right = (shade, shade * 0.8) if lit_left else (shade * 0.8, shade)
-            pen.polygon(
-                [(peak_x - half, horizon), (peak_x, peak_y), (waist, horizon)], fill=tinted(colour, scene.time, left)
-            )
-            pen.polygon(
-                [(waist, horizon), (peak_x, peak_y), (peak_x + half, horizon)], fill=tinted(colour, scene.time, right)
-            )
-    pen.rectangle(
-        (0, horizon - height * 0.012, width, horizon), fill=tinted(MOUNTAIN_COLOUR[scene.mountains], scene.time, 0.9)
-    )
+    def _clouds(self) -> None:
+        for _ in range(self.rng.randint(0, 2)):
+            x, y = self.rng.uniform(0.1, 0.9) * self.width, self.rng.uniform(0.06, 0.14) * self.height
+            r = self.unit * 0.05
+            for dx, scale in ((-1.5, 0.7), (0, 1.0), (1.4, 0.75)):
+                self._disc((238, 244, 250), x + dx * r, y, r * scale * 1.3, r * scale * 0.8)
 
+    def _sun(self) -> None:
+        is_left = self.scene.side == "left"
+        x = self.width * (self.rng.uniform(0.14, 0.34) if is_left else self.rng.uniform(0.66, 0.86))
+        y, r = self.height * self.rng.uniform(0.14, 0.24), self.unit * self.rng.uniform(0.075, 0.095)
+        self._disc(SKY[self.scene.time][2], x, y, r, r)
 
-def _ground(pen, scene, rng, width, height, horizon, unit):
-    colour = GROUND_COLOUR[scene.ground]
-    pen.rectangle((0, horizon, width, height), fill=tinted(colour, scene.time))
-    depth = height - horizon
-    if scene.ground == "lake":
-        for _ in range(6):
-            x, y, length = (
-                rng.uniform(0, width),
-                horizon + depth * rng.uniform(0.1, 0.95),
-                unit * rng.uniform(0.08, 0.2),
-            )
-            pen.line((x, y, x + length, y), fill=tinted((150, 190, 235), scene.time), width=max(1, round(unit * 0.008)))
-        return
-    for level, factor in ((0.35, 0.95), (0.7, 0.90)):  # soft waves of the land
-        y, swing, phase = horizon + depth * level, depth * 0.1, rng.uniform(0, 2 * np.pi)
-        xs = np.linspace(0, width, 17)
-        wave = [(x, y + swing * np.sin(phase + 4 * x / width)) for x in xs]
-        pen.polygon([*wave, (width, height), (0, height)], fill=tinted(colour, scene.time, factor))
+    def _mountains(self) -> None:
+        rock, foot, rng = MOUNTAIN_COLOUR[self.scene.mountains], self.horizon, self.rng
+        for count, tall, shade in ((3, 0.34, 0.84), (2, 0.25, 1.0)):
+            offset = rng.uniform(-0.5, 0.5)
+            for index in range(count + 1):
+                x = self.width * (index + 0.5 + offset * 0.6 + rng.uniform(-0.15, 0.15)) / count
+                peak = (x, foot - self.height * tall * rng.uniform(0.7, 1.0))
+                half = self.width / count * rng.uniform(0.75, 0.95)
+                waist = x + half * rng.uniform(-0.12, 0.12)
+                left, right = (shade, shade * 0.8) if self.scene.side == "left" else (shade * 0.8, shade)
+                self._lay(rock, [(x - half, foot), peak, (waist, foot)], left)
+                self._lay(rock, [(waist, foot), peak, (x + half, foot)], right)
+        self._box(rock, 0, foot - self.height * 0.012, self.width, foot, factor=0.9)
 
+    def _ground(self) -> None:
+        colour, width, depth = GROUND_COLOUR[self.scene.ground], self.width, self.height - self.horizon
+        self._box(colour, 0, self.horizon, width, self.height)
+        if self.scene.ground == "lake":
+            glint, thick = tinted((150, 190, 235), self.scene.time), max(1, round(self.unit * 0.008))
+            for _ in range(6):
+                x, y = self.rng.uniform(0, width), self.horizon + depth * self.rng.uniform(0.1, 0.95)
+                self.pen.line((x, y, x + self.unit * self.rng.uniform(0.08, 0.2), y), fill=glint, width=thick)
+            return
+        for level, factor in ((0.35, 0.95), (0.7, 0.90)):  # soft waves of the land
+            y, swing, phase = self.horizon + depth * level, depth * 0.1, self.rng.uniform(0, 2 * np.pi)
+            wave = [(x, y + swing * np.sin(phase + 4 * x / width)) for x in np.linspace(0, width, 17)]
+            self._lay(colour, [*wave, (width, self.height), (0, self.height)], factor)
 
-def _foot_point(rng, width, height, horizon, unit, extent):
-    """Foot point of a thing that reaches `extent` units to both sides."""
-    margin = unit * extent
-    x = rng.uniform(max(margin, 0.18 * width), width - max(margin, 0.18 * width))
-    return x, horizon + (height - horizon) * rng.uniform(0.35, 0.6)
+    def _foot_point(self, extent: float) -> tuple[float, float]:
+        """Foot point of a thing that reaches `extent` units to both sides."""
+        margin = max(self.unit * extent, 0.18 * self.width)
+        x = self.rng.uniform(margin, self.width - margin)
+        return x, self.horizon + (self.height - self.horizon) * self.rng.uniform(0.35, 0.6)
 
+    def _house(self) -> None:
+        x, y = self._foot_point(0.15)
+        half, tall = self.unit * self.rng.uniform(0.10, 0.125), self.unit * self.rng.uniform(0.14, 0.17)
+        self._box(WALL, x - half, y - tall, x + half, y)
+        self._lay(ROOF, [(x - half * 1.3, y - tall), (x, y - tall - self.unit * 0.12), (x + half * 1.3, y - tall)])
+        self.pen.rectangle((x - half * 0.65, y - tall * 0.75, x - half * 0.1, y - tall * 0.3), fill=WINDOW)
+        self._box(ROOF, x + half * 0.25, y - tall * 0.65, x + half * 0.7, y)
 
-def _house(pen, scene, rng, width, height, horizon, unit):
-    x, y = _foot_point(rng, width, height, horizon, unit, 0.15)
-    half, tall = unit * rng.uniform(0.10, 0.125), unit * rng.uniform(0.14, 0.17)
-    pen.rectangle((x - half, y - tall, x + half, y), fill=tinted(WALL, scene.time))
-    pen.polygon(
-        [(x - half * 1.3, y - tall), (x, y - tall - unit * 0.12), (x + half * 1.3, y - tall)],
-        fill=tinted(ROOF, scene.time),
-    )
-    pen.rectangle((x - half * 0.65, y - tall * 0.75, x - half * 0.1, y - tall * 0.3), fill=WINDOW)
-    pen.rectangle((x + half * 0.25, y - tall * 0.65, x + half * 0.7, y), fill=tinted(ROOF, scene.time))
+    def _trees(self) -> None:
+        (x, y), unit, rng = self._foot_point(0.26), self.unit, self.rng
+        for index in range(3):
+            cx, foot = x + unit * (index - 1) * rng.uniform(0.14, 0.17), y + unit * rng.uniform(-0.03, 0.05)
+            tall, half = unit * rng.uniform(0.22, 0.27), unit * rng.uniform(0.065, 0.08)
+            self._box(TRUNK, cx - half * 0.22, foot - tall * 0.2, cx + half * 0.22, foot)
+            for level in (0.12, 0.38):
+                low, wide, top = foot - tall * level, half * (1.1 - level), foot - tall * (0.68 + level * 0.84)
+                self._lay(LEAVES, [(cx - wide, low), (cx, top), (cx + wide, low)])
 
-
-def _trees(pen, scene, rng, width, height, horizon, unit):
-    x, y = _foot_point(rng, width, height, horizon, unit, 0.26)
-    for index in range(3):
-        cx, foot = x + unit * (index - 1) * rng.uniform(0.14, 0.17), y + unit * rng.uniform(-0.03, 0.05)
-        tall, half = unit * rng.uniform(0.22, 0.27), unit * rng.uniform(0.065, 0.08)
-        pen.rectangle((cx - half * 0.22, foot - tall * 0.2, cx + half * 0.22, foot), fill=tinted(TRUNK, scene.time))
-        for level in (0.12, 0.38):
-            pen.polygon(
-                [
-                    (cx - half * (1.1 - level), foot - tall * level),
-                    (cx, foot - tall * (0.68 + level * 0.84)),
-                    (cx + half * (1.1 - level), foot - tall * level),
-                ],
-                fill=tinted(LEAVES, scene.time),
-            )
-
-
-def _boat(pen, scene, rng, width, height, horizon, unit):
-    x, y = _foot_point(rng, width, height, horizon, unit, 0.16)
-    half, deep = unit * rng.uniform(0.12, 0.145), unit * 0.06
-    mast = unit * rng.uniform(0.24, 0.28)
-    pen.polygon(
-        [(x - half, y), (x + half, y), (x + half * 0.65, y + deep), (x - half * 0.65, y + deep)],
-        fill=tinted(HULL, scene.time),
-    )
-    pen.line((x, y, x, y - mast), fill=tinted(TRUNK, scene.time), width=max(1, round(unit * 0.012)))
-    pen.polygon(
-        [(x + unit * 0.012, y - unit * 0.02), (x + unit * 0.012, y - mast), (x + half * 0.95, y - unit * 0.02)],
-        fill=tinted(SAIL, scene.time, 1.1),
-    )
-    pen.polygon(
-        [(x - unit * 0.012, y - unit * 0.02), (x - unit * 0.012, y - mast * 0.85), (x - half * 0.7, y - unit * 0.02)],
-        fill=tinted(SAIL, scene.time, 0.95),
-    )
+    def _boat(self) -> None:
+        (x, y), unit = self._foot_point(0.16), self.unit
+        half, deep = unit * self.rng.uniform(0.12, 0.145), unit * 0.06
+        mast, gap, low = unit * self.rng.uniform(0.24, 0.28), unit * 0.012, y - unit * 0.02
+        self._lay(HULL, [(x - half, y), (x + half, y), (x + half * 0.65, y + deep), (x - half * 0.65, y + deep)])
+        self.pen.line((x, y, x, y - mast), fill=tinted(TRUNK, self.scene.time), width=max(1, round(gap)))
+        self._lay(SAIL, [(x + gap, low), (x + gap, y - mast), (x + half * 0.95, low)], 1.1)
+        self._lay(SAIL, [(x - gap, low), (x - gap, y - mast * 0.85), (x - half * 0.7, low)], 0.95)

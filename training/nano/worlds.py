@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import random
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,134 +22,104 @@ from . import checker, counting, landscape, painting, reading, scenes
 FILE = "world.json"
 
 
-class World(ABC):
-    """What a family's pictures show.
-
-    Attributes:
-        number: what `--world` calls it.
-        attributes: names of what is read back; their mean is the quality of a model.
-        counts: names of what is asked on top of these for a picture to be right at once.
-        values: what each of the things that a caption says can be, for whoever learns to read captions.
-    """
-
-    number: ClassVar[int]
-    attributes: ClassVar[Sequence[str]]
-    counts: ClassVar[Sequence[str]]
-    values: ClassVar[Mapping[str, Sequence[Any]]]
-
-    @abstractmethod
-    def pick(self, rng: random.Random, held_out: bool = False) -> Any:
-        """A scene of the part that is trained on, or of the part that is kept for the evaluation."""
-
-    @abstractmethod
-    def hard(self, rng: random.Random, index: int) -> tuple[Any, str]:
-        """The scene, never trained on, and the caption number `index` of those that are hard to draw."""
-
-    @abstractmethod
-    def caption(self, scene: Any, rng: random.Random) -> str:
-        """One of many ways to say the scene."""
-
-    @abstractmethod
-    def said(self, scene: Any) -> Mapping[str, Any]:
-        """Each name of `values` -> its value in the scene."""
-
-    @abstractmethod
-    def draw(self, scene: Any, size: tuple[int, int], seed: int) -> Image.Image:
-        """A picture of (height, width) px."""
-
-    @abstractmethod
-    def boundaries(self, scene: Any, size: tuple[int, int], seed: int) -> np.ndarray:
-        """Where the areas of that picture meet: (height, width), 0 … 1."""
-
-    @abstractmethod
-    def marks(self, picture: Image.Image, scene: Any) -> dict[str, bool]:
-        """Each of `attributes` and `counts` -> whether the picture shows it as the scene has it."""
+Scene = Any
+"""What one picture shows: a `scenes.Scene`, or a `landscape.Landscape`."""
+Size = tuple[int, int]
+"""Height and width of a picture, px."""
 
 
-class First(World):
-    """One thing in a picture of simple areas."""
+@dataclass(frozen=True)
+class World:
+    """What a family's pictures show."""
 
-    number = 1
-    attributes, counts = scenes.ATTRIBUTES, counting.COUNTS
-    values = {
-        "time": scenes.TIMES,
-        "side": scenes.SIDES,
-        "mountains": scenes.MOUNTAINS,
-        "ground": scenes.GROUNDS,
-        "thing": ("none", "house", "trees", "boat"),
-    }
-    hard_words: ClassVar[Mapping[str, Sequence[str]]] = {
-        "house": ("a house", "a small red house", "a red cabin"),
-        "trees": ("three trees",),
-        "boat": ("a boat", "a sailing boat", "a small sailboat"),
-    }
-    """Words that say how many there are."""
-
-    def pick(self, rng, held_out=False):
-        return scenes.random_scene(rng, held_out)
-
-    def hard(self, rng, index):
-        thing = list(self.hard_words)[index % len(self.hard_words)]
-        scene = rng.choice([scene for scene in scenes.held_out_scenes() if scene.thing == thing])
-        return scene, scenes.caption(scene, rng, self.hard_words)
-
-    def caption(self, scene, rng):
-        return scenes.caption(scene, rng)
-
-    def said(self, scene):
-        return vars(scene)
-
-    def draw(self, scene, size, seed):
-        return scenes.draw(scene, size, seed)
-
-    def boundaries(self, scene, size, seed):
-        return scenes.boundaries(scene, size, seed)
-
-    def marks(self, picture, scene):
-        return checker.attributes_right(picture, scene) | counting.counts_right(picture, scene)
+    number: int
+    """What `--world` calls it."""
+    attributes: Sequence[str]
+    """Names of what is read back; their mean is the quality of a model."""
+    counts: Sequence[str]
+    """Names of what is asked on top of these for a picture to be right at once."""
+    values: Mapping[str, Sequence[Any]]
+    """What each of the things that a caption says can be, for whoever learns to read captions."""
+    pick: Callable[..., Scene]
+    """(rng, held_out=False): a scene of the part that is trained on, or of the part that is kept for the evaluation."""
+    hard: Callable[[random.Random, int], tuple[Scene, str]]
+    """(rng, index): the scene, never trained on, and the caption of that number of those that are hard to draw."""
+    caption: Callable[[Scene, random.Random], str]
+    """One of many ways to say the scene."""
+    said: Callable[[Scene], Mapping[str, Any]]
+    """Each name of `values` -> its value in the scene."""
+    draw: Callable[[Scene, Size, int], Image.Image]
+    """(scene, size, seed): a picture of it."""
+    boundaries: Callable[[Scene, Size, int], np.ndarray]
+    """Where the areas of that picture meet: (height, width), 0 … 1."""
+    marks: Callable[[Image.Image, Scene], dict[str, bool]]
+    """Each of `attributes` and `counts` -> whether the picture shows it as the scene has it."""
 
 
-class Second(World):
-    """Landscapes with light, depth and weather, and up to two groups of counted things."""
+_COUNTED = {
+    "house": ("a house", "a small red house", "a red cabin"),
+    "trees": ("three trees",),
+    "boat": ("a boat", "a sailing boat", "a small sailboat"),
+}
+"""Words of the first world that say how many there are."""
 
-    number = 2
-    attributes, counts = reading.ATTRIBUTES, reading.COUNTS
-    values = {
-        "time": scenes.TIMES,
-        "side": scenes.SIDES,
-        "mountains": scenes.MOUNTAINS,
-        "ground": scenes.GROUNDS,
+
+def _hard_scene(rng: random.Random, index: int) -> tuple[Scene, str]:
+    thing = list(_COUNTED)[index % len(_COUNTED)]
+    scene = rng.choice([scene for scene in scenes.HELD_OUT if scene.thing == thing])
+    return scene, scenes.caption(scene, rng, _COUNTED)
+
+
+def _hard_landscape(rng: random.Random, _index: int) -> tuple[Scene, str]:
+    scene = landscape.random_landscape(rng, held_out=True, groups=2)
+    return scene, landscape.caption(scene, rng)
+
+
+def _marks(picture: Image.Image, scene: scenes.Scene) -> dict[str, bool]:
+    return checker.attributes_right(picture, scene) | counting.counts_right(picture, scene)
+
+
+def _said(scene: landscape.Landscape) -> Mapping[str, Any]:
+    numbers = {kind: scene.number(kind) for kind in landscape.MOST}
+    return vars(scene) | numbers | {"leftmost": scene.groups[0].kind if scene.groups else "nothing"}
+
+
+_SHARED = {"time": scenes.TIMES, "side": scenes.SIDES, "mountains": scenes.MOUNTAINS, "ground": scenes.GROUNDS}
+# One thing in a picture of simple areas.
+_FIRST = World(
+    number=1,
+    attributes=scenes.ATTRIBUTES,
+    counts=counting.COUNTS,
+    values=_SHARED | {"thing": ("none", *_COUNTED)},
+    pick=scenes.random_scene,
+    hard=_hard_scene,
+    caption=scenes.caption,
+    said=vars,
+    draw=scenes.draw,
+    boundaries=scenes.boundaries,
+    marks=_marks,
+)
+# Landscapes with light, depth and weather, and up to two groups of counted things.
+_SECOND = World(
+    number=2,
+    attributes=reading.ATTRIBUTES,
+    counts=reading.COUNTS,
+    values={
+        **_SHARED,
         "weather": landscape.WEATHERS,
         "balloons": range(landscape.MOST_BALLOONS + 1),
         **{kind: range(most + 1) for kind, most in landscape.MOST.items()},
         "leftmost": ("nothing", *landscape.MOST),
-    }
-
-    def pick(self, rng, held_out=False):
-        return landscape.random_landscape(rng, held_out)
-
-    def hard(self, rng, index):
-        scene = landscape.random_landscape(rng, held_out=True, groups=2)
-        return scene, landscape.caption(scene, rng)
-
-    def caption(self, scene, rng):
-        return landscape.caption(scene, rng)
-
-    def said(self, scene):
-        numbers = {kind: scene.number(kind) for kind in landscape.MOST}
-        return vars(scene) | numbers | {"leftmost": scene.groups[0].kind if scene.groups else "nothing"}
-
-    def draw(self, scene, size, seed):
-        return painting.draw(scene, size, seed)
-
-    def boundaries(self, scene, size, seed):
-        return painting.boundaries(scene, size, seed)
-
-    def marks(self, picture, scene):
-        return reading.marks(picture, scene)
-
-
-WORLDS: Mapping[int, World] = {world.number: world for world in (First(), Second())}
+    },
+    pick=landscape.random_landscape,
+    hard=_hard_landscape,
+    caption=landscape.caption,
+    said=_said,
+    draw=painting.draw,
+    boundaries=painting.boundaries,
+    marks=reading.marks,
+)
+WORLDS: Mapping[int, World] = {world.number: world for world in (_FIRST, _SECOND)}
 
 
 def write_world(folder: Path, world: World) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,14 +66,10 @@ def plan_shards(sources: list[Source], findings: list[Finding], size: int) -> li
 def remove_others(folder: Path, shards: list[PlannedShard]) -> None:
     """Remove shards of an earlier preparation that are no part of this one."""
     wanted = {shard.name for shard in shards}
-    for file in _shards_in(folder):
+    for file in folder.glob("*x*_[0-9][0-9][0-9][0-9][0-9].tar"):
         if file.name not in wanted:
             _record(folder, file.name).unlink(missing_ok=True)
             file.unlink(missing_ok=True)
-
-
-def _shards_in(folder: Path) -> Iterator[Path]:
-    yield from folder.glob("*x*_[0-9][0-9][0-9][0-9][0-9].tar")
 
 
 def _record(folder: Path, name: str) -> Path:

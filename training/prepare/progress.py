@@ -91,7 +91,7 @@ class Progress:
 
     def watch_processor(self, device: torch.device) -> None:
         """From here this process computes, on `device`: tell when other programs leave it little of the processor."""
-        self._cpu = CpuShare(device, from_now=True)
+        self._cpu = CpuShare(device, lambda notice: say(f"this preparation {notice}"), from_now=True)
 
     def waiting_for(self, items: Iterator[Item]) -> Iterator[Item]:
         """The items, where the time until each is there counts as none in which there was something to compute."""
@@ -113,14 +113,11 @@ class Progress:
         self.say_state(self._state) if is_news else self._tell()
 
     def _look_at_cpu(self) -> str:
-        """What there is to tell of the processor; said once."""
+        """What there is to tell of the processor."""
         if self._cpu is None:
             return ""
-        before = self._cpu.notice
         self._cpu.look(self._waited)
         self._waited = 0.0
-        if self._cpu.notice and not before:
-            say(f"this preparation {self._cpu.notice}")
         return self._cpu.notice
 
     def keep(self) -> None:

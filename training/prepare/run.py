@@ -19,16 +19,14 @@ from .archives import Listing, find_archives
 from .captions import Captions, Encoded, remove_captions
 from .drawn import plan_drawing
 from .encoders import Encoders
-from .inputs import HintError, InputReader, Inputs, MaskError
-from .inside import OutsideError
+from .inputs import InputReader, Inputs
 from .opened import is_url
-from .pictures import PictureError
 from .plan import PlannedShard, plan_shards, remove_others
 from .progress import Progress, follow, say
 from .prompted import check_drawing, find_prompts
 from .report import Report, count_buckets, left_out
-from .sources import CaptionError, Found, Source, find_packed, find_sources
-from .survey import survey
+from .sources import Found, Source, find_packed, find_sources
+from .survey import ERRORS, survey
 
 _LETTERS_PER_TOKEN = 3
 """Letters of English that make a token of T5, rather too few: what is estimated with it is rather too much."""
@@ -329,7 +327,7 @@ def _unchanged(source: Source, read: Callable[[Source], Any]) -> Any:
     """
     try:
         return read(source)
-    except (PictureError, CaptionError, HintError, MaskError, OutsideError) as error:
+    except tuple(ERRORS) as error:
         raise DataError(f"{source.name} has changed since it was looked at ({error}): run `prepare` again") from error
 
 

@@ -37,6 +37,14 @@ PROBLEMS = {
     "duplicate": "the same as another",
 }
 """Why pictures are left out."""
+ERRORS: dict[type[Exception], str] = {
+    OutsideError: "outside",
+    PictureError: "unreadable",
+    CaptionError: "caption",
+    HintError: "hint",
+    MaskError: "mask",
+}
+"""What is raised of a picture that is left out, and its problem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +78,8 @@ class Surveyor:
     def __call__(self, source: Source) -> Finding:
         try:
             inputs = self.reader.read(source)
-        except OutsideError as error:
-            return Finding("outside", str(error))
-        except CaptionError as error:
-            return Finding("caption", str(error))
-        except HintError as error:
-            return Finding("hint", str(error))
-        except MaskError as error:
-            return Finding("mask", str(error))
-        except PictureError as error:
-            return Finding("unreadable", str(error))
+        except tuple(ERRORS) as error:
+            return Finding(ERRORS[type(error)], str(error))
         try:
             check_ratio(inputs.size)
         except PictureError as error:

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..config import TrainConfig
 from ..machine import duration
 from ..run_dir import RunDir, RunDirError
 from ..storage import replacing
@@ -29,16 +28,28 @@ class Monitor:
     """The voice of a run's main process; on the others it is silent.
 
     Args:
+        steps: of the whole run.
         device: whose memory is reported.
+        log_every: steps between lines of metrics.
+        tensorboard: whether to write its events, too.
         silent: whether this is not the main process.
     """
 
-    def __init__(self, run: RunDir, config: TrainConfig, device: torch.device, silent: bool = False):
-        self.run, self.config, self.device, self.silent = run, config, device, silent
+    def __init__(
+        self,
+        run: RunDir,
+        steps: int,
+        device: torch.device,
+        log_every: int = 10,
+        tensorboard: bool = False,
+        silent: bool = False,
+    ):
+        self.run, self.steps, self.device, self.silent = run, steps, device, silent
+        self._every, self._wants_board = log_every, tensorboard
         self.status: dict[str, Any] = {
             "step": 0,
             **_earlier(run),
-            "steps": config.steps,
+            "steps": steps,
             "device": str(device),
             "started": psutil.Process().create_time(),
         }
@@ -46,7 +57,7 @@ class Monitor:
         """Losses since the last line of metrics; a part of checkpoints, so that a resumed run averages the same."""
         self._validated: dict[int, dict[str, float]] = {}
         """Step -> losses on what is held out, until the step's line of metrics."""
-        self._cpu = CpuShare(device)
+        self._cpu = CpuShare(device, lambda notice: self.say(f"this training {notice}"))
         self._state = "preparing"
         self._written = 0.0
         self._peak = 0
@@ -60,27 +71,17 @@ class Monitor:
         self.pending = list(pending)
         self._mark = step, time.monotonic()
         if not self.silent:
-            self._board = _open_board(self) if self.config.tensorboard else None
+            self._board = _open_board(self) if self._wants_board else None
             self._bar = tqdm(
-                total=self.config.steps,
+                total=self.steps,
                 initial=step,
                 unit="step",
                 disable=not sys.stdout.isatty(),
                 file=sys.stdout,
                 dynamic_ncols=True,
             )
-        self._look_at_cpu()
+        self._cpu.look()
         self.say_state("running", step=step)
-
-    def _look_at_cpu(self, waited: float = 0.0) -> None:
-        """Keep in the status, and say once, when other programs leave this one little of the processor."""
-        before = self._cpu.notice
-        if self._cpu.look(waited):
-            self.status.pop("notice", None)
-            if self._cpu.notice:
-                self.status["notice"] = self._cpu.notice
-                if not before:
-                    self.say(f"this training {self._cpu.notice}")
 
     def add(self, step: int, loss: float, norm: float, rate: float, data_seconds: float) -> None:
         """A step is done."""
@@ -88,7 +89,7 @@ class Monitor:
             return
         self.pending.append(loss)
         self._waited += data_seconds
-        self._look_at_cpu(data_seconds)
+        self._cpu.look(data_seconds)
         self._bar.update(step - self._bar.n)
         taken, seconds = step - self._mark[0], time.monotonic() - self._mark[1]
         each = seconds / taken
@@ -97,7 +98,7 @@ class Monitor:
             "loss": loss,
             "learning_rate": rate,
             "seconds_per_step": each,
-            "seconds_left": each * (self.config.steps - step),
+            "seconds_left": each * (self.steps - step),
         }
         if self._is_due(step) or step in self._validated:
             self._log(step, norm, rate, each, self._waited / taken)
@@ -133,7 +134,8 @@ class Monitor:
             self.status.pop("waiting", None)
         if not self.silent:
             self._written = time.monotonic()
-            self.run.write_status(state, **self.status, memory=self._memory())
+            notice = {"notice": self._cpu.notice} if self._cpu.notice else {}
+            self.run.write_status(state, **self.status, **notice, memory=self._memory())
 
     def waiting(self, text: str) -> None:
         """Show what is waited for, empty when that is over."""
@@ -163,7 +165,7 @@ class Monitor:
             self._board.close()
 
     def _is_due(self, step: int) -> bool:
-        return step % self.config.log_every == 0 or step == self.config.steps
+        return step % self._every == 0 or step == self.steps
 
     def _log(self, step: int, norm: float | None, rate: float, seconds: float, waited: float) -> None:
         loss = sum(self.pending) / len(self.pending)
@@ -185,7 +187,7 @@ class Monitor:
                     self._board.add_scalar(name, value, step)
         gradient = "overflow" if norm is None else f"{norm:.3f}"
         line = (
-            f"step {step}/{self.config.steps} loss {loss:.5f} gradient {gradient} rate {rate:.2e} "
+            f"step {step}/{self.steps} loss {loss:.5f} gradient {gradient} rate {rate:.2e} "
             f"{seconds:.3f} s/step, {duration(self.status['seconds_left'])} left"
         )
         if self._bar.disable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import psutil
 import torch
@@ -18,11 +19,12 @@ class CpuShare:
 
     Args:
         device: that computes. Of a GPU's job the processor has little to do, so that little says nothing.
+        say: told a line for people when it has become little.
         from_now: leave out what was before; else the first look is at what the start of the process got.
     """
 
-    def __init__(self, device: torch.device, from_now: bool = False):
-        self._counts = device.type == "cpu"
+    def __init__(self, device: torch.device, say: Callable[[str], None] = lambda _line: None, from_now: bool = False):
+        self._counts, self._say = device.type == "cpu", say
         self._threads = 1
         """Threads that compute: one while modules and files are loaded."""
         began = time.time() - psutil.Process().create_time()
@@ -46,10 +48,12 @@ class CpuShare:
         used = _cpu_seconds()
         could = max(seconds - self._waited, 1e-3) * self._threads
         share = (used - self._mark[1]) / could
-        self.notice = ""
+        before, self.notice = self.notice, ""
         if share < LITTLE and could > 0.1 * seconds:
             got = f"gets {max(share, 0):.0%} of the processor time that it could use"
             self.notice = f"{got}: other programs keep this machine busy"
+            if not before:
+                self._say(self.notice)
         self._begin()
         self._waited = 0.0
         return True

@@ -11,6 +11,7 @@ from ...pixart_core.text import TextEncoder
 from ..config import ConfigError, TrainConfig
 from ..prepare.words import TextError, lines, read_text
 from ..run_dir import RunDir
+from ..task import read_base
 
 Prompts = tuple[list[str], Tensor, Tensor]
 """Prompts, their embeddings (P, tokens, D) float32 and masks (P, tokens) on the CPU."""
@@ -33,18 +34,18 @@ def own_prompts(config: TrainConfig) -> list[str]:
     return [*config.sample_prompts, *(line for line in said if line)]
 
 
-def encode_prompts(config: TrainConfig, run: RunDir, device: torch.device, tokens: int) -> Prompts | None:
+def encode_prompts(config: TrainConfig, run: RunDir, device: torch.device) -> Prompts | None:
     """The prompts with their embeddings; None without own prompts, or without the pipeline folder that samples need.
 
     The text encoder is freed again: beside the networks that come it could be too much for the device.
 
     Raises:
-        ConfigError, CheckpointError: if prompts or text encoder cannot be read.
+        ConfigError, CheckpointError: if prompts, text encoder or base cannot be read.
     """
     prompts = own_prompts(config)
     if not prompts or not config.models:
         return None
     encoder = TextEncoder.from_pretrained(config.models, device=device, cache=run.path / "samples" / "embeddings")
     with torch.random.fork_rng(devices=[]):
-        caption, mask = encoder.encode(prompts, tokens)
+        caption, mask = encoder.encode(prompts, read_base(config).shape.model_max_length)
     return prompts, caption.float().cpu(), mask.cpu()
