@@ -22,8 +22,8 @@ END = 25
 WINDOW = (1366, 768)
 SHARE, EDGE = 0.75, 10
 """Of the window that ComfyUI gives to the nodes of a template that opens, and pixels that it adds around them."""
-ZOOM = 0.57
-"""Below it the classic canvas draws no text."""
+ZOOM = 8 / 14
+"""Below it the classic canvas draws no text: its letters of 14 px would be smaller than 8."""
 TITLE = 30
 
 Point = tuple[float, float]

@@ -44,7 +44,7 @@ def drawing() -> Template:
         Column(235, [Group("Hint", "red", [control, edges]), Group("", "", [_note(name)])]),
         Column(235, [Group("Control", "yellow", [applied]), Group("Size", "green", [shape])]),
         Column(235, [Group("Sample", "purple", [sampler])]),
-        Column(260, [stacked("Picture", decoded, shown)]),
+        Column(250, [stacked("Picture", decoded, shown)]),
     ]
     app = [(sheet, "drawing"), (prompt, "prompt"), (applied, "strength")]
     return Template(named(19, name), columns, (app, [shown]), as_app=True)
