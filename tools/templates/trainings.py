@@ -158,7 +158,7 @@ def teach() -> Template:
     own = {"name": "taught", "steps": 200, "batch_size": 8, "learning_rate": 0.001, "lora_rank": 8}
     train = Node("PixArtDeltaFineTune", _TRAINING, quick(sample_every=50, **own), {"dataset": dataset["dataset"]})
     status = Node("PixArtDeltaTrainingStatus", 256, {}, {"job": train["job"]})
-    samples = Node("PreviewImage", 230, {}, {"images": status["samples"]}, title="Samples")
+    samples = Node("PreviewImage", 220, {}, {"images": status["samples"]}, title="Samples")
     trained = Node("PixArtDeltaTrainedResult", 340, {}, {"job": train["job"]})
     clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
     vae = loader("VAELoader", "vae_name", NANO.vae, 104)
