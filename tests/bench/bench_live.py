@@ -5,7 +5,8 @@
 
 Opens the template PixArt 19 Live Drawing in ComfyUI's own frontend (headless Chromium, the same cores), draws strokes
 with the mouse, and waits in the page until the picture of that run is decoded. ComfyUI's own events tell where the time
-goes: `sent` until the prompt starts, `run` until the preview node has ended, `shown` until its picture is there.
+goes: `sent` until the editor hears that the prompt has started, `run` until it hears that the preview node has ended,
+`shown` until its picture is there. It hears of a short run at its end (web/live/quiet.mjs): `sent` is nearly all then.
 Machines are seldom idle: the load average stands beside each figure. Exits with 1 when the median is above half a
 second at 256 px, or when a picture does not change with its stroke. The recording is the browser's own
 (Page.startScreencast, in true time), made into one file by ffmpeg.

@@ -121,7 +121,7 @@ def test_the_loss_on_what_is_held_out_is_seen_by_bands(panel, made):  # noqa: F8
     change(folder, attempt=2)
     until(lambda: labels.count() == 9)
     ranges = ("0 to 249", "250 to 499", "500 to 749", "750 to 999")
-    assert labels.all_inner_texts()[5:] == [f"held out, timesteps {each}" for each in ranges]
+    assert labels.all_inner_texts()[5:] == [f"held out, t {each}" for each in ranges]
     keep(panel, "bands")
 
 

@@ -7,7 +7,8 @@ const HEIGHT = 220;
 const GRID = "#8885";
 // Columns of the metrics: the loss on what is held out, over all timesteps and by four bands of them, the least noisy first.
 const HELD_OUT = ["validation", "validation_1", "validation_2", "validation_3", "validation_4"];
-const BANDS = ["#8fce6a", "#d4a72c", "#e0792b", "#c93c44"]; // their colours
+const BANDS = ["#b9a6f5", "#9a6be8", "#cf4fb9", "#d63a4a"]; // their colours, of which no other line has one like them
+const FEW = 24; // looks at what is held out: so many are dots, too; one alone would be no line
 const NOTHING = () => [[], [], [], ...HELD_OUT.map(() => [])]; // steps, loss, learning rate, and those
 const MOST = 3000; // points; with more the whole is read anew, thinned by the server
 
@@ -114,6 +115,11 @@ export class Chart {
             values: (_plot, values) => values.map((value) => (value === null ? "" : number(value))),
         });
         const value = (_plot, found) => number(found);
+        // Most steps have no look at what is held out: then the last one before counts.
+        const held = {
+            scale: "loss", spanGaps: true, value: (plot, found, series, at) => number(found ?? before(plot.data[series], at)),
+            points: { show: (plot, series) => plot.data[series].filter((each) => each !== null).length <= FEW, size: 4 },
+        };
         return {
             width: Math.max(200, this.element.clientWidth),
             height: HEIGHT,
@@ -124,15 +130,19 @@ export class Chart {
                 { label: t("loss"), scale: "loss", stroke: () => colour("--pxd-faint"), width: 1, spanGaps: true, value },
                 { label: t("smoothed"), scale: "loss", stroke: () => colour("--pxd-loss"), width: 2, spanGaps: true, value },
                 { label: t("learning_rate"), scale: "rate", stroke: () => colour("--pxd-rate"), width: 1, dash: [4, 3], value },
-                // Of the pictures held out; most lines of metrics have none.
-                { label: t("validation"), scale: "loss", stroke: () => colour("--pxd-validation"), width: 1.5, spanGaps: true, value },
+                { ...held, label: t("validation"), stroke: () => colour("--pxd-validation"), width: 1.5 },
                 ...(this.#banded ? BANDS : []).map((stroke, i) => (
-                    { label: t("validation_band", { first: 250 * i, last: 250 * i + 249 }), scale: "loss", stroke, width: 1, spanGaps: true, value }
+                    { ...held, label: t("validation_band", { first: 250 * i, last: 250 * i + 249 }), stroke, width: 1 }
                 )),
             ],
             axes: [axis("x", 2, 28), axis("loss", 3, 48), axis("rate", 1, 56)],
         };
     }
+}
+
+/** The last number at a place of a column or before it; null where there is none. */
+function before(column, at) {
+    return at === null ? null : (column.slice(0, at + 1).findLast((each) => each !== null) ?? null);
 }
 
 /** An average over the last values, a twenty-fifth of the whole curve: what the trend is, without the noise of batches. */
