@@ -13,6 +13,7 @@ import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -85,7 +86,7 @@ def teacher_marks(
     """
     model = load_pixart(teacher, torch.float32).eval()
     null = model.null_caption(1, model.config.model_max_length)[0]
-    options = {"sampler": "dpm", "null": null, "guidance": 1 + guidance}
+    options: dict[str, Any] = {"sampler": "dpm", "null": null, "guidance": 1 + guidance}
     if sheet is not None:
         sheet += [exam.show(model, count, **options) for count in TEACHER_STEPS]
     return {f"teacher, {_steps(count)}": exam.mark(model, count, seeds, **options) for count in TEACHER_STEPS}
