@@ -30,15 +30,16 @@ control converged.
 """
 
 
-def write(place: Path, figures: Mapping[str, Mapping[str, Any]], captions: int, seeds: int, resolution: int) -> None:
+def write(place: Path, figures: Mapping[str, Mapping[str, Any]], captions: int, seeds: int) -> None:
     """The page beside the folder with the figures' JSON.
 
     Args:
         figures: name -> title, paper and command of every figure, in the order of the page.
         captions, seeds: that marks are means of.
-        resolution: of the family, px.
     """
     sections = [_section(place, name, known) for name, known in figures.items()]
+    made = [json.loads(file.read_text(encoding="utf-8"))["made_with"]["family"] for file in place.glob("*.json")]
+    resolution = " and ".join(map(str, sorted({each["resolution"] for each in made}))) or "…"
     introduction = INTRODUCTION.format(captions=captions, seeds=seeds, resolution=resolution)
     place.with_name("paper.md").write_text("\n".join([introduction, *sections, ELSEWHERE]), encoding="utf-8")
 

@@ -84,14 +84,18 @@ def pictures_alike(found: Found) -> str:
     return f"{compared(found)} {_beside(other, found, (first, step), (again, step), (other, others), pictures)}"
 
 
-def noise(found: Found) -> str:
-    """How the first training rose, and how far the same one with another seed ends from it."""
-    (first, one), (_, other) = found.items()
-    step, said = common_step(found), []
+def risen(found: Found) -> str:
+    """How the marks of the first training went from before its first step to its last state."""
+    label, marks = next(iter(found.items()))
+    step, said = marks["points"][-1]["step"], []
     for title, steps, measure in MEASURES:
-        start, end, again = (mark(m, at, steps, measure) for m, at in ((one, 0), (one, step), (other, step)))
-        said.append(f"{title} {start[0]:.3g} → {end[0]:.3g} (another seed: {again[0]:.3g})")
-    return f"*{first}*, from before the first to after step {step}: {'; '.join(said)}."
+        start, end = (mark(marks, at, steps, measure)[0] for at in (0, step))
+        said.append(f"{title} {start:.3g} → {end:.3g}")
+    teacher = marks["teacher"]["teacher, 14 steps"]["at once"][0]
+    return (
+        f"*{label}*, from before the first step to after step {step}: {'; '.join(said)}. Its teacher has all right at "
+        f"once in {teacher:.3g} % in 14 steps."
+    )
 
 
 def followed(found: Found) -> str:

@@ -26,7 +26,7 @@ from .figures import COMMON, MEASURED_EVERY, Figure
 TRAIN = ROOT / "training" / "train.py"
 NANO = ROOT / "models" / "nano"
 BASE = NANO / "base" / "pixart_nano_base.safetensors"
-PICTURES = 2000
+PICTURES = 1200
 CAPTIONS = 72
 """Of the hard ones: every thing in every size six times, and more than the 64 that a Fréchet distance needs."""
 SEEDS = 3
@@ -162,7 +162,7 @@ class Workshop:
     def _distilled(self, run: Path, values: Mapping[str, Any]) -> dict[str, Any]:
         """What it started from and its teacher are measured once for all trainings that have them in common."""
         guidance, schedule = values["guidance"], values.get("beta_schedule", "linear")
-        start, teacher = self.folder / f"start_{schedule}.json", self.folder / f"teacher_{guidance:g}.json"
+        start, teacher = self.folder / f"start_{schedule}.json", self.teacher(guidance)
         out = train_py(
             *(
                 "nano",
@@ -188,6 +188,10 @@ class Workshop:
             start.write_text(json.dumps(points.pop(0)))
         known = {"guidance": guidance, "teacher": json.loads(teacher.read_text())}
         return {"points": [json.loads(start.read_text()), *points], **known, "shown": lines[-1]["shown"]}
+
+    def teacher(self, guidance: float) -> Path:
+        """Where the marks of the base at a guidance ω are kept."""
+        return self.folder / f"teacher_{guidance:g}.json"
 
     def _controlled(self, run: Path) -> dict[str, Any]:
         count = self.scaled(SCENES, 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from ...pixart_core.lcm import DDIM_STEPS
 from ...pixart_core.preview import COLOURS
 from ...pixart_core.schedule import BETA_END, BETA_START, NUM_TIMESTEPS
 from ...pixart_core.vae import FACTOR, load_vae
+from .autoencoder import Source
 from .preview import describe
-from .reconstruction import held_out
 from .worlds import WORLDS, write_world
 
 SCHEDULER = {
@@ -64,8 +65,8 @@ def assemble(parts: Path, teacher: Path, student: Path, output: Path, world: int
         (output / name).mkdir(exist_ok=True)
     write_world(output, WORLDS[world])
     base = load_pixart(teacher)
-    vae, resolution = load_vae(output), FACTOR * base.config.input_size
-    colours = describe(vae, held_out(_FITTED, resolution, WORLDS[world]))
+    scenes, rng = Source(WORLDS[world], FACTOR * base.config.input_size), random.Random("previews")
+    colours = describe(load_vae(output), [scenes.picture(rng) for _ in range(_FITTED)])
     family = {"family": "PixArt-δ nano", COLOURS: colours}
     save_pixart(load_pixart(student), output / "transformer", "diffusers", dtype=torch.float16, metadata=family)
     save_pixart(base, output / "base/pixart_nano_base.safetensors", dtype=torch.float16, metadata=family)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,7 +147,7 @@ def main(arguments: list[str]) -> None:
         each: list[float] = []
         made, numbers = test.run(pipeline, strength, each, **settings)
         results.append(made)
-        line: dict[str, object] = {name: round(value, 3) for name, value in numbers.items()}
+        line: dict[str, Any] = {name: round(value, 3) for name, value in numbers.items()}
         if options.curve is not None:
             line["each"] = [round(value, 3) for value in each]
         print(json.dumps({**about, **settings, "strength": strength, "scenes": options.count, **line}), flush=True)
