@@ -7,7 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import checkpoints, conditioning, control, datasets, live, loaders, replacements, sampling, training
 from .background import queue as jobs
 from .background import routes
-from .bridge import files
+from .bridge import files, quiet
 
 SUBJECTS = (loaders, conditioning, sampling, control, live, checkpoints, datasets, training)
 NODES: list[type[io.ComfyNode]] = [
@@ -23,6 +23,7 @@ class PixArtDeltaExtension(ComfyExtension):
     async def on_load(self) -> None:
         files.register_folder()
         if routes.register():
+            quiet.register()
             await replacements.register()
             jobs.watcher()
 

@@ -32,7 +32,8 @@ export class Said {
         const node = id && this.#find(id);
         // What it was told to say comes after this; in a subgraph several nodes share the one that is seen.
         if (!node || node.subgraph || !this.#texts.delete(node)) return;
-        put(node, "", WIDGET);
+        // Where a whole run is told at once (live/quiet.mjs), mostly the same text follows: then it need not go and come.
+        setTimeout(() => this.#texts.has(node) || put(node, "", WIDGET));
     }
 
     /** The node of the open graph; of one inside a subgraph the subgraph, which is what can be seen. */

@@ -20,6 +20,7 @@ from pixart_delta.training.jobs import process
 
 from tests.nodes.panel import (
     HOSTILE,
+    LACKING,
     PATIENCE,
     change,
     end_trainings,
@@ -122,8 +123,11 @@ def open_page(browser):
 
 @pytest.fixture(scope="session")
 def panel_server(tmp_path_factory):
-    """A server of the newest ComfyUI for the tests of the panel."""
-    with ComfyServer(next(iter(comfyui_trees().values())), tmp_path_factory.mktemp("panel")) as running:
+    """A server of the newest ComfyUI for the tests of the panel, on a machine that lacks one of training's packages."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(f"import sys\n\nsys.modules[{LACKING!r}] = None  # as if not installed\n")
+    folder, variables = tmp_path_factory.mktemp("panel"), {"PYTHONPATH": str(site)}
+    with ComfyServer(next(iter(comfyui_trees().values())), folder, env=variables) as running:
         running.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.Release.Status": "what's new seen"})
         yield running
         end_trainings(running)

@@ -11,6 +11,8 @@ from pathlib import Path
 
 READY = "() => window.app?.extensionManager && window.app.graph && document.querySelector('.pi-chart-line')"
 HOSTILE = "<img src=x onerror='window.hacked = true'>\x1b[31m<script>window.hacked = true</script>\u202e"
+LACKING = "schedulefree"
+"""Package (and optimizer) that the server of the panel's tests has not got."""
 PICTURES = os.environ.get("PIXART_DELTA_SCREENSHOTS")
 """Folder to keep screenshots in."""
 PATIENCE = 300

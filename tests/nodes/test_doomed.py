@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes.panel import READY, jobs, keep
+from tests.nodes.panel import LACKING, READY, jobs, keep
 from tests.nodes.setup_jobs import BASE, DESCRIPTION
 
 pytestmark = pytest.mark.host
@@ -18,6 +18,7 @@ DOOMED = {
     "hints": ("TrainControlNet", {"copy_blocks": 1}, "was prepared without hints"),
     "memory": ("TrainLCD", {"batch_size": 1_000_000, "recipe": "none"}, "out of memory with batch_size=1000000"),
     "disk": ("FineTune", {"more_settings": "keep_checkpoints=1000000", "recipe": "none"}, "are free"),
+    "package": ("TrainLCD", {"optimizer": LACKING, "recipe": "none"}, f"{LACKING} is not installed"),
     "recipe": ("TrainLCD", {"recipe": "8gb"}, "Train an LCM-LoRA instead"),
     "pictures": ("Dataset", {"path": "empty"}, "empty holds no pictures"),
     "prompts": ("PromptDataset", {"prompts": " "}, "prompts is empty"),
@@ -62,6 +63,7 @@ def test_it_is_refused_at_its_node(page, panel_server, name):
     values = {"more_settings": ""}
     if "Dataset" not in kind:
         values |= {"base": BASE, "dataset": "doomed", "name": f"doomed {name}", "batch_size": 16, "recipe": "auto"}
+        values |= {"optimizer": "adamw"}
     page.evaluate(RUN, [f"PixArtDelta{kind}", values | changed])
     page.wait_for_function("() => window.refused")
     refused = page.evaluate("() => window.refused")

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import json
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +75,114 @@ def test_the_picture_follows_the_drawing_and_nothing_else(comfy_server):
     canvas["drawing"] = kept
     third = pictures(comfy_server.prompt(graph))[-1]
     assert difference(first, second) > 2 and difference(first, third) == 0
+
+
+@contextlib.contextmanager
+def connected(server, client: str) -> Iterator:
+    import websocket
+
+    socket = websocket.create_connection(
+        f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=120, http_no_proxy=["127.0.0.1"]
+    )
+    yield socket
+    socket.close()
+
+
+def kinds(socket, last: str, of: str) -> set[str]:
+    """What a connection is told of the prompt `of`, until the prompt `last` has ended."""
+    found = set()
+    while True:
+        message = socket.recv()
+        if not isinstance(message, str):
+            continue
+        event = json.loads(message)
+        if event["data"].get("prompt_id") == of:
+            found.add(event["type"])
+        if event["type"] == "executing" and event["data"].get("prompt_id") == last and event["data"]["node"] is None:
+            return found
+
+
+def test_runs_that_follow_the_canvas_tell_a_connection_of_their_own(comfy_server):
+    page = uuid.uuid4().hex
+
+    def run(canvas: str, targets: list[str]) -> str:
+        graph = {
+            canvas: node("PixArtDeltaLiveCanvas", drawing="", size=64, live=True),
+            "shown": node("PreviewImage", images=[canvas, 0]),
+        }
+        body = {"prompt": graph, "client_id": page, "partial_execution_targets": targets}
+        return comfy_server.post("/prompt", body)["prompt_id"]
+
+    with connected(comfy_server, page) as editor:
+        alone = run("first", ["shown", "first"])
+        assert "executed" in kinds(editor, alone, alone), "nobody listens for it"
+        with connected(comfy_server, f"pixart_delta_live_{page}") as apart:
+            quiet, loud = run("second", ["shown", "second"]), run("third", ["shown"])
+            assert {"execution_start", "executing", "executed", "execution_success"} <= kinds(apart, quiet, quiet)
+            assert kinds(editor, loud, quiet) == set()
+
+
+RUN = [
+    ("status", {"sid": "another"}),
+    ("execution_start", {"prompt_id": "a"}),
+    ("progress_state", {"prompt_id": "a", "nodes": {}}),
+    ("executing", {"prompt_id": "a", "node": "3", "display_node": "3"}),
+    ("executing", {"prompt_id": "other", "node": "4"}),
+    ("progress", {"prompt_id": "a", "node": "3", "value": 1, "max": 2}),
+    ("pixart_delta.said", {"prompt": "a", "node": "3", "text": "far"}),
+]
+QUIET = """async messages => {
+    const { Quiet } = await import("/extensions/pixart-delta/live/quiet.mjs");
+    const told = [], ended = [], sockets = [], real = window.WebSocket;
+    window.WebSocket = class extends EventTarget {
+        static CONNECTING = 0; static OPEN = 1;
+        readyState = 0;
+        constructor(address) { super(); this.address = String(address); sockets.push(this); }
+        say(type, data) { this.dispatchEvent(new MessageEvent("message", { data: JSON.stringify({ type, data }) })); }
+        close() {}
+    };
+    const wait = (ms = 0) => new Promise(resolve => setTimeout(resolve, ms));
+    try {
+        const api = { clientId: "mine", api_base: "", dispatchCustomEvent: (...event) => told.push(event) };
+        const quiet = new Quiet(api);
+        for (const name of ["execution_start", "execution_success", "execution_interrupted"])
+            quiet.addEventListener(name, ({ detail }) => ended.push([name, detail.prompt_id]));
+        const ready = [quiet.listen()];
+        const [socket] = sockets;
+        socket.readyState = 1;
+        ready.push(quiet.listen());
+        for (const message of messages) socket.say(...message);
+        await wait(20);
+        const held = told.length;
+        socket.say("executed", { prompt_id: "a", node: "3", output: {} });
+        socket.say("execution_success", { prompt_id: "a" });
+        socket.say("executing", { prompt_id: "a", node: null });
+        await wait(50);
+        const passed = told.splice(0).map(([type, detail]) => [type, detail]);
+        socket.say("execution_start", { prompt_id: "b" });
+        await wait(3300);
+        const slow = told.splice(0).length;
+        socket.say("executing", { prompt_id: "b", node: "3" });
+        await wait(20);
+        const followed = told.splice(0);
+        socket.dispatchEvent(new Event("close"));
+        await wait(20);
+        return { address: socket.address, ready, held, passed, slow, followed, lost: told, ended };
+    } finally { window.WebSocket = real; }
+}"""
+
+
+def test_the_editor_hears_of_a_short_run_at_its_end(canvas):
+    found = canvas.evaluate(QUIET, RUN)
+    assert found["address"].startswith("ws:") and found["address"].endswith("/ws?clientId=pixart_delta_live_mine")
+    assert found["ready"] == [False, True] and found["held"] == 0
+    names = ["execution_start", "executing", "pixart_delta.said", "executed", "execution_success", "executing"]
+    assert [name for name, _ in found["passed"]] == names
+    assert [detail for name, detail in found["passed"] if name == "executing"] == ["3", None]
+    assert found["slow"] == 1 and found["followed"] == [["executing", "3"]], "a long run is followed after all"
+    assert found["lost"] == [["executing", None]]
+    ended = ["execution_start", "execution_success", "execution_start", "execution_interrupted"]
+    assert [name for name, _ in found["ended"]] == ended
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,16 @@ RUN = [name for name in NAMES if name.split()[1] in ("01", "05", "13", "16")]
 """One of each kind that draws is run; a training would go on beside the other tests of this server."""
 STEPS = 2
 """That a sampler takes here at most: where things lie does not depend on it, and it shows its preview all the same."""
-ZOOM = 0.57
-"""Below it the classic canvas draws no text."""
+ZOOM = 8 / 14
+"""Below it the classic canvas draws no text: its letters of 14 px would be smaller than 8."""
 BOXES = """() => Object.fromEntries(window.app.graph._nodes.map(node => {
     const element = document.querySelector(`[data-node-id="${node.id}"]`);
     const { x, y, width, height } = element?.getBoundingClientRect() ?? {};
-    const scale = window.app.canvas.ds.scale;
-    return [`${node.id} ${node.type}`, element ? [x, y, width, height].map(v => v / scale) : [...node.boundingRect]];
+    const { scale, offset } = window.app.canvas.ds, at = window.app.canvas.canvas.getBoundingClientRect();
+    const seen = [(x - at.x) / scale - offset[0], (y - at.y) / scale - offset[1], width / scale, height / scale];
+    return [`${node.id} ${node.type}`, element ? seen : [...node.boundingRect]];
 }))"""
+FRAMES = "() => Object.fromEntries(window.app.graph._groups.map(group => [group.title, [...group._bounding]]))"
 SAID = {
     "Dataset": "first\n" + "a line of a report, rather long\n" * 12,
     "Train": "first\n" + "a line of an estimate, rather long\n" * 12,
@@ -91,6 +93,17 @@ def covered(boxes: dict[str, list[float]]) -> list[tuple[str, str]]:
     return [(a, b) for (a, one), (b, other) in itertools.combinations(boxes.items(), 2) if overlap(one, other)]
 
 
+def outside(boxes: dict[str, list[float]], frames: dict[str, list[float]]) -> list[tuple[str, str]]:
+    """Nodes that leave the frame in which the middle of their title lies."""
+    return [
+        (name, title)
+        for name, (x, y, width, height) in boxes.items()
+        for title, (left, top, wide, high) in frames.items()
+        if left < x + width / 2 < left + wide and top < y + 15 < top + high
+        if min(x - left, left + wide - x - width, y - top, top + high - y - height) < -1
+    ]
+
+
 @pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes_2"])
 def page(request, panel_server, open_page):
     panel_server.post("/settings", {"Comfy.Execution.PreviewMethod": "latent2rgb"})
@@ -112,7 +125,9 @@ def set_vue(page, on: bool) -> None:
 def test_opened_it_can_be_read_and_nothing_covers_anything(page, name):
     zoom = page.evaluate(OPEN, [name, load_workflow(ROOT / "workflows" / f"{name}.json")])
     assert zoom >= ZOOM
-    assert covered(page.evaluate(BOXES)) == []
+    boxes = page.evaluate(BOXES)
+    assert covered(boxes) == []
+    assert outside(boxes, page.evaluate(FRAMES)) == []
 
 
 @pytest.mark.parametrize(
@@ -126,6 +141,7 @@ def test_what_jobs_say_covers_nothing(page, name):
     page.wait_for_function("() => document.querySelectorAll('.pxd-line').length >= 1")
     after = page.evaluate(BOXES)
     assert covered(after) == []
+    assert outside(after, page.evaluate(FRAMES)) == []
     assert {name: box for name, box in after.items() if box[3] > before[name][3] + 1} == {}
 
 

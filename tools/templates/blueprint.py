@@ -6,11 +6,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from .layout import Column, Group, Node, Template, build, inputs_of
+from .layout import NARROWEST, Column, Front, Group, Node, Template, build, inputs_of, note, places_of
 
 _APART = {"SaveImage", "PreviewImage", "MarkdownNote", "PixArtDeltaExamplePicture"}
-_IN, _OUT = -10, -20
-"""Ids of a subgraph's own two ends."""
+_OUT = -20
+"""Id of the end of a subgraph."""
+_FRONT_WIDTH = 153
+"""Pixels that the editor makes of the names of the inputs."""
 
 
 @dataclass
@@ -33,37 +35,31 @@ class Blueprint:
 
 def build_blueprint(blueprint: Blueprint, schemas: Mapping[str, Mapping]) -> dict:
     """The file of a blueprint as a JSON object."""
-    inner = Template(blueprint.name, list(_columns(blueprint)))
-    nodes = inner.nodes()
+    front = Front([(name, _type(schemas[node.kind], name)) for node, name in blueprint.inputs])
+    inner = Template(blueprint.name, [_entrance(blueprint, front), *_columns(blueprint)])
+    nodes = [node for node in inner.nodes() if node is not front]
     for node in nodes:
         node.links = {name: link for name, link in node.links.items() if link[0] in nodes}
+    for node, name in blueprint.inputs:
+        node.links[name] = front[name]
     graph = build(inner, schemas)
     links = [dict(zip(_LINK, link, strict=True)) for link in graph["links"]]
     reroutes, ends = graph["extra"].get("reroutes", []), graph["extra"].get("linkExtensions", [])
     for end in ends:
         links[end["id"] - 1]["parentId"] = end["parentId"]
-    slots = []
-    for slot, (node, name) in enumerate(blueprint.inputs):
-        number = len(links) + 1
-        kind = next(kind for each, kind, _ in inputs_of(schemas[node.kind]) if each == name)
-        target = nodes.index(node) + 1
-        links.append(
-            {
-                "id": number,
-                "origin_id": _IN,
-                "origin_slot": slot,
-                "target_id": target,
-                "target_slot": _connect(graph["nodes"][target - 1], name, kind, number),
-                "type": kind,
-            }
-        )
-        slots.append({"id": _id(blueprint, name), "name": name, "type": kind, "linkIds": [number], "pos": [0, 0]})
+    slots = [
+        {"id": _id(blueprint, name), "name": name, "type": kind, "linkIds": [link["id"]], "pos": [0, 0]}
+        for slot, (name, kind) in enumerate(front.slots)
+        for link in links
+        if (link["origin_id"], link["origin_slot"]) == (Front.ID, slot)
+    ]
     last = nodes.index(blueprint.output) + 1
     number = len(links) + 1
     links.append(
         {"id": number, "origin_id": last, "origin_slot": 0, "target_id": _OUT, "target_slot": 0, "type": "IMAGE"}
     )
     graph["nodes"][last - 1]["outputs"][0]["links"].append(number)
+    x, y, _, height = places_of(inner)[front]
     subgraph = {
         "id": _id(blueprint, "subgraph"),
         "version": 1,
@@ -76,8 +72,8 @@ def build_blueprint(blueprint: Blueprint, schemas: Mapping[str, Mapping]) -> dic
         "revision": 0,
         "config": {},
         "name": blueprint.name,
-        "inputNode": {"id": _IN, "bounding": [-220, 40, 120, 40 + 20 * len(slots)]},
-        "outputNode": {"id": _OUT, "bounding": [_right(graph) + 100, 60, 120, 60]},
+        "inputNode": {"id": Front.ID, "bounding": [x + NARROWEST - _FRONT_WIDTH, y, _FRONT_WIDTH, height]},
+        "outputNode": {"id": _OUT, "bounding": [_right(graph) + 70, 60, 100, 68]},
         "inputs": slots,
         "outputs": [
             {"id": _id(blueprint, "out"), "name": "IMAGE", "type": "IMAGE", "linkIds": [number], "pos": [0, 0]}
@@ -103,6 +99,20 @@ def build_blueprint(blueprint: Blueprint, schemas: Mapping[str, Mapping]) -> dic
     }
 
 
+def _entrance(blueprint: Blueprint, front: Front) -> Column:
+    """What comes from outside, and a note: it makes the editor, which fits the view to nodes alone, show the names of
+    the inputs, too."""
+    says = (
+        f"{blueprint.about} Open this node to see or change how. What enters on the left are the inputs of the node "
+        "outside, where most of them are widgets."
+    )
+    return Column(NARROWEST, [Group("", "", [note(blueprint.name, says, 240)]), Group("", "", [front])])
+
+
+def _type(schema: Mapping, name: str) -> str:
+    return next(kind for each, kind, _ in inputs_of(schema) if each == name)
+
+
 _LINK = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
 
 
@@ -116,17 +126,6 @@ def _columns(blueprint: Blueprint) -> Iterator[Column]:
                 groups.append(Group(group.title, group.colour, nodes))
         if groups:
             yield Column(column.width, groups, column.down)
-
-
-def _connect(saved: dict, name: str, kind: str, link: int) -> int:
-    """Put a link on an input of a saved node; returns its slot."""
-    names = [entry["name"] for entry in saved["inputs"]]
-    if name not in names:
-        saved["inputs"].append({"name": name, "type": kind, "link": None, "widget": {"name": name}})
-        names.append(name)
-    slot = names.index(name)
-    saved["inputs"][slot]["link"] = link
-    return slot
 
 
 def _outer(blueprint: Blueprint, slots: list[dict], kind: str, nodes: list[Node]) -> dict:

@@ -1,8 +1,7 @@
 """Nodes in titled columns -> a workflow as ComfyUI's editor saves it.
 
 A template is a row of columns of groups of nodes, read from left to right. Positions follow from the sizes; slots and
-widgets
-are read from the schemas of a running ComfyUI, so that nothing here repeats them.
+widgets are read from the schemas of a running ComfyUI, so that nothing here repeats them.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ NOTE_COLOURS = {"color": "#222", "bgcolor": "#000"}
 """Of notes: those of the official templates."""
 _TITLE, _BAND, _PAD, _GAP, _AISLE = 30, 40, 12, 14, 36
 """Pixels: title bar of a node, title of a group, margin inside a group, between nodes, between columns."""
+NARROWEST = 225
+"""Pixels: Nodes 2.0 makes no node narrower; in a narrower column it would leave its frame and cover the next one."""
 _FOOT = 16
 """More pixels below a node whose file may be missing: Nodes 2.0 hangs a line there that says so."""
 _GROWING = "COMFY_AUTOGROW_V3"
@@ -67,6 +68,24 @@ class Node:
         return self, output
 
 
+class Front(Node):
+    """Where the links from outside enter a subgraph: no node of the file, but it has a place and outputs like one.
+
+    Args:
+        slots: (name, type) of each.
+    """
+
+    ID = -10
+
+    def __init__(self, slots: list[tuple[str, str]]):
+        super().__init__("", 28 + 20 * (len(slots) + 1))  # the editor's: rounded corners, and a slot for one more
+        self.slots = slots
+
+    def saved(self) -> dict:
+        """What links need of it."""
+        return {"outputs": [{"name": name, "type": kind, "links": []} for name, kind in self.slots]}
+
+
 def note(title: str, text: str, height: int, **more) -> Node:
     """A note in the official colours. Its first sentence is a heading, to be read as the graph opens: there the rest is
     small, because ComfyUI shows notes in the size of its text boxes, at the zoom of the whole graph."""
@@ -90,6 +109,10 @@ class Column:
     width: int
     groups: list[Group]
     down: int = 0
+
+    def __post_init__(self) -> None:
+        if self.width < NARROWEST:
+            raise ValueError(f"a column of {self.width} px: nodes are at least {NARROWEST} px wide")
 
 
 @dataclass
@@ -117,11 +140,13 @@ def build(template: Template, schemas: Mapping[str, Mapping]) -> dict:
     Args:
         schemas: what ComfyUI gives under /object_info.
     """
-    nodes = template.nodes()
-    ids = {node: number for number, node in enumerate(nodes, 1)}
-    places = dict(_places(template))
+    fronts = [node for node in template.nodes() if isinstance(node, Front)]
+    nodes = [node for node in template.nodes() if node not in fronts]
+    ids = {node: number for number, node in enumerate(nodes, 1)} | dict.fromkeys(fronts, Front.ID)
+    places = places_of(template)
     links: list[list] = []
     saved = {node: _saved(node, ids[node], places[node], schemas.get(node.kind)) for node in nodes}
+    saved |= {front: front.saved() for front in fronts}
     for node in nodes:
         for name, (source, output) in node.links.items():
             _join(links, ids, saved, source, output, node, name)
@@ -138,7 +163,7 @@ def build(template: Template, schemas: Mapping[str, Mapping]) -> dict:
         "revision": 0,
         "last_node_id": len(nodes),
         "last_link_id": len(links),
-        "nodes": list(saved.values()),
+        "nodes": [saved[node] for node in nodes],
         "links": links,
         "groups": list(_frames(template, places)),
         "config": {},
@@ -147,8 +172,12 @@ def build(template: Template, schemas: Mapping[str, Mapping]) -> dict:
     }
 
 
+def places_of(template: Template) -> dict[Node, tuple[int, int, int, int]]:
+    """Where every node stands: x, y, width, height; y is below the title bar, as LiteGraph counts."""
+    return dict(_places(template))
+
+
 def _places(template: Template) -> Iterator[tuple[Node, tuple[int, int, int, int]]]:
-    """Of every node x, y, width, height; y is below the title bar, as LiteGraph counts."""
     x = 0
     for column in template.columns:
         y = column.down
@@ -269,7 +298,7 @@ class Lanes:
     """Leads the links that pass by a column through free space, so that none runs behind a node.
 
     A lane is a height at which nothing stands in any column between the two ends; a dot (a reroute) in the aisle beside
-    each end holds the link to it.
+    each end holds the link to it. A link to the node below turns back to the left in the gap between both.
     """
 
     def __init__(self, template: Template, places: Mapping[Node, tuple[int, int, int, int]]):
@@ -298,9 +327,12 @@ class Lanes:
         for link, source, output, target, entry, _ in links:
             ends = nodes[source], nodes[target]
             first, last = (self.column[node] for node in ends)
-            if last - first < 2:
+            if last - first == 1:
                 continue
-            y = self._lane(source, output, first, last, self._slot(ends[0], output), self._slot(ends[1], entry))
+            if last == first:
+                y = self._gap(*ends)
+            else:
+                y = self._lane(source, output, first, last, self._slot(ends[0], output), self._slot(ends[1], entry))
             left, right = self._aisles(*ends)
             parent = None
             for x in dict.fromkeys((left, right)):
@@ -316,6 +348,11 @@ class Lanes:
 
     def _slot(self, node: Node, number: int) -> int:
         return self.places[node][1] + 14 + 20 * number
+
+    def _gap(self, above: Node, below: Node) -> int:
+        """The middle between a node and the title of the next."""
+        _, y, _, height = self.places[above]
+        return (y + height + self.places[below][1] - _TITLE) // 2
 
     def _aisles(self, source: Node, target: Node) -> tuple[int, int]:
         half = _PAD + _AISLE // 2

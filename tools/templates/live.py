@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .layout import Column, Group, Node, Template, note
 from .pictures import named
-from .pieces import Loaded, decode, lcm, result, size, text
+from .pieces import Loaded, decode, lcm, size, stacked, text
 from .weights import HUB, NANO, RELEASED
 
 _SIDE = 256
@@ -38,14 +38,13 @@ def drawing() -> Template:
     sampler.after = "fixed"  # Run shall not change the noise either
     decoded = decode(sampler, loaded)
     shown = Node("PreviewImage", 330, {}, {"images": decoded["IMAGE"]}, title="The picture follows")
-    about = _note(name)
     columns = [
-        Column(245, [Group("Load", "blue", [node for node in loaded.nodes if node is not control])]),
+        Column(240, [Group("Load", "blue", [node for node in loaded.nodes if node is not control])]),
         Column(270, [Group("Draw", "red", [sheet]), Group("Prompt", "green", [prompt])]),
-        Column(235, [Group("Hint", "red", [control, edges])]),
+        Column(235, [Group("Hint", "red", [control, edges]), Group("", "", [_note(name)])]),
         Column(235, [Group("Control", "yellow", [applied]), Group("Size", "green", [shape])]),
         Column(235, [Group("Sample", "purple", [sampler])]),
-        *result(decoded, shown, about),
+        Column(250, [stacked("Picture", decoded, shown)]),
     ]
     app = [(sheet, "drawing"), (prompt, "prompt"), (applied, "strength")]
     return Template(named(19, name), columns, (app, [shown]), as_app=True)
@@ -62,7 +61,7 @@ def _note(name: str) -> Node:
         f"released files in the loaders, as the template *{edges}* does ([{RELEASED.control.repository}]"
         f"({HUB}/{RELEASED.control.repository})), its *bins*, and 1024 as *size* of the sheet.\n"
     )
-    return note(name, says, 300)
+    return note(name, says, 330, down=40)
 
 
 def sketch() -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .layout import Column, Group, Node, Template, note
+from .layout import NARROWEST, Column, Group, Node, Template, note
 from .pieces import (
     DECODE,
+    NARROW,
     PROMPT,
     SAMPLER,
     Loaded,
@@ -17,6 +18,7 @@ from .pieces import (
     result,
     save,
     size,
+    stacked,
     text,
 )
 from .weights import NANO, RELEASED, Weights
@@ -218,21 +220,21 @@ def draft_and_pick() -> Template:
         sampler.links["seed"] = seed["INT"]
     drafts, decoded = (decode(node, loaded) for node in (draft, drawn))
     sheet = Node("PreviewImage", 380, {}, {"images": drafts["IMAGE"]}, title="16 drafts")
-    saved = save(decoded, "draft_and_pick", 300)
+    saved = save(decoded, "draft_and_pick", 380)
     says = (
         "Sixteen drafts in **one** step each; the one you pick is drawn on in **four** steps. Run, look, write the "
         "number of a draft into *Pick* (they count from 0, row by row; *length* 2 takes the next one, too), run again: "
         "the drafts come from memory. *denoise* 0.5 keeps the draft's composition, more changes it. A new seed gives "
         "sixteen others."
     )
+    remark = note(name, says, 330, down=225)  # below what passes from column to column
     columns = [
-        Column(224, [Group("Load", "blue", loaded.nodes), Group("Size", "green", [shape])]),
-        Column(200, [Group("Prompt", "green", [prompt, seed])]),
-        Column(200, [Group("Draft", "purple", [draft])]),
-        Column(198, [Group("Sheet", "cyan", [drafts]), Group("Pick", "yellow", [pick])]),
-        Column(200, [Group("", "", [sheet]), Group("Sample", "purple", [drawn])]),
-        Column(165, [Group("Save", "cyan", [decoded])]),
-        Column(190, [Group("", "", [saved]), Group("", "", [note(name, says, 330)])]),
+        Column(NARROW, [Group("Load", "blue", loaded.nodes), Group("Size", "green", [shape])]),
+        Column(NARROW, [Group("Prompt", "green", [prompt, seed])]),
+        Column(NARROW, [Group("Draft", "purple", [draft])]),
+        Column(NARROWEST, [Group("Sheet", "cyan", [drafts]), Group("Pick", "yellow", [pick]), Group("", "", [remark])]),
+        Column(265, [Group("", "", [sheet]), Group("Sample", "purple", [drawn])]),
+        Column(NARROW, [stacked("Save", decoded, saved)]),
     ]
     app = ([(prompt, "prompt"), (seed, "value"), (pick, "batch_index")], [sheet, saved])
     return Template(named(13, name), columns, app)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from .layout import Column, Group, Node, note
+from .layout import NARROWEST, Column, Group, Node, note
 from .weights import NANO, File, Weights
 
-LOADERS, PROMPT, SAMPLER, DECODE, RESULT = 250, 260, 240, 225, 280
-"""Widths of the columns; Nodes 2.0 makes no node narrower than 225."""
+LOADERS, PROMPT, SAMPLER, DECODE, RESULT = 250, 260, 240, NARROWEST, 280
+"""Widths of the columns."""
+NARROW = 245
+"""Width of six columns beside one another: with it their text can still be read as they open at 1366 x 768."""
 NOTE = 130
 """How much wider than its column the note is: up to the minimap, which covers the lower right corner."""
 
@@ -86,6 +88,12 @@ def decode(samples: Node, loaded: Loaded, **more) -> Node:
 
 def save(decoded: Node, prefix: str, height: int = 330) -> Node:
     return Node("SaveImage", height, {"filename_prefix": f"pixart_delta/{prefix}"}, {"images": decoded["IMAGE"]})
+
+
+def stacked(title: str, decoded: Node, shown: Node) -> Group:
+    """Decoded and, below it, shown or saved: where there is no room for a column of each."""
+    shown.down = 16  # for the link between both, which turns back there
+    return Group(title, "cyan", [decoded, shown])
 
 
 def result(decoded: Node, saved: Node, about: Node) -> list[Column]:

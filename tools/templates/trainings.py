@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from .layout import Column, Group, Node, Template, note
 from .pictures import named
-from .pieces import PROMPT, SAMPLER, decode, ksampler, lcm, loader, result, save, size, text
+from .pieces import NARROW, PROMPT, SAMPLER, decode, ksampler, lcm, loader, result, save, size, stacked, text
 from .weights import HUB, NANO, RELEASED
 
 _TRAINING = 800
@@ -158,7 +158,7 @@ def teach() -> Template:
     own = {"name": "taught", "steps": 200, "batch_size": 8, "learning_rate": 0.001, "lora_rank": 8}
     train = Node("PixArtDeltaFineTune", _TRAINING, quick(sample_every=50, **own), {"dataset": dataset["dataset"]})
     status = Node("PixArtDeltaTrainingStatus", 256, {}, {"job": train["job"]})
-    samples = Node("PreviewImage", 250, {}, {"images": status["samples"]}, title="Samples")
+    samples = Node("PreviewImage", 220, {}, {"images": status["samples"]}, title="Samples")
     trained = Node("PixArtDeltaTrainedResult", 340, {}, {"job": train["job"]})
     clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
     vae = loader("VAELoader", "vae_name", NANO.vae, 104)
@@ -178,13 +178,12 @@ def teach() -> Template:
         "*lora*.\n"
     )
     columns = [
-        Column(200, [Group("Your pictures", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
-        Column(205, [Group("Teach", "purple", [train])]),
-        Column(200, [Group("Watch", "yellow", [status]), Group("Use", "red", [trained, clip])]),
-        Column(205, [Group("Prompt", "green", [prompt, shape]), Group("", "", [pictures])]),
-        Column(205, [Group("Sample", "purple", [sampler, vae])]),
-        Column(190, [Group("Save", "cyan", [decoded]), Group("", "", [samples])]),
-        Column(200, [Group("", "", [saved])], down=40),
+        Column(NARROW, [Group("Your pictures", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
+        Column(NARROW, [Group("Teach", "purple", [train])]),
+        Column(NARROW, [Group("Watch", "yellow", [status]), Group("Use", "red", [trained, clip])]),
+        Column(NARROW, [Group("Prompt", "green", [prompt, shape]), Group("", "", [pictures])]),
+        Column(NARROW, [Group("Sample", "purple", [sampler, vae]), Group("", "", [samples])]),
+        Column(NARROW, [stacked("Save", decoded, saved)], down=40),
     ]
     return Template(named(24, name), columns)
 
@@ -267,12 +266,11 @@ def watch_it_learn() -> Template:
         "the real model choose a large *sample_every*.\n"
     )
     columns = [
-        Column(185, [Group("Dataset", "blue", [dataset])]),
-        Column(225, [Group("Train", "purple", [train])]),
-        Column(225, [Group("Follow", "red", [trained, clip, vae])]),
-        Column(195, [Group("Prompt", "green", [prompt, shape])]),
-        Column(195, [Group("Sample", "purple", [sampler])]),
-        Column(190, [Group("Show", "cyan", [decoded])]),
-        Column(190, [Group("", "", [shown, note(name, says, 330)])], down=40),
+        Column(NARROW, [Group("Dataset", "blue", [dataset])]),
+        Column(NARROW, [Group("Train", "purple", [train])]),
+        Column(NARROW, [Group("Follow", "red", [trained, clip, vae])]),
+        Column(NARROW, [Group("Prompt", "green", [prompt, shape]), Group("", "", [note(name, says, 230, wide=120)])]),
+        Column(NARROW, [Group("Sample", "purple", [sampler])]),
+        Column(NARROW, [stacked("Show", decoded, shown)]),
     ]
     return Template(named(31, name), columns)

@@ -11,7 +11,7 @@ export function follow(node, app, api, store) {
     if (![STATUS, RESULT].includes(node.comfyClass)) return;
     let id = null; // of the job that is followed
     // The id stands in place of a link to the node that starts the training: to look at a job must not start one.
-    const runner = new Runner(app, api, node, SWITCH, (output) => (output[node.id].inputs.job = id));
+    const runner = new Runner(app, api, node, SWITCH, { change: (output) => (output[node.id].inputs.job = id) });
     let asked = null; // the samples after which a result was asked for
     const result = node.comfyClass === RESULT;
     // While there is no result yet, a node that loads it could only fail.

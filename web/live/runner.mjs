@@ -1,6 +1,8 @@
 // Runs the previews behind a node, when what they show has changed. One run at a time: what changes meanwhile is taken up
 // by the next, so that nothing is drawn that is overtaken already.
 
+import { PATIENCE } from "./quiet.mjs";
+
 const SLOW = 700; // ms: a run that took longer is interrupted when a stroke ends, a shorter one may finish
 const QUICK = 150; // ms: only such runs follow a stroke while it is drawn; a longer one would hold up the one that counts
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
@@ -17,16 +19,23 @@ export class Runner {
     /**
      * @param {string} name of the node's widget that switches this on
      * @param {(output: object) => void} change makes of the editor's prompt the one to run
+     * @param {Quiet} quiet what the editor hears of short runs at their end, if it need not see how far they are
      */
-    constructor(app, api, node, name, change = null) {
-        Object.assign(this, { app, api, node, name, change });
+    constructor(app, api, node, name, { change = null, quiet = null } = {}) {
+        Object.assign(this, { app, api, node, name, change, quiet });
         this.listeners = { execution_start: (event) => this.#start(event.detail.prompt_id) };
         for (const end of ENDS) this.listeners[end] = (event) => this.#end(event.detail.prompt_id, end === ENDS[0]);
-        for (const [name, listener] of Object.entries(this.listeners)) api.addEventListener(name, listener);
+        this.#each((source, name, listener) => source.addEventListener(name, listener));
     }
 
     destroy() {
-        for (const [name, listener] of Object.entries(this.listeners)) this.api.removeEventListener(name, listener);
+        this.#each((source, name, listener) => source.removeEventListener(name, listener));
+    }
+
+    #each(work) {
+        for (const source of [this.api, this.quiet].filter(Boolean)) {
+            for (const [name, listener] of Object.entries(this.listeners)) work(source, name, listener);
+        }
     }
 
     /** Whether the node is switched on and leads to a preview. */
@@ -87,11 +96,17 @@ export class Runner {
         const made = JSON.stringify(output);
         if (made === this.#sent) return false;
         this.#since = performance.now();
-        const queued = this.change ? this.#post(prompt) : this.app.queuePrompt(0, 1, this.previews());
+        const queued = this.change ? this.#post(prompt) : this.app.queuePrompt(0, 1, [...this.previews(), ...this.#apart()]);
         this.#sending = queued.catch(() => {});
         const sent = await queued;
         if (sent) this.#sent = made;
         return sent;
+    }
+
+    /** The node itself among what shall run asks the server to send the run's messages to `quiet`. */
+    #apart() {
+        const heard = this.quiet?.listen();
+        return heard && this.#took > 0 && this.#took <= PATIENCE ? [String(this.node.id)] : [];
     }
 
     async #post(prompt) {

@@ -1,12 +1,16 @@
 // The canvas of PixArt-δ Live Canvas as a widget of its node, and the runs that follow the drawing.
+import { Quiet } from "./quiet.mjs";
 import { Runner } from "./runner.mjs";
 import { Sheet } from "./canvas.mjs";
 
 const KIND = "PIXART_DELTA_DRAWING"; // nobody else's: Nodes 2.0 and App mode then show the element itself
 const HEIGHT = 280; // px
 
+let quiet = null; // one connection for all canvases of the page
+
 export function addCanvas(node, name, app, api) {
-    const runner = new Runner(app, api, node, "live");
+    quiet ??= new Quiet(api);
+    const runner = new Runner(app, api, node, "live", { quiet });
     // Other inputs: the editor says that something changed, and whether it matters shows in the prompt.
     const changed = () => runner.run();
     api.addEventListener("graphChanged", changed);
