@@ -162,7 +162,7 @@ def check_before(
     require_packages(task.packages(config))
     check_optimizer(config, device)
     check_base(task, config, base)
-    check_data(location, description, config, base.shape.caption_channels, base.null_caption)
+    check_data(location, description, config.base, base.shape.caption_channels, base.null_caption)
     if task.needs_hint:
         require_hints(location, description)
 
@@ -174,11 +174,11 @@ def device_memory(device: torch.device) -> float:
     return psutil.virtual_memory().total
 
 
-def require_memory(expected: Estimate, config: TrainConfig, device: object, size: float) -> None:
+def require_memory(expected: Estimate, batch_size: int, device: object, size: float) -> None:
     """Raises ConfigError, as a training that ran out of memory, if it cannot fit a device of `size` bytes."""
     if expected.memory > size:
         raise ConfigError(
-            f"{out_of_memory(config.batch_size)}, or train a LoRA. It takes about {in_units(expected.memory)}, and "
+            f"{out_of_memory(batch_size)}, or train a LoRA. It takes about {in_units(expected.memory)}, and "
             f"{device} has {in_units(size)}"
         )
 
@@ -217,12 +217,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, check: Callable[[], No
 
 
 def time_text(
-    expected: Estimate, config: TrainConfig, device: torch.device, check: Callable[[], None] = lambda: None
+    expected: Estimate, precision: str, steps: int, device: torch.device, check: Callable[[], None] = lambda: None
 ) -> str:
     """A line about the time of a step and of all of them, by the speed of the device: see `matmul_rate`."""
-    seconds = expected.seconds(matmul_rate(device, DTYPES[config.precision], check))
-    whole = datetime.timedelta(seconds=round(seconds * config.steps))
-    return f"time: at least {seconds:.3g} s a step, {whole} for {config.steps} steps"
+    seconds = expected.seconds(matmul_rate(device, DTYPES[precision], check))
+    whole = datetime.timedelta(seconds=round(seconds * steps))
+    return f"time: at least {seconds:.3g} s a step, {whole} for {steps} steps"
 
 
 def dry_run(config: TrainConfig) -> None:
@@ -249,7 +249,7 @@ def dry_run(config: TrainConfig) -> None:
     base = read_base(config)
     check_before(config, base, data.location, data.description, device)
     expected = estimate(config, base.shape, height, width, processes.count)
-    duration = time_text(expected, config, device)
+    duration = time_text(expected, config.precision, config.steps, device)
     if processes.is_main:  # the others' host need not have the run's disk
         run.require_room(expected.checkpoint, config.keep_checkpoints)
     say = print if processes.is_main else _silent

@@ -183,7 +183,7 @@ class Task(ABC):
         """See `check_data`."""
         null = self.null_caption()
         length = 0 if null is None else len(null)
-        check_data(data.location, data.description, self.config, self.model.config.caption_channels, length)
+        check_data(data.location, data.description, self.config.base, self.model.config.caption_channels, length)
         if self.needs_hint:
             require_hints(data.location, data.description)
             self.hint = str(data.description.get("hint_kind") or data.description["hints"]).replace("folder", "")
@@ -295,21 +295,20 @@ def require_guidable(base: str, file: FileInfo) -> None:
         )
 
 
-def check_data(
-    location: object, description: Mapping[str, Any], config: TrainConfig, channels: int, null_caption: int
-) -> None:
+def check_data(location: object, description: Mapping[str, Any], base: str, channels: int, null_caption: int) -> None:
     """Whether a base reads captions as wide as the data's, and can leave out ones as long as its longest.
 
     Args:
         location: of the features, for messages.
         description: see `FeatureDataset.description`; what it does not say is not checked.
+        base: where it is, for messages; empty = it is made anew.
         channels: of the text embeddings that the base reads.
         null_caption: tokens of its learned null caption; 0 = it has none.
 
     Raises:
         ConfigError: if not.
     """
-    base = config.base or "the model"
+    base = base or "the model"
     width, longest = description.get("caption_channels"), description.get("max_tokens", 0)
     if width is not None and width != channels:
         raise ConfigError(

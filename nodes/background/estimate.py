@@ -62,7 +62,7 @@ def check_and_estimate(config: TrainConfig, base: Base, data: Prepared, run: Run
     expected = estimate(config, base.shape, *size)
     short = []
     for check in (
-        lambda: require_memory(expected, config, device, total),
+        lambda: require_memory(expected, config.batch_size, device, total),
         lambda: run.require_room(expected.checkpoint, config.keep_checkpoints),
     ):
         try:
@@ -72,7 +72,8 @@ def check_and_estimate(config: TrainConfig, base: Base, data: Prepared, run: Run
                 raise
             short.append(f"This cannot be trained: {error}")
     with torch.inference_mode():
-        duration = time_text(expected, config, device, memory.throw_exception_if_processing_interrupted)
+        interrupts = memory.throw_exception_if_processing_interrupted
+        duration = time_text(expected, config.precision, config.steps, device, interrupts)
     pictures = pictures_text(sizes, config.batch_size)
     return "\n".join([pictures, str(expected), f"{device} has {in_units(total)}", duration, *short])
 

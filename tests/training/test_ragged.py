@@ -48,7 +48,7 @@ class OneEach(Task):
 
 def engine_of(rank, world, **values):
     """An engine of one of several processes, whose parts are added up by whoever calls."""
-    config = make_config("finetune", {"run": "r", "data": "d", "base": "b", "precision": "fp32", **values})
+    config = make_config("finetune", {"run": "r", "data": "d", "model": {"depth": 1}, "precision": "fp32", **values})
     model = nn.Module()
     model.weight = nn.Parameter(torch.arange(float(PICTURES)))
     engine = Engine(OneEach(config, model, average=False), connect())

@@ -141,7 +141,7 @@ def hand_through(vae: AutoencoderTiny) -> None:
         elif convolutions := [each for each in layer.modules() if isinstance(each, nn.Conv2d)]:
             for each in convolutions:
                 nn.init.kaiming_normal_(each.weight, nonlinearity="relu")
-                nn.init.zeros_(each.bias)
+                nn.init.zeros_(each.get_parameter("bias"))
             nn.init.zeros_(convolutions[-1].weight)
 
 
