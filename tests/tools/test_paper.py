@@ -52,8 +52,8 @@ def test_the_page_has_every_figure():
 def test_two_trainings_are_told_apart_only_beyond_chance():
     assert apart((80, 1), (83, 1), 0) and not apart((80, 2), (83, 1), 0) and not apart((80, 1), (83, 1), 4)
     found = {"one": marks(20, 80), "one, another seed": marks(20, 84)}
-    assert "better: attributes right in one step (+10)" in compared(found | {"two": marks(20, 90)})
-    assert "worse: attributes right in one step (-10)" in compared(found | {"two": marks(20, 70)})
+    assert "better: attributes right in one step (80 → 90)" in compared(found | {"two": marks(20, 90)})
+    assert "worse: attributes right in one step (80 → 70)" in compared(found | {"two": marks(20, 70)})
     near = compared(found | {"two": marks(20, 83)})
     assert "not told apart: attributes right in one step" in near and "better" not in near and "worse" not in near
     assert "after 50 steps" in near
@@ -62,13 +62,14 @@ def test_two_trainings_are_told_apart_only_beyond_chance():
 def test_batches_are_compared_at_equal_steps_and_at_equal_pictures():
     found = {"24": marks(20, 60, 80), "24, another seed": marks(20, 61, 81), "6": marks(20, 30, 40, 50, 70, batch=6)}
     said = pictures_alike(found)
-    assert "after 100 steps: worse: attributes right in one step (-40)" in said
+    assert "after 100 steps: worse: attributes right in one step (80 → 40)" in said
     assert "after 200 steps, 1200 pictures, of which *24* takes 50 steps: better: attributes right in one step" in said
 
 
 def test_the_rise_of_a_distillation_is_told_beside_its_teacher():
     said = risen({"24": marks(20, 60, 80)})
-    assert "attributes right in one step 20 → 80;" in said and "after step 100" in said and "once in 70 % in 14" in said
+    assert "after step 100 beside what it began as: better: attributes right in one step (20 → 80)" in said
+    assert "worse" not in said and "once in 70 % in 14" in said
 
 
 def test_scenes_that_jump_are_counted():

@@ -7,13 +7,15 @@ how far away the same training comes out with another seed of its own.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Marks = Mapping[str, Any]
 """Of one training: what `work.Workshop.measure` found, oldest state first."""
 Found = Mapping[str, Marks]
 """Label -> marks."""
+Mark = tuple[float, float]
+"""Mean, half of its 95 % interval."""
 
 ANOTHER_SEED = "another seed"
 MEASURES = (
@@ -31,8 +33,8 @@ LEAST_RISE = 0.15
 """Of F1, for a scene to be asked whether it jumped."""
 
 
-def mark(marks: Marks, step: int, steps: str, measure: str) -> tuple[float, float]:
-    """A mark after so many training steps, in so many sampling steps: mean, half of its 95 % interval."""
+def mark(marks: Marks, step: int, steps: str, measure: str) -> Mark:
+    """A mark after so many training steps, in so many sampling steps."""
     point = next(point for point in marks["points"] if point["step"] == step)
     mean, half = point["marks"][steps][measure]
     return mean, half
@@ -43,7 +45,7 @@ def common_step(found: Found) -> int:
     return max(set.intersection(*({point["step"] for point in marks["points"]} for marks in found.values())))
 
 
-def apart(one: tuple[float, float], other: tuple[float, float], seeds: float) -> bool:
+def apart(one: Mark, other: Mark, seeds: float) -> bool:
     """Whether two marks differ by more than their intervals and the seed of a training allow."""
     return abs(one[0] - other[0]) > max(one[1] + other[1], seeds)
 
@@ -58,17 +60,21 @@ def compared(found: Found) -> str:
 def _beside(
     name: str, found: Found, first: tuple[str, int], again: tuple[str, int], other: tuple[str, int], more: str = ""
 ) -> str:
-    said: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    pairs = []
     for title, steps, measure in MEASURES:
         one, seed, two = (mark(found[label], step, steps, measure) for label, step in (first, again, other))
-        difference = two[0] - one[0]
-        if not apart(one, two, abs(seed[0] - one[0])):
-            said["not told apart"].append(title)
-        else:
-            better = (difference > 0) != (measure == "distance")
-            said["better" if better else "worse"].append(f"{title} ({difference:+.3g})")
-    words = "; ".join(f"{how}: {', '.join(titles)}" for how, titles in said.items() if titles)
-    return f"*{name}* beside *{first[0]}* after {other[1]} steps{more}: {words}."
+        pairs.append((title, measure, one, two, abs(seed[0] - one[0])))
+    return f"*{name}* beside *{first[0]}* after {other[1]} steps{more}: {_told(pairs)}."
+
+
+def _told(pairs: Iterable[tuple[str, str, Mark, Mark, float]]) -> str:
+    """In which measures the second mark is better or worse; each pair with what the seed of a training makes."""
+    said: dict[str, list[str]] = {"better": [], "worse": [], "not told apart": []}
+    for title, measure, one, two, seeds in pairs:
+        words = f"{title} ({one[0]:.3g} → {two[0]:.3g})"
+        better = (two[0] > one[0]) != (measure == "distance")
+        said["not told apart" if not apart(one, two, seeds) else "better" if better else "worse"].append(words)
+    return "; ".join(f"{how}: {', '.join(titles)}" for how, titles in said.items() if titles)
 
 
 def pictures_alike(found: Found) -> str:
@@ -87,14 +93,15 @@ def pictures_alike(found: Found) -> str:
 def risen(found: Found) -> str:
     """How the marks of the first training went from before its first step to its last state."""
     label, marks = next(iter(found.items()))
-    step, said = marks["points"][-1]["step"], []
-    for title, steps, measure in MEASURES:
-        start, end = (mark(marks, at, steps, measure)[0] for at in (0, step))
-        said.append(f"{title} {start:.3g} → {end:.3g}")
+    step = marks["points"][-1]["step"]
+    pairs = [
+        (title, measure, mark(marks, 0, steps, measure), mark(marks, step, steps, measure), 0.0)
+        for title, steps, measure in MEASURES
+    ]
     teacher = marks["teacher"]["teacher, 14 steps"]["at once"][0]
     return (
-        f"*{label}*, from before the first step to after step {step}: {'; '.join(said)}. Its teacher has all right at "
-        f"once in {teacher:.3g} % in 14 steps."
+        f"*{label}*, after step {step} beside what it began as: {_told(pairs)}. Its teacher has all right at once in "
+        f"{teacher:.3g} % in 14 steps."
     )
 
 
