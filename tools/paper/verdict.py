@@ -132,4 +132,8 @@ def jumps(found: Found) -> str:
             f"Of {len(scenes)} scenes {len(risen)} rose by {LEAST_RISE} or more, and {sudden} of these by more than "
             f"half of it between two checkpoints (*{label}*)."
         )
+    words.append(
+        "The F1 of one scene goes up and down between checkpoints by chance, so such a jump alone is no sudden "
+        "convergence."
+    )
     return f"{followed(found)} {' '.join(words)}"
