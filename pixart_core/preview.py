@@ -83,9 +83,9 @@ def _holds(config: TinyConfig) -> bool:
         num_encoder_blocks=_SHAPE.num_encoder_blocks,
         num_decoder_blocks=_SHAPE.num_decoder_blocks,
     )
-    fits = all(1 <= count <= most for count, most in zip(blocks, _SHAPE.num_decoder_blocks, strict=False))
-    most = _SHAPE.decoder_block_out_channels[0]
-    return same == _SHAPE and len(blocks) == len(_SHAPE.num_decoder_blocks) and fits and width <= most
+    if same != _SHAPE or width > _SHAPE.decoder_block_out_channels[0] or len(blocks) != len(_SHAPE.num_decoder_blocks):
+        return False
+    return all(1 <= count <= most for count, most in zip(blocks, _SHAPE.num_decoder_blocks, strict=True))
 
 
 def _places(blocks: Sequence[int]) -> dict[tuple[int, str], int]:

@@ -21,6 +21,8 @@ _PANELS = (
 _TEACHER = "teacher, 14 steps"
 _QUALITY = 88
 """Of JPEG, in which pictures of scenes are a fifth of what they are as PNG."""
+_STYLES = ("--", ":", "-.")
+"""Of the lines of teachers."""
 
 
 def with_interval(value: Sequence[float]) -> str:
@@ -41,8 +43,8 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
             mean, half = np.array([point["marks"][steps][measure] for point in marks["points"]]).T
             (line,) = axes.plot(x, mean, marker="o", ms=3, label=label)
             axes.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.15, linewidth=0)
-        for teacher, style in zip(teachers(found).items(), ("--", ":"), strict=False):
-            axes.axhline(teacher[1][measure][0], color="grey", linestyle=style, label=teacher[0])
+        for number, (name, known) in enumerate(teachers(found).items()):
+            axes.axhline(known[measure][0], color="grey", linestyle=_STYLES[number % len(_STYLES)], label=name)
         axes.set(xlabel="training step", title=title)
         if measure == "distance":
             axes.set_yscale("log")
