@@ -1,6 +1,6 @@
 """What control costs: one step of the 611 M-parameter model at 512 px with and without a ControlNet of 13 blocks.
 
-    python tests/bench/bench_control.py [--rounds 3]
+    python -m tests.bench.bench_control [--rounds 3]
 
 Random weights, in the dtype the CPU is fast in. Both take turns; CPU seconds are compared, so that whatever else the
 machine does changes little. Target: at most 1.55 times an uncontrolled step (13 blocks on 28, block 0 again, linears).

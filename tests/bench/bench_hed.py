@@ -1,6 +1,6 @@
 """HED on 8 pictures of 512 px beside `controlnet_aux`'s detector, the same random weights, on this CPU.
 
-    python tests/bench/bench_hed.py [--rounds 3]
+    python -m tests.bench.bench_hed [--rounds 3]
 
 They take turns; CPU seconds are compared, so that whatever else the machine does changes little (run it with
 OMP_NUM_THREADS=1 on a busy one). Targets: ours in float32 at most as long as theirs (which works in float32 and 8-bit

@@ -44,6 +44,7 @@ def main() -> int:
     options = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
+    import tests.conftest  # noqa: F401  registers the root folder as a package
     from tests.nodes.conftest import CHROMIUM
     from tests.nodes.panel import READY, jobs, open_job, open_panel, until
     from tools.comfy_server import ComfyServer, comfyui_trees

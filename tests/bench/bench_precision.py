@@ -1,6 +1,6 @@
 """What half precision does to the numbers: LCD's signal, and a one-step picture, beside the same in float32.
 
-    python tests/bench/bench_precision.py [--device cpu] [--pictures 8]     on a CPU products are rounded float32 ones
+    python -m tests.bench.bench_precision [--device cpu] [--pictures 8]     on a CPU products are rounded float32 ones
 
 On the bundled nano base and student, with the drawn scenes that come with them. At t = 999 the noise prediction is
 multiplied by 157 (1/√ᾱ), so its roundings become signal.
