@@ -25,6 +25,11 @@ SHARE, EDGE = 0.75, 10
 ZOOM = 8 / 14
 """Below it the classic canvas draws no text: its letters of 14 px would be smaller than 8."""
 TITLE = 30
+BADGE = 28
+"""Pixels that a badge needs between two nodes."""
+BARS, MENU, RUN_BAR = 86, 186, 1003
+"""Pixels at the top of the window that the editor's bars cover: in a subgraph all along, because its path stands there,
+else up to the end of the graph's menu and from the bar with Run on."""
 
 Point = tuple[float, float]
 
@@ -87,10 +92,27 @@ def test_no_link_passes_behind_a_node(path):
 
 @pytest.mark.parametrize("path", BLUEPRINTS, ids=lambda path: path.stem)
 def test_what_enters_a_blueprint_is_seen_as_it_opens(path):
-    """The editor fits its view to the nodes, and not to the place where inputs enter."""
-    front, *nodes = inside(path)["nodes"]
-    assert min(node["pos"][0] for node in nodes) <= front["pos"][0]
-    assert max(node["pos"][1] + node["size"][1] for node in nodes) >= front["pos"][1] + front["size"][1]
+    """The editor fits its view to the nodes, and not to the place where inputs enter, nor to links."""
+    workflow = inside(path)
+    front, *nodes = workflow["nodes"]
+    left, top, right, bottom = extent(nodes)
+    assert left <= front["pos"][0] and front["pos"][1] + front["size"][1] <= bottom
+    highest = min(y for link in workflow["links"] for _, y in stops(workflow, link))
+    assert WINDOW[1] / 2 - zoom(nodes) * ((top + bottom) / 2 - highest) >= BARS
+
+
+def extent(nodes: list[dict]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of nodes with their titles."""
+    left, top = (min(node["pos"][axis] for node in nodes) for axis in (0, 1))
+    right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in nodes) for axis in (0, 1))
+    return left, top - TITLE, right, bottom
+
+
+def zoom(nodes: list[dict]) -> float:
+    """At which the editor shows what is opened: so that all nodes fit into a part of the window."""
+    left, top, right, bottom = extent(nodes)
+    sizes = right - left + 2 * EDGE, bottom - top + 2 * EDGE
+    return min(SHARE * side / size for side, size in zip(WINDOW, sizes, strict=True))
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -107,14 +129,36 @@ def test_no_frame_is_too_narrow_for_its_nodes(path):
                 assert top < y - TITLE and y + height < top + high, (node["type"], group["title"])
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", WORKFLOWS + BLUEPRINTS, ids=lambda path: path.stem)
 def test_it_can_be_read_as_it_opens(path):
-    """ComfyUI zooms so that all nodes fit into a part of the window."""
+    nodes = inside(path)["nodes"][1:] if path in BLUEPRINTS else load_workflow(path)["nodes"]
+    assert zoom(nodes) >= ZOOM
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_no_bar_covers_a_frame_or_a_bend_as_it_opens(path):
+    """At the top of the canvas stand the menu of the graph, on the left, and the bar with Run, on the right."""
+    workflow = load_workflow(path)
+    left, top, right, bottom = extent(workflow["nodes"])
+    bends = [point for link in workflow["links"] for point in stops(workflow, link)[1:-1]]
+    for group in workflow["groups"]:
+        x, y, width, _ = group["bounding"]
+        bends += [(x, y), (x + width, y)]
+    for x, y in bends:
+        across = WINDOW[0] / 2 + zoom(workflow["nodes"]) * (x - (left + right) / 2)
+        down = WINDOW[1] / 2 + zoom(workflow["nodes"]) * (y - (top + bottom) / 2)
+        assert down >= BARS or MENU < across < RUN_BAR, (x, y)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_no_badge_covers_a_widget(path):
+    """The classic canvas draws a node's pack above its title; text boxes push the last widget down to a node's edge."""
     nodes = load_workflow(path)["nodes"]
-    left, top = min(node["pos"][0] for node in nodes), min(node["pos"][1] for node in nodes) - TITLE
-    right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in nodes) for axis in (0, 1))
-    extent = right - left + 2 * EDGE, bottom - top + 2 * EDGE
-    assert min(SHARE * side / size for side, size in zip(WINDOW, extent, strict=True)) >= ZOOM
+    for full in (node for node in nodes if node["type"] == "PixArtDeltaTextEncode"):
+        end = full["pos"][1] + full["size"][1]
+        for node in nodes:
+            if node["pos"][0] == full["pos"][0] and node["pos"][1] > end and node["type"].startswith("PixArtDelta"):
+                assert node["pos"][1] - TITLE - end >= BADGE, node["type"]
 
 
 def test_a_column_is_never_narrower_than_a_node():

@@ -13,6 +13,8 @@ _OUT = -20
 """Id of the end of a subgraph."""
 _FRONT_WIDTH = 153
 """Pixels that the editor makes of the names of the inputs."""
+_ABOVE = 60
+"""Pixels that the view begins above the columns: links pass there, which the editor's bars would cover."""
 
 
 @dataclass
@@ -101,12 +103,13 @@ def build_blueprint(blueprint: Blueprint, schemas: Mapping[str, Mapping]) -> dic
 
 def _entrance(blueprint: Blueprint, front: Front) -> Column:
     """What comes from outside, and a note: it makes the editor, which fits the view to nodes alone, show the names of
-    the inputs, too."""
+    the inputs, and the links above the columns, too."""
     says = (
         f"{blueprint.about} Open this node to see or change how. What enters on the left are the inputs of the node "
         "outside, where most of them are widgets."
     )
-    return Column(NARROWEST, [Group("", "", [note(blueprint.name, says, 240)]), Group("", "", [front])])
+    remark = note(blueprint.name, says, 240 + _ABOVE)
+    return Column(NARROWEST, [Group("", "", [remark]), Group("", "", [front])], down=-_ABOVE)
 
 
 def _type(schema: Mapping, name: str) -> str:

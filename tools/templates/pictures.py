@@ -12,6 +12,7 @@ from .pieces import (
     SAMPLER,
     Loaded,
     about,
+    asked,
     decode,
     ksampler,
     lcm,
@@ -53,7 +54,7 @@ def text_to_image(weights: Weights) -> Template:
     says = "Press **Run**. An LCM model has its guidance built in: no cfg, no negative prompt, 4 steps (2 are faster)."
     columns = [
         loaded.column(),
-        Column(PROMPT, [Group("Prompt", "green", [prompt, shape])]),
+        Column(PROMPT, [asked(prompt, shape)]),
         Column(SAMPLER, [Group("Sample", "purple", [sampler])]),
         *result(decoded, saved, about(name, says, loaded, 280, named(1, name, RELEASED))),
     ]
@@ -75,7 +76,7 @@ def low_vram(weights: Weights) -> Template:
     )
     columns = [
         loaded.column(),
-        Column(PROMPT, [Group("Prompt", "green", [prompt, shape])]),
+        Column(PROMPT, [asked(prompt, shape)]),
         Column(SAMPLER, [Group("Sample", "purple", [sampler])]),
         *result(decoded, saved, about(name, says, loaded, 280, named(3, name, RELEASED))),
     ]
@@ -98,7 +99,7 @@ def base_model(weights: Weights) -> Template:
     )
     columns = [
         loaded.column(),
-        Column(PROMPT, [Group("Prompt", "green", [prompt, shape])]),
+        Column(PROMPT, [asked(prompt, shape)]),
         Column(SAMPLER, [Group("Sample", "purple", [sampler])]),
         *result(decoded, saved, about(name, says, loaded, 280, named(5, name, RELEASED))),
     ]
@@ -138,7 +139,7 @@ def loras(weights: Weights) -> Template:
             Column(230, [Group("Style", "yellow", [style]), Group("Size", "green", [shape])]),
         ]
     else:
-        middle = [Column(PROMPT, [Group("LoRA", "yellow", [fast]), Group("Prompt", "green", [prompt, shape])])]
+        middle = [Column(PROMPT, [Group("LoRA", "yellow", [fast]), asked(prompt, shape)])]
     columns = [
         loaded.column(),
         *middle,

@@ -62,6 +62,12 @@ def size(weights: Weights, width: int = 0, height: int = 0, batch: int = 1) -> N
     return Node("PixArtDeltaResolution", 238, values)
 
 
+def asked(prompt: Node, shape: Node) -> Group:
+    """The prompt and, below it, the size."""
+    shape.down = 16  # in the classic canvas a badge stands above its title, where the prompt's last widget ends
+    return Group("Prompt", "green", [prompt, shape])
+
+
 def lcm(model, positive, latent, seed: int, **widgets) -> Node:
     """Our sampler, with room for its preview."""
     links = {"model": model, "positive": positive, "latent_image": latent}

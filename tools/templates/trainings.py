@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 from .layout import Column, Group, Node, Template, note
 from .pictures import named
-from .pieces import NARROW, PROMPT, SAMPLER, decode, ksampler, lcm, loader, result, save, size, stacked, text
+from .pieces import NARROW, PROMPT, SAMPLER, asked, decode, ksampler, lcm, loader, result, save, size, stacked, text
 from .weights import HUB, NANO, RELEASED
 
 _TRAINING = 800
@@ -154,11 +154,11 @@ def make_fast() -> Template:
 def teach() -> Template:
     name = "Teach It Your Pictures"
     dataset = scenes(560, name="your pictures")
-    pictures = Node("PreviewImage", 240, {}, {"images": dataset["pictures"]}, title="Pictures")
+    pictures = Node("PreviewImage", 226, {}, {"images": dataset["pictures"]}, title="Pictures")
     own = {"name": "taught", "steps": 200, "batch_size": 8, "learning_rate": 0.001, "lora_rank": 8}
     train = Node("PixArtDeltaFineTune", _TRAINING, quick(sample_every=50, **own), {"dataset": dataset["dataset"]})
-    status = Node("PixArtDeltaTrainingStatus", 256, {}, {"job": train["job"]})
-    samples = Node("PreviewImage", 220, {}, {"images": status["samples"]}, title="Samples")
+    status = Node("PixArtDeltaTrainingStatus", 244, {}, {"job": train["job"]})
+    samples = Node("PreviewImage", 194, {}, {"images": status["samples"]}, title="Samples")
     trained = Node("PixArtDeltaTrainedResult", 340, {}, {"job": train["job"]})
     clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
     vae = loader("VAELoader", "vae_name", NANO.vae, 104)
@@ -181,7 +181,7 @@ def teach() -> Template:
         Column(NARROW, [Group("Your pictures", "blue", [dataset]), Group("", "", [note(name, says, 270)])]),
         Column(NARROW, [Group("Teach", "purple", [train])]),
         Column(NARROW, [Group("Watch", "yellow", [status]), Group("Use", "red", [trained, clip])]),
-        Column(NARROW, [Group("Prompt", "green", [prompt, shape]), Group("", "", [pictures])]),
+        Column(NARROW, [asked(prompt, shape), Group("", "", [pictures])]),
         Column(NARROW, [Group("Sample", "purple", [sampler, vae]), Group("", "", [samples])]),
         Column(NARROW, [stacked("Save", decoded, saved)], down=40),
     ]
@@ -236,7 +236,7 @@ def use_trained() -> Template:
     remark = note(name, says, 300)
     columns = [
         Column(250, [Group("Load", "blue", [trained, vae, clip])]),
-        Column(PROMPT, [Group("Prompt", "green", [prompt, shape])]),
+        Column(PROMPT, [asked(prompt, shape)]),
         Column(SAMPLER, [Group("Sample", "purple", [sampler])]),
         *result(decoded, saved, remark),
     ]
@@ -269,7 +269,7 @@ def watch_it_learn() -> Template:
         Column(NARROW, [Group("Dataset", "blue", [dataset])]),
         Column(NARROW, [Group("Train", "purple", [train])]),
         Column(NARROW, [Group("Follow", "red", [trained, clip, vae])]),
-        Column(NARROW, [Group("Prompt", "green", [prompt, shape]), Group("", "", [note(name, says, 230, wide=120)])]),
+        Column(NARROW, [asked(prompt, shape), Group("", "", [note(name, says, 230, wide=120)])]),
         Column(NARROW, [Group("Sample", "purple", [sampler])]),
         Column(NARROW, [stacked("Show", decoded, shown)]),
     ]
