@@ -123,7 +123,6 @@ class ControlNet(Task):
     command = "controlnet"
     needs_hint = True
     sampler = "dpm"
-    config: ControlNetConfig
     model: ControlNetTransformer
 
     @classmethod
@@ -142,7 +141,7 @@ class ControlNet(Task):
     def __init__(self, config: ControlNetConfig):
         base = load_base(type(self), config, DTYPES[config.precision]).requires_grad_(False)
         control = WIRINGS[config.wiring](base.config, config.copy_blocks).initialize_from(base)
-        super().__init__(config, control, average=config.ema_decay > 0)
+        super().__init__(config, control)
         self.base = base
         self.frozen = [base]
 
