@@ -23,7 +23,7 @@ from ..pixart_core.schedule import Weights, alphas_cumprod, consistency_weights,
 from .config import LcdConfig, LcmLoraConfig
 from .data.draws import Draws
 from .lora import WithoutLora, add_lora, lora_outline
-from .task import DTYPES, Outline, Task, count_parameters, load_base, mask_weight
+from .task import Outline, Task, count_parameters, mask_weight
 
 LOSSES = ("huber", "l2")
 _CONDITIONS = ("caption_mask", "image_size", "aspect_ratio")
@@ -147,8 +147,8 @@ class Distillation(Task):
     extra_forwards = 3
     """Without a gradient, each step: the teacher's two, and the target's."""
 
-    def __init__(self, config: LcdConfig | LcmLoraConfig, model: PixArt):
-        super().__init__(config, model)
+    def __init__(self, config: LcdConfig | LcmLoraConfig):
+        super().__init__(config)
         self.table = alphas_cumprod(config.beta_schedule == "scaled_linear")
         self.omega = config.guidance
         self.distance = config.loss, config.huber_c
@@ -180,10 +180,11 @@ class Lcd(Distillation):
         return Outline(size, size, shape.depth, extra_forwards=cls.extra_forwards)
 
     def __init__(self, config: LcdConfig):
-        student = load_base(type(self), config, torch.float32).train()
+        super().__init__(config)
+        student = load_pixart(config.base, torch.float32).train()
         if config.w_embedding:
             student.t_embedder = GuidedTimestepEmbedder(student.t_embedder)
-        super().__init__(config, student)
+        self.set_model(student)
         self.omegas = (config.w_min, config.w_max) if config.w_embedding else None
         """The range that ω is drawn from; None = it is always the same."""
         self.teacher = load_pixart(config.base, self.dtype).requires_grad_(False)
@@ -214,8 +215,9 @@ class LcmLora(Distillation):
         return [*super().packages(config), "peft"]
 
     def __init__(self, config: LcmLoraConfig):
-        base = load_base(type(self), config, DTYPES[config.precision])
-        super().__init__(config, add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind))
+        super().__init__(config)
+        base = load_pixart(config.base, self.dtype)
+        self.set_model(add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind))
         self.teacher = WithoutLora(self.model)
 
 

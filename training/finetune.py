@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod, look_up
 from .config import FinetuneConfig
 from .lora import add_lora, lora_outline
-from .task import DTYPES, Outline, Task, count_parameters, load_base, mask_weight
+from .task import Outline, Task, count_parameters, mask_weight
 
 
 def epsilon_loss(
@@ -68,12 +69,13 @@ class Finetune(Task):
         return [*super().packages(config), *(["peft"] if config.lora_rank else [])]
 
     def __init__(self, config: FinetuneConfig):
+        super().__init__(config)
         if config.lora_rank:
-            base = load_base(type(self), config, DTYPES[config.precision])
-            model = add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind)
+            base = load_pixart(config.base, self.dtype)
+            self.set_model(add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind))
         else:
-            model = (load_base(type(self), config, torch.float32) if config.base else _new_model(config)).train()
-        super().__init__(config, model)
+            model = load_pixart(config.base, torch.float32) if config.base else _new_model(config)
+            self.set_model(model.train())
         self.weighting = config.snr_weight_cap, config.min_snr_gamma
         """What `epsilon_loss` weights timesteps by."""
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from ..pixart_core.checkpoint import describe_pixart, load_pixart
+from ..pixart_core.checkpoint import describe_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.functional import preferred_dtype
@@ -102,7 +102,10 @@ class Task(ABC):
 
     Args:
         config: of the command; it keeps no more of it than what it computes with.
-        model: holds the trained parameters, which require a gradient, in float32.
+
+    Raises:
+        CheckpointError: if the base is none of a PixArt transformer.
+        ConfigError: if it has no null caption and the training reads one, or is of a shape that does not do.
     """
 
     command: ClassVar[str]
@@ -112,11 +115,14 @@ class Task(ABC):
     sampler: ClassVar[str] = "lcm"
     """What samples are made with: "lcm" in 4 steps, or "dpm" in 14 with guidance."""
 
-    def __init__(self, config: Training, model: PixArt | ControlNetTransformer):
-        self.model = model
+    model: PixArt | ControlNetTransformer
+    ema: PixArt | ControlNetTransformer | None
+
+    def __init__(self, config: Training):
+        base = read_base(config)
+        check_base(type(self), config, base)
         self.decay: float = getattr(config, "ema_decay", 0.0)
         """Of the average, see `ema_decay`; 0 = there is none."""
-        self.ema = copy.deepcopy(model).eval().requires_grad_(False) if self.decay else None
         self.frozen: list[nn.Module] = []
         self.dtype = DTYPES[config.precision]
         """Of matrix products."""
@@ -131,9 +137,13 @@ class Task(ABC):
         """Where its base was, for messages; empty = it is made anew."""
         self.hint = ""
         """What its hints are (`PrepareConfig.kind_of_hints`), if that is known."""
-        base = read_base(config).file
-        self.colours = {} if base is None else preview_colours(base)
+        self.colours = {} if base.file is None else preview_colours(base.file)
         """What its base's file says for previews, which what is trained from it says, too."""
+
+    def set_model(self, model: Any) -> None:
+        """Train this network, whose trained parameters require a gradient, in float32; and keep its average."""
+        self.model = model
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False) if self.decay else None
 
     @classmethod
     @abstractmethod
@@ -214,7 +224,7 @@ class Task(ABC):
         if not self.caption_drop:
             return batch
         null = self.null_caption()
-        assert null is not None, "`load_base` refuses such a base"
+        assert null is not None, "`check_base` refuses such a base"
         return drop_captions(batch, null, draws.uniform() < self.caption_drop)
 
     def forward_options(self) -> dict[str, Any]:
@@ -256,17 +266,6 @@ class Base(NamedTuple):
     """None = it is made anew."""
 
 
-def load_base(task: type[Task], config: TrainConfig, dtype: torch.dtype) -> PixArt:
-    """The checkpoint that a training starts from.
-
-    Raises:
-        CheckpointError: if it is none of a PixArt transformer.
-        ConfigError: if it has no null caption and the training reads one, or is of a shape that does not do.
-    """
-    check_base(task, config, read_base(config))
-    return load_pixart(config.base, dtype)
-
-
 def read_base(config: TrainConfig) -> Base:
     """What a training starts from; no weights are loaded.
 
@@ -281,7 +280,7 @@ def read_base(config: TrainConfig) -> Base:
 
 
 def check_base(task: type[Task], config: TrainConfig, base: Base) -> None:
-    """Raise ConfigError if a training cannot start from this: see `load_base`."""
+    """Raise ConfigError if a training cannot start from this: see `Task`."""
     if task.reads_null_caption(config) and not base.null_caption:
         raise ConfigError(
             f"base {config.base} has no learned null caption, which guidance and dropped captions need: diffusers' "

@@ -52,7 +52,9 @@ def engine_of(rank, world, **values):
     config = make_config("finetune", values)
     model = nn.Module()
     model.weight = nn.Parameter(torch.arange(float(PICTURES)))
-    engine = Engine(config, OneEach(config, model), connect())
+    task = OneEach(config)
+    task.set_model(model)
+    engine = Engine(config, task, connect())
     engine.processes = SimpleNamespace(count=world, index=rank)
     return engine
 
