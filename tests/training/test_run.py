@@ -22,6 +22,7 @@ from pixart_delta.training.distribute import connect
 from pixart_delta.training.engine import Engine, learning_rate
 from pixart_delta.training.loop import Training, TrainingError
 from pixart_delta.training.run_dir import RunDir
+from pixart_delta.training.settings import Settings
 from pixart_delta.training.tasks import TASKS
 from pixart_delta.training.watch import monitor as monitor_module
 from pixart_delta.training.watch.monitor import Monitor
@@ -261,6 +262,13 @@ def test_gradients_are_clipped_and_zero_leaves_them(material, tmp_path):
         result = engine.step(0, FeatureDataset(material["data"]).batches(2, 0))
         norms[limit] = seen[0] / result.gradient_norm
     assert norms[0.0] == norms[1e9] > 100 * norms[1e-3] > 0
+
+
+def test_a_task_and_its_engine_keep_none_of_the_settings(material, tmp_path):
+    """So that whoever is handed one of them is not handed every setting."""
+    engine = make_engine(material, tmp_path)
+    held = [name for each in (engine, engine.task) for name, value in vars(each).items() if isinstance(value, Settings)]
+    assert not held
 
 
 def test_schedules(material, tmp_path):
