@@ -24,7 +24,7 @@ from torch import Tensor
 from ..pixart_core.errors import CheckpointError, summary
 from ..pixart_core.saving import save_weights
 from ..pixart_core.textfile import parse_json
-from .config import make_training
+from .config import TrainConfig, make_training
 from .data.contents import current_path
 from .distribute import like, local, whole
 from .engine import Engine
@@ -127,8 +127,8 @@ def newest_readable(run: RunDir, say: Callable[[str], None]) -> Checkpoint | Non
     return None
 
 
-def restore(path: str, base: str = "") -> tuple[Task, RunDir, int]:
-    """The task of a run, the run, and the step that its weights are of.
+def restore(path: str, base: str = "") -> tuple[Task, TrainConfig, RunDir, int]:
+    """The task of a run, its settings, the run, and the step that its weights are of.
 
     Args:
         path: folder of the run, for its newest checkpoint, or one of its checkpoints.
@@ -148,8 +148,9 @@ def restore(path: str, base: str = "") -> tuple[Task, RunDir, int]:
             raise CheckpointError(f"{run.path} has no checkpoint yet: wait for one, or ask for it (`save`)")
         file = newest.path
     settings = about["config"] | {"base": current_path("base", about["config"], run.path, base)}
-    task = make_task(make_training(about["command"], settings))
-    return task, run, _load_weights(task, file)
+    config = make_training(about["command"], settings)
+    task = make_task(config)
+    return task, config, run, _load_weights(task, file)
 
 
 def _gather(engine: Engine) -> dict[str, Tensor]:
@@ -220,8 +221,8 @@ def _check_fit(checkpoint: Checkpoint, engine: Engine) -> None:
     differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)] + strange
     if differing:
         problem = f"its weights are of another shape ({summary(differing)})"
-    elif checkpoint.facts["numbers"].get("kind", engine.config.optimizer) != engine.config.optimizer:
-        problem = f"its optimizer was {checkpoint.facts['numbers']['kind']}, not {engine.config.optimizer}"
+    elif checkpoint.facts["numbers"].get("kind", engine.optimizer_kind) != engine.optimizer_kind:
+        problem = f"its optimizer was {checkpoint.facts['numbers']['kind']}, not {engine.optimizer_kind}"
     elif checkpoint.facts["frozen"] != engine.frozen_fingerprint:
         problem = "the weights it was trained on, those of base, are others now"
     else:
@@ -265,7 +266,7 @@ def _load_weights(task: Task, file: Path) -> int:
         with safe_open(file, "pt") as opened:
             facts = read_facts(opened, file)
             if facts["frozen"] != fingerprint(task):
-                raise ValueError(f"the weights it was trained on are not those of base {task.config.base}")
+                raise ValueError(f"the weights it was trained on are not those of base {task.base_name}")
             task.hint = str(facts.get("hint", ""))
             for part, network in (("model.", task.model), ("ema.", task.ema)):
                 if network is not None:

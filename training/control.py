@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.controlnet import WIRINGS, ControlNetTransformer
 from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod, look_up, predict_x0
 from .config import ConfigError, ControlNetConfig
-from .task import DTYPES, Outline, Task, count_parameters, load_base, mask_weight
+from .task import Outline, Task, count_parameters, mask_weight
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,6 @@ class ControlNet(Task):
     command = "controlnet"
     needs_hint = True
     sampler = "dpm"
-    config: ControlNetConfig
     model: ControlNetTransformer
 
     @classmethod
@@ -140,11 +140,10 @@ class ControlNet(Task):
             raise ConfigError(f"copy_blocks={config.copy_blocks}, wiring={config.wiring}: {error}") from error
 
     def __init__(self, config: ControlNetConfig):
-        base = load_base(type(self), config, DTYPES[config.precision]).requires_grad_(False)
-        control = WIRINGS[config.wiring](base.config, config.copy_blocks).initialize_from(base)
-        super().__init__(config, control, average=config.ema_decay > 0)
-        self.base = base
-        self.frozen = [base]
+        super().__init__(config)
+        self.base = load_pixart(config.base, self.dtype).requires_grad_(False)
+        self.frozen = [self.base]
+        self.set_model(WIRINGS[config.wiring](self.base.config, config.copy_blocks).initialize_from(self.base))
 
     def loss(self, model, batch, draws):
         latent = batch["latent"]

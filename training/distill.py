@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.factory import Factory
 from ..pixart_core.functional import exactly, timestep_embedding
 from ..pixart_core.layers import ScalarEmbedder
@@ -22,7 +23,7 @@ from ..pixart_core.schedule import Weights, alphas_cumprod, consistency_weights,
 from .config import LcdConfig, LcmLoraConfig
 from .data.draws import Draws
 from .lora import WithoutLora, add_lora, lora_outline
-from .task import DTYPES, Outline, Task, count_parameters, load_base, mask_weight
+from .task import Outline, Task, count_parameters, mask_weight
 
 LOSSES = ("huber", "l2")
 _CONDITIONS = ("caption_mask", "image_size", "aspect_ratio")
@@ -139,7 +140,6 @@ def _guided_epsilon(teacher, noisy, start, batch, guidance) -> Tensor:
 class Distillation(Task):
     """A student that learns a step of a guided teacher (paper Algorithm 1)."""
 
-    config: LcdConfig | LcmLoraConfig
     model: PixArt
     ema: PixArt | None
     teacher: PixArt | WithoutLora
@@ -147,34 +147,32 @@ class Distillation(Task):
     extra_forwards = 3
     """Without a gradient, each step: the teacher's two, and the target's."""
 
-    @classmethod
-    def reads_null_caption(cls, config):
-        return True  # the teacher's guidance
+    def __init__(self, config: LcdConfig | LcmLoraConfig):
+        super().__init__(config)
+        self.table = alphas_cumprod(config.beta_schedule == "scaled_linear")
+        self.omega = config.guidance
+        self.distance = config.loss, config.huber_c
+        """What `distance` is called with."""
 
     def loss(self, model, batch, draws):
-        latent, config = batch["latent"], self.config
+        latent = batch["latent"]
         noise, index = draws.normal(latent.shape[1:]), draws.integers(DDIM_STEPS)
         guidance = self.guidance(draws)
         batch = self.with_captions_dropped(batch, draws)
         target, options = model if self.ema is None else self.ema, self.forward_options()
         return lcd_loss(
-            model, self.teacher, target, batch, noise, index, guidance, config.loss, config.huber_c, self.table, options
+            model, self.teacher, target, batch, noise, index, guidance, *self.distance, self.table, options
         ).loss
-
-    @property
-    def table(self) -> Tensor:
-        return alphas_cumprod(self.config.beta_schedule == "scaled_linear")
 
     def guidance(self, draws: Draws) -> float | Tensor:
         """ω of the teacher's solver."""
-        return self.config.guidance
+        return self.omega
 
 
 class Lcd(Distillation):
     """All weights of the student learn; the teacher is frozen, the target is the student's average."""
 
     command = "lcd"
-    config: LcdConfig
 
     @classmethod
     def outline(cls, config, shape):
@@ -182,29 +180,31 @@ class Lcd(Distillation):
         return Outline(size, size, shape.depth, extra_forwards=cls.extra_forwards)
 
     def __init__(self, config: LcdConfig):
-        student = load_base(type(self), config, torch.float32).train()
+        super().__init__(config)
+        student = load_pixart(config.base, torch.float32).train()
         if config.w_embedding:
             student.t_embedder = GuidedTimestepEmbedder(student.t_embedder)
-        super().__init__(config, student, average=config.ema_decay > 0)
-        self.teacher = load_base(type(self), config, DTYPES[config.precision]).requires_grad_(False)
+        self.set_model(student)
+        self.omegas = (config.w_min, config.w_max) if config.w_embedding else None
+        """The range that ω is drawn from; None = it is always the same."""
+        self.teacher = load_pixart(config.base, self.dtype).requires_grad_(False)
         self.frozen = [self.teacher]
 
     def guidance(self, draws):
-        config = self.config
-        if not config.w_embedding:
-            return config.guidance
-        return config.w_min + (config.w_max - config.w_min) * draws.uniform()
+        if self.omegas is None:
+            return self.omega
+        low, high = self.omegas
+        return low + (high - low) * draws.uniform()
 
     def result(self, average=True):
         network = self.ema if average and self.ema is not None else self.model
-        return with_fixed_guidance(network, self.config.guidance) if self.config.w_embedding else network
+        return network if self.omegas is None else with_fixed_guidance(network, self.omega)
 
 
 class LcmLora(Distillation):
     """LoRA layers learn. The same weights without them are the teacher, and with them, as they are now, the target."""
 
     command = "lcm-lora"
-    config: LcmLoraConfig
 
     @classmethod
     def outline(cls, config, shape):
@@ -215,9 +215,9 @@ class LcmLora(Distillation):
         return [*super().packages(config), "peft"]
 
     def __init__(self, config: LcmLoraConfig):
-        base = load_base(type(self), config, DTYPES[config.precision])
-        lora = add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind)
-        super().__init__(config, lora, average=False)
+        super().__init__(config)
+        base = load_pixart(config.base, self.dtype)
+        self.set_model(add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind))
         self.teacher = WithoutLora(self.model)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from .machine import require_packages
 from .run_dir import REQUESTS
 from .step.optimizers import STATE_BYTES, check_optimizer, evaluated, group_numbers, make_optimizer, set_group_numbers
 from .step.replay import Replayed
-from .task import DTYPES, Task, fingerprint
+from .task import Task, fingerprint
 from .tasks import TASKS, make_task
 
 
@@ -41,10 +41,10 @@ def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes)
         PackageError: if a package that it needs is missing or too old.
     """
     require_packages(TASKS[config.command].packages(config))
-    check_optimizer(config, processes.device)
+    check_optimizer(config.optimizer, processes.device)
     task = make_task(config)
     task.check_data(data)
-    return Engine(task, processes)
+    return Engine(config, task, processes)
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,15 @@ class Engine:
     """A task's networks on their device, with an optimiser.
 
     Args:
-        task: its networks are moved to the device, and compiled or sharded if its settings say so.
+        config: of which it keeps what a step is computed with.
+        task: its networks are moved to the device, and compiled or sharded if the settings say so.
         processes: see `distribute.connect`.
     """
 
-    def __init__(self, task: Task, processes: Processes):
-        self.task, self.processes = task, processes
-        self.config = config = task.config
-        self.device = processes.device
+    def __init__(self, config: TrainConfig, task: Task, processes: Processes):
+        self.task, self.processes, self.device = task, processes, processes.device
+        self.batch_size, self.accumulation, self.seed = config.batch_size, config.accumulation, config.seed
+        self.rate, self.clip_norm, self.optimizer_kind = learning_rate(config), config.clip_norm, config.optimizer
         self.frozen_fingerprint = fingerprint(task)
         shards = config.sharding == "fsdp" and processes.count > 1
         averages = [] if task.ema is None else [task.ema]
@@ -130,11 +131,12 @@ class Engine:
         if config.compile:
             task.compile()
         # Compiled blocks are sharded whole: gathering within them would break their graphs.
-        gathered = None if config.compile or config.precision == "fp32" else DTYPES[config.precision]
+        gathered = None if config.compile or task.dtype == torch.float32 else task.dtype
         self.model = processes.spread(task.model, averages, shards, gathered)
         self.parameters = {name: each for name, each in task.model.named_parameters() if each.requires_grad}
-        self.optimizer = make_optimizer(config, self.parameters)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        adam = config.weight_decay, config.adam_beta2, config.adam_epsilon
+        self.optimizer = make_optimizer(config.optimizer, self.parameters, config.learning_rate, *adam)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=task.dtype == torch.float16)
         alone = processes.count == 1 and not config.compile
         self.replayed: Replayed | None = None
         if config.cuda_graph and alone and self.device.type == "cuda":
@@ -143,15 +145,14 @@ class Engine:
     @property
     def global_batch(self) -> int:
         """Samples of a micro-batch, over all processes."""
-        return self.config.batch_size * self.processes.count
+        return self.batch_size * self.processes.count
 
     def batches(
         self, data: FeatureDataset, start: int = 0, workers: int = 0, whole: bool = False
     ) -> Iterator[dict[str, Any]]:
         """This process's batches from micro-batch `start` on; see `FeatureDataset.batches`."""
-        config, here = self.config, self.processes
-        hint = self.task.needs_hint
-        return data.batches(config.batch_size, config.seed, start, here.index, here.count, workers, hint, whole)
+        here, hint = self.processes, self.task.needs_hint
+        return data.batches(self.batch_size, self.seed, start, here.index, here.count, workers, hint, whole)
 
     def step(self, number: int, batches: Iterator[dict[str, Any]]) -> StepResult:
         """Take step `number` (from 0) with the next `accumulation` batches.
@@ -159,18 +160,20 @@ class Engine:
         A batch with fewer pictures than usual counts for so much less: its share of loss and gradient is theirs, and
         so is that of the step, whose mean gradient is clipped first.
         """
-        rate = self._set_learning_rate(number)
+        rate = self.rate(number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         loss, keys, waited, shares = torch.zeros((), device=self.device), [], 0.0, 0.0
-        for micro in range(self.config.accumulation):
+        for micro in range(self.accumulation):
             begin = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - begin
             own = batch.pop("keys")
             keys += own
             shares += batch.pop("share").item()
-            with accumulating(self.model, last=micro + 1 == self.config.accumulation):
+            with accumulating(self.model, last=micro + 1 == self.accumulation):
                 loss += self._backward(batch, number, micro, len(own))
-        share = shares / self.config.accumulation
+        share = shares / self.accumulation
         norm = self._update(number, share)
         return StepResult(number + 1, loss / share, norm, self._scale(), rate, keys, waited)
 
@@ -198,7 +201,7 @@ class Engine:
         return {
             "optimizer": {name: each for name, each in counts.items() if each},
             "groups": group_numbers(self.optimizer),
-            "kind": self.config.optimizer,
+            "kind": self.optimizer_kind,
             "scaler": self.scaler.state_dict(),
         }
 
@@ -214,7 +217,7 @@ class Engine:
     def checkpoint_bytes(self) -> int:
         """Size of a checkpoint, about."""
         trained = sum(each.numel() for each in self.parameters.values())
-        return int(trained * (4 + (0 if self.task.ema is None else 4) + STATE_BYTES[self.config.optimizer]))
+        return int(trained * (4 + (0 if self.task.ema is None else 4) + STATE_BYTES[self.optimizer_kind]))
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[None]:
@@ -243,9 +246,9 @@ class Engine:
         batch = {name: to_float32(to_device(value, self.device)) for name, value in batch.items()}
         rank, world = self.processes.index, self.processes.count
         rows = slice(rank, rank + count * world, world) if count else slice(1)
-        draws = Draws(self.config.seed, number, micro, self.global_batch, rows, self.device)
+        draws = Draws(self.seed, number, micro, self.global_batch, rows, self.device)
         run = self.replayed or self._run_micro_batch
-        return run(batch, draws, self._scale(), count / self.config.batch_size / self.config.accumulation)
+        return run(batch, draws, self._scale(), count / self.batch_size / self.accumulation)
 
     def _run_micro_batch(self, batch: Mapping[str, Tensor], draws: Draws, scale: Tensor, weight: float) -> Tensor:
         """Add the gradient of its loss times `weight`, and times `scale`; returns the loss times `weight`."""
@@ -257,7 +260,7 @@ class Engine:
     def _update(self, number: int, share: float) -> Tensor:
         """Clip, step, average; returns the norm of the mean gradient, of which the gradient is this share."""
         self.scaler.unscale_(self.optimizer)
-        limit = self.config.clip_norm or math.inf
+        limit = self.clip_norm or math.inf
         norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), limit * share)) / share
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -283,20 +286,19 @@ class Engine:
         """The scaler's factor for the next step, on the device; `get_scale` would wait for it."""
         return self.scaler.scale(torch.ones((), device=self.device))
 
-    def _set_learning_rate(self, number: int) -> float:
-        rate = learning_rate(self.config, number)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
 
+def learning_rate(config: TrainConfig) -> Callable[[int], float]:
+    """The learning rate of step n (from 0): linear warm-up, then constant or cosine."""
+    peak, warmup, steps, low = config.learning_rate, config.warmup_steps, config.steps, config.final_learning_rate
+    is_cosine = config.schedule == "cosine"
 
-def learning_rate(config: TrainConfig, number: int) -> float:
-    """The learning rate of step `number` (from 0): linear warm-up, then constant or cosine."""
-    if config.schedule == "cosine" and number >= config.warmup_steps:
-        progress = (number - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-        low = config.final_learning_rate
-        return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
-    return config.learning_rate * min(1.0, (number + 1) / max(1, config.warmup_steps))
+    def rate(number: int) -> float:
+        if is_cosine and number >= warmup:
+            progress = (number - warmup) / max(1, steps - warmup)
+            return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+        return peak * min(1.0, (number + 1) / max(1, warmup))
+
+    return rate
 
 
 @torch.no_grad()

@@ -160,7 +160,7 @@ def check_before(
     """
     task = TASKS[config.command]
     require_packages(task.packages(config))
-    check_optimizer(config, device)
+    check_optimizer(config.optimizer, device)
     check_base(task, config, base)
     check_data(location, description, config.base, base.shape.caption_channels, base.null_caption)
     if task.needs_hint:

@@ -21,7 +21,7 @@ from ..pixart_core.model import PixArt
 from ..pixart_core.modelspec import modelspec
 from ..pixart_core.saving import save_json, save_weights
 from .checkpoint import restore
-from .config import ConfigError, ExportConfig
+from .config import ConfigError, ExportConfig, TrainConfig
 from .lora import adapter_kind, adapter_state, read_lora
 from .task import DTYPES, Task
 
@@ -50,10 +50,10 @@ _PEFT_TARGETS = [
 
 def export(config: ExportConfig) -> Path:
     """Write a run's weights in a layout; returns the path."""
-    task, run, step = restore(config.run, config.base)
+    task, trained, run, step = restore(config.run, config.base)
     name = default_name(task.model, config.layout)
     path = Path(config.output) if config.output else run.path / "exports" / name
-    return write_result(task, path, config.layout, DTYPES[config.dtype], config.average, step)
+    return write_result(task, trained, path, config.layout, DTYPES[config.dtype], config.average, step)
 
 
 def kind_of(model: nn.Module) -> str:
@@ -74,25 +74,26 @@ def default_name(model: nn.Module, layout: str = "comfyui") -> str:
 
 def write_result(
     task: Task,
+    config: TrainConfig,
     path: Path,
     layout: str = "comfyui",
     dtype: torch.dtype = torch.float16,
     average: bool = True,
     step: int | None = None,
 ) -> Path:
-    """Write what a training made; see `write_weights`. step: after which it was taken, for the description in the file.
+    """Write what a training made; see `write_weights`. config, step: its settings, and after which step it was taken,
+    for the description in the file.
 
     Folders and files are described by their names alone, because the file leaves this machine.
     """
-    settings = fields(task.config)
-    named = {each.name for each in settings if each.metadata.get("path")}
-    config = {name: Path(value).name if name in named else value for name, value in task.config.to_dict().items()}
-    config.pop("sample_prompts")  # somebody's own words
-    description: dict[str, Any] = {"training": {"command": task.command, "step": step, "config": config}}
+    named = {each.name for each in fields(config) if each.metadata.get("path")}
+    settings = {name: Path(value).name if name in named else value for name, value in config.to_dict().items()}
+    settings.pop("sample_prompts")  # somebody's own words
+    description: dict[str, Any] = {"training": {"command": task.command, "step": step, "config": settings}}
     if task.hint:
         description["hint"] = task.hint
     description |= task.colours
-    return write_weights(task.result(average), path, layout, dtype, description, task.config.base)
+    return write_weights(task.result(average), path, layout, dtype, description, config.base)
 
 
 def write_weights(

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..pixart_core.checkpoint import load_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import NUM_TIMESTEPS, add_noise, alphas_cumprod, look_up
 from .config import FinetuneConfig
 from .lora import add_lora, lora_outline
-from .task import DTYPES, Outline, Task, count_parameters, load_base, mask_weight
+from .task import Outline, Task, count_parameters, mask_weight
 
 
 def epsilon_loss(
@@ -56,7 +57,6 @@ class Finetune(Task):
 
     command = "finetune"
     sampler = "dpm"
-    config: FinetuneConfig
 
     @classmethod
     def outline(cls, config, shape):
@@ -69,23 +69,24 @@ class Finetune(Task):
         return [*super().packages(config), *(["peft"] if config.lora_rank else [])]
 
     def __init__(self, config: FinetuneConfig):
+        super().__init__(config)
         if config.lora_rank:
-            base = load_base(type(self), config, DTYPES[config.precision])
-            lora = add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind)
-            super().__init__(config, lora, average=False)
-            return
-        model = load_base(type(self), config, torch.float32) if config.base else _new_model(config)
-        super().__init__(config, model.train(), average=config.ema_decay > 0)
+            base = load_pixart(config.base, self.dtype)
+            self.set_model(add_lora(base, config.lora_rank, config.lora_alpha, config.seed, config.lora_kind))
+        else:
+            model = load_pixart(config.base, torch.float32) if config.base else _new_model(config)
+            self.set_model(model.train())
+        self.weighting = config.snr_weight_cap, config.min_snr_gamma
+        """What `epsilon_loss` weights timesteps by."""
 
     def loss(self, model, batch, draws):
         latent = batch["latent"]
         noise, timestep = draws.normal(latent.shape[1:]), draws.integers(NUM_TIMESTEPS)
         batch = self.with_captions_dropped(batch, draws)
-        cap, gamma = self.config.snr_weight_cap, self.config.min_snr_gamma
-        return epsilon_loss(model, batch, noise, timestep, cap, gamma, self.forward_options())
+        return epsilon_loss(model, batch, noise, timestep, *self.weighting, self.forward_options())
 
     def ema_decay(self, step):
-        return min(self.config.ema_decay, (1 + step) / (10 + step))
+        return min(self.decay, (1 + step) / (10 + step))
 
 
 def _new_model(config: FinetuneConfig) -> PixArt:

@@ -24,9 +24,9 @@ from .export import default_name, write_result
 from .machine import DiskError, StopSignal, explain_import, out_of_memory
 from .run_dir import RunDir
 from .sampling import draw_examples, draw_prompts
-from .task import decided
+from .task import decided, read_base
 from .watch.monitor import Monitor
-from .watch.prompts import Prompts, encode_prompts
+from .watch.prompts import Prompts, encode_prompts, own_prompts
 from .watch.validation import held_out
 
 EXPLODED = 1e4
@@ -77,21 +77,16 @@ def train(config: TrainConfig, private: str = "") -> None:
 class Training:
     """A run under way: the engine, its data, and what happens between steps."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        processes: Processes,
-        run: RunDir,
-        monitor: Monitor,
-        stop: StopSignal,
-    ):
+    def __init__(self, config: TrainConfig, processes: Processes, run: RunDir, monitor: Monitor, stop: StopSignal):
         self.config, self.processes, self.run, self.monitor, self.stop = config, processes, run, monitor, stop
         self.data = FeatureDataset(config.data, patience=self._patience())
         self._prompts: Prompts | None = None
         """The run's own, of the main process."""
         processes.on_main(self._encode_prompts)
         self.engine = make_engine(config, self.data, processes)
-        self.validation = held_out(self.engine.task, self.data)
+        self.validation = held_out(
+            self.engine.task, self.data, config.validation, config.validation_data, config.batch_size
+        )
         processes.on_main(lambda: run.require_room(self.engine.checkpoint_bytes(), config.keep_checkpoints))
         self.saved: int | None = None
         """Step of the newest checkpoint."""
@@ -146,7 +141,11 @@ class Training:
             self.monitor.validated(self.step, losses)
 
     def _encode_prompts(self) -> None:
-        self._prompts = encode_prompts(self.config, self.run, self.processes.device)
+        config = self.config
+        prompts = own_prompts(config.sample_prompts, config.prompt_file)
+        if prompts and config.models:  # without those there are no samples
+            tokens, kept = read_base(config).shape.model_max_length, self.run.path / "samples" / "embeddings"
+            self._prompts = encode_prompts(prompts, config.models, tokens, kept, self.processes.device)
 
     def _patience(self) -> Patience:
         """How the data is waited for: said in status and log, and given up when somebody asks to stop."""
@@ -174,7 +173,8 @@ class Training:
 
         def write() -> None:
             task = self.engine.task
-            exported = write_result(task, self.run.path / "exports" / default_name(task.model), step=self.step)
+            path = self.run.path / "exports" / default_name(task.model)
+            exported = write_result(task, self.config, path, step=self.step)
             left = {} if state == "running" else {"seconds_left": 0}
             self.monitor.say_state(state, step=self.step, export=str(exported), **left)
             self.monitor.say(f"{what} at step {self.step} of {self.config.steps}: {exported}")
@@ -305,9 +305,10 @@ class Training:
             self.processes.on_main(self._draw_samples)
 
     def _draw_samples(self) -> None:
-        task, count = self.engine.task, self.config.sample_count
+        config = self.config
+        given = self.engine.task, config.data, config.models, config.sample_count
         try:
-            drawn = draw_prompts(task, self._prompts, count) if self._prompts else draw_examples(task, count)
+            drawn = draw_prompts(*given, self._prompts) if self._prompts else draw_examples(*given)
         except StoreBusy as error:
             self.monitor.say(f"step {self.step}: no samples, because their captions cannot be read now: {error}")
             return

@@ -37,15 +37,19 @@ _CONDITIONS = ("caption", "caption_mask", "image_size", "aspect_ratio", "hint")
 
 def sample(config: SampleConfig) -> Path:
     """Draw a grid and write it; returns its path."""
-    task, run, step = restore(config.run, config.base)
-    models = current_path("models", task.config.to_dict(), run.path, config.models)
+    task, trained, run, step = restore(config.run, config.base)
+    models = current_path("models", trained.to_dict(), run.path, config.models)
     if not models:
         raise ConfigError("models is not set, and the run has none: the pipeline folder to make samples with")
     device = default_device()
     # The text encoder goes before the networks come: both at once may be too much for the device.
+    data = ""
     if task.needs_hint or not config.prompts:
-        task.config.data = current_path("data", task.config.to_dict(), run.path, config.data)
-    batch = _prompted(task, models, config.prompts, device) if config.prompts else _examples(task, config.count)
+        data = current_path("data", trained.to_dict(), run.path, config.data)
+    if config.prompts:
+        batch = _prompted(task, models, data, config.prompts, device)
+    else:
+        batch, _ = FeatureDataset(data).examples(config.count, task.needs_hint)
     for network in (task.model, task.ema, *task.frozen):
         if network is not None:
             network.to(device)
@@ -54,32 +58,35 @@ def sample(config: SampleConfig) -> Path:
     return path
 
 
-def draw_examples(task: Task, count: int) -> tuple[Image, list[str]] | None:
+def draw_examples(task: Task, data: str, models: str, count: int) -> tuple[Image, list[str]] | None:
     """A grid of at most `count` pictures for the data's own captions, the same ones every time, and these captions;
-    None where `models` names no pipeline folder to decode them with.
+    None without a pipeline folder.
+
+    Args:
+        data: folder or URL of prepared features.
+        models: pipeline folder to decode pictures with; may be empty.
 
     Raises:
         StoreBusy: if the data's store does not answer soon; samples are not worth a training's waiting.
     """
-    if not task.config.models:
+    if not models:
         return None
-    data = FeatureDataset(task.config.data, patience=Patience(limit=_PATIENCE))
-    batch, captions = data.examples(count, task.needs_hint)
-    return draw_grid(task, batch, load_vae(task.config.models, device=task.device)), captions
+    features = FeatureDataset(data, patience=Patience(limit=_PATIENCE))
+    batch, captions = features.examples(count, task.needs_hint)
+    return draw_grid(task, batch, load_vae(models, device=task.device)), captions
 
 
-def draw_prompts(task: Task, prompts: Prompts, count: int) -> tuple[Image, list[str]] | None:
+def draw_prompts(task: Task, data: str, models: str, count: int, prompts: Prompts) -> tuple[Image, list[str]]:
     """A row of `count` pictures for each prompt, behind its hint where the task needs one, and the prompts; the n-th
-    picture of every row, and of every time, begins with the same noise. None and errors as in `draw_examples`."""
-    if not task.config.models:
-        return None
-    vae, shape = load_vae(task.config.models, device=task.device), task.model.config
+    picture of every row, and of every time, begins with the same noise. Arguments and errors as of `draw_examples`, but
+    that there must be a pipeline folder."""
+    vae, shape = load_vae(models, device=task.device), task.model.config
     texts, caption, mask = prompts
     latent = torch.empty(count, shape.in_channels, shape.input_size, shape.input_size)
     examples: dict[str, Tensor] = {}
     if task.needs_hint:
-        data = FeatureDataset(task.config.data, patience=Patience(limit=_PATIENCE))
-        examples = {name: value for name, value in data.examples(len(texts), True)[0].items() if name in _SIZED}
+        features = FeatureDataset(data, patience=Patience(limit=_PATIENCE))
+        examples = {name: value for name, value in features.examples(len(texts), True)[0].items() if name in _SIZED}
     rows = []
     for row in range(len(texts)):
         one = {name: value[row % len(value)].expand(count, *value.shape[1:]) for name, value in examples.items()}
@@ -169,17 +176,14 @@ def contact_sheet(rows: list[list[Image]]) -> Image:
     return sheet
 
 
-def _examples(task: Task, count: int) -> dict[str, Any]:
-    return FeatureDataset(task.config.data).examples(count, task.needs_hint)[0]
-
-
-def _prompted(task: Task, models: str, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
+def _prompted(task: Task, models: str, data: str, prompts: list[str], device: torch.device) -> dict[str, Tensor]:
     """A batch for prompts, in the model's own size; for a ControlNet with the hints of the run's data."""
     shape = task.model.config
     caption, mask = TextEncoder.from_pretrained(models, device=device).encode(prompts, shape.model_max_length)
     batch = {"latent": torch.empty(len(prompts), shape.in_channels, shape.input_size, shape.input_size)}
     if task.needs_hint:
-        batch = {name: value for name, value in _examples(task, len(prompts)).items() if name != "keys"}
+        examples, _ = FeatureDataset(data).examples(len(prompts), True)
+        batch = {name: value for name, value in examples.items() if name != "keys"}
         hints = len(batch["latent"])
         if hints < len(prompts):
             raise ConfigError(f"prompts are {len(prompts)}, but the run's data has only {hints} hints of one size")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from ..pixart_core.checkpoint import describe_pixart, load_pixart
+from ..pixart_core.checkpoint import describe_pixart
 from ..pixart_core.config import PixArtConfig
 from ..pixart_core.controlnet import ControlNetTransformer
 from ..pixart_core.functional import preferred_dtype
@@ -101,9 +101,11 @@ class Task(ABC):
     """A trainable network, its average, the frozen ones beside it, and the loss of a batch.
 
     Args:
-        config: of the command.
-        model: holds the trained parameters, which require a gradient, in float32.
-        average: whether an average of it is kept.
+        config: of the command; it keeps no more of it than what it computes with.
+
+    Raises:
+        CheckpointError: if the base is none of a PixArt transformer.
+        ConfigError: if it has no null caption and the training reads one, or is of a shape that does not do.
     """
 
     command: ClassVar[str]
@@ -113,16 +115,35 @@ class Task(ABC):
     sampler: ClassVar[str] = "lcm"
     """What samples are made with: "lcm" in 4 steps, or "dpm" in 14 with guidance."""
 
-    def __init__(self, config: Training, model: PixArt | ControlNetTransformer, average: bool):
-        self.config = config
-        self.model = model
-        self.ema = copy.deepcopy(model).eval().requires_grad_(False) if average else None
+    model: PixArt | ControlNetTransformer
+    ema: PixArt | ControlNetTransformer | None
+
+    def __init__(self, config: Training):
+        base = read_base(config)
+        check_base(type(self), config, base)
+        self.decay: float = getattr(config, "ema_decay", 0.0)
+        """Of the average, see `ema_decay`; 0 = there is none."""
         self.frozen: list[nn.Module] = []
+        self.dtype = DTYPES[config.precision]
+        """Of matrix products."""
+        self.caption_drop = config.caption_drop
+        self.table: Tensor | None = None
+        """ᾱ of the noise schedule; None = PixArt's."""
+        self.block_hook: Callable[..., Tensor] | None = None
+        """How a block runs in a forward pass that a gradient flows through, see `PixArt.forward`."""
+        if config.gradient_checkpointing:
+            self.block_hook = _recompute_but_attention if config.keep_attention else _recompute
+        self.base_name = config.base
+        """Where its base was, for messages; empty = it is made anew."""
         self.hint = ""
         """What its hints are (`PrepareConfig.kind_of_hints`), if that is known."""
-        base = read_base(config).file
-        self.colours = {} if base is None else preview_colours(base)
+        self.colours = {} if base.file is None else preview_colours(base.file)
         """What its base's file says for previews, which what is trained from it says, too."""
+
+    def set_model(self, model: Any) -> None:
+        """Train this network, whose trained parameters require a gradient, in float32; and keep its average."""
+        self.model = model
+        self.ema = copy.deepcopy(model).eval().requires_grad_(False) if self.decay else None
 
     @classmethod
     @abstractmethod
@@ -141,7 +162,8 @@ class Task(ABC):
 
     def ema_decay(self, step: int) -> float:
         """Decay of the average after `step` steps."""
-        return getattr(self.config, "ema_decay", 0.0)
+        del step  # of most trainings it is always the same
+        return self.decay
 
     def compile(self, **options: Any) -> None:
         """Compile the blocks of all networks in place; see `compile_blocks`."""
@@ -155,11 +177,6 @@ class Task(ABC):
         """`result` as a network to draw samples with: called as a PixArt, with `hint` where the task needs one."""
         return self.result()
 
-    @property
-    def table(self) -> Tensor | None:
-        """ᾱ of the noise schedule; None = PixArt's."""
-        return None
-
     @classmethod
     def packages(cls, config: TrainConfig) -> list[str]:
         """Packages that a training with these settings imports besides what ComfyUI and our nodes have."""
@@ -168,7 +185,8 @@ class Task(ABC):
     @classmethod
     def reads_null_caption(cls, config: TrainConfig) -> bool:
         """Whether a training with these settings needs the base's learned unconditional caption."""
-        return isinstance(config, FinetuneConfig | DistillConfig | ControlNetConfig) and config.caption_drop > 0
+        dropped = isinstance(config, FinetuneConfig | DistillConfig | ControlNetConfig) and config.caption_drop > 0
+        return cls.is_guided or dropped
 
     @classmethod
     def check_shape(cls, config: TrainConfig, shape: PixArtConfig) -> None:
@@ -183,7 +201,7 @@ class Task(ABC):
         """See `check_data`."""
         null = self.null_caption()
         length = 0 if null is None else len(null)
-        check_data(data.location, data.description, self.config.base, self.model.config.caption_channels, length)
+        check_data(data.location, data.description, self.base_name, self.model.config.caption_channels, length)
         if self.needs_hint:
             require_hints(data.location, data.description)
             self.hint = str(data.description.get("hint_kind") or data.description["hints"]).replace("folder", "")
@@ -195,27 +213,25 @@ class Task(ABC):
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision that the losses are made for, and samples too."""
-        if self.config.precision == "fp32":
+        if self.dtype == torch.float32:
             return contextlib.nullcontext()
         # Without its cache, which would keep a half copy of every trained weight until the backward pass begins (1.2 GB
         # of the real model), though each is used once.
-        return torch.autocast(self.device.type, DTYPES[self.config.precision], cache_enabled=False)
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=False)
 
     def with_captions_dropped(self, batch: Mapping[str, Tensor], draws: Draws) -> Mapping[str, Tensor]:
         """The batch, a share of whose captions (`caption_drop`) are the null caption."""
-        if not self.config.caption_drop:
+        if not self.caption_drop:
             return batch
         null = self.null_caption()
-        assert null is not None, "`load_base` refuses such a base"
-        return drop_captions(batch, null, draws.uniform() < self.config.caption_drop)
+        assert null is not None, "`check_base` refuses such a base"
+        return drop_captions(batch, null, draws.uniform() < self.caption_drop)
 
     def forward_options(self) -> dict[str, Any]:
         """Options for the forward pass of a network that a gradient flows through; see `PixArt.forward`."""
-        options: dict[str, Any] = {}
-        config = self.config
-        if config.gradient_checkpointing:
-            options["block_hook"] = _recompute_but_attention if config.keep_attention else _recompute
-        if self.device.type == "cpu" and config.precision != "fp32" and not config.keep_attention:
+        options: dict[str, Any] = {} if self.block_hook is None else {"block_hook": self.block_hook}
+        keeps_attention = self.block_hook is _recompute_but_attention
+        if self.device.type == "cpu" and self.dtype != torch.float32 and not keeps_attention:
             options["attention"] = plain_attention
         return options
 
@@ -250,17 +266,6 @@ class Base(NamedTuple):
     """None = it is made anew."""
 
 
-def load_base(task: type[Task], config: TrainConfig, dtype: torch.dtype) -> PixArt:
-    """The checkpoint that a training starts from.
-
-    Raises:
-        CheckpointError: if it is none of a PixArt transformer.
-        ConfigError: if it has no null caption and the training reads one, or is of a shape that does not do.
-    """
-    check_base(task, config, read_base(config))
-    return load_pixart(config.base, dtype)
-
-
 def read_base(config: TrainConfig) -> Base:
     """What a training starts from; no weights are loaded.
 
@@ -275,7 +280,7 @@ def read_base(config: TrainConfig) -> Base:
 
 
 def check_base(task: type[Task], config: TrainConfig, base: Base) -> None:
-    """Raise ConfigError if a training cannot start from this: see `load_base`."""
+    """Raise ConfigError if a training cannot start from this: see `Task`."""
     if task.reads_null_caption(config) and not base.null_caption:
         raise ConfigError(
             f"base {config.base} has no learned null caption, which guidance and dropped captions need: diffusers' "
@@ -327,11 +332,10 @@ def fingerprint(task: Task) -> str:
     """A digest of the weights that are not trained and so not in a checkpoint: of a few numbers of each, whatever the
     type."""
     digest = hashlib.blake2b(digest_size=16)
-    precision = DTYPES[task.config.precision]  # first: all of a frozen network was in it once
     for network in (task.model, *task.frozen):
         for name, each in network.named_parameters():
-            if not each.requires_grad:
-                numbers = each.detach().flatten()[:64].to("cpu", precision).to(torch.bfloat16)
+            if not each.requires_grad:  # first in the type that all of a frozen network was in once
+                numbers = each.detach().flatten()[:64].to("cpu", task.dtype).to(torch.bfloat16)
                 digest.update(f"{name} {tuple(each.shape)} {numbers.tolist()}".encode())
     return digest.hexdigest()
 

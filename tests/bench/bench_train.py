@@ -92,7 +92,7 @@ class Ours:
     def __init__(self, config: LcdConfig, batches: Batches):
         accelerator = connect()
         config = decided(config, accelerator.device)
-        self.engine = Engine(TASKS["lcd"](config), accelerator)
+        self.engine = Engine(config, TASKS["lcd"](config), accelerator)
         self.batches, self.number = batches, 0
 
     def step(self) -> float:

@@ -192,11 +192,12 @@ def test_a_lora_file(device, tmp_path, nano):
 
     base = pc.save_pixart(random_pixart(nano_config()), tmp_path / "base.safetensors")
     values = {"run": "r", "data": "d", "base": str(base), "lora_rank": 2, "precision": "fp32"}
-    task = make_task(make_config("lcm-lora", values))
+    config = make_config("lcm-lora", values)
+    task = make_task(config)
     for name, each in task.model.named_parameters():
         if "lora_B" in name:
             each.data.normal_(std=0.1)
-    file = write_result(task, tmp_path / "lora.safetensors")
+    file = write_result(task, config, tmp_path / "lora.safetensors")
     plain, changed = (pc.load_pixart(base, torch.float32, place) for place in ("cpu", device))
     apply_lora(changed, load_lora(file))
     apply_lora(plain, load_lora(file))

@@ -45,7 +45,7 @@ def test_a_training(command, material, tmp_path, device):
 @pytest.mark.parametrize("command", ["lcd", "lcm-lora"])
 def test_auto_precision_is_that_of_the_device(command, material, tmp_path, device):
     engine, batches = engine_of(command, material, tmp_path, precision="auto")
-    assert engine.config.precision == ("fp32" if device.type == "cpu" else "fp16")
+    assert engine.task.dtype == (torch.float32 if device.type == "cpu" else torch.float16)
     assert engine.step(0, batches).loss.isfinite()
 
 

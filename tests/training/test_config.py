@@ -59,7 +59,8 @@ def test_no_rule_changes_the_learning_rate_behind_ones_back():
 
     for batch_size, accumulation in ((1, 1), (16, 4)):
         config = make(batch_size=batch_size, accumulation=accumulation)
-        assert learning_rate(config, 99) == learning_rate(config, 5000) == config.learning_rate == 2e-5
+        rate = learning_rate(config)
+        assert rate(99) == rate(5000) == config.learning_rate == 2e-5
 
 
 @pytest.mark.parametrize("command", COMMANDS)

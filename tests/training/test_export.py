@@ -34,18 +34,19 @@ def base(tmp_path_factory):
 
 
 def trained(command, base, **settings):
-    """A task whose trained weights have all moved."""
+    """A task whose trained weights have all moved, and its settings."""
     values = {"run": "/home/me/secret/run", "data": "/data/mine", "base": str(base), "precision": "fp32", **settings}
     if command == "controlnet":
         values["copy_blocks"] = 2
-    task = TASKS[command](make_config(command, values))
+    config = make_config(command, values)
+    task = TASKS[command](config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for network in (task.model, task.ema):
             for name, parameter in () if network is None else network.named_parameters():
                 if task.model.get_parameter(name).requires_grad:
                     parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return task
+    return task, config
 
 
 def inputs():
@@ -82,21 +83,21 @@ def close(one, other, limit=1e-5):
 def test_a_model_loads_in_our_loader_and_in_diffusers(base, tmp_path):
     from diffusers import PixArtTransformer2DModel
 
-    task = trained("lcd", base)
+    task, config = trained("lcd", base)
     expected = task.ema(**inputs())
-    ours = pc.load_pixart(write_result(task, tmp_path / "a.safetensors", dtype=torch.float32))
+    ours = pc.load_pixart(write_result(task, config, tmp_path / "a.safetensors", dtype=torch.float32))
     assert torch.equal(ours(**inputs()), expected) and not close(expected, task.model(**inputs()), 1e-2)
-    last = pc.load_pixart(write_result(task, tmp_path / "b.safetensors", dtype=torch.float32, average=False))
+    last = pc.load_pixart(write_result(task, config, tmp_path / "b.safetensors", dtype=torch.float32, average=False))
     assert torch.equal(last(**inputs()), task.model(**inputs()))
-    folder = write_result(task, tmp_path / "diffusers", "diffusers", torch.float32)
+    folder = write_result(task, config, tmp_path / "diffusers", "diffusers", torch.float32)
     assert close(in_diffusers(PixArtTransformer2DModel.from_pretrained(folder)), expected)
     assert torch.equal(ours.y_embedder.y_embedding, pc.load_pixart(base).y_embedder.y_embedding)
 
 
 @torch.no_grad()
 def test_a_student_with_guidance_embedding_becomes_a_plain_model(base, tmp_path):
-    task = trained("lcd", base, w_embedding=True, guidance=7.0)
-    path = write_result(task, tmp_path / "a.safetensors", dtype=torch.float32)
+    task, config = trained("lcd", base, w_embedding=True, guidance=7.0)
+    path = write_result(task, config, tmp_path / "a.safetensors", dtype=torch.float32)
     assert load_file(path).keys() == load_file(base).keys()
     time = torch.stack([inputs()["timestep"].float(), torch.full((2,), 7.0)], 1)
     assert close(pc.load_pixart(path)(**inputs()), task.ema(**{**inputs(), "timestep": time}))
@@ -104,11 +105,11 @@ def test_a_student_with_guidance_embedding_becomes_a_plain_model(base, tmp_path)
 
 @pytest.fixture(scope="module")
 def lora(base, tmp_path_factory):
-    """(task, file, what the network with it gives)."""
-    task = trained("lcm-lora", base, lora_rank=3, lora_alpha=6.0)
-    path = write_result(task, tmp_path_factory.mktemp("lora") / "lora.safetensors", dtype=torch.float32)
+    """(task and its settings, file, what the network with it gives)."""
+    task, config = trained("lcm-lora", base, lora_rank=3, lora_alpha=6.0)
+    path = write_result(task, config, tmp_path_factory.mktemp("lora") / "lora.safetensors", dtype=torch.float32)
     with torch.no_grad():
-        return task, path, task.model(**inputs())
+        return (task, config), path, task.model(**inputs())
 
 
 @torch.no_grad()
@@ -122,7 +123,7 @@ def test_a_lora_loads_in_our_loader_with_its_alpha(lora, base):
 
 
 def test_a_finetuned_lora_is_such_a_file_too(lora, base, tmp_path):
-    path = write_result(trained("finetune", base, lora_rank=3), tmp_path / "lora.safetensors")
+    path = write_result(*trained("finetune", base, lora_rank=3), tmp_path / "lora.safetensors")
     assert load_file(path).keys() == load_file(lora[1]).keys()
 
 
@@ -131,8 +132,8 @@ def test_a_lora_loads_in_peft_on_diffusers_transformer(lora, base, tmp_path):
     from diffusers import PixArtTransformer2DModel
     from peft import PeftModel
 
-    task, _, expected = lora
-    folder = write_result(task, tmp_path / "peft", "peft", torch.float32)
+    made, _, expected = lora
+    folder = write_result(*made, tmp_path / "peft", "peft", torch.float32)
     save_pixart(pc.load_pixart(base), tmp_path / "base", "diffusers")
     transformer = PixArtTransformer2DModel.from_pretrained(tmp_path / "base")
     adapted = PeftModel.from_pretrained(transformer, folder)
@@ -162,13 +163,13 @@ def test_a_lora_loads_in_comfyuis_own_node(comfyui_path, lora, base, tmp_path):
 
 @torch.no_grad()
 def test_a_control_loads_alone_and_joined_with_its_base(base, tmp_path):
-    task = trained("controlnet", base)
+    task, config = trained("controlnet", base)
     x, hint = inputs(), torch.randn(2, 4, 6, 10)
     rest = [x[name] for name in ("caption_mask", "image_size", "aspect_ratio")]
     plain = pc.load_pixart(base)
     expected = task.model(plain, x["latent"], x["timestep"], x["caption"], hint, *rest)
     for layout in LAYOUTS["controlnet"]:
-        path = write_result(task, tmp_path / f"{layout}.safetensors", layout, torch.float32)
+        path = write_result(task, config, tmp_path / f"{layout}.safetensors", layout, torch.float32)
         control = pc.load_controlnet(path, config=CONFIG)
         found = control(plain, x["latent"], x["timestep"], x["caption"], hint, *rest)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), layout
@@ -182,19 +183,19 @@ def test_a_control_loads_alone_and_joined_with_its_base(base, tmp_path):
 
 @torch.no_grad()
 def test_a_joint_file_keeps_the_base_as_it_is_though_training_rounded_it(base, tmp_path):
-    task = trained("controlnet", base, precision="bf16")
-    joined = pc.load_pixart(write_result(task, tmp_path / "joint.safetensors", "joint", torch.float32))
+    task, config = trained("controlnet", base, precision="bf16")
+    joined = pc.load_pixart(write_result(task, config, tmp_path / "joint.safetensors", "joint", torch.float32))
     assert all(torch.equal(tensor, pc.load_pixart(base).state_dict()[n]) for n, tensor in joined.state_dict().items())
 
 
 def test_unet_wiring_is_kept(base, tmp_path):
-    task = trained("controlnet", base, wiring="unet")
-    assert pc.load_controlnet(write_result(task, tmp_path / "out.safetensors")).wiring == "unet"
+    task, config = trained("controlnet", base, wiring="unet")
+    assert pc.load_controlnet(write_result(task, config, tmp_path / "out.safetensors")).wiring == "unet"
 
 
 @pytest.mark.parametrize("command", ["lcd", "lcm-lora", "controlnet"])
 def test_a_file_says_how_it_was_made_but_not_where(command, base, tmp_path):
-    path = write_result(trained(command, base), tmp_path / "a.safetensors", step=7)
+    path = write_result(*trained(command, base), tmp_path / "a.safetensors", step=7)
     about = inspect_file(path).metadata["training"]
     assert (about["command"], about["step"], about["config"]["run"], about["config"]["base"]) == (
         command,
@@ -211,10 +212,10 @@ def test_a_file_says_how_it_was_made_but_not_where(command, base, tmp_path):
 def test_a_familys_colours_of_previews_go_on_with_what_is_trained_from_it(tmp_path):
     colours = {"preview": {"factors": [[0.5, 0.25, 0.0]] * 4, "bias": [0.0, -1.0, 0.125]}}
     base = save_pixart(random_pixart(CONFIG), tmp_path / "base.safetensors", metadata=colours)
-    task = trained("lcd", base)
+    task, config = trained("lcd", base)
     base.unlink()  # it was read when the training began
     for layout, name in (("comfyui", "a.safetensors"), ("diffusers", "a")):
-        metadata = inspect_file(write_result(task, tmp_path / name, layout)).metadata
+        metadata = inspect_file(write_result(task, config, tmp_path / name, layout)).metadata
         assert metadata["preview"] == colours["preview"] and metadata["training"]["command"] == "lcd"
 
 
@@ -228,7 +229,7 @@ def test_a_familys_colours_of_previews_go_on_with_what_is_trained_from_it(tmp_pa
 )
 def test_layouts_that_do_not_exist_are_named(command, layout, message, base, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        write_result(trained(command, base), tmp_path / "x.safetensors", layout)
+        write_result(*trained(command, base), tmp_path / "x.safetensors", layout)
     assert not list(tmp_path.iterdir())
 
 

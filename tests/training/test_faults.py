@@ -90,7 +90,7 @@ def test_an_overflow_of_float16_leaves_the_step_out(material, tmp_path, monkeypa
     scale_from(monkeypatch, 30)
     values = settings("finetune", material, tmp_path, **{**SHORT, "steps": 2}, precision="fp16")
     config = make_config("finetune", values)
-    engine = Engine(TASKS["finetune"](config), connect())
+    engine = Engine(config, TASKS["finetune"](config), connect())
     before = {name: tensor.clone() for name, tensor in engine.tensors().items()}
     result = engine.step(0, FeatureDataset(config.data).batches(2, 0))
     assert not result.gradient_norm.isfinite() and engine.scaler.get_scale() == 2.0**29

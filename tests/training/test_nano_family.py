@@ -39,6 +39,15 @@ def test_a_plan_has_one_world_and_every_other_a_folder_of_its_own(tmp_path):
     assert plan(tmp_path, resolution=256, scale=0.5).work.name == "256_0.5"
 
 
+def test_a_plan_says_that_more_pixels_and_blocks_take_longer(tmp_path):
+    small, large = (
+        {part.name: part.seconds[0] for part in plan(tmp_path, resolution=resolution).parts}
+        for resolution in (128, 256)
+    )
+    assert large["base"] > 5 * small["base"]  # four times the tokens in eight blocks instead of six
+    assert large["features"] == pytest.approx(4 * small["features"], rel=0.1)
+
+
 def test_a_resolution_that_no_family_has_is_refused():
     with pytest.raises(ConfigError, match="choose one of 128, 256"):
         FamilySettings.make({"output": "x", "resolution": 192})

@@ -91,8 +91,7 @@ def test_what_cannot_be_sharded_is_refused_before_there_is_a_run(optimizer):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_what_an_optimizer_keeps_is_counted(optimizer):
     weight = torch.nn.Parameter(torch.randn(1024, 256))
-    values = {**NEEDED, "optimizer": optimizer, "learning_rate": RATES[optimizer]}
-    made = make_optimizer(make_config("lcd", values), {"weight": weight})
+    made = make_optimizer(optimizer, {"weight": weight}, RATES[optimizer])
     weight.grad = torch.randn_like(weight)
     made.step()
     kept = sum(value.nbytes for value in made.state[weight].values() if isinstance(value, torch.Tensor))

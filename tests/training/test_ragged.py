@@ -48,10 +48,13 @@ class OneEach(Task):
 
 def engine_of(rank, world, **values):
     """An engine of one of several processes, whose parts are added up by whoever calls."""
-    config = make_config("finetune", {"run": "r", "data": "d", "model": {"depth": 1}, "precision": "fp32", **values})
+    values = {"run": "r", "data": "d", "model": {"depth": 1}, "precision": "fp32", "ema_decay": 0.0, **values}
+    config = make_config("finetune", values)
     model = nn.Module()
     model.weight = nn.Parameter(torch.arange(float(PICTURES)))
-    engine = Engine(OneEach(config, model, average=False), connect())
+    task = OneEach(config)
+    task.set_model(model)
+    engine = Engine(config, task, connect())
     engine.processes = SimpleNamespace(count=world, index=rank)
     return engine
 

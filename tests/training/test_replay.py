@@ -31,16 +31,16 @@ def engine_of(command, material, tmp_path, capture=None, **values):
     values = {"warmup_steps": 0, "workers": 0, **values}
     config = make_config(command, settings(command, material, tmp_path, **values))
     processes = connect()
-    engine = make_engine(decided(config, processes.device), FeatureDataset(config.data), processes)
+    data = FeatureDataset(config.data)
+    engine = make_engine(decided(config, processes.device), data, processes)
+    engine.data = data  # for `steps`
     if capture is not None:
         engine.replayed = Replayed(engine._run_micro_batch, engine.parameters.values(), capture, limit=3)
     return engine
 
 
 def steps(engine, count=7):
-    config = engine.config
-    data = FeatureDataset(config.data)
-    batches = data.batches(config.batch_size, config.seed, hint=engine.task.needs_hint)
+    batches = engine.batches(engine.data)
     return [engine.step(number, batches).loss.item() for number in range(count)]
 
 

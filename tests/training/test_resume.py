@@ -182,7 +182,7 @@ def test_another_base_or_command_is_refused(material, tmp_path):
 def test_other_optimisers_and_precisions_resume_too(change, material, tmp_path):
     whole = settings("lcd", material, tmp_path / "straight", **SHORT, **change)
     try:
-        check_optimizer(make_config("lcd", whole), torch.device("cpu"))
+        check_optimizer(make_config("lcd", whole).optimizer, torch.device("cpu"))
     except PackageError as error:
         pytest.skip(str(error))
     straight = run_here("lcd", whole)

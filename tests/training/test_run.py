@@ -22,6 +22,7 @@ from pixart_delta.training.distribute import connect
 from pixart_delta.training.engine import Engine, learning_rate
 from pixart_delta.training.loop import Training, TrainingError
 from pixart_delta.training.run_dir import RunDir
+from pixart_delta.training.settings import Settings
 from pixart_delta.training.tasks import TASKS
 from pixart_delta.training.watch import monitor as monitor_module
 from pixart_delta.training.watch.monitor import Monitor
@@ -108,7 +109,7 @@ def after_step(step, do):
 def test_requests_are_taken_once(material, tmp_path, monkeypatch):
     drawn = []
 
-    def sample(task, count):
+    def sample(task, data, models, count):
         drawn.append(count)
         return Image.new("RGB", (8, 8), "red"), ["a", "b"]
 
@@ -152,7 +153,7 @@ def test_a_request_to_save_leaves_a_file_to_use_and_a_checkpoint_that_is_due_doe
 
 def test_samples_come_every_so_many_steps_and_change_nothing(material, tmp_path, monkeypatch):
     plain = run_here("lcd", settings("lcd", material, tmp_path / "plain", **SHORT))
-    monkeypatch.setattr(loop, "draw_examples", lambda task, count: (Image.new("RGB", (8, 8)), []))
+    monkeypatch.setattr(loop, "draw_examples", lambda *_: (Image.new("RGB", (8, 8)), []))
     run = run_here("lcd", settings("lcd", material, tmp_path / "run", **SHORT, sample_every=3, tensorboard=True))
     assert [file.stem for file in run.samples()] == ["step_00000003", "step_00000006"]
     assert losses(run) == losses(plain)
@@ -217,7 +218,7 @@ def test_a_loss_that_is_read_late_is_still_never_saved(material, tmp_path, read_
 
 def make_engine(material, tmp_path, **values):
     config = make_config("lcd", settings("lcd", material, tmp_path, **SHORT | values))
-    return Engine(TASKS["lcd"](config), connect())
+    return Engine(config, TASKS["lcd"](config), connect())
 
 
 def test_accumulated_gradients_are_those_of_the_mean(material, tmp_path, monkeypatch):
@@ -263,12 +264,19 @@ def test_gradients_are_clipped_and_zero_leaves_them(material, tmp_path):
     assert norms[0.0] == norms[1e9] > 100 * norms[1e-3] > 0
 
 
+def test_a_task_and_its_engine_keep_none_of_the_settings(material, tmp_path):
+    """So that whoever is handed one of them is not handed every setting."""
+    engine = make_engine(material, tmp_path)
+    held = [name for each in (engine, engine.task) for name, value in vars(each).items() if isinstance(value, Settings)]
+    assert not held
+
+
 def test_schedules(material, tmp_path):
     values = settings("lcd", material, tmp_path, steps=110, warmup_steps=10, learning_rate=1.0)
     constant = make_config("lcd", values)
-    assert [learning_rate(constant, step) for step in (0, 4, 9, 50, 109)] == [0.1, 0.5, 1.0, 1.0, 1.0]
+    assert [learning_rate(constant)(step) for step in (0, 4, 9, 50, 109)] == [0.1, 0.5, 1.0, 1.0, 1.0]
     cosine = make_config("lcd", values | {"schedule": "cosine", "final_learning_rate": 0.2})
-    rates = [learning_rate(cosine, step) for step in (0, 9, 10, 60, 110)]
+    rates = [learning_rate(cosine)(step) for step in (0, 9, 10, 60, 110)]
     assert rates == pytest.approx([0.1, 1.0, 1.0, 0.6, 0.2])
 
 

@@ -60,12 +60,16 @@ def test_prompts_come_from_settings_and_file(tmp_path):
     def config(**values):
         return make_config("lcd", {"run": "r", "data": "d", "base": "b", **values})
 
-    assert own_prompts(config()) == [] and own_prompts(config(sample_prompts=["a"])) == ["a"]
+    def own(**values):
+        asked = config(**values)
+        return own_prompts(asked.sample_prompts, asked.prompt_file)
+
+    assert own() == [] and own(sample_prompts=["a"]) == ["a"]
     with pytest.raises(ConfigError, match="cannot be read"):
-        own_prompts(config(prompt_file=str(tmp_path / "none.txt")))
+        own(prompt_file=str(tmp_path / "none.txt"))
     (tmp_path / "empty.txt").write_text("\n \n")
     with pytest.raises(ConfigError, match="holds no prompt"):
-        own_prompts(config(prompt_file=str(tmp_path / "empty.txt")))
+        own(prompt_file=str(tmp_path / "empty.txt"))
     for wrong in ([1], [""], [["a"]]):
         with pytest.raises(ConfigError, match="sample_prompts"):
             config(sample_prompts=wrong)

@@ -31,10 +31,14 @@ def base(tmp_path_factory):
 
 
 def make(command, base, **settings):
+    return TASKS[command](settings_of(command, base, **settings))
+
+
+def settings_of(command, base, **settings):
     values = {"run": "r", "data": "d", "base": str(base), "precision": "fp32", **settings}
     if command == "controlnet":
         values.setdefault("copy_blocks", 2)
-    return TASKS[command](make_config(command, values))
+    return make_config(command, values)
 
 
 def batch(size=3):
@@ -310,7 +314,8 @@ def test_a_distilled_model_is_not_distilled_again(command, base, tmp_path):
     """It cannot be guided as a teacher is; what trains on noise alone takes it."""
     made = {"training": {"command": "lcd", "step": 9}}
     fast = save_pixart(pc.load_pixart(base), tmp_path / "fast.safetensors", metadata=made)
-    config = make("finetune", fast).config
+    make("finetune", fast)
+    config = settings_of("finetune", fast)
     with pytest.raises(ConfigError, match=r"fast.safetensors is a distilled model.*choose the base model"):
         make(command, fast)
     with pytest.raises(ConfigError, match="is a distilled model"):

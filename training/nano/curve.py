@@ -68,9 +68,9 @@ def curve(
 def _states(run: Path) -> Iterator[tuple]:
     """Training step, predictor and noise schedule: of the base, then of every checkpoint."""
     for path in (None, *RunDir(run).checkpoints()):
-        task, _, step = restore(str(path or run))
+        task, config, _, step = restore(str(path or run))
         if path is None:
-            yield 0, load_pixart(task.config.base, torch.float32).eval(), task.table
+            yield 0, load_pixart(config.base, torch.float32).eval(), task.table
         else:
             yield step, task.predictor(), task.table
 
@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sheet", type=Path, help="picture to write: the same prompts and noise, a row for each state")
     options = parser.parse_args(arguments)
     teacher = options.teacher or options.models / "base/pixart_nano_base.safetensors"
-    configs = [restore(str(run))[0].config for run in options.runs]
+    configs = [restore(str(run))[1] for run in options.runs]
     guidance = {config.guidance for config in configs if isinstance(config, DistillConfig)}
     if not options.runs:
         if options.guidance is None or options.plot is not None:

@@ -112,7 +112,7 @@ def curve(run: Path, pipeline: Pipeline, measure: Callable[..., dict[str, float]
     changes nothing, and is measured as none."""
     points, dtype = [(0, measure(0.0, step=0)["f1"])], pipeline.transformer.product_dtype
     for path in RunDir(run).checkpoints():
-        task, _, step = restore(str(path))
+        task, _, _, step = restore(str(path))
         network = task.result()
         assert isinstance(network, ControlNetTransformer), f"{run} is no `controlnet` run"
         pipeline.controlnet = network.eval().to(pipeline.device, dtype)

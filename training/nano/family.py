@@ -112,6 +112,9 @@ _COST = {
     "controlnet": (0.2, 0.035),
     "sample": (0.15, 0.02),
 }
+_DEPTH = 6
+"""Blocks of the transformers at 128 px; with more a step of theirs takes longer."""
+_TRANSFORMERS = ("finetune", "lcd", "lcm-lora", "controlnet", "sample")
 _DRAWN = ("picture", "hed")
 """Done by CPUs on a machine with a GPU, too."""
 _SAME_SIZE = ("text", "autoencoder", "sharp")
@@ -131,7 +134,9 @@ class Plan:
     def _part(self, name: str, wave: int, kind: str, count: int, *commands: Sequence[Any]) -> Part:
         area = (self.settings.resolution / 128) ** 2
         cpu, gpu = _COST[kind]
-        seconds = cpu * count * (1 if kind in _SAME_SIZE else area), gpu * count * (area if kind in _DRAWN else 1)
+        deeper = MODELS[self.settings.resolution].get("depth", _DEPTH) / _DEPTH if kind in _TRANSFORMERS else 1
+        on_cores = cpu * count * deeper * (1 if kind in _SAME_SIZE else area)
+        seconds = on_cores, gpu * count * deeper * (area if kind in _DRAWN else 1)
         texts = [[str(each) for each in command] for command in commands]
         start = _START * len(commands)
         return Part(name, wave, texts, (start + seconds[0], start + seconds[1]))

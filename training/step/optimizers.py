@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainConfig
 from ..machine import PackageError
 
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "schedulefree": "schedulefree"}
@@ -23,18 +22,18 @@ _FIXED = ("params", "lr", "weight_decay")
 """Of a group: what the settings say anew at every start."""
 
 
-def check_optimizer(config: TrainConfig, device: torch.device) -> None:
+def check_optimizer(kind: str, device: torch.device) -> None:
     """Whether the optimiser's package can compute on a device: bitsandbytes long took 8-bit steps on CUDA alone.
 
     Raises:
         PackageError: if it cannot.
     """
-    if config.optimizer != "adamw8bit" or device.type == "cuda":
+    if kind != "adamw8bit" or device.type == "cuda":
         return
     probe = nn.Parameter(torch.zeros(1, device=device))
     probe.grad = torch.zeros_like(probe)
     try:
-        make_optimizer(config, {"probe": probe}).step()
+        make_optimizer(kind, {"probe": probe}, 1e-3).step()
     except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
         found = importlib.metadata.version("bitsandbytes")
         raise PackageError(
@@ -43,31 +42,43 @@ def check_optimizer(config: TrainConfig, device: torch.device) -> None:
         ) from error
 
 
-def make_optimizer(config: TrainConfig, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of a training. Matrices decay, biases and tables do not."""
+def make_optimizer(
+    kind: str,
+    parameters: Mapping[str, nn.Parameter],
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+) -> torch.optim.Optimizer:
+    """The optimiser of a training. Matrices decay, biases and tables do not.
+
+    Args:
+        kind: one of `STATE_BYTES`.
+        weight_decay, beta2, epsilon: AdamW's, for all of them that have such.
+    """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, each in parameters.items():
         (matrices if each.ndim >= 2 and not name.endswith("scale_shift_table") else rest).append(each)
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    adam: dict[str, Any] = {"lr": config.learning_rate, "betas": (0.9, config.adam_beta2), "eps": config.adam_epsilon}
-    if config.optimizer == "adamw8bit":
+    adam: dict[str, Any] = {"lr": learning_rate, "betas": (0.9, beta2), "eps": epsilon}
+    if kind == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit  # takes seconds to import
 
         return AdamW8bit(groups, **adam)
-    if config.optimizer == "prodigy":
+    if kind == "prodigy":
         from prodigyopt import Prodigy
 
         return Prodigy(groups, **adam, slice_p=SLICE)
-    if config.optimizer == "schedulefree":
+    if kind == "schedulefree":
         from schedulefree import AdamWScheduleFree
 
         made = AdamWScheduleFree(groups, **adam)
         made.train()
         return made
-    if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(groups, lr=config.learning_rate)
+    if kind == "adafactor":
+        return torch.optim.Adafactor(groups, lr=learning_rate)
     return torch.optim.AdamW(groups, fused=True, **adam)
 
 

@@ -67,20 +67,24 @@ class Validation:
         return dict(zip(NAMES, [sum(bands) / BANDS, *bands], strict=True))
 
 
-def held_out(task: Task, data: FeatureDataset) -> Validation | None:
-    """What a task's settings hold out of `data`, which from then on is without it; None if nothing.
+def held_out(task: Task, data: FeatureDataset, share: float, other: str, batch_size: int) -> Validation | None:
+    """The pictures that are held out; None if nothing is.
+
+    Args:
+        share: of `data`, which from then on is without it.
+        other: folder or URL of other features, of which all are held out; empty = there are none.
+        batch_size: most pictures of a forward pass.
 
     Raises:
-        DataError, ConfigError: if the features of `validation_data` do not fit, or nothing would be left to train on.
+        DataError, ConfigError: if the other features do not fit, or nothing would be left to train on.
     """
-    config = task.config
-    if config.validation_data:
-        source = FeatureDataset(config.validation_data)
+    if other:
+        source = FeatureDataset(other)
         task.check_data(source)
         numbers = list(range(len(source)))
-    elif config.validation:
-        source, numbers = data, data.hold_out(config.validation)
+    elif share:
+        source, numbers = data, data.hold_out(share)
     else:
         return None
     step = max(1, len(numbers) // _MOST)
-    return Validation(source.some(numbers[::step][:_MOST], config.batch_size, task.needs_hint))
+    return Validation(source.some(numbers[::step][:_MOST], batch_size, task.needs_hint))
