@@ -108,7 +108,7 @@ def watch(train: Node) -> tuple[Node, Node, Node]:
     """Its status, loss and samples."""
     status = Node("PixArtDeltaTrainingStatus", 256, {}, {"job": train["job"]})
     loss = Node("PreviewImage", 330, {}, {"images": status["loss"]}, title="Loss")
-    samples = Node("PreviewImage", 400, {}, {"images": status["samples"]}, title="Samples")
+    samples = Node("PreviewImage", 340, {}, {"images": status["samples"]}, title="Samples")
     return status, loss, samples
 
 
@@ -169,10 +169,10 @@ def teach() -> Template:
     saved = save(decoded, "taught", 300)
     says = (
         "Teaches a base model your own pictures. Put them, each with a caption in a text file of the same name, in a "
-        "folder in *input*, and choose it as *folder*. Twenty of one style, person or thing are enough. A *trigger* "
-        "word before every caption "
-        "(`trigger=…` in *more_settings* of the dataset) gives it a name to call it by.\n\nPress **Run**: *Fine-Tune* "
-        "learns a LoRA in the background, as shipped for some minutes; *Samples* shows it learn. When it is done (or "
+        "folder in *input*, press **R**, and choose it as *folder*. Twenty of one style, person or thing are enough. A "
+        "*trigger* word before every caption (`trigger=…` in *more_settings* of the dataset) gives it a name to call "
+        "it by.\n\nPress **Run**: *Fine-Tune* learns a LoRA in the background, as shipped for some minutes; *Samples* "
+        "shows it learn. When it is done (or "
         "stopped in the panel, which saves), **Run** again: *Use Trained Result* draws your own prompt with it. Until "
         "then what is behind it waits. Its *strength* says how much. Then make it fast: *PixArt 23*, with this LoRA as "
         "*lora*.\n"
@@ -224,7 +224,7 @@ def use_trained() -> Template:
     decoded = decode(sampler, loaded)
     saved = save(decoded, "trained")
     says = (
-        "Train first (the templates 20 to 22), then press **Run**. The newest result is loaded: of a training that "
+        "Train first (the templates 20 to 23), then press **Run**. The newest result is loaded: of a training that "
         "has ended, or that you stopped in the panel, which saves.\n\n"
         "* **LCD**, **LCM-LoRA**: they draw in 4 steps, as here.\n* **Fine-tuned** models "
         "are base "
