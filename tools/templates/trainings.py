@@ -154,11 +154,11 @@ def make_fast() -> Template:
 def teach() -> Template:
     name = "Teach It Your Pictures"
     dataset = scenes(560, name="your pictures")
-    pictures = Node("PreviewImage", 226, {}, {"images": dataset["pictures"]}, title="Pictures")
+    pictures = Node("PreviewImage", 220, {}, {"images": dataset["pictures"]}, title="Pictures")
     own = {"name": "taught", "steps": 200, "batch_size": 8, "learning_rate": 0.001, "lora_rank": 8}
     train = Node("PixArtDeltaFineTune", _TRAINING, quick(sample_every=50, **own), {"dataset": dataset["dataset"]})
-    status = Node("PixArtDeltaTrainingStatus", 244, {}, {"job": train["job"]})
-    samples = Node("PreviewImage", 194, {}, {"images": status["samples"]}, title="Samples")
+    status = Node("PixArtDeltaTrainingStatus", 238, {}, {"job": train["job"]})
+    samples = Node("PreviewImage", 188, {}, {"images": status["samples"]}, title="Samples")
     trained = Node("PixArtDeltaTrainedResult", 340, {}, {"job": train["job"]})
     clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
     vae = loader("VAELoader", "vae_name", NANO.vae, 104)
@@ -269,7 +269,7 @@ def watch_it_learn() -> Template:
         Column(NARROW, [Group("Dataset", "blue", [dataset])]),
         Column(NARROW, [Group("Train", "purple", [train])]),
         Column(NARROW, [Group("Follow", "red", [trained, clip, vae])]),
-        Column(NARROW, [asked(prompt, shape), Group("", "", [note(name, says, 230, wide=120)])]),
+        Column(NARROW, [asked(prompt, shape), Group("", "", [note(name, says, 212, wide=120)])]),
         Column(NARROW, [Group("Sample", "purple", [sampler])]),
         Column(NARROW, [stacked("Show", decoded, shown)]),
     ]
