@@ -84,6 +84,16 @@ def test_three_or_more_titled_groups_in_the_editors_colours(name):
         assert not overlap(one["bounding"], other["bounding"]), (one["title"], other["title"])
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_an_app_shows_says_what_it_is(name):
+    """There a widget stands without the title of its node."""
+    workflow = load_workflow(ROOT / "workflows" / f"{name}.json")
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    for number, widget in workflow["extra"].get("linearData", {"inputs": ()})["inputs"]:
+        labels = {each["widget"]["name"]: each.get("label") for each in nodes[number]["inputs"] if "widget" in each}
+        assert (labels.get(widget) or widget) not in ("value", "batch_index"), nodes[number]["type"]
+
+
 def overlap(one: list[float], other: list[float]) -> bool:
     return all(min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) > 0.5 for i in (0, 1))
 

@@ -121,7 +121,7 @@ def any_hint() -> Template:
         NANO,
         NANO.student,
         "boat.png",
-        "a boat on a lake below white mountains at night, the moon on the left",
+        "a boat on a lake below white mountains at night, the moon on the right",
         NANO.wide,
     )
     sampler = lcm(parts.loaded.model["MODEL"], parts.applied["positive"], parts.size["latent"], 8)

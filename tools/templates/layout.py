@@ -47,6 +47,7 @@ class Node:
         down: pixels to leave free above it.
         wide: pixels that it is wider than its column.
         after: what becomes of its seed after a run, such as fixed; the schema's default if it says nothing.
+        labels: what widgets are called, where their names say too little: in an app there is no title beside them.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Node:
     down: int = 0
     wide: int = 0
     after: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
 
     @property
     def foot(self) -> int:
@@ -237,8 +239,9 @@ def _saved(node: Node, number: int, place: tuple[int, int, int, int], schema: Ma
     for name, kind, options in inputs:
         if not _is_widget(kind, options):
             saved["inputs"].append({"name": name, "type": kind, "link": None})
-        elif name in node.links:
-            saved["inputs"].append({"name": name, "type": kind, "link": None, "widget": {"name": name}})
+        elif name in node.links or name in node.labels:
+            label = {"label": node.labels[name]} if name in node.labels else {}
+            saved["inputs"].append({"name": name, "type": kind, "link": None, "widget": {"name": name}} | label)
     names = schema.get("output_name") or schema["output"]
     saved["outputs"] = [
         {"name": name, "type": kind if isinstance(kind, str) else "COMBO", "links": []}

@@ -211,10 +211,11 @@ def inpainting() -> Template:
 def draft_and_pick() -> Template:
     name = "Draft and Pick"
     loaded = Loaded(NANO, NANO.student)
-    seed = Node("PrimitiveInt", 86, {"value": 21}, title="Seed of both")
+    seed = Node("PrimitiveInt", 86, {"value": 21}, title="Seed of both", labels={"value": "seed"})
     prompt, shape = text(loaded, NANO.prompts[0]), size(NANO, batch=16)
     draft = lcm(loaded.model["MODEL"], prompt["positive"], shape["latent"], 21, steps=1)
     pick = Node("LatentFromBatch", 92, {"batch_index": 2}, {"samples": draft["LATENT"]}, title="Pick (from 0)")
+    pick.labels["batch_index"] = "pick (from 0)"
     # From the draft and not from its noise: of that, four steps make another picture (docs/measured.md).
     drawn = lcm(loaded.model["MODEL"], prompt["positive"], pick["LATENT"], 21, steps=4, denoise=0.5)
     for sampler in (draft, drawn):
