@@ -132,9 +132,9 @@ FIGURES = {
             "UNet, N = 3": {"wiring": "unet", "copy_blocks": 3},
         },
         followed,
-        note="Three of the nano model's six blocks are half of its depth, as 14 are of 28. Until step 525 the three lie "
-        "within 0.035 of one another; then the rate, which stays high to the end, threw two of them back. So what the "
-        "paper says is neither confirmed nor refuted here. Kinds of edges were not told apart",
+        note="Three of the nano model's six blocks are half of its depth, as 14 are of 28. Until step 525 the three "
+        "lie within 0.035 of one another; then the rate, which stays high to the end, threw two of them back. So what "
+        "the paper says is neither confirmed nor refuted here. Kinds of edges were not told apart",
     ),
     "6": Figure(
         "Figures 6 and 12: control over the steps of its training",
