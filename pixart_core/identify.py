@@ -132,6 +132,11 @@ def is_distilled(info: FileInfo) -> bool | None:
     return read_description(scheduler).get("_class_name") == "LCMScheduler" if scheduler.is_file() else None
 
 
+def is_fine_tuned(info: FileInfo) -> bool:
+    """Whether the file says that this project's fine-tuning made it, which leaves the number of steps as it was."""
+    return _training(info).get("command") == "finetune"
+
+
 def is_scaled_linear(info: FileInfo) -> bool:
     """Whether a transformer was distilled on the original LCM's noise schedule, as exports of this project say."""
     config = _training(info).get("config")

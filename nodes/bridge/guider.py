@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...pixart_core.lcm import MAX_STEPS, lcm_timesteps, sample_lcm
 from .graphs import GRAPHS_OFF
-from .model import DISTILLED, diffusion_model, noise_table
+from .model import diffusion_model, noise_table, seems_lcm
 from .ui import say_once
 
 FAR = 1.5
@@ -179,7 +179,7 @@ def _size_warnings(known: int, height: int, width: int) -> list[str]:
 
 def _warnings(model, cfg: float, sigmas: Tensor, sampler: Callable) -> list[str]:
     sampling = model.get_model_object("model_sampling")
-    distilled = None if model.patches else model.get_attachment(DISTILLED)  # a LoRA may make an LCM of a base model
+    distilled = seems_lcm(model)
     base_hint = "a base model takes 14 or more steps with KSampler: dpmpp_2m, sgm_uniform, cfg 4.5"
     not_lcm = [f"this is not a distilled (LCM) model; {base_hint}"] if distilled is False else []
     if sampler is _sample_lcm:

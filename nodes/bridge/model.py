@@ -28,7 +28,7 @@ from ...pixart_core.delta import require_fit
 from ...pixart_core.errors import CheckpointError
 from ...pixart_core.functional import preferred_dtype
 from ...pixart_core.graphs import Graphs
-from ...pixart_core.identify import FileInfo, inspect_file, is_distilled, is_scaled_linear
+from ...pixart_core.identify import FileInfo, inspect_file, is_distilled, is_fine_tuned, is_scaled_linear
 from ...pixart_core.lora import OtherAdapterError, host_state, load_lora
 from ...pixart_core.memory import GB, amount, memory_plan
 from ...pixart_core.model import PixArt
@@ -43,6 +43,7 @@ from .preview import latent_format
 from .ui import say
 
 DISTILLED = "pixart_delta_distilled"
+_KNOWN_PATCHES = "pixart_delta_known_patches"
 """Attachment of our MODELs: whether the file holds an LCM model (None: unknown)."""
 
 
@@ -274,11 +275,24 @@ def null_caption(model, length: int) -> Tensor:
     return diffusion_model(model).null_caption(1, length).float().cpu()
 
 
-def apply_lora(model, path: str, strength: float):
-    """MODEL with a LoRA in any known layout, at its own alpha. Raises CheckpointError on one of another model.
+def seems_lcm(model) -> bool | None:
+    """Whether a MODEL is an LCM or one-step model; None where that is not known, as with any LoRA on it that may have
+    made it one."""
+    is_known = not model.patches or model.get_attachment(_KNOWN_PATCHES) == model.patches_uuid
+    return model.get_attachment(DISTILLED) if is_known else None
 
-    What is no plain LoRA (DoRA, LoKr, LoHa, OFT …) is left to ComfyUI's own loader, under the names it knows.
-    """
+
+def apply_lora(model, path: str, strength: float):
+    """MODEL with a LoRA in any known layout, at its own alpha. Raises CheckpointError on one of another model."""
+    stays_known = seems_lcm(model) is not None and is_fine_tuned(inspect_file(path))
+    patched = _with_lora(model, path, strength)
+    if stays_known:
+        patched.set_attachments(_KNOWN_PATCHES, patched.patches_uuid)
+    return patched
+
+
+def _with_lora(model, path: str, strength: float):
+    """What is no plain LoRA (DoRA, LoKr, LoHa, OFT …) is left to ComfyUI's own loader, under the names it knows."""
     weights = diffusion_model(model).state_dict()
     try:
         lora = load_lora(path)

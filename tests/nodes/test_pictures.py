@@ -344,6 +344,23 @@ def test_a_base_model_in_four_steps_is_named(comfy_server, family):
     assert warnings_of(comfy_server, base | ksampler("model", steps=14, **settings)) == []
 
 
+@pytest.mark.parametrize(("command", "is_named"), [("finetune", True), ("lcm-lora", False), (None, False)])
+def test_a_lora_may_make_an_lcm_of_a_base_model_but_not_a_fine_tuned_one(
+    comfy_server, family, lora, command, is_named
+):
+    models = comfy_server.base / "models"
+    plain = pc.load_pixart(family / "transformer")
+    save_pixart(plain, models / "diffusion_models" / "base.safetensors", metadata={"distilled": False})
+    made = {"training": {"command": command}} if command else {}
+    save_lora(load_lora(lora), models / "loras" / f"{command}.safetensors", metadata=made)
+    values = {"model": ["plain", 0], "lora_name": f"{command}.safetensors", "strength": 1.0}
+    changes = {
+        "plain": node("PixArtDeltaModelLoader", model_name="base.safetensors", dtype="default"),
+        "model": node("PixArtDeltaLoraLoader", **values),
+    }
+    assert any("not a distilled" in text for text in warnings_of(comfy_server, changes)) == is_named
+
+
 def test_a_size_far_from_training_is_named(comfy_server, family):
     size = node("PixArtDeltaResolution", width=512, height=512, bins="off", batch_size=1)
     shown = warnings_of(comfy_server, ksampler(steps=1) | {"size": size})

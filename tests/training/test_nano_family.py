@@ -4,7 +4,7 @@ import itertools
 import json
 
 import pytest
-from pixart_delta.training.config import COMMANDS, ConfigError
+from pixart_delta.training.config import COMMANDS, TRAININGS, ConfigError
 from pixart_delta.training.nano import family
 from pixart_delta.training.nano.family import FamilySettings, Maker, Plan
 
@@ -13,7 +13,7 @@ def plan(tmp_path, **values) -> Plan:
     return Plan(FamilySettings.make({"output": str(tmp_path / "nano"), **values}))
 
 
-@pytest.mark.parametrize("values", [{}, {"resolution": 256}, {"scale": 0.01}, {"world": 2}])
+@pytest.mark.parametrize("values", [{}, {"resolution": 256, "precision": "bf16"}, {"scale": 0.01}, {"world": 2}])
 def test_every_training_of_a_plan_has_settings_that_exist(tmp_path, values):
     seen = []
     for part in plan(tmp_path, **values).parts:
@@ -25,6 +25,9 @@ def test_every_training_of_a_plan_has_settings_that_exist(tmp_path, values):
                 seen.append(command)
                 if command == "finetune" and part.name == "base":
                     assert config.model["input_size"] * 8 == values.get("resolution", 128)
+                if command in TRAININGS:
+                    is_half = values.get("precision") == "bf16" and command in ("finetune", "controlnet")
+                    assert config.precision == ("bf16" if is_half else "fp32")
                 if "scale" in values and command not in ("prepare", "export"):
                     assert config.steps <= 65 and config.warmup_steps <= config.steps
     assert seen == ["prepare", "finetune", "finetune", "lcd", "lcm-lora", "controlnet", "export", "export"]

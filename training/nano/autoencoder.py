@@ -18,13 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...pixart_core.autoencoder import AutoencoderTiny
 from ...pixart_core.autoencoder_config import TinyConfig
-from ...pixart_core.functional import sampling_dtype
 from ...pixart_core.hed import load_hed
 from ...pixart_core.pipeline import default_device
 from ...pixart_core.vae import save_vae
 from ..settings import ConfigError
 from .critic import Judge
-from .learning import Learner, step_rng
+from .learning import Learner, fast_half, step_rng
 from .muon import Muon
 from .reconstruction import BUNDLED_HED, held_out, survival
 from .scene_folder import resized
@@ -206,8 +205,7 @@ def _forward(
     vae: AutoencoderTiny, pictures: Tensor, noise: float, judge: Judge | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, latents, and what came back of pictures (B, 3, H, W)."""
-    is_half_fast = sampling_dtype(pictures.device) != torch.float32
-    with torch.autocast(pictures.device.type, dtype=torch.bfloat16, enabled=is_half_fast):
+    with fast_half(pictures.device):
         latent = vae.encoder(pictures).float()
         decoded = vae.decoder(latent + noise * torch.randn_like(latent)).float()
     reconstruction = reconstruction_loss(decoded, pictures)

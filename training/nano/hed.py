@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from ...pixart_core.hed import HED, fused, load_hed
 from ...pixart_core.saving import save_weights
-from .learning import Learner
+from .learning import Learner, fast_half
+from .muon import Muon
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
 from .scene_folder import resized
 from .worlds import WORLDS, World
@@ -102,7 +103,9 @@ def fold_scale(net: HED) -> HED:
 
 def see(net: HED, pixels: Tensor) -> list[Tensor]:
     """Side outputs for pixels in 0 … 255 while the scale is not folded in."""
-    return net((pixels / _SCALE).contiguous(memory_format=torch.channels_last))
+    with fast_half(pixels.device):
+        sides = net((pixels / _SCALE).contiguous(memory_format=torch.channels_last))
+    return [side.float() for side in sides]
 
 
 def step_loss(
@@ -123,17 +126,29 @@ def train(
     steps: int,
     batch: int,
     learning_rate: float,
+    hidden_rate: float,
     seed: int,
     crops: Crops | None = None,
     resolution: int = 128,
     widths: Sequence[int] = WIDTHS,
     world: int = 1,
 ) -> Path:
-    """Train and save `output`/hed.safetensors in half precision; prints a line every `_EVERY` steps."""
+    """Train and save `output`/hed.safetensors in half precision; prints a line every `_EVERY` steps.
+
+    Args:
+        learning_rate, hidden_rate: highest of the cycle, of Adam and of Muon: see `Muon`.
+        crops: of photographs, half of every batch; None = scenes alone.
+        resolution, world: of the scenes.
+        widths: channels of the five blocks.
+    """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     net = build(widths).to(memory_format=torch.channels_last)
-    learner = Learner(net, steps, learning_rate, weight_decay=1e-4, file=output / "training.pt")
+    convolutions = [each for each in net.modules() if isinstance(each, nn.Conv2d)]
+    outer = [each for each in convolutions if each.in_channels == 3 or each.out_channels == 1]
+    learner = Learner(
+        net, steps, file=output / "training.pt", optimizer=Muon(net, learning_rate, hidden_rate, outer)
+    )
     held_out = [
         scene_batch(random.Random(10_000 + index), 16, resized(size, resolution), WORLDS[world])
         for index, size in enumerate(SIZES)
@@ -171,7 +186,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("output", type=Path, help="folder for hed.safetensors and what a stopped training goes on from")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--hidden-rate", type=float, default=0.015, help="of Muon, for the layers between")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resolution", type=int, default=128, help="px of the square scenes")
     parser.add_argument("--world", type=int, choices=WORLDS, default=1, help="whose scenes")

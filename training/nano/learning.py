@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...pixart_core.functional import sampling_dtype
 from ..storage import replacing
 
 
@@ -19,6 +20,11 @@ class Kept(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+def fast_half(device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where the device is fast in half precision, and as they are elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=sampling_dtype(device) != torch.float32)
 
 
 def step_rng(seed: int, step: int) -> random.Random:

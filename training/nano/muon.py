@@ -34,9 +34,10 @@ class Muon(torch.optim.Optimizer):
         outer: Iterable[nn.Module],
         momentum: float = 0.95,
     ):
-        excluded = {id(module.weight) for module in outer}
-        hidden = [each for each in net.parameters() if each.ndim == 4 and id(each) not in excluded]
-        others = [each for each in net.parameters() if each.ndim != 4 or id(each) in excluded]
+        excluded = set(outer)
+        hidden = [each.weight for each in net.modules() if isinstance(each, nn.Conv2d) and each not in excluded]
+        moved = set(map(id, hidden))
+        others = [each for each in net.parameters() if id(each) not in moved]
         self._momentum = momentum
         super().__init__(
             [

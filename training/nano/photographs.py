@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...pixart_core.hed import HED, detect, fused
 from ...pixart_core.saving import save_weights
+from .learning import fast_half
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 SIDES = (768, 512, 320)
@@ -53,7 +54,8 @@ def read(path: Path, side: int) -> Tensor:
 @torch.no_grad()
 def seen_by(teacher: HED, pixels: Tensor) -> list[Tensor]:
     """The teacher's five side outputs for (3, H, W) in 0 … 255, before the sigmoid: (1, H / 2^i, W / 2^i) float16."""
-    sides = teacher(pixels[None].float().contiguous(memory_format=torch.channels_last))
+    with fast_half(pixels.device):
+        sides = teacher(pixels[None].float().contiguous(memory_format=torch.channels_last))
     return [side[0].clamp(-_CLIP, _CLIP).half() for side in sides]
 
 
