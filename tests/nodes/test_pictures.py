@@ -345,9 +345,7 @@ def test_a_base_model_in_four_steps_is_named(comfy_server, family):
 
 
 @pytest.mark.parametrize(("command", "is_named"), [("finetune", True), ("lcm-lora", False), (None, False)])
-def test_a_lora_may_make_an_lcm_of_a_base_model_but_not_a_fine_tuned_one(
-    comfy_server, family, lora, command, is_named
-):
+def test_a_lora_may_make_an_lcm_of_a_base_model_but_not_a_fine_tuned_one(comfy_server, family, lora, command, is_named):
     models = comfy_server.base / "models"
     plain = pc.load_pixart(family / "transformer")
     save_pixart(plain, models / "diffusion_models" / "base.safetensors", metadata={"distilled": False})

@@ -146,9 +146,7 @@ def train(
     net = build(widths).to(memory_format=torch.channels_last)
     convolutions = [each for each in net.modules() if isinstance(each, nn.Conv2d)]
     outer = [each for each in convolutions if each.in_channels == 3 or each.out_channels == 1]
-    learner = Learner(
-        net, steps, file=output / "training.pt", optimizer=Muon(net, learning_rate, hidden_rate, outer)
-    )
+    learner = Learner(net, steps, file=output / "training.pt", optimizer=Muon(net, learning_rate, hidden_rate, outer))
     held_out = [
         scene_batch(random.Random(10_000 + index), 16, resized(size, resolution), WORLDS[world])
         for index, size in enumerate(SIZES)
