@@ -87,7 +87,7 @@ def main() -> int:
         print("no CUDA device: nothing is measured (--rehearse runs every part at a small size)")
         return 0
     file.parent.mkdir(parents=True, exist_ok=True)
-    about = _about(options.rehearse)
+    about = circumstances(options.rehearse)
     results = json.loads(file.read_text()) if file.is_file() and not options.again else {"parts": {}}
     if results.get("about", about)["device"] != about["device"]:
         parser.error(f"{file} was measured on {results['about']['device']}: give another --json")
@@ -166,11 +166,14 @@ def _rows(results: dict) -> list[tuple[str, ...]]:
     return rows
 
 
-def _about(rehearsal: bool) -> dict:
+def circumstances(rehearsal: bool) -> dict:
+    """What the figures of one file were measured with."""
     import torch
 
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU ({torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)",
         "torch": torch.__version__,
         "rehearsal": rehearsal,
         "missing": [name for name in PACKAGES if importlib.util.find_spec(name) is None],

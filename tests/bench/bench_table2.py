@@ -1,17 +1,20 @@
 """The paper's Table 2 on the device at hand: seconds for a picture of 1024 px, with random weights.
 
-    python -m tools.bench table2 [--rehearse] [--rounds 5]
+    python -m tools.bench table2 [--rehearse] [--rounds 5] [--json output/bench/table2.json]
 
 PixArt-δ with 4 steps, PixArt-α with 14, SDXL with 25, SDXL with LCM-LoRA with 4, all through diffusers' pipelines, and
 their text encoders. A LoRA that is fused into its model costs nothing, so the last is SDXL with LCM's scheduler and
 without guidance. The paper measured on an A100 in float16; seconds and ratios stand beside its own. Random weights take
-the time of trained ones. Ours is measured by `python -m tools.bench gpu`. Without a GPU only --rehearse runs: small
-networks, whose figures mean nothing.
+the time of trained ones. Ours is measured by `python -m tools.bench gpu`. A CPU takes bfloat16 where it is fast in it
+and one round without a warm-up, because SDXL's 25 steps are many minutes there, and 14 GB of memory. --rehearse runs
+small networks, whose figures mean nothing. `python -m tools.paper tables` reads the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import statistics
 import sys
 import time
@@ -20,13 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 import pixart_core as pc  # noqa: E402
 from pixart_core.convert import config_to_diffusers  # noqa: E402
+from pixart_core.functional import preferred_dtype  # noqa: E402
+from tests.bench import bench_gpu  # noqa: E402
 
 TOKENS = {"t5": 120, "clip": 77}
 
@@ -67,7 +73,8 @@ class Maker:
 
     def __init__(self, device: torch.device, small: bool):
         self.device, self.small = device, small
-        self.dtype = torch.float16 if device.type == "cuda" else torch.float32
+        half = torch.float32 if small else preferred_dtype(device)
+        self.dtype = torch.float16 if device.type == "cuda" else half
 
     def pixart(self, steps: int, lcm: bool) -> Callable[[], Any]:
         from diffusers import (
@@ -201,7 +208,7 @@ class Maker:
 
     def _random(self, make: Callable[[], nn.Module], dtype: torch.dtype | None = None) -> nn.Module:
         """A network made on the device, with small weights: large ones would end in NaN."""
-        with torch.device(self.device):
+        with torch.device(self.device), default_dtype(dtype or self.dtype):
             network = make().to(dtype or self.dtype).eval().requires_grad_(False)
         for parameter in network.parameters():
             if parameter.ndim > 1:
@@ -214,34 +221,56 @@ class Maker:
         return torch.no_grad()(call)
 
 
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """What is made inside is made in this dtype: T5-XXL in float32 would be 19 GB for a moment."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _seconds(call: Callable[[], Any], device: torch.device, rounds: int) -> float:
+    """The median of some rounds after a warm-up, or the first where there is one round."""
     taken = []
-    for _ in range(rounds + 1):
+    for _ in range(rounds + 1 if rounds > 1 else 1):
         begin = time.perf_counter()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[1:])
+    return statistics.median(taken[1:] or taken)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rehearse", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5 if torch.cuda.is_available() else 1)
+    parser.add_argument("--json", type=Path, default=ROOT / "output" / "bench" / "table2.json")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu" and not options.rehearse:
-        print("no CUDA device: nothing is measured (--rehearse runs small networks)")
-        return 0
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    print(f"{name}{', small networks: the figures mean nothing' * options.rehearse}\n")
+    about = bench_gpu.circumstances(options.rehearse)
+    print(f"{about['device']}{', small networks: the figures mean nothing' * options.rehearse}\n")
     print("| model | seconds | ratio | the paper (A100) | its ratio |\n|---|---|---|---|---|")
-    for row in measure(device, options.rehearse, 1 if options.rehearse else options.rounds):
+    rows = []
+    for row in measure(device, options.rehearse, options.rounds):
         print(
             f"| {row.name} | {row.seconds:.3f} | {row.ratio:.2f} | {row.paper:g} | {row.paper / 0.5:.2f} |", flush=True
         )
+        rows += figures(row)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"about": about, "parts": {"table2": {"figures": rows}}}, indent=1) + "\n")
     return 0
+
+
+def figures(row: Row) -> list[dict[str, Any]]:
+    """A row as two figures, in the form of `bench_gpu`'s file."""
+    return [
+        {"what": f"{row.name} (the paper: {row.paper:g} s)", "value": row.seconds, "unit": "s"},
+        {"what": f"{row.name} / PixArt-δ (the paper: {row.paper / 0.5:.2g})", "value": row.ratio, "unit": "x"},
+    ]
 
 
 if __name__ == "__main__":

@@ -111,8 +111,8 @@ def table2(bench: Bench) -> None:
 
     with bench.needing("diffusers", "transformers"):
         for row in bench_table2.measure(bench.device, bench.rehearse, bench.rounds):
-            bench.add(f"{row.name} (the paper: {row.paper:g} s)", row.seconds, "s")
-            bench.add(f"{row.name} / PixArt-δ (the paper: {row.paper / 0.5:.2g})", row.ratio, "x")
+            for figure in bench_table2.figures(row):
+                bench.add(*figure.values())
 
 
 def commands(bench: Bench) -> None:

@@ -165,16 +165,20 @@ def test_what_trainings_have_in_common_is_measured_once(tmp_path, monkeypatch):
     assert shop.measure(figure, tmp_path / "0", {}) == found[0] and len(asked) == 3
 
 
-def test_tables_are_those_of_a_card(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "FILE", tmp_path / "gpu.json")
+def test_tables_are_those_of_a_card_or_else_of_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "FILES", [tmp_path / "gpu.json", tmp_path / "table2.json"])
+    card, cpu = tables.FILES
     assert tables.measured() is None
     figures = {"figures": [{"what": "PixArt-δ, 4 steps", "value": 0.19712, "unit": "s"}]}
     known = {"about": {"device": "A card", "torch": "2.11", "rehearsal": True}, "parts": {"table2": figures}}
-    tables.FILE.write_text(json.dumps(known))
+    card.write_text(json.dumps(known))
     assert tables.measured() is None
+    cpu.write_text(json.dumps({**known, "about": {"device": "CPU", "torch": "2.11", "rehearsal": False}}))
+    assert "one CPU" in (verdict := tables.measured()["verdict"]) and "waits for a GPU" in verdict
     known["about"]["rehearsal"] = False
-    tables.FILE.write_text(json.dumps(known))
-    assert tables.measured()["table"]["rows"] == [["Table 2", "PixArt-δ, 4 steps", "0.1971 s"]]
+    card.write_text(json.dumps(known))
+    found = tables.measured()
+    assert found["table"]["rows"] == [["Table 2", "PixArt-δ, 4 steps", "0.1971 s"]] and "A card" in found["verdict"]
 
 
 def test_the_committed_page_is_what_its_figures_say(tmp_path):

@@ -93,7 +93,7 @@ def make(shop: Workshop, place: Path, name: str) -> None:
     if name == "tables":
         found = tables.measured()
         if found is None:
-            print(f"tables: {tables.FILE} is not there: run {tables.COMMAND} on a GPU first")
+            print(f"tables: {tables.FILES[0]} is not there: run {tables.COMMAND} on a GPU first")
             return
     else:
         own = {"7": draw_family, "3": draw_schedules}
