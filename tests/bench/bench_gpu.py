@@ -170,10 +170,9 @@ def circumstances(rehearsal: bool) -> dict:
     """What the figures of one file were measured with."""
     import torch
 
+    cpu = f"CPU ({torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)"
     return {
-        "device": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"CPU ({torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores)",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "torch": torch.__version__,
         "rehearsal": rehearsal,
         "missing": [name for name in PACKAGES if importlib.util.find_spec(name) is None],
