@@ -73,6 +73,19 @@ def test_a_stopped_autoencoder_goes_on_to_the_same_weights(tmp_path, monkeypatch
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_the_decoder_goes_on_alone_and_latents_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(autoencoder, "_HELD_OUT", 1)
+    options = {"steps": 2, "batch": 1, "side": 32, "learning_rate": 1e-3, "channels": 8, "noise": 0.1, "seed": 3}
+    autoencoder.train(tmp_path, **options)
+    before = load_vae(tmp_path).state_dict()
+    autoencoder.train(tmp_path, **options, decoder_only=True)
+    after = load_vae(tmp_path).state_dict()
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder"}
+    autoencoder.train(tmp_path, **options, decoder_only=True)  # done already
+    assert all(torch.equal(after[name], value) for name, value in load_vae(tmp_path).state_dict().items())
+
+
 def test_a_family_is_put_together_with_places_for_what_is_exported_later(tmp_path, monkeypatch):
     monkeypatch.setattr(assemble, "_FITTED", 12)
     held = held_by_the_node()

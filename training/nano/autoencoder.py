@@ -20,7 +20,7 @@ from ...pixart_core.autoencoder import AutoencoderTiny
 from ...pixart_core.autoencoder_config import TinyConfig
 from ...pixart_core.hed import load_hed
 from ...pixart_core.pipeline import default_device
-from ...pixart_core.vae import save_vae
+from ...pixart_core.vae import load_vae, save_vae
 from ..settings import ConfigError
 from .critic import Judge
 from .learning import Learner, fast_half, step_rng
@@ -88,7 +88,7 @@ class Source:
 class Batches(Dataset):
     """The crops of every step from `start` on, each a function of the seed and its number alone."""
 
-    def __init__(self, source: Source, seed: int, start: int, steps: int, batch: int, side: int):
+    def __init__(self, source: Source, seed: int | str, start: int, steps: int, batch: int, side: int):
         self.source, self.seed, self.numbers, self.what = source, seed, range(start, steps), (batch, side)
 
     def __len__(self) -> int:
@@ -159,6 +159,7 @@ def train(
     pictures: Path | None = None,
     critic: float = 0.0,
     hidden_rate: float = 0.007,
+    decoder_only: bool = False,
 ) -> None:
     """Train and save in diffusers' layout; says how good it is and is kept every `_EVERY` steps.
 
@@ -170,18 +171,22 @@ def train(
         pictures: folder of pictures to take crops of, instead of scenes drawn on the spot.
         critic: the critic's share of the decoder's gradient in the last part of the steps; 0 = none.
         learning_rate, hidden_rate: highest of the cycle, of Adam and of Muon: see `Muon`.
+        decoder_only: go on with the decoder of what is saved in `output`: latents made with it stay what they are.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     device = default_device()
-    vae = build(channels).to(device).to(memory_format=torch.channels_last)
+    vae = load_vae(output, torch.float32).requires_grad_(False) if decoder_only else build(channels)
+    vae = vae.to(device).to(memory_format=torch.channels_last)
+    net = vae.decoder.requires_grad_() if decoder_only else vae
     judge = Judge(device, critic) if critic > 0 else None
     beside = {} if judge is None else {"judge": judge}
-    outer = vae.encoder.layers[0], vae.decoder.layers[-1]
-    optimizer = Muon(vae, learning_rate, hidden_rate, outer)
-    learner = Learner(vae, steps, file=output / "training.pt", beside=beside, optimizer=optimizer)
+    optimizer = Muon(net, learning_rate, hidden_rate, outer=(vae.encoder.layers[0], vae.decoder.layers[-1]))
+    kept = output / ("decoder.pt" if decoder_only else "training.pt")
+    learner = Learner(net, steps, file=kept, beside=beside, optimizer=optimizer)
     scenes, hed = held_out(_HELD_OUT, resolution, WORLDS[world]), load_hed(BUNDLED_HED)
-    batches = Batches(Source(WORLDS[world], resolution, pictures), seed, learner.step, steps, batch, side)
+    drawn_by = f"{seed} decoder" if decoder_only else seed
+    batches = Batches(Source(WORLDS[world], resolution, pictures), drawn_by, learner.step, steps, batch, side)
     for drawn in DataLoader(batches, batch_size=None, num_workers=workers):
         step_rng(seed, learner.step)
         now = judge if learner.step >= _CRITIC_FROM * steps else None
@@ -232,6 +237,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0 = the one that trains")
     parser.add_argument("--world", type=int, choices=WORLDS, default=1, help="whose scenes")
     parser.add_argument("--pictures", type=Path, help="folder of PNG files, as `nano scenes` makes, to take crops of")
+    parser.add_argument(
+        "--decoder-only", action="store_true", help="afterwards, once more: better pictures of the same latents"
+    )
     parser.add_argument(
         "--critic", type=float, default=0.0, help="share of a critic's gradient in the last part; 0 = none"
     )
