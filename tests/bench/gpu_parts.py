@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import torch  # noqa: E402
 import pixart_core as pc  # noqa: E402
 from pixart_core.sampling import guided  # noqa: E402
 from pixart_core.vae import decode  # noqa: E402
+from tests.bench.bench_gpu import PACKAGES  # noqa: E402
 from tests.bench.gpu_bench import PROMPT, Bench  # noqa: E402
 from tests.bench.gpu_trainings import commands, lcd, lcd_precision, nano_step, table2  # noqa: E402, F401  by name
 
@@ -98,11 +100,12 @@ def precision(bench: Bench) -> None:
 def graphs(bench: Bench) -> None:
     """A replay against the plain call, to the last bit; compiled against eager."""
     plain, graphed = bench.pipeline(graphs=False), bench.pipeline()
-    for options in ({}, {"sampler": "dpm", "steps": 6}, {"batch": 2}):
-        for _ in range(3):
-            latent = graphed.sample(PROMPT, width=bench.small, height=bench.small, **options)
-        expected = plain.sample(PROMPT, width=bench.small, height=bench.small, **options)
-        bench.add(f"largest difference, {options or 'lcm'}", (latent - expected).abs().max().item(), "", most=0)
+    for options in ({"sampler": "dpm", "steps": 6}, {}, {"batch": 2}):
+        with bench.needing("diffusers"):
+            for _ in range(3):
+                latent = graphed.sample(PROMPT, width=bench.small, height=bench.small, **options)
+            expected = plain.sample(PROMPT, width=bench.small, height=bench.small, **options)
+            bench.add(f"largest difference, {options or 'lcm'}", (latent - expected).abs().max().item(), "", most=0)
     bench.add("graphs kept", len(graphed.graphs or ()), "")
     if bench.rehearse:
         return
@@ -236,12 +239,15 @@ def more(bench: Bench) -> None:
         cases["2048 px"] = {"width": 2048, "height": 2048}
     for name, options in cases.items():
         options = {"width": bench.large, "height": bench.large, **options}
-        seconds = bench.seconds(lambda options=options: pipeline.sample(PROMPT, **options), warm=2)
-        bench.add(f"{name}, encoding and sampling", seconds, "s")
+        with bench.needing("diffusers"):
+            seconds = bench.seconds(lambda options=options: pipeline.sample(PROMPT, **options), warm=2)
+            bench.add(f"{name}, encoding and sampling", seconds, "s")
 
 
 def tests(bench: Bench) -> None:
     """The tests marked `gpu`, and their bodies on the CPU."""
+    if not bench.has("pytest"):
+        return
     options = ["-m", "gpu"] if bench.device.type == "cuda" else ["-k", "cpu and picture"]
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/gpu", *options]
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -270,8 +276,10 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a part whose time is over ends the servers it started
     bench = Bench(options.out, options.folder, options.rehearse)
-    globals()[options.part](bench)
+    with bench.needing(*PACKAGES):
+        globals()[options.part](bench)
     return 0
 
 
