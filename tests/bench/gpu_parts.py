@@ -245,11 +245,12 @@ def more(bench: Bench) -> None:
 
 
 def tests(bench: Bench) -> None:
-    """The tests marked `gpu`, and their bodies on the CPU."""
+    """The tests marked `gpu`, and their bodies on the CPU. Not ComfyUI's, which the part `comfyui` runs."""
     if not bench.has("pytest"):
         return
     options = ["-m", "gpu"] if bench.device.type == "cuda" else ["-k", "cpu and picture"]
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/gpu", *options]
+    command.append("--ignore=tests/gpu/test_comfyui.py")
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     print(out.stdout[-1500:])
     counts = {word.rstrip(","): int(number) for number, word in _pairs(out.stdout.strip().splitlines()[-1].split())}
