@@ -15,6 +15,7 @@ from PIL import Image
 
 from pixart_core.checkpoint import load_pixart, save_pixart
 from tests.nodes.graphs import node
+from tests.nodes.panel import end_trainings
 from tools.comfy_server import FOLDER, ComfyServer, comfyui_trees
 from tools.workflow_api import load_workflow, to_api
 
@@ -41,9 +42,12 @@ def measure(bench: Bench) -> None:
             _true_shape(bench, base)
         options = {"cpu": bench.device.type == "cpu", "python": sys.executable}
         with ComfyServer(tree, base, ROOT, eight_gb(base), **options) as server:
-            for file in sorted((ROOT / "workflows").glob("*.json")):
-                _workflow(bench, server, file)
-            _graphs(bench, server)
+            try:
+                for file in sorted((ROOT / "workflows").glob("*.json")):
+                    _workflow(bench, server, file)
+                _graphs(bench, server)
+            finally:
+                end_trainings(server)  # they outlive ComfyUI
         if not bench.rehearse:
             with ComfyServer(tree, base, ROOT, **options) as server:
                 _beside_its_own(bench, server)

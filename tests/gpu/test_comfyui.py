@@ -3,6 +3,7 @@
 import pytest
 
 from tests.bench.gpu_comfyui import ROOT, eight_gb, run_workflow
+from tests.nodes.panel import end_trainings
 from tools.comfy_server import ComfyServer, comfyui_trees
 
 FILES = [file for file in sorted((ROOT / "workflows").glob("*.json")) if not file.stem.endswith("(1024 px)")]
@@ -17,6 +18,7 @@ def server(request, tmp_path_factory):
     tree = next(iter(comfyui_trees().values()))
     with ComfyServer(tree, base, ROOT, eight_gb(base), cpu=request.param == "cpu") as running:
         yield running
+        end_trainings(running)  # one that failed or took too long would outlive ComfyUI
 
 
 @pytest.mark.parametrize(("server", "file"), RUNS, indirect=["server"])
