@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,6 +27,9 @@ from .step.optimizers import STATE_BYTES, check_optimizer, evaluated, group_numb
 from .step.replay import Replayed
 from .task import Task, fingerprint
 from .tasks import TASKS, make_task
+
+_AT_ONCE = 2**25
+"""Numbers of the average that are moved at once where that takes as much memory besides."""
 
 
 def make_engine(config: TrainConfig, data: FeatureDataset, processes: Processes) -> Engine:
@@ -278,9 +281,13 @@ class Engine:
             torch._foreach_lerp_(ema, model, share)
             return
         # A gradient that overflowed float16 left the step out, and so the average. Whether it did is known on the
-        # device alone: asking would wait for the step.
+        # device alone: asking would wait for the step. A tensor as lerp's weight would be one for each weight of the
+        # model, and so, as these are of other shapes, a kernel for each.
         if_taken = torch.where(norm.isfinite(), share, 0.0).to(torch.float32)
-        torch._foreach_lerp_(ema, model, [if_taken] * len(ema))
+        for part in _parts([each.numel() for each in ema]):
+            way = torch._foreach_sub(model[part], ema[part])
+            torch._foreach_mul_(way, if_taken)
+            torch._foreach_add_(ema[part], way)
 
     def _scale(self) -> Tensor:
         """The scaler's factor for the next step, on the device; `get_scale` would wait for it."""
@@ -299,6 +306,17 @@ def learning_rate(config: TrainConfig) -> Callable[[int], float]:
         return peak * min(1.0, (number + 1) / max(1, warmup))
 
     return rate
+
+
+def _parts(sizes: Sequence[int], most: int = _AT_ONCE) -> Iterator[slice]:
+    """Slices of tensors of these sizes, in their order, that have at most so many numbers, or are one tensor."""
+    start, total = 0, 0
+    for index, size in enumerate(sizes):
+        if total + size > most and index > start:
+            yield slice(start, index)
+            start, total = index, 0
+        total += size
+    yield slice(start, len(sizes))
 
 
 @torch.no_grad()

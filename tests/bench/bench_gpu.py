@@ -14,9 +14,11 @@ figures that have a target, with the card's name, between that document's two gp
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,6 +59,8 @@ BOUNDS = {
 """Parts in their order, and the most seconds that each may take."""
 SLOWER = 3
 """Times as long as a part may take in a rehearsal: on a CPU, mostly beside other work."""
+PATIENCE = 40
+"""Seconds that a part has to end what it started, when its time is over."""
 MARKS = ("<!-- gpu -->", "<!-- /gpu -->")
 """Lines of a document between which `--write` puts its table."""
 
@@ -81,6 +85,7 @@ def main() -> int:
         text = options.write.read_text(encoding="utf-8")
         options.write.write_text(with_table(text, json.loads(file.read_text())), encoding="utf-8")
         return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it ends the part that runs, too
     import torch
 
     if not torch.cuda.is_available() and not options.rehearse:
@@ -91,6 +96,7 @@ def main() -> int:
     results = json.loads(file.read_text()) if file.is_file() and not options.again else {"parts": {}}
     if results.get("about", about)["device"] != about["device"]:
         parser.error(f"{file} was measured on {results['about']['device']}: give another --json")
+    same_packages = results.get("about", about)["missing"] == about["missing"]
     results["about"] = about
     if about["missing"]:
         print(f"missing packages: {', '.join(about['missing'])}; what needs them is left out", flush=True)
@@ -99,7 +105,8 @@ def main() -> int:
         folder = options.folder or Path(temporary) / "true"
         for part in options.parts:
             left = end - time.monotonic()
-            if "figures" in results["parts"].get(part, {}):
+            known = results["parts"].get(part, {})
+            if "figures" in known and (same_packages or not known.get("left_out")):
                 continue
             if left < 5:
                 print(f"=== {part}: no time left ===")
@@ -187,15 +194,33 @@ def _run(part: str, limit: float, rehearse: bool, folder: Path) -> dict:
         out = Path(place) / "figures.json"
         command = [sys.executable, "-u", str(PARTS), part, str(out), str(folder), *["--rehearse"] * rehearse]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        try:
-            code = subprocess.run(command, cwd=ROOT, env=environment, timeout=limit).returncode
-            error = f"ended with exit status {code}" if code else ""
-        except subprocess.TimeoutExpired:
-            error = f"not done in {limit:.0f} s"
+        error = _run_within(command, environment, limit)
         # What a part had measured before it failed or was ended counts.
         result = json.loads(out.read_text()) if out.is_file() else {}
     seconds = round(time.monotonic() - started, 1)
     return {"seconds": seconds, **result} if not error else {"seconds": seconds, **_partial(result), "error": error}
+
+
+def _run_within(command: list[str], environment: dict[str, str], limit: float) -> str:
+    """Run a part; what went wrong, or nothing."""
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) as process:
+        try:
+            code = process.wait(limit)
+            return f"ended with exit status {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            return f"not done in {limit:.0f} s"
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a part with all that it started: a ComfyUI that goes on would be measured with the parts after it. Asked
+    first, because a server has a process group of its own."""
+    for sign, patience in ((signal.SIGTERM, PATIENCE), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
 
 
 def _partial(result: dict) -> dict:

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -210,23 +210,28 @@ def compare_forwards(rounds: int, tree: Path | None, depth: int) -> bool:
     return met
 
 
-def make_folder(folder: Path) -> None:
-    """A pipeline folder of the released models' shape, about 11 GB."""
-    from diffusers import AutoencoderKL
+def make_vae(folder: Path, **shape) -> None:
+    """Stable Diffusion's autoencoder with random weights in bfloat16, in diffusers' layout; shape: see `KLConfig`."""
+    from pixart_core.autoencoder import AutoencoderKL
+    from pixart_core.autoencoder_config import KLConfig
+    from pixart_core.saving import save_weights
 
+    folder.mkdir()
+    config = KLConfig(**shape)
+    state = AutoencoderKL(config, dtype=torch.bfloat16).state_dict()
+    save_weights(state, folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **asdict(config)}))
+
+
+def make_folder(folder: Path) -> None:
+    """A pipeline folder of the released models' shape, about 11 GB. Needs no diffusers: a machine may lack it."""
     from pixart_core.checkpoint import save_pixart
     from tests.bench.bench_text import make_t5
 
     make_t5(folder / "text_encoder")
     shutil.move(folder / "text_encoder" / "tokenizer", folder / "tokenizer")
     save_pixart(random_model(torch.bfloat16), folder / "transformer", layout="diffusers")
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-    )
-    vae.bfloat16().save_pretrained(folder / "vae")
+    make_vae(folder / "vae")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(
         json.dumps(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,17 +49,15 @@ def t5_shapes(d_model, d_kv, d_ff, num_layers, num_heads, vocab_size) -> dict[st
 
 
 def make_t5(folder: Path, shape=None, shard_bytes: int = 2 << 30) -> int:
-    """Write a sharded bf16 T5 encoder and a tokenizer; returns the number of parameters."""
+    """Write a sharded bf16 T5 encoder, beside it the bundled tokenizer; returns the number of parameters."""
     import math
 
     import torch
     from safetensors.torch import save_file
 
-    from tests.fixtures_nano import make_tokenizer
-
     shape = shape or T5_XXL
     folder.mkdir(parents=True, exist_ok=True)
-    make_tokenizer(folder / "tokenizer")
+    shutil.copytree(ROOT / "models" / "nano" / "tokenizer", folder / "tokenizer")
     config = {
         "model_type": "t5",
         "architectures": ["T5EncoderModel"],

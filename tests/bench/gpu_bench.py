@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import json
 import statistics
 import sys
@@ -54,7 +55,7 @@ class Bench:
         if least is not None:
             figure |= {"target": f"≥ {least:g}", "met": value >= least}
         self.figures.append(figure)
-        self.out.write_text(json.dumps({"figures": self.figures, "left_out": self.left_out}))
+        self._write()
         print(f"  {what}: {value:.4g} {unit}", flush=True)
 
     @contextlib.contextmanager
@@ -66,8 +67,21 @@ class Bench:
             lacking = next((name for name in packages if name in str(error)), None)
             if lacking is None:
                 raise
-            self.left_out.append(f"what needs {lacking}: {error}")
-            self.out.write_text(json.dumps({"figures": self.figures, "left_out": self.left_out}))
+            self._leave_out(f"what needs {lacking}: {error}")
+
+    def has(self, package: str) -> bool:
+        """Whether it is there; what needs it in another process is left out, and said, where it is not."""
+        found = importlib.util.find_spec(package) is not None
+        if not found:
+            self._leave_out(f"what needs {package}: it is not installed")
+        return found
+
+    def _leave_out(self, text: str) -> None:
+        self.left_out.append(text)
+        self._write()
+
+    def _write(self) -> None:
+        self.out.write_text(json.dumps({"figures": self.figures, "left_out": self.left_out}))
 
     def wait(self) -> None:
         """Until the device has done what it was given."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -20,7 +22,8 @@ import torch  # noqa: E402
 import pixart_core as pc  # noqa: E402
 from pixart_core.sampling import guided  # noqa: E402
 from pixart_core.vae import decode  # noqa: E402
-from tests.bench.gpu_bench import PROMPT, Bench  # noqa: E402
+from tests.bench.bench_gpu import PACKAGES  # noqa: E402
+from tests.bench.gpu_bench import NANO, PROMPT, Bench  # noqa: E402
 from tests.bench.gpu_trainings import commands, lcd, lcd_precision, nano_step, table2  # noqa: E402, F401  by name
 
 
@@ -93,16 +96,33 @@ def precision(bench: Bench) -> None:
             else {"one step float16": 0.01, "one step bfloat16": 0.06}.get(name)
         )
         bench.add(f"{name}, worst", max(errors.values()), "", most=limit)
+    one_step_attributes(bench)
+
+
+def one_step_attributes(bench: Bench) -> None:
+    """Attributes right of the bundled student's one-step pictures in each dtype, within a point of float32's."""
+    from tests.bench.half import where_emulated
+
+    evaluate = importlib.import_module("pixart_delta.training.nano.evaluate")
+    prompts = evaluate.held_out_prompts(12 if bench.rehearse else 200)
+    right: dict[torch.dtype, float] = {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        pipeline = pc.Pipeline.from_pretrained(NANO, dtype=dtype, device=bench.device)
+        with where_emulated(bench.device):
+            right[dtype] = evaluate.score(evaluate.pictures(pipeline, prompts, steps=1), prompts)["all"]
+        least = None if dtype == torch.float32 else right[torch.float32] - 1
+        bench.add(f"1 step, attributes right in {str(dtype).removeprefix('torch.')}", right[dtype], "%", least=least)
 
 
 def graphs(bench: Bench) -> None:
     """A replay against the plain call, to the last bit; compiled against eager."""
     plain, graphed = bench.pipeline(graphs=False), bench.pipeline()
-    for options in ({}, {"sampler": "dpm", "steps": 6}, {"batch": 2}):
-        for _ in range(3):
-            latent = graphed.sample(PROMPT, width=bench.small, height=bench.small, **options)
-        expected = plain.sample(PROMPT, width=bench.small, height=bench.small, **options)
-        bench.add(f"largest difference, {options or 'lcm'}", (latent - expected).abs().max().item(), "", most=0)
+    for options in ({"sampler": "dpm", "steps": 6}, {}, {"batch": 2}):
+        with bench.needing("diffusers"):
+            for _ in range(3):
+                latent = graphed.sample(PROMPT, width=bench.small, height=bench.small, **options)
+            expected = plain.sample(PROMPT, width=bench.small, height=bench.small, **options)
+            bench.add(f"largest difference, {options or 'lcm'}", (latent - expected).abs().max().item(), "", most=0)
     bench.add("graphs kept", len(graphed.graphs or ()), "")
     if bench.rehearse:
         return
@@ -217,7 +237,10 @@ def forward(bench: Bench) -> None:
                 predict(latent, t)
             bench.wait()
             times.append(time.perf_counter() - begin)
-        bench.add(f"{side} px, a step, replayed", 1000 * statistics.median(times[3:]), "ms")
+        replayed = 1000 * statistics.median(times[3:])
+        bench.add(f"{side} px, a step, replayed", replayed, "ms")
+        if side == 1024 and bench.device.type == "cuda" and "H200" in torch.cuda.get_device_name():
+            bench.add("a step, replayed / bf16 before the float32 stream, 16.7 ms", replayed / 16.7, "x", most=1.03)
 
 
 def more(bench: Bench) -> None:
@@ -236,14 +259,18 @@ def more(bench: Bench) -> None:
         cases["2048 px"] = {"width": 2048, "height": 2048}
     for name, options in cases.items():
         options = {"width": bench.large, "height": bench.large, **options}
-        seconds = bench.seconds(lambda options=options: pipeline.sample(PROMPT, **options), warm=2)
-        bench.add(f"{name}, encoding and sampling", seconds, "s")
+        with bench.needing("diffusers"):
+            seconds = bench.seconds(lambda options=options: pipeline.sample(PROMPT, **options), warm=2)
+            bench.add(f"{name}, encoding and sampling", seconds, "s")
 
 
 def tests(bench: Bench) -> None:
-    """The tests marked `gpu`, and their bodies on the CPU."""
+    """The tests marked `gpu`, and their bodies on the CPU. Not ComfyUI's, which the part `comfyui` runs."""
+    if not bench.has("pytest"):
+        return
     options = ["-m", "gpu"] if bench.device.type == "cuda" else ["-k", "cpu and picture"]
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/gpu", *options]
+    command.append("--ignore=tests/gpu/test_comfyui.py")
     out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     print(out.stdout[-1500:])
     counts = {word.rstrip(","): int(number) for number, word in _pairs(out.stdout.strip().splitlines()[-1].split())}
@@ -270,8 +297,10 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a part whose time is over ends the servers it started
     bench = Bench(options.out, options.folder, options.rehearse)
-    globals()[options.part](bench)
+    with bench.needing(*PACKAGES):
+        globals()[options.part](bench)
     return 0
 
 

@@ -7,9 +7,13 @@ import pixart_core as pc
 from pixart_core.delta import apply_lora
 from pixart_core.graphs import Graphs
 from pixart_core.hed import HED, detect
+from pixart_core.host_copy import _tensors
 from pixart_core.layers import is_in_stream
 from pixart_core.lora import load_lora
+from pixart_core.memory import TextShape
+from pixart_core.text import TextEncoder
 from pixart_core.vae import decode, encode
+from tests.bench.bench_text import make_t5
 from tests.fixtures_nano import nano_config, random_pixart
 
 SIZE = {"width": 96, "height": 72}
@@ -160,6 +164,37 @@ def test_a_quantised_text_encoder_between_prompts(nano, device, quantization):
         assert all(each.device.type == "cpu" and each.data.is_pinned() for each in weights if each.numel())
 
 
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_quantised_text_encoder_takes_what_is_planned(nano, tmp_path, device, quantization):
+    """Also while it is loaded, which is the widest moment of a picture; wide enough that blocks of memory are small."""
+    pytest.importorskip("bitsandbytes")
+    shape = {"d_model": 64, "d_kv": 64, "d_ff": 8192, "num_layers": 4, "num_heads": 64, "vocab_size": 4096}
+    make_t5(tmp_path / "text_encoder", shape)
+    text = TextEncoder.from_pretrained(tmp_path, torch.bfloat16, device, quantization)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        text.load()
+        taken, peak = (read() - before for read in (torch.cuda.memory_allocated, torch.cuda.max_memory_allocated))
+    else:
+        sizes = {each.data_ptr(): each.untyped_storage().nbytes() for *_, each in _tensors(text.load())}
+        taken = peak = sum(sizes.values())
+    planned = TextShape.from_config(text.config).weight_bytes(torch.bfloat16, quantization)
+    assert taken == pytest.approx(planned, rel=0.05) and peak < 1.25 * planned
+
+
+def test_a_card_without_bfloat16_draws_in_float16(nano, device, reference, monkeypatch):
+    """Forced by a switch: what torch says of the card. Not T5, which overflows it: torch emulates bfloat16 there."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: False)
+    assert pc.preferred_dtype("cuda") == torch.float16
+    half = {"dtype": torch.float16} if device.type == "cpu" else {}  # a CPU has a default of its own
+    pipeline = pc.Pipeline.from_pretrained(nano, device=device, **half)
+    assert pipeline.transformer.product_dtype == pipeline.vae.dtype == torch.float16
+    assert pipeline.text.dtype == torch.bfloat16
+    assert relative(pipeline.sample(PROMPT, **SIZE), reference.sample(PROMPT, **SIZE)) < 0.05
+    assert pipeline(PROMPT, **SIZE)[0].size == (96, 72)
+
+
 def test_a_decode_in_tiles(pipeline, reference):
     latent = torch.randn(1, 4, 12, 20, generator=torch.Generator().manual_seed(0))
     assert relative(decode(pipeline.vae, latent, tile=64), decode(reference.vae, latent, tile=64)) < 1e-3
@@ -210,6 +245,7 @@ def test_memory_of_graphs_is_given_back_on_cuda(nano):
     pipeline = pc.Pipeline.from_pretrained(nano, device="cuda")
     for _ in range(2):
         pipeline.sample(PROMPT, width=256, height=256)
+    torch.cuda.empty_cache()  # what nothing holds, before as after
     kept = torch.cuda.memory_reserved()
     pipeline.graphs.clear()
     torch.cuda.empty_cache()

@@ -1,6 +1,12 @@
 """Every training command on the device: its steps, precision, kill and resume, compile, export, a picture beside it."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,23 +14,29 @@ from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.distribute import connect
 from pixart_delta.training.engine import Outcome, make_engine
+from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.task import decided
 
 import pixart_core as pc
 from tests.training.runs_fixture import COMMANDS, losses, run_here, same_weights, settings
 
+on_cuda = pytest.mark.parametrize("device", ["cuda"], indirect=True)
+"""Beside the mark `gpu`: not on the CPU, too, as the fixture has it."""
+
 
 @pytest.fixture(autouse=True)
-def on_the_device(device, monkeypatch):
-    """accelerate takes CUDA where there is any, unless it is told not to."""
+def train_on(device, monkeypatch):
+    """train_on(kind): accelerate takes CUDA where there is any, unless it is told not to. Called with the device."""
     from accelerate.state import AcceleratorState, PartialState
 
-    monkeypatch.setenv("ACCELERATE_USE_CPU", str(device.type == "cpu").lower())
-    for state in (AcceleratorState, PartialState):
-        state._reset_state()
-    yield
-    for state in (AcceleratorState, PartialState):
-        state._reset_state()
+    def choose(kind):
+        monkeypatch.setenv("ACCELERATE_USE_CPU", str(kind == "cpu").lower())
+        for state in (AcceleratorState, PartialState):
+            state._reset_state()
+
+    choose(device.type)
+    yield choose
+    choose(device.type)
 
 
 def engine_of(command, material, tmp_path, **values):
@@ -49,13 +61,15 @@ def test_auto_precision_is_that_of_the_device(command, material, tmp_path, devic
     assert engine.step(0, batches).loss.isfinite()
 
 
-def test_steps_are_those_of_the_cpu(material, tmp_path, device):
+def test_steps_are_those_of_the_cpu(material, tmp_path, device, train_on):
     """Data, noise and timesteps are drawn there, whatever computes: in float32 the losses agree."""
-    found = {}
-    for name in ("one", "other"):
-        engine, batches = engine_of("lcd", material, tmp_path / name, precision="fp32")
-        found[name] = [engine.step(number, batches).loss.item() for number in range(2)]
-    assert found["one"] == pytest.approx(found["other"], rel=1e-3)
+    found = []
+    for kind in ("cpu", device.type):
+        train_on(kind)
+        engine, batches = engine_of("lcd", material, tmp_path / str(len(found)), precision="fp32")
+        assert engine.device.type == kind
+        found.append([engine.step(number, batches).loss.item() for number in range(2)])
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -65,12 +79,35 @@ def test_a_step_in_every_precision(precision, material, tmp_path, device):
     assert 0 < seen.loss < 1e3 and seen.scale >= 1
 
 
-def test_a_card_without_bfloat16_takes_float16(monkeypatch):
+@pytest.mark.parametrize("command", ["finetune", "lcd"])
+def test_a_card_without_bfloat16_trains_in_float16(command, material, tmp_path, device, monkeypatch):
     """Forced by a switch: what torch says of the card."""
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: False)
-    config = make_config("finetune", {"run": "r", "data": "d", "base": "b"})
+    config = make_config(command, {"run": "r", "data": "d", "base": "b"})
     assert decided(config, torch.device("cuda")).precision == "fp16"
-    assert pc.preferred_dtype("cuda") == torch.float16
+    engine, batches = engine_of(command, material, tmp_path, precision="auto")
+    assert engine.task.dtype == (torch.float32 if device.type == "cpu" else torch.float16)
+    assert engine.step(0, batches).loss.isfinite()
+
+
+KILLED = """
+import json, sys
+from tests import conftest
+from tests.training.runs_fixture import run_here
+from tests.training.test_resume import killed_after
+killed_after(3)()
+run_here("lcd", json.loads(sys.argv[1]))
+"""
+
+
+def test_a_killed_run_goes_on(material, tmp_path, device):
+    straight = run_here("lcd", settings("lcd", material, tmp_path / "straight", steps=4, checkpoint_every=2))
+    values = settings("lcd", material, tmp_path / "killed", steps=4, checkpoint_every=2)
+    root = Path(__file__).resolve().parents[2]
+    command, environment = [sys.executable, "-c", KILLED, json.dumps(values)], {**os.environ, "PYTHONPATH": str(root)}
+    assert subprocess.run(command, cwd=root, env=environment).returncode == -signal.SIGKILL
+    assert [file.stem for file in RunDir(values["run"]).checkpoints()] == ["step_00000002"]
+    assert losses(run_here("lcd", values)) == pytest.approx(losses(straight), rel=1e-3)
 
 
 def test_a_run_that_was_ended_goes_on(material, tmp_path, device):
@@ -108,6 +145,7 @@ def test_a_step_that_keeps_attention(command, material, tmp_path, device):
 
 
 @pytest.mark.gpu
+@on_cuda
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_captured_step_is_the_plain_one_on_cuda(command, precision, material, tmp_path, device):
@@ -152,9 +190,11 @@ def test_a_training_beside_pictures(material, tmp_path, nano, device):
 
 
 @pytest.mark.gpu
-def test_a_step_waits_once_on_cuda(material, tmp_path, device):
+@on_cuda
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_waits_once_on_cuda(precision, material, tmp_path, device):
     """Between two steps nothing reads a number of the device."""
-    engine, batches = engine_of("lcd", material, tmp_path, precision="fp32")
+    engine, batches = engine_of("lcd", material, tmp_path, precision=precision)
     engine.step(0, batches)
     torch.cuda.set_sync_debug_mode("error")
     try:

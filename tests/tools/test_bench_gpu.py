@@ -1,10 +1,19 @@
-"""The table of `tools.bench gpu` in a document: from a card's figures, never from a rehearsal's."""
+"""`tools.bench gpu`: its table in a document, from a card's figures alone; parts that lack a package, or time."""
 
 import json
+import os
+import subprocess
+import sys
+from importlib.machinery import PathFinder
 
 import pytest
+import torch
 
-from tests.bench import bench_gpu
+from pixart_core.vae import load_vae
+from tests.bench import bench_gpu, gpu_parts
+from tests.bench.bench_pipeline import make_vae
+from tests.bench.gpu_bench import Bench
+from tests.training.runs_fixture import wait_until
 
 RESULTS = {
     "about": {"device": "NVIDIA H100", "torch": "2.11", "rehearsal": False, "missing": []},
@@ -47,9 +56,92 @@ def test_the_command_writes_and_prints(tmp_path, monkeypatch, capsys):
     assert bench_gpu.main() == 0 and "| picture | encode | 0.007 s |" in capsys.readouterr().out
 
 
-def test_every_part_can_be_run():
-    from tests.bench import gpu_parts
+SLOW = """
+import signal, subprocess, sys, time
+sys.path.insert(0, ".")
+from tests.bench import gpu_bench, gpu_parts
 
+def slow(bench):
+    server = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        bench.add("server", server.pid)
+        time.sleep(600)
+    finally:
+        server.kill()
+
+gpu_parts.slow = slow
+sys.exit(gpu_parts.main())
+"""
+
+
+def test_a_part_whose_time_is_over_ends_the_servers_that_it_started(tmp_path):
+    (tmp_path / "parts.py").write_text(SLOW)
+    command = [sys.executable, tmp_path / "parts.py", "slow", tmp_path / "figures.json", tmp_path]
+    with subprocess.Popen(command, cwd=bench_gpu.ROOT, start_new_session=True) as process:
+        assert wait_until(lambda: (tmp_path / "figures.json").is_file() and (tmp_path / "figures.json").read_text())
+        bench_gpu._end(process)
+    server = int(json.loads((tmp_path / "figures.json").read_text())["figures"][0]["value"])
+    with pytest.raises(ProcessLookupError):
+        os.kill(server, 0)
+
+
+def test_a_part_is_bounded_in_time_and_keeps_what_it_had(tmp_path, monkeypatch):
+    (tmp_path / "parts.py").write_text(
+        'import sys, time; open(sys.argv[2], "w").write(\'{"figures": [1]}\'); time.sleep(600)'
+    )
+    monkeypatch.setattr(bench_gpu, "PARTS", tmp_path / "parts.py")
+    result = bench_gpu._run("any", 5, True, tmp_path)
+    assert result["error"] == "not done in 5 s" and result["partial"] == [1]
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """without(package, …): they cannot be found."""
+
+    def hide(*names):
+        find = PathFinder.find_spec
+
+        def found(name, *rest):
+            return None if name.split(".")[0] in names else find(name, *rest)
+
+        monkeypatch.setattr(PathFinder, "find_spec", staticmethod(found))
+        for name in [each for each in sys.modules if each.split(".")[0] in names]:
+            monkeypatch.delitem(sys.modules, name)
+
+    return hide
+
+
+@pytest.mark.parametrize("part,measured", [("graphs", 3), ("more", 4)])
+def test_what_needs_a_package_that_is_missing_is_named_and_the_rest_measured(part, measured, without, tmp_path):
+    without("diffusers")
+    bench = Bench(tmp_path / "figures.json", tmp_path / "none", rehearse=True)
+    getattr(gpu_parts, part)(bench)
+    kept = json.loads(bench.out.read_text())
+    assert len(kept["figures"]) == measured and "diffusers" in kept["left_out"][0] and len(kept["left_out"]) == 1
+
+
+def test_what_another_process_would_need_is_looked_for(without, tmp_path):
+    without("pytest")
+    bench = Bench(tmp_path / "figures.json", tmp_path / "none", rehearse=True)
+    gpu_parts.tests(bench)
+    assert json.loads(bench.out.read_text()) == {
+        "figures": [],
+        "left_out": ["what needs pytest: it is not installed"],
+    }
+
+
+def test_the_true_autoencoder_is_made_without_diffusers_and_is_one_of_its_own(tmp_path):
+    from diffusers import AutoencoderKL
+
+    shape = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 4}
+    make_vae(tmp_path / "vae", **shape)
+    one, other = load_vae(tmp_path / "vae", torch.float32), AutoencoderKL.from_pretrained(tmp_path / "vae").eval()
+    latent = torch.randn(1, 4, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(one.decode(latent).sample, other.decode(latent).sample)
+
+
+def test_every_part_can_be_run():
     assert all(callable(getattr(gpu_parts, part)) for part in bench_gpu.BOUNDS)
     readme = (bench_gpu.ROOT / "README.md").read_text(encoding="utf-8")
     assert all(mark in readme for mark in bench_gpu.MARKS)

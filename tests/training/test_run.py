@@ -19,7 +19,7 @@ from pixart_delta.training.config import make_config
 from pixart_delta.training.data import FeatureDataset
 from pixart_delta.training.data.draws import Draws
 from pixart_delta.training.distribute import connect
-from pixart_delta.training.engine import Engine, learning_rate
+from pixart_delta.training.engine import Engine, _parts, learning_rate
 from pixart_delta.training.loop import Training, TrainingError
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.settings import Settings
@@ -27,6 +27,7 @@ from pixart_delta.training.tasks import TASKS
 from pixart_delta.training.watch import monitor as monitor_module
 from pixart_delta.training.watch.monitor import Monitor
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pixart_core as pc
 from tests.fixtures_nano import nano_config
@@ -241,14 +242,34 @@ def test_the_average_follows_every_optimiser_step(material, tmp_path):
     torch.testing.assert_close(average, 0.75 * before + 0.25 * weight)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_optimiser_and_average_are_one_call_each_for_all_weights(precision, material, tmp_path, monkeypatch):
+class Lists(TorchDispatchMode):
+    """Notes the shapes of the lists that each operation on lists gets."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        if "_foreach_" in function.name():
+            self.calls.append([[each.shape for each in part] for part in args if isinstance(part, list)])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision,count", [("fp32", 1), ("fp16", 3)])
+def test_optimiser_and_average_are_a_few_calls_for_all_weights(precision, count, material, tmp_path):
+    """Lists of equal shapes: for others CUDA launches a kernel for each weight."""
     engine = make_engine(material, tmp_path, precision=precision, ema_decay=0.75)
-    calls, lerp = [], torch._foreach_lerp_
-    monkeypatch.setattr(torch, "_foreach_lerp_", lambda ema, *others: (calls.append(len(ema)), lerp(ema, *others))[1])
-    engine.step(0, FeatureDataset(material["data"]).batches(2, 0))
-    assert calls == [len(list(engine.task.ema.parameters()))]
+    with Lists() as lists:
+        engine._average(1, torch.ones(()))
+    assert len(lists.calls) == count
+    assert all(part == call[0] for call in lists.calls for part in call)
+    assert len(lists.calls[0][0]) == len(list(engine.task.ema.parameters()))
     assert all(group["fused"] for group in engine.optimizer.param_groups)
+
+
+def test_what_is_averaged_at_once_is_bounded():
+    assert list(_parts([5, 3, 2, 20, 1, 1], 8)) == [slice(0, 2), slice(2, 3), slice(3, 4), slice(4, 6)]
+    assert list(_parts([1, 1])) == [slice(0, 2)]
 
 
 def test_gradients_are_clipped_and_zero_leaves_them(material, tmp_path):
