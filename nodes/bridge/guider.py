@@ -16,7 +16,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...pixart_core.lcm import MAX_STEPS, lcm_timesteps, sample_lcm
+from ...pixart_core.lcm import MAX_STEPS, lcm_timesteps, require_finite, sample_lcm
 from .graphs import GRAPHS_OFF
 from .model import diffusion_model, noise_table, seems_lcm
 from .ui import say_once
@@ -152,7 +152,8 @@ def _sample_lcm(
 
 
 def watch_sampling(model):
-    """Make every sampling run of a MODEL warn about settings that cannot give a good picture; returns the MODEL."""
+    """Make every sampling run of a MODEL warn about settings that cannot give a good picture, and end with an error
+    instead of a black one where float16 overflows: the dtype is the loader's to change. Returns the MODEL."""
     model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "pixart_delta", _check_sampling)
     return model
 
@@ -164,7 +165,7 @@ def _check_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest
         warnings += _size_warnings(diffusion_model(model).config.input_size, *noise.shape[-2:])
     for warning in warnings:
         say_once("Warning: " + warning, logging.WARNING)
-    return executor(guider, sigmas, extra_args, callback, noise, *rest, **kwargs)
+    return require_finite(executor(guider, sigmas, extra_args, callback, noise, *rest, **kwargs))
 
 
 def _size_warnings(known: int, height: int, width: int) -> list[str]:

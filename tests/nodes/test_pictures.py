@@ -365,6 +365,17 @@ def test_a_size_far_from_training_is_named(comfy_server, family):
     assert any("512 × 512 px is far from" in text for text in shown), shown
 
 
+def test_ksampler_ends_with_an_error_and_not_a_black_picture_where_a_dtype_overflows(comfy_server, family):
+    """float32 here, as ComfyUI casts float16 to it on a CPU."""
+    model = pc.load_pixart(family / "transformer", torch.float32)
+    model.blocks[0].mlp.fc2.weight.data.fill_(3e38)
+    save_pixart(model, comfy_server.base / "models" / "diffusion_models" / "large.safetensors")
+    large = {"model": node("PixArtDeltaModelLoader", model_name="large.safetensors", dtype="float32")}
+    result = comfy_server.prompt(text_to_image(changes=large | ksampler(steps=1)))
+    assert "its dtype overflows (try bfloat16 or float32)" in str(result.errors)
+    assert not result.images
+
+
 def warnings_of(comfy_server, changes: dict) -> list[str]:
     """The warning lines that a run adds to ComfyUI's log."""
     before = len(comfy_server.log)
