@@ -63,6 +63,13 @@ def test_a_trained_network_has_the_layout_of_the_released_one(tmp_path):
     assert edges.shape == (1, 32, 48, 1) and edges.std() > 0
 
 
+def test_a_hed_goes_on_from_another_with_its_channels(tmp_path):
+    bundled = NANO / "hed" / "hed.safetensors"
+    path = hed.train(tmp_path, steps=1, batch=1, learning_rate=0.0, seed=0, start=bundled, hidden_rate=0.0)
+    before, after = load_hed(bundled).state_dict(), load_hed(path).state_dict()
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+
+
 def test_folding_the_scale_changes_nothing():
     torch.manual_seed(0)
     network, pictures = hed.build(), torch.rand(1, 3, 32, 32) * 255

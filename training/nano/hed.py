@@ -94,10 +94,10 @@ def build(widths: Sequence[int] = WIDTHS) -> HED:
 
 
 @torch.no_grad()
-def fold_scale(net: HED) -> HED:
-    """The same network for inputs in 0 … 255."""
-    net.norm.mul_(_SCALE)
-    net.get_parameter("block1.convs.0.weight").div_(_SCALE)
+def fold_scale(net: HED, scale: float = _SCALE) -> HED:
+    """The same network for inputs in 0 … 255; with 1 / `_SCALE` back again."""
+    net.norm.mul_(scale)
+    net.get_parameter("block1.convs.0.weight").div_(scale)
     return net
 
 
@@ -126,12 +126,13 @@ def train(
     steps: int,
     batch: int,
     learning_rate: float,
-    hidden_rate: float,
     seed: int,
     crops: Crops | None = None,
     resolution: int = 128,
     widths: Sequence[int] = WIDTHS,
     world: int = 1,
+    start: Path | None = None,
+    hidden_rate: float = 0.015,
 ) -> Path:
     """Train and save `output`/hed.safetensors in half precision; prints a line every `_EVERY` steps.
 
@@ -140,10 +141,12 @@ def train(
         crops: of photographs, half of every batch; None = scenes alone.
         resolution, world: of the scenes.
         widths: channels of the five blocks.
+        start: a network to go on from, such as the bundled one, instead of chance; its channels count.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    net = build(widths).to(memory_format=torch.channels_last)
+    net = build(widths) if start is None else fold_scale(load_hed(start).train(), 1 / _SCALE)
+    net = net.requires_grad_().to(memory_format=torch.channels_last)
     convolutions = [each for each in net.modules() if isinstance(each, nn.Conv2d)]
     outer = [each for each in convolutions if each.in_channels == 3 or each.out_channels == 1]
     learner = Learner(net, steps, file=output / "training.pt", optimizer=Muon(net, learning_rate, hidden_rate, outer))
@@ -190,6 +193,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--resolution", type=int, default=128, help="px of the square scenes")
     parser.add_argument("--world", type=int, choices=WORLDS, default=1, help="whose scenes")
     parser.add_argument("--widths", type=int, nargs=5, default=WIDTHS, help="channels of the five blocks")
+    parser.add_argument("--start", type=Path, help="a HED to go on from, instead of chance; --widths are its own then")
     parser.add_argument("--teacher", type=Path, help="a full HED (ControlNetHED.pth), to learn photographs from")
     parser.add_argument("--photographs", type=Path, help="folder of pictures to learn on; needs --teacher")
     parser.add_argument("--held-out", type=Path, help="folder of pictures to compare both networks on at the end")
