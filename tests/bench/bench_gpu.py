@@ -30,6 +30,7 @@ PARTS = Path(__file__).with_name("gpu_parts.py")
 PACKAGES = (
     "accelerate",
     "bitsandbytes",
+    "comfy_cli",
     "diffusers",
     "ftfy",
     "peft",
@@ -41,26 +42,27 @@ PACKAGES = (
 )
 """What parts import beyond torch; `websocket` is of websocket-client."""
 BOUNDS = {
-    "picture": 240,
+    "picture": 300,
     "precision": 90,
-    "graphs": 120,
+    "graphs": 150,
     "memory": 240,
     "lcd": 300,
+    "nano_step": 120,
     "table2": 300,
     "forward": 120,
-    "more": 180,
-    "compiled": 240,
-    "tests": 600,
-    "commands": 300,
-    "nano_step": 120,
     "comfyui": 400,
+    "tests": 600,
+    "compiled": 240,
+    "more": 180,
+    "commands": 300,
     "lcd_precision": 600,
 }
-"""Parts in their order, and the most seconds that each may take."""
+"""Parts in their order, and the most seconds that each may take. The first also makes the folder of 11 GB."""
 SLOWER = 3
 """Times as long as a part may take in a rehearsal: on a CPU, mostly beside other work."""
 PATIENCE = 40
 """Seconds that a part has to end what it started, when its time is over."""
+STOPPED = "stopped from outside"
 MARKS = ("<!-- gpu -->", "<!-- /gpu -->")
 """Lines of a document between which `--write` puts its table."""
 
@@ -114,6 +116,8 @@ def main() -> int:
             limit = BOUNDS[part] * (SLOWER if options.rehearse else 1)
             results["parts"][part] = _run(part, min(left, limit), options.rehearse, folder)
             file.write_text(json.dumps(results, indent=1))
+            if results["parts"][part].get("error", "").startswith(STOPPED):
+                break
     print(f"\n{table(results)}\n\n{file}")
     failed = [part for part, result in results["parts"].items() if "error" in result]
     missed = [row for row in _rows(results) if row[-1] == "MISSED"]
@@ -165,7 +169,7 @@ def with_table(text: str, results: dict) -> str:
 def _rows(results: dict) -> list[tuple[str, ...]]:
     rows = []
     for part, result in results["parts"].items():
-        for each in result.get("figures", ()):
+        for each in (*result.get("figures", ()), *result.get("partial", ())):  # what had been measured counts
             target = each.get("target")
             verdict = "" if target is None or results["about"]["rehearsal"] else "met" if each["met"] else "MISSED"
             value = f"{each['value']:.4g} {each['unit']}".strip()
@@ -198,7 +202,9 @@ def _run(part: str, limit: float, rehearse: bool, folder: Path) -> dict:
         # What a part had measured before it failed or was ended counts.
         result = json.loads(out.read_text()) if out.is_file() else {}
     seconds = round(time.monotonic() - started, 1)
-    return {"seconds": seconds, **result} if not error else {"seconds": seconds, **_partial(result), "error": error}
+    if not error:
+        return {"seconds": seconds, **result}
+    return {"seconds": seconds, **_partial(result), "error": "; ".join((error, *result.get("failed", ())))}
 
 
 def _run_within(command: list[str], environment: dict[str, str], limit: float) -> str:
@@ -209,6 +215,8 @@ def _run_within(command: list[str], environment: dict[str, str], limit: float) -
             return f"ended with exit status {code}" if code else ""
         except subprocess.TimeoutExpired:
             return f"not done in {limit:.0f} s"
+        except KeyboardInterrupt:
+            return STOPPED
         finally:
             _end(process)
 
@@ -225,7 +233,7 @@ def _end(process: subprocess.Popen) -> None:
 
 def _partial(result: dict) -> dict:
     """Figures of a part that did not end: kept under a name that lets the part run again."""
-    return {"partial": result.get("figures", [])}
+    return {"partial": result.get("figures", []), "left_out": result.get("left_out", [])}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import statistics
 import subprocess
 import sys
@@ -61,6 +62,12 @@ def code(folder: Path, arm: str) -> Path:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             tar.extractall(root, filter="data")
     return root
+
+
+def has_before() -> bool:
+    """Whether git is here, with the commit of "bf16 as it was": a copy of the files alone has neither."""
+    command = ["git", "-C", str(ROOT), "cat-file", "-e", f"{BEFORE}^{{commit}}"]
+    return shutil.which("git") is not None and subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def run_one(root: Path, precision: str, overrides: list[str]) -> None:

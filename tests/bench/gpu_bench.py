@@ -6,9 +6,11 @@ import contextlib
 import gc
 import importlib.util
 import json
+import shutil
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ class Bench:
         self.large, self.small = (128, 64) if rehearse else (1024, 512)
         self.figures: list[dict[str, Any]] = []
         self.left_out: list[str] = []
+        self.failed: list[str] = []
 
     @property
     def folder(self) -> Path:
@@ -44,7 +47,10 @@ class Bench:
         if not (self._folder / "model_index.json").is_file():
             from tests.bench.bench_pipeline import make_folder
 
-            make_folder(self._folder)
+            begun = self._folder.with_name(f"{self._folder.name}.begun")  # a part may be ended while it makes it
+            shutil.rmtree(begun, ignore_errors=True)
+            make_folder(begun)
+            begun.rename(self._folder)
         return self._folder
 
     def add(self, what: str, value: float, unit: str = "", most: float | None = None, least: float | None = None):
@@ -59,6 +65,16 @@ class Bench:
         print(f"  {what}: {value:.4g} {unit}", flush=True)
 
     @contextlib.contextmanager
+    def apart(self, what: str) -> Iterator[None]:
+        """What fails inside fails the part, but only after the rest of it was measured."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.failed.append(f"{what}: {type(error).__name__}: {str(error)[:500]}")
+            self._write()
+
+    @contextlib.contextmanager
     def needing(self, *packages: str) -> Iterator[None]:
         """What is inside is left out, and said, where one of these is not there."""
         try:
@@ -67,21 +83,21 @@ class Bench:
             lacking = next((name for name in packages if name in str(error)), None)
             if lacking is None:
                 raise
-            self._leave_out(f"what needs {lacking}: {error}")
+            self.leave_out(f"what needs {lacking}: {error}")
 
     def has(self, package: str) -> bool:
         """Whether it is there; what needs it in another process is left out, and said, where it is not."""
         found = importlib.util.find_spec(package) is not None
         if not found:
-            self._leave_out(f"what needs {package}: it is not installed")
+            self.leave_out(f"what needs {package}: it is not installed")
         return found
 
-    def _leave_out(self, text: str) -> None:
+    def leave_out(self, text: str) -> None:
         self.left_out.append(text)
         self._write()
 
     def _write(self) -> None:
-        self.out.write_text(json.dumps({"figures": self.figures, "left_out": self.left_out}))
+        self.out.write_text(json.dumps({"figures": self.figures, "left_out": self.left_out, "failed": self.failed}))
 
     def wait(self) -> None:
         """Until the device has done what it was given."""

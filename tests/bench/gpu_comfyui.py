@@ -1,4 +1,4 @@
-"""A real ComfyUI on the device: the bundled workflows, then the true shape beside ComfyUI's own nodes."""
+"""A real ComfyUI on the device: the true shape beside ComfyUI's own nodes, then the bundled workflows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from pixart_core.checkpoint import load_pixart, save_pixart
 from tests.nodes.graphs import node
 from tests.nodes.panel import end_trainings
-from tools.comfy_server import FOLDER, ComfyServer, comfyui_trees
+from tools.comfy_server import FOLDER, ComfyServer, ServerError, comfyui_trees
 from tools.workflow_api import load_workflow, to_api
 
 if TYPE_CHECKING:
@@ -35,22 +35,28 @@ PROMPT = "a small house under a red tree at the lake, mountains in the evening s
 
 
 def measure(bench: Bench) -> None:
-    tree = next(iter(comfyui_trees().values()))
+    try:
+        tree = next(iter(comfyui_trees().values()))
+    except ServerError as error:
+        return bench.leave_out(str(error))
     with tempfile.TemporaryDirectory() as place:
         base = Path(place)
-        if not bench.rehearse:
-            _true_shape(bench, base)
         options = {"cpu": bench.device.type == "cpu", "python": sys.executable}
+        if not bench.rehearse:
+            with bench.apart("true shape"):
+                _true_shape(bench, base)
+                with ComfyServer(tree, base, ROOT, **options) as server:
+                    _beside_its_own(bench, server)
         with ComfyServer(tree, base, ROOT, eight_gb(base), **options) as server:
             try:
-                for file in sorted((ROOT / "workflows").glob("*.json")):
-                    _workflow(bench, server, file)
-                _graphs(bench, server)
+                with bench.apart("graphs"):
+                    _graphs(bench, server)
+                files = sorted((ROOT / "workflows").glob("*.json")) if bench.has("comfy_cli") else []
+                for file in files:
+                    with bench.apart(file.stem):
+                        _workflow(bench, server, file)
             finally:
                 end_trainings(server)  # they outlive ComfyUI
-        if not bench.rehearse:
-            with ComfyServer(tree, base, ROOT, **options) as server:
-                _beside_its_own(bench, server)
 
 
 def eight_gb(base: Path) -> list[str]:
@@ -74,7 +80,7 @@ def _workflow(bench: Bench, server: ComfyServer, file: Path) -> None:
         return
     seconds = run_workflow(server, file, 2 if bench.rehearse else 20)
     if seconds is None:
-        bench.left_out.append(f"{file.stem}: it names weights that are not here")
+        bench.leave_out(f"{file.stem}: it names weights that are not here")
         return
     bench.add(f"workflow {file.stem}", seconds, "s")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from importlib.machinery import PathFinder
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from pixart_core.vae import load_vae
-from tests.bench import bench_gpu, gpu_parts
+from tests.bench import bench_gpu, bench_pipeline, gpu_parts
 from tests.bench.bench_pipeline import make_vae
 from tests.bench.gpu_bench import Bench
 from tests.training.runs_fixture import wait_until
@@ -44,6 +45,15 @@ def test_a_rehearsal_and_a_document_without_marks_are_refused():
     with pytest.raises(ValueError, match="measure on a GPU first"):
         bench_gpu.with_table(TEXT, rehearsal)
     assert "memory: not done in 5 s" in bench_gpu.table(rehearsal)
+
+
+def test_what_a_part_had_measured_before_it_failed_is_in_both_tables():
+    row = {"what": "int8", "value": 5.95, "unit": "GB", "target": "≤ 8", "met": True}
+    parts = {"memory": {"error": "not done in 5 s", "partial": [row], "left_out": ["what needs peft"]}}
+    results = {**RESULTS, "parts": parts}
+    assert "| int8 | 5.95 GB | ≤ 8 | met |" in bench_gpu.short_table(results)
+    table = bench_gpu.table(results)
+    assert "| memory | int8 |" in table and "memory: not done" in table and "memory left out: what needs peft" in table
 
 
 def test_the_command_writes_and_prints(tmp_path, monkeypatch, capsys):
@@ -94,6 +104,59 @@ def test_a_part_is_bounded_in_time_and_keeps_what_it_had(tmp_path, monkeypatch):
     assert result["error"] == "not done in 5 s" and result["partial"] == [1]
 
 
+FAILING = """
+import sys
+sys.path.insert(0, ".")
+from tests.bench import gpu_parts
+
+def failing(bench):
+    for number in (1, 0, 2):
+        with bench.apart(f"1 / {number}"):
+            bench.add("quotient", 1 / number)
+
+gpu_parts.failing = failing
+sys.exit(gpu_parts.main())
+"""
+
+
+def test_what_fails_in_a_part_leaves_the_rest_of_it(tmp_path, monkeypatch):
+    (tmp_path / "parts.py").write_text(FAILING)
+    monkeypatch.setattr(bench_gpu, "PARTS", tmp_path / "parts.py")
+    result = bench_gpu._run("failing", 60, True, tmp_path)
+    assert [each["value"] for each in result["partial"]] == [1, 0.5]
+    assert result["error"] == "ended with exit status 1; 1 / 0: ZeroDivisionError: division by zero"
+
+
+def test_a_run_that_is_stopped_keeps_what_its_part_had_and_starts_no_other(tmp_path, monkeypatch):
+    (tmp_path / "parts.py").write_text(
+        "import os, sys, signal, time\n"
+        'open(sys.argv[2], "w").write(\'{"figures": [{"what": "a", "value": 1, "unit": "s"}]}\')\n'
+        "os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"
+    )
+    file = tmp_path / "gpu.json"
+    monkeypatch.setattr(bench_gpu, "PARTS", tmp_path / "parts.py")
+    monkeypatch.setattr("sys.argv", ["gpu", "--rehearse", "--json", str(file), "--parts", "picture", "memory"])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert bench_gpu.main() == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    parts = json.loads(file.read_text())["parts"]
+    assert list(parts) == ["picture"] and parts["picture"]["partial"][0]["value"] == 1
+    assert parts["picture"]["error"] == bench_gpu.STOPPED
+
+
+def test_the_true_folder_is_made_anew_where_a_part_was_ended_while_it_made_it(tmp_path, monkeypatch):
+    def make(folder):
+        folder.mkdir()
+        (folder / "model_index.json").write_text("{}")
+
+    monkeypatch.setattr(bench_pipeline, "make_folder", make)
+    (tmp_path / "true.begun").mkdir()
+    bench = Bench(tmp_path / "figures.json", tmp_path / "true", rehearse=False)
+    assert (bench.folder / "model_index.json").is_file() and not (tmp_path / "true.begun").exists()
+
+
 @pytest.fixture
 def without(monkeypatch):
     """without(package, …): they cannot be found."""
@@ -127,6 +190,7 @@ def test_what_another_process_would_need_is_looked_for(without, tmp_path):
     assert json.loads(bench.out.read_text()) == {
         "figures": [],
         "left_out": ["what needs pytest: it is not installed"],
+        "failed": [],
     }
 
 
