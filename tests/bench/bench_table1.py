@@ -31,7 +31,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         bench = Bench(Path(place) / "figures.json", Path(place) / "none", options.rehearse)
         lcd(bench)
-    return 0 if options.rehearse or all(figure.get("met", True) for figure in bench.figures) else 1
+    met = all(figure.get("met", True) for figure in bench.figures)
+    return 1 if bench.failed or not met and not options.rehearse else 0
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ def _described(known: dict[str, Any]) -> dict[str, Any]:
     rows = [
         [title, each["what"], f"{each['value']:.4g} {each['unit']}"]
         for part, title in PARTS.items()
-        for each in known["parts"].get(part, {}).get("figures", ())
+        for kind in ("figures", "partial")  # what a part had measured before it failed counts
+        for each in known["parts"].get(part, {}).get(kind, ())
     ]
     lacking = "" if "lcd" in known["parts"] else " Table 1, the memory of a distillation, waits for a GPU."
     return {
