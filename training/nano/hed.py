@@ -154,7 +154,7 @@ def train(
         scene_batch(random.Random(10_000 + index), 16, resized(size, resolution), WORLDS[world])
         for index, size in enumerate(SIZES)
     ]
-    start = time.perf_counter()
+    began = time.perf_counter()
     while learner.step < steps:
         # Drawn by the number of the step, so that nothing random has to be kept.
         loss = step_loss(net, random.Random(f"{seed} {learner.step}"), batch, crops, resolution, WORLDS[world])
@@ -164,7 +164,7 @@ def train(
                 scores = [f1(fused(net(pictures / _SCALE), edges.shape[-2:]), edges) for pictures, edges in held_out]
             print(
                 f"step {learner.step} loss {loss.item():.3f} F1 {sum(scores) / len(scores):.3f} "
-                f"{time.perf_counter() - start:.0f} s",
+                f"{time.perf_counter() - began:.0f} s",
                 flush=True,
             )
             learner.save()
