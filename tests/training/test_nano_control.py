@@ -101,7 +101,7 @@ def test_f1_forgives_what_lies_within_the_tolerance():
 
 def test_the_bundled_network_finds_the_boundaries_of_scenes_it_has_not_seen():
     network = load_hed(NANO / "hed" / "hed.safetensors")
-    assert (NANO / "hed" / "hed.safetensors").stat().st_size < 300_000
+    assert (NANO / "hed" / "hed.safetensors").stat().st_size < 1_000_000
     rng = random.Random(5)
     agreement = []
     for seed in range(24):
@@ -113,7 +113,7 @@ def test_the_bundled_network_finds_the_boundaries_of_scenes_it_has_not_seen():
 
 
 def test_the_bundled_control_is_followed_the_more_the_stronger_it_is():
-    """`train.py nano evaluate_control models/nano` measures 100 scenes: 0.41, 0.64 and 0.73."""
+    """`train.py nano evaluate_control models/nano` measures 100 scenes: 0.41, 0.63 and 0.71."""
     test = ControlTest(partial(soft_edges, load_hed(NANO / "hed" / "hed.safetensors")), 8)
     pipeline = Pipeline.from_pretrained(NANO)
     numbers = [test.run(pipeline, strength, steps=4, sampler="lcm", guidance=None)[1] for strength in (0, 0.5, 1)]
