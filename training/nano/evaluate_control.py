@@ -125,6 +125,7 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="train.py nano evaluate_control", description=__doc__)
     parser.add_argument("models", type=Path, help="pipeline folder with hed/hed.safetensors")
     parser.add_argument("--controlnet", type=Path, help="another ControlNet than the folder's")
+    parser.add_argument("--hed", type=Path, help="another edge detector than the folder's")
     parser.add_argument("--transformer", help="another transformer than the folder's")
     parser.add_argument("--sampler", choices=("lcm", "dpm"), default="lcm")
     parser.add_argument("--steps", type=int, default=4)
@@ -138,7 +139,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--plot", type=Path, help="PNG or SVG of F1 over the steps of --curve")
     options = parser.parse_args(arguments)
     pipeline = Pipeline.from_pretrained(options.models, transformer=options.transformer, controlnet=options.controlnet)
-    find = partial(soft_edges, load_hed(options.models / "hed" / "hed.safetensors"))
+    find = partial(soft_edges, load_hed(options.hed or options.models / "hed" / "hed.safetensors"))
     test = ControlTest(find, options.count, resolution_of(pipeline), world_of(options.models))
     settings = {"steps": options.steps, "sampler": options.sampler, "guidance": options.guidance}
     results = []
