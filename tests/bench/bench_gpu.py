@@ -87,7 +87,8 @@ def main() -> int:
         text = options.write.read_text(encoding="utf-8")
         options.write.write_text(with_table(text, json.loads(file.read_text())), encoding="utf-8")
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends it ends the part that runs, too
+    for sign in (signal.SIGTERM, signal.SIGINT):  # whoever ends it ends the part that runs, too; SIGINT may be ignored
+        signal.signal(sign, signal.default_int_handler)
     import torch
 
     if not torch.cuda.is_available() and not options.rehearse:

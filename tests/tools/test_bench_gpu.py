@@ -131,16 +131,17 @@ def test_a_run_that_is_stopped_keeps_what_its_part_had_and_starts_no_other(tmp_p
     (tmp_path / "parts.py").write_text(
         "import os, sys, signal, time\n"
         'open(sys.argv[2], "w").write(\'{"figures": [{"what": "a", "value": 1, "unit": "s"}]}\')\n'
-        "os.kill(os.getppid(), signal.SIGINT); time.sleep(600)"
+        "os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
     )
     file = tmp_path / "gpu.json"
     monkeypatch.setattr(bench_gpu, "PARTS", tmp_path / "parts.py")
     monkeypatch.setattr("sys.argv", ["gpu", "--rehearse", "--json", str(file), "--parts", "picture", "memory"])
-    before = signal.getsignal(signal.SIGTERM)
+    before = {sign: signal.getsignal(sign) for sign in (signal.SIGTERM, signal.SIGINT)}
     try:
         assert bench_gpu.main() == 1
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
     parts = json.loads(file.read_text())["parts"]
     assert list(parts) == ["picture"] and parts["picture"]["partial"][0]["value"] == 1
     assert parts["picture"]["error"] == bench_gpu.STOPPED
