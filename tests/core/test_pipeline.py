@@ -222,7 +222,7 @@ def test_8_bit_text_changes_little(nano, pipe):
 
 def test_dtype_is_chosen_for_the_device(nano):
     chosen = pc.Pipeline.from_pretrained(nano, device="cpu")
-    assert chosen.transformer.x_embedder.proj.weight.dtype == pc.preferred_dtype("cpu")
+    assert chosen.transformer.product_dtype == pc.preferred_dtype("cpu")
     assert chosen.vae.dtype == torch.float32 and chosen("a house", 1)[0].size == (128, 128)
     half = pc.Pipeline.from_pretrained(nano, device="cpu", dtype=torch.float16)
     assert half.text.dtype == torch.bfloat16  # T5 overflows float16
