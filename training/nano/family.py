@@ -38,6 +38,8 @@ CHANNELS = {128: 32, 256: 40}
 """Of the autoencoder; TAESD has 64."""
 VAE = {128: (3000, 16), 256: (8000, 8)}
 """Steps and batch of the autoencoder."""
+_DECODER = {128: 0, 256: 3600}
+"""Steps in which its decoder goes on alone: 0.4 dB."""
 WORLD = {128: 1, 256: 2}
 """Shown at a resolution unless another world is asked for."""
 TOKENS = {1: 40, 2: 64}
@@ -167,9 +169,12 @@ class Plan:
         )
         channels = ("--channels", CHANNELS[settings.resolution], "--batch", batch)
         of_files = ("--pictures", folder) if settings.world == 2 else ()
+        learn = ["nano", "autoencoder", family / "vae", *channels, *drawn, *world, *of_files, "--steps"]
+        alone = settings.scaled(_DECODER[settings.resolution], least=0)
         yield self._part(
-            *("autoencoder", 1, "autoencoder" if settings.resolution == 128 else "sharp", vae),
-            ["nano", "autoencoder", family / "vae", "--steps", vae, *channels, *drawn, *world, *of_files],
+            *("autoencoder", 1, "autoencoder" if settings.resolution == 128 else "sharp", vae + alone),
+            [*learn, vae],
+            *([[*learn, alone, "--decoder-only"]] if alone else []),
         )
         yield self._part("text", 1, "text", text, ["nano", "text_encoder", family, "--steps", text, *world])
         yield self._part("hed", 1, "hed", edges, ["nano", "hed", family / "hed", "--steps", edges, *size, *world])
