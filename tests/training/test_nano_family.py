@@ -25,12 +25,20 @@ def test_every_training_of_a_plan_has_settings_that_exist(tmp_path, values):
                 seen.append(command)
                 if command == "finetune" and part.name == "base":
                     assert config.model["input_size"] * 8 == values.get("resolution", 128)
+                    assert config.data.endswith("features_half" if values.get("resolution") == 256 else "features")
                 if command in TRAININGS:
                     is_half = values.get("precision") == "bf16" and command in ("finetune", "controlnet")
                     assert config.precision == ("bf16" if is_half else "fp32")
                 if "scale" in values and command not in ("prepare", "export"):
                     assert config.steps <= 65 and config.warmup_steps <= config.steps
-    assert seen == ["prepare", "finetune", "finetune", "lcd", "lcm-lora", "controlnet", "export", "export"]
+    more = 1 + (values.get("resolution") == 256)  # at half the side first
+    assert seen == ["prepare"] * more + ["finetune"] * (1 + more) + [
+        "lcd",
+        "lcm-lora",
+        "controlnet",
+        "export",
+        "export",
+    ]
 
 
 def test_a_plan_has_one_world_and_every_other_a_folder_of_its_own(tmp_path):
@@ -47,7 +55,9 @@ def test_a_plan_says_that_more_pixels_and_blocks_take_longer(tmp_path):
         {part.name: part.seconds[0] for part in plan(tmp_path, resolution=resolution).parts}
         for resolution in (128, 256)
     )
-    assert large["base"] > 5 * small["base"]  # four times the tokens in eight blocks instead of six
+    assert large["student"] > 5 * small["student"]  # four times the tokens in eight blocks instead of six
+    assert large["base"] < 2 * small["base"]  # it learns at half the side, and then grows
+    assert large["half"] == pytest.approx(small["features"]) and large["grown"] > small["base"]
     assert large["features"] == pytest.approx(4 * small["features"], rel=0.1)
 
 

@@ -40,6 +40,11 @@ VAE = {128: (3000, 16), 256: (8000, 8)}
 """Steps and batch of the autoencoder."""
 _DECODER = {128: 0, 256: 3600}
 """Steps in which its decoder goes on alone: 0.4 dB."""
+HALF = {128: False, 256: True}
+"""Whether the base learns at half the side first, where a step costs a fifth; PixArt-α goes from 256 to 1024 px so."""
+GROWN = {"snr_weight_cap": 20, "steps": 1200, "warmup_steps": 100, "learning_rate": 7e-4, "ema_decay": 0.998, "seed": 2}
+"""What the base then learns at the whole side, where the same timestep leaves more of the composition to be seen."""
+_DETAIL: dict[int, dict[str, float]] = {128: {}, 256: {"steps": 4000, "ema_decay": 0.999}}
 WORLD = {128: 1, 256: 2}
 """Shown at a resolution unless another world is asked for."""
 TOKENS = {1: 40, 2: 64}
@@ -142,8 +147,9 @@ class Plan:
         self.output = Path(settings.output)
         self.parts = [*self._material(), *self._networks(), *self._whole()]
 
-    def _part(self, name: str, wave: int, kind: str, count: int, *commands: Sequence[Any]) -> Part:
-        area = (self.settings.resolution / 128) ** 2
+    def _part(self, name: str, wave: int, kind: str, count: int, *commands: Sequence[Any], side: int = 0) -> Part:
+        """`side`: of its pictures, if that is another than the family's."""
+        area = ((side or self.settings.resolution) / 128) ** 2
         cpu, gpu = _COST[kind]
         deeper = MODELS[self.settings.resolution].get("depth", _DEPTH) / _DEPTH if kind in _TRANSFORMERS else 1
         faster = _BF16_COST if kind in _IN_PRECISION and self.settings.precision == "bf16" else 1
@@ -179,19 +185,31 @@ class Plan:
         yield self._part("text", 1, "text", text, ["nano", "text_encoder", family, "--steps", text, *world])
         yield self._part("hed", 1, "hed", edges, ["nano", "hed", family / "hed", "--steps", edges, *size, *world])
         tokens = TOKENS[settings.world]
-        values = {"input": folder, "output": self.work / "features", "models": family, "max_tokens": tokens}
-        values |= {"resolution": settings.resolution, "hints": "hed", "hed": family / "hed" / "hed.safetensors"}
-        yield self._part("features", 2, "features", pictures, ["prepare", *_set(values)])
+        values = {"input": folder, "models": family, "max_tokens": tokens}
+        whole = {"output": self.work / "features", "resolution": settings.resolution, "hints": "hed"}
+        whole |= {"hed": family / "hed" / "hed.safetensors"}
+        yield self._part("features", 2, "features", pictures, ["prepare", *_set(values | whole)])
+        if HALF[settings.resolution]:
+            side = settings.resolution // 2
+            half = {"output": self.work / "features_half", "resolution": side}
+            yield self._part("half", 2, "features", pictures, ["prepare", *_set(values | half)], side=side)
 
     def _networks(self) -> Iterator[Part]:
-        """The base in two runs, and three networks that are made of it."""
-        model = self._recipe("nano_teacher")["model"] | MODELS[self.settings.resolution]
-        yield self._training("base", 3, "finetune", "nano_teacher", {"model": json.dumps(model)})
-        yield self._training("detail", 4, "finetune", "nano_teacher_detail", {"base": self._export("base")})
+        """The base in two runs or three, and three networks that are made of it."""
+        resolution = self.settings.resolution
+        model = {"model": json.dumps(self._recipe("nano_teacher")["model"] | MODELS[resolution])}
+        first = "base"
+        yield self._training(first, 3, "finetune", "nano_teacher", model, on_half=HALF[resolution])
+        if HALF[resolution]:
+            grown = {"base": self._export(first)} | GROWN
+            first = "grown"
+            yield self._training(first, 4, "finetune", "nano_teacher_detail", grown)
+        detail = {"base": self._export(first)} | _DETAIL[resolution]
+        yield self._training("detail", 5, "finetune", "nano_teacher_detail", detail)
         base = {"base": self._export("detail")}
-        yield self._training("student", 5, "lcd", "nano_student", base)
-        yield self._training("lora", 5, "lcm-lora", "nano_lcm_lora", base)
-        yield self._training("control", 5, "controlnet", "nano_controlnet", base)
+        yield self._training("student", 6, "lcd", "nano_student", base)
+        yield self._training("lora", 6, "lcm-lora", "nano_lcm_lora", base)
+        yield self._training("control", 6, "controlnet", "nano_controlnet", base)
 
     def _whole(self) -> Iterator[Part]:
         """The pipeline folder, and what it is worth."""
@@ -202,7 +220,7 @@ class Plan:
             "control": output / "controlnet" / "diffusion_pytorch_model.safetensors",
         }
         yield self._part(
-            *("assemble", 6, "picture", shown),
+            *("assemble", 7, "picture", shown),
             ["nano", "assemble", self.work / "family", self._export("detail"), self._export("student"), output]
             + ["--world", settings.world],
             *(["export", *_set({"run": self.work / run, "output": file})] for run, file in exported.items()),
@@ -212,7 +230,7 @@ class Plan:
         measure = ["nano", "evaluate", output, "--count", captions]
         teacher = ["--transformer", output / "base" / "pixart_nano_base.safetensors", "--sampler", "dpm", "--steps", 14]
         yield self._part(
-            *("measure", 7, "sample", 5 * captions),
+            *("measure", 8, "sample", 5 * captions),
             [*measure, "--steps", 4, 2, 1, "--sheet", self.work / "sheet.png"],
             [*measure, "--steps", 4, 2, 1, "--captions", "hard"],
             [*measure, *teacher, "--captions", "hard", "--sheet", self.work / "teacher.png"],
@@ -221,18 +239,21 @@ class Plan:
             + ["--examples", *range(min(12, captions))],
         )
 
-    def _training(self, name: str, wave: int, command: str, recipe: str, values: dict[str, Any]) -> Part:
-        """A run by its recipe; a rehearsal's is shorter in everything that counts steps."""
-        known = self._recipe(recipe)
-        values |= {"data": self.work / "features", "run": self.work / name}
+    def _training(
+        self, name: str, wave: int, command: str, recipe: str, values: dict[str, Any], on_half: bool = False
+    ) -> Part:
+        """A run by its recipe, with other `values`; a rehearsal's is shorter in everything that counts steps."""
+        known = self._recipe(recipe) | values
+        values = values | {"data": self.work / ("features_half" if on_half else "features"), "run": self.work / name}
         if command in _IN_PRECISION and self.settings.precision != known["precision"]:
             values["precision"] = self.settings.precision
         steps = self.settings.scaled(known["steps"], _LEAST_STEPS)
         if self.settings.scale != 1:
             counts = ("warmup_steps", "checkpoint_every", "log_every")
             values |= {"steps": steps} | {count: self.settings.scaled(known[count]) for count in counts}
+        side = self.settings.resolution // 2 if on_half else 0
         return self._part(
-            *(name, wave, command, steps), [command, "--config", RECIPES / f"{recipe}.json", *_set(values)]
+            *(name, wave, command, steps), [command, "--config", RECIPES / f"{recipe}.json", *_set(values)], side=side
         )
 
     def _export(self, name: str) -> Path:
