@@ -137,8 +137,8 @@ class Engine:
         gathered = None if config.compile or task.dtype == torch.float32 else task.dtype
         self.model = processes.spread(task.model, averages, shards, gathered)
         self.parameters = {name: each for name, each in task.model.named_parameters() if each.requires_grad}
-        adam = config.weight_decay, config.adam_beta2, config.adam_epsilon
-        self.optimizer = make_optimizer(config.optimizer, self.parameters, config.learning_rate, *adam)
+        numbers = config.weight_decay, config.adam_beta2, config.adam_epsilon, task.dtype
+        self.optimizer = make_optimizer(config.optimizer, self.parameters, config.learning_rate, *numbers)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=task.dtype == torch.float16)
         alone = processes.count == 1 and not config.compile
         self.replayed: Replayed | None = None

@@ -22,7 +22,7 @@ import pixart_core as pc
 from tests.fixtures_nano import nano_config, random_pixart
 from tests.training import runs_fixture as runs
 
-RATES = {"adamw": 1e-3, "prodigy": 1.0, "adafactor": 1e-2, "schedulefree": 1e-2}
+RATES = {"adamw": 1e-3, "prodigy": 1.0, "adafactor": 1e-2, "schedulefree": 1e-2, "muon": 2e-3}
 OPTIMIZERS = tuple(RATES)
 NEEDED = {"run": "r", "data": "d", "base": "b"}
 
@@ -81,7 +81,7 @@ def test_schedule_free_weights_that_are_used_are_the_average(material, tmp_path)
             make_config("finetune", settings(material, tmp_path, **how, **wrong))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw8bit", "prodigy", "adafactor", "schedulefree"])
+@pytest.mark.parametrize("optimizer", ["adamw8bit", "prodigy", "adafactor", "schedulefree", "muon"])
 def test_what_cannot_be_sharded_is_refused_before_there_is_a_run(optimizer):
     values = {**NEEDED, "optimizer": optimizer, "learning_rate": RATES.get(optimizer, 1e-3), "sharding": "fsdp"}
     with pytest.raises(ConfigError, match=f"optimizer is {optimizer}, .*with sharding=fsdp use adamw"):
@@ -96,6 +96,31 @@ def test_what_an_optimizer_keeps_is_counted(optimizer):
     made.step()
     kept = sum(value.nbytes for value in made.state[weight].values() if isinstance(value, torch.Tensor))
     assert kept / weight.numel() == pytest.approx(STATE_BYTES[optimizer], abs=0.05)
+
+
+def test_muon_takes_steps_of_adamws_size_in_blocks_and_leaves_the_rest_to_it():
+    torch.manual_seed(0)
+    config = nano_config(hidden_size=48)
+    model = random_pixart(config)
+    parameters = dict(model.named_parameters())
+    made = {kind: make_optimizer(kind, parameters, 1e-3) for kind in ("muon", "adamw")}
+    for each in parameters.values():
+        each.grad = torch.randn_like(each)
+    start, moved = {name: each.detach().clone() for name, each in parameters.items()}, {}
+    for kind, optimizer in made.items():
+        optimizer.step()
+        moved[kind] = {name: each.detach() - start[name] for name, each in parameters.items()}
+        with torch.no_grad():
+            for name, each in parameters.items():
+                each.copy_(start[name])
+    for name, step in moved["muon"].items():
+        if step.ndim != 2 or not name.startswith("blocks.") or name.endswith("scale_shift_table"):
+            torch.testing.assert_close(step, moved["adamw"][name], rtol=1e-3, atol=1e-6)
+        else:
+            assert 0.1e-3 < step.square().mean().sqrt() < 0.3e-3, name
+    for part in moved["muon"]["blocks.0.attn.qkv.weight"].chunk(3):  # each of the three by itself
+        sizes = torch.linalg.svdvals(part) / (0.2 * 48**0.5 * 1e-3)
+        assert 0.4 < sizes.min() and sizes.max() < 1.4
 
 
 def test_min_snr_lowers_the_nearly_clean_timesteps_alone():

@@ -23,8 +23,7 @@ from ...pixart_core.pipeline import default_device
 from ...pixart_core.vae import load_vae, save_vae
 from ..settings import ConfigError
 from .critic import Judge
-from .learning import Learner, fast_half, step_rng
-from .muon import Muon
+from .learning import Learner, fast_half, muon, step_rng
 from .reconstruction import BUNDLED_HED, held_out, survival
 from .scene_folder import resized
 from .worlds import WORLDS, World
@@ -170,7 +169,7 @@ def train(
         world: number of the scenes' world.
         pictures: folder of pictures to take crops of, instead of scenes drawn on the spot.
         critic: the critic's share of the decoder's gradient in the last part of the steps; 0 = none.
-        learning_rate, hidden_rate: highest of the cycle, of Adam and of Muon: see `Muon`.
+        learning_rate, hidden_rate: highest of the cycle, of Adam and of Muon: see `muon`.
         decoder_only: go on with the decoder of what is saved in `output`: latents made with it stay what they are.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -181,7 +180,7 @@ def train(
     net = vae.decoder.requires_grad_() if decoder_only else vae
     judge = Judge(device, critic) if critic > 0 else None
     beside = {} if judge is None else {"judge": judge}
-    optimizer = Muon(net, learning_rate, hidden_rate, outer=(vae.encoder.layers[0], vae.decoder.layers[-1]))
+    optimizer = muon(net, learning_rate, hidden_rate, outer=(vae.encoder.layers[0], vae.decoder.layers[-1]))
     kept = output / ("decoder.pt" if decoder_only else "training.pt")
     learner = Learner(net, steps, file=kept, beside=beside, optimizer=optimizer)
     scenes, hed = held_out(_HELD_OUT, resolution, WORLDS[world]), load_hed(BUNDLED_HED)

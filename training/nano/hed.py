@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from ...pixart_core.hed import HED, fused, load_hed
 from ...pixart_core.saving import save_weights
-from .learning import Learner, fast_half
-from .muon import Muon
+from .learning import Learner, fast_half, muon
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
 from .scene_folder import resized
 from .worlds import WORLDS, World
@@ -137,7 +136,7 @@ def train(
     """Train and save `output`/hed.safetensors in half precision; prints a line every `_EVERY` steps.
 
     Args:
-        learning_rate, hidden_rate: highest of the cycle, of Adam and of Muon: see `Muon`.
+        learning_rate, hidden_rate: highest of the cycle, of Adam and of Muon: see `muon`.
         crops: of photographs, half of every batch; None = scenes alone.
         resolution, world: of the scenes.
         widths: channels of the five blocks.
@@ -149,7 +148,7 @@ def train(
     net = net.requires_grad_().to(memory_format=torch.channels_last)
     convolutions = [each for each in net.modules() if isinstance(each, nn.Conv2d)]
     outer = [each for each in convolutions if each.in_channels == 3 or each.out_channels == 1]
-    learner = Learner(net, steps, file=output / "training.pt", optimizer=Muon(net, learning_rate, hidden_rate, outer))
+    learner = Learner(net, steps, file=output / "training.pt", optimizer=muon(net, learning_rate, hidden_rate, outer))
     held_out = [
         scene_batch(random.Random(10_000 + index), 16, resized(size, resolution), WORLDS[world])
         for index, size in enumerate(SIZES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...pixart_core.functional import sampling_dtype
+from ..step.muon import Muon
 from ..storage import replacing
 
 
@@ -32,6 +33,22 @@ def step_rng(seed: int, step: int) -> random.Random:
     rng = random.Random(f"{seed} {step}")
     torch.manual_seed(rng.randrange(2**31))
     return rng
+
+
+def muon(net: nn.Module, learning_rate: float, hidden_rate: float, outer: Iterable[nn.Module]) -> Muon:
+    """Muon for the convolutions between hidden channels, Adam for the others and for biases.
+
+    Args:
+        learning_rate: of Adam.
+        hidden_rate: of Muon: about the size of a step of each singular value.
+        outer: convolutions whose one side is not hidden channels, such as the first and the last.
+    """
+    excluded = set(outer)
+    hidden = [each.weight for each in net.modules() if isinstance(each, nn.Conv2d) and each not in excluded]
+    moved = set(map(id, hidden))
+    others = [each for each in net.parameters() if id(each) not in moved]
+    groups = ((hidden, hidden_rate, True), (others, learning_rate, False))
+    return Muon([{"params": params, "lr": rate, "is_hidden": is_hidden} for params, rate, is_hidden in groups])
 
 
 class Learner:

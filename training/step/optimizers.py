@@ -11,13 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ..machine import PackageError
+from .muon import Muon
 
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "schedulefree": "schedulefree"}
 """What must be installed for one; the others are PyTorch's."""
 SLICE = 11
 """Of Prodigy's two vectors that find the rate every so many numbers are kept, as its authors advise for memory."""
-STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 8 + 8 / SLICE, "adafactor": 0, "schedulefree": 8}
-"""Bytes of state for a number that is trained. Adafactor's rows and columns are as good as none."""
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 8 + 8 / SLICE, "adafactor": 0, "schedulefree": 8, "muon": 4}
+"""Bytes of state for a number that is trained. Adafactor's rows and columns are as good as none; Muon keeps twice as
+much of the few that it leaves to AdamW."""
+_OUTER = ("embedder", "t_block", "final_layer")
+"""Matrices whose one side is not the stream of tokens: Muon leaves them to AdamW."""
+_STACKED = {"qkv": 3, "kv_linear": 2}
+"""Layers that hold several matrices, one below the other."""
 _FIXED = ("params", "lr", "weight_decay")
 """Of a group: what the settings say anew at every start."""
 
@@ -49,13 +55,17 @@ def make_optimizer(
     weight_decay: float = 0.0,
     beta2: float = 0.999,
     epsilon: float = 1e-8,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.optim.Optimizer:
     """The optimiser of a training. Matrices decay, biases and tables do not.
 
     Args:
         kind: one of `STATE_BYTES`.
         weight_decay, beta2, epsilon: AdamW's, for all of them that have such.
+        dtype: of Muon's matrix products.
     """
+    if kind == "muon":
+        return _make_muon(parameters, learning_rate, weight_decay, (0.9, beta2), epsilon, dtype)
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, each in parameters.items():
@@ -80,6 +90,29 @@ def make_optimizer(
     if kind == "adafactor":
         return torch.optim.Adafactor(groups, lr=learning_rate)
     return torch.optim.AdamW(groups, fused=True, **adam)
+
+
+def _make_muon(
+    parameters: Mapping[str, nn.Parameter],
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    epsilon: float,
+    dtype: torch.dtype,
+) -> Muon:
+    """Muon for the matrices between tokens, with steps as large as AdamW's, and AdamW for the rest."""
+    groups: dict[tuple[bool, bool, int], list[nn.Parameter]] = {}
+    for name, each in parameters.items():
+        is_matrix = each.ndim >= 2 and not name.endswith("scale_shift_table")
+        is_hidden = is_matrix and each.ndim == 2 and not any(outer in name for outer in _OUTER)
+        parts = next((count for layer, count in _STACKED.items() if f".{layer}.weight" in name), 1) if is_hidden else 1
+        groups.setdefault((is_hidden, is_matrix, parts), []).append(each)
+    made = [
+        {"params": params, "lr": learning_rate, "is_hidden": is_hidden, "parts": parts}
+        | {"weight_decay": weight_decay if is_matrix else 0.0}
+        for (is_hidden, is_matrix, parts), params in groups.items()
+    ]
+    return Muon(made, betas, epsilon, matched=True, dtype=dtype)
 
 
 def group_numbers(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
