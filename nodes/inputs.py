@@ -79,7 +79,8 @@ def resolution_input(id: str, of: str, step: int = 8, more: str = "") -> io.Inpu
         of: "bucket" or "pictures", for the tooltip.
         more: the tooltip's end.
     """
-    tooltip = f"Side in pixels of the square {of}: the size of the base model (128 for the bundled one).{more}"
+    size = "the size of the base model (256 for the bundled one, 128 for the smaller)"
+    tooltip = f"Side in pixels of the square {of}: {size}.{more}"
     return side_input(id, 1024, tooltip, step, low=64, high=4096)
 
 

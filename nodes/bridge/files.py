@@ -32,19 +32,27 @@ _PART = {"model": "transformer", "text_encoder": "text_encoder", "vae": "vae", "
 """Sub-folder of a diffusers pipeline folder that a kind lives in."""
 _BUNDLED = {
     "model": {
+        "bundled/nano 256 (student)": "nano256/transformer",
+        "bundled/nano 256 (base)": "nano256/base/pixart_nano_base.safetensors",
         "bundled/nano (student)": "nano/transformer",
         "bundled/nano (base)": "nano/base/pixart_nano_base.safetensors",
     },
-    "text_encoder": {"bundled/nano": "nano/text_encoder"},
-    "vae": {"bundled/nano": "nano/vae"},
+    "text_encoder": {"bundled/nano 256": "nano256/text_encoder", "bundled/nano": "nano/text_encoder"},
+    "vae": {"bundled/nano 256": "nano256/vae", "bundled/nano": "nano/vae"},
     "lora": {
+        "bundled/nano 256 (LCM-LoRA)": "nano256/lcm_lora",
+        "bundled/nano 256 (sepia)": "nano256/style_lora",
         "bundled/nano (LCM-LoRA)": "nano/lcm_lora",
         "bundled/nano (sepia)": "nano/style_lora",
     },
-    "controlnet": {"bundled/nano (HED ControlNet)": "nano/controlnet"},
+    "controlnet": {
+        "bundled/nano 256 (HED ControlNet)": "nano256/controlnet",
+        "bundled/nano (HED ControlNet)": "nano/controlnet",
+    },
     "hed": {"bundled/nano (HED)": "nano/hed/hed.safetensors"},
-    "pipeline": {"bundled/nano": "nano"},
+    "pipeline": {"bundled/nano 256": "nano256", "bundled/nano": "nano"},
 }
+"""The family of 256 px first: in a folder without models, defaults are of one family."""
 _PICTURES = {"bundled/nano scenes": "nano/scenes"}
 HED_WEIGHTS = "ControlNetHED.pth"
 """The file of the released network."""
@@ -60,7 +68,7 @@ _CONTENT = {
 }
 """What `inspect_file` has to call a single file in models/pixart_delta, which holds files of all kinds, for it to be
 offered; for kinds that are not listed, their own name."""
-_EXAMPLES = BUNDLE / "nano" / "examples"
+_EXAMPLES = ("nano256/examples", "nano/examples")
 
 
 def register_folder() -> None:
@@ -119,14 +127,19 @@ def stamp(kind: str, name: str) -> str:
 
 def example_pictures() -> list[str]:
     """Names of the bundled pictures."""
-    return sorted(path.name for path in _EXAMPLES.glob("*.png"))
+    return list(_examples())
 
 
 def example_picture(name: str) -> str:
     """Path of an entry of `example_pictures`. Raises FileNotFoundError for any other name."""
-    if name not in example_pictures():
-        raise FileNotFoundError(f"{name!r} is none of the bundled pictures {', '.join(example_pictures())}")
-    return str(_EXAMPLES / name)
+    examples = _examples()
+    if name not in examples:
+        raise FileNotFoundError(f"{name!r} is none of the bundled pictures {', '.join(examples)}")
+    return str(examples[name])
+
+
+def _examples() -> dict[str, Path]:
+    return {path.name: path for folder in _EXAMPLES for path in sorted((BUNDLE / folder).glob("*.png"))}
 
 
 def _bundled(kind: str) -> dict[str, str]:

@@ -217,7 +217,7 @@ def fetch(server, url: str) -> np.ndarray:
 
 def film(browser, server, options) -> None:
     """Draw a scene in the app, and write what the browser showed as an animated WebP."""
-    page = open_page(browser, server, 128, options.steps, app=True)
+    page = open_page(browser, server, 256, options.steps, app=True)
     for _ in range(2):  # the models are loaded before it begins
         stroke(page, 0)
         settled(page)

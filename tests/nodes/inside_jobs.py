@@ -15,7 +15,10 @@ from unittest import mock
 
 import checks_datasets
 from inside_process import main
-from setup_jobs import BASE, DESCRIPTION, WEIGHTS, Setup, raises
+from setup_jobs import DESCRIPTION, WEIGHTS, Setup, raises
+
+NEWEST = "bundled/nano 256"
+"""The bundled family that lists offer first."""
 
 
 def check_memory_is_freed_when_a_training_is_queued_and_only_then(setup):
@@ -138,12 +141,12 @@ def check_the_first_choice_of_every_list_works(setup):
     (models / "diffusion_models" / "d.safetensors").symlink_to(bundle / "base" / "pixart_nano_base.safetensors")
     (models / "loras" / "c.safetensors").symlink_to(bundle / "lcm_lora" / "pytorch_lora_weights.safetensors")
     assert names.first_usable("model", "training") == names.first_usable("model") == "d.safetensors"
-    assert names.first_usable("lora") == "c.safetensors" and names.first_usable("pipeline") == "bundled/nano"
+    assert names.first_usable("lora") == "c.safetensors" and names.first_usable("pipeline") == NEWEST
     (models / "diffusion_models" / "d.safetensors").unlink()
-    assert names.first_usable("model", "training") == BASE
-    for kind, first in (("text_encoder", "bundled/nano"), ("vae", "bundled/nano"), ("hed", "a_pixart.safetensors")):
+    assert names.first_usable("model", "training") == f"{NEWEST} (base)"
+    for kind, first in (("text_encoder", NEWEST), ("vae", NEWEST), ("hed", "a_pixart.safetensors")):
         assert names.first_usable(kind) == first, (kind, names.first_usable(kind))
-    assert names.first_usable("controlnet") == "bundled/nano (HED ControlNet)"
+    assert names.first_usable("controlnet") == f"{NEWEST} (HED ControlNet)"
     (setup.input / "3d").mkdir()
     assert setup.dataset.first_folder() == "pictures"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .layout import Column, Group, Node, Template
-from .pictures import NULL, example, named
+from .pictures import COTTAGE, LIGHTHOUSE, NULL, example, named
 from .pieces import Loaded, about, decode, ksampler, lcm, result, save, size, text
 from .weights import NANO, RELEASED, Weights
 
@@ -82,7 +82,7 @@ _OWN = "For your own picture put **Load Image** in the place of *Example Picture
 
 def edges(weights: Weights) -> Template:
     name = "ControlNet with Edges in 4 Steps"
-    parts = Controlled(weights, weights.student, "house.png", weights.prompts[3])
+    parts = Controlled(weights, weights.student, COTTAGE, weights.prompts[3])
     sampler = lcm(parts.loaded.model["MODEL"], parts.applied["positive"], parts.size["latent"], 3)
     says = f"The new picture has the edges of the given one and the colours of the prompt. {_STRENGTH}"
     says += f" {_OWN}" if weights is NANO else ""
@@ -92,8 +92,8 @@ def edges(weights: Weights) -> Template:
 def edges_of_base(weights: Weights) -> Template:
     name = "ControlNet on the Base Model"
     shape = weights.wide if weights is NANO else (0, 0)
-    prompt = "a boat on a lake below red mountains at sunset, the sun on the right"
-    parts = Controlled(weights, weights.base, "boat.png", prompt, shape, unconditional=NULL)
+    prompt = "a lighthouse to the left of two boats on a lake below red mountains at sunset, the sun on the left"
+    parts = Controlled(weights, weights.base, LIGHTHOUSE, prompt, shape, unconditional=NULL)
     if weights is RELEASED:  # the file of the control holds its base, too
         base = parts.loaded.model
         parts.loaded.files.remove(weights.base)
@@ -120,8 +120,8 @@ def any_hint() -> Template:
     parts = AnyHint(
         NANO,
         NANO.student,
-        "boat.png",
-        "a boat on a lake below white mountains at night, the moon on the right",
+        LIGHTHOUSE,
+        "a lighthouse to the left of two boats on a lake below white mountains at night, the moon on the left",
         NANO.wide,
     )
     sampler = lcm(parts.loaded.model["MODEL"], parts.applied["positive"], parts.size["latent"], 8)

@@ -11,8 +11,6 @@ from .pictures import named
 from .pieces import Loaded, decode, lcm, size, stacked, text
 from .weights import HUB, NANO, RELEASED
 
-_SIDE = 256
-
 
 def templates() -> Iterator[Template]:
     yield drawing()
@@ -22,7 +20,7 @@ def drawing() -> Template:
     name = "Live Drawing"
     loaded = Loaded(NANO, NANO.student)
     control = loaded.more("ControlNetLoader", "control_net_name", NANO.control, 148)
-    sheet = Node("PixArtDeltaLiveCanvas", 420, {"drawing": sketch(), "size": _SIDE})
+    sheet = Node("PixArtDeltaLiveCanvas", 420, {"drawing": sketch(), "size": NANO.side})
     prompt = text(loaded, "a sunset landscape with the sun on the right, blue mountains and a lake")
     edges = Node("PixArtDeltaHEDPreprocessor", 220, {"hed_name": NANO.hed}, {"image": sheet["IMAGE"]})
     links = {

@@ -24,8 +24,10 @@ from .pieces import (
 )
 from .weights import NANO, RELEASED, Weights
 
-STYLE = "bundled/nano (sepia)"
+COTTAGE, LIGHTHOUSE = "cottage.png", "lighthouse.png"
+STYLE = "bundled/nano 256 (sepia)"
 NULL = "learned null caption"
+_THE_COTTAGE = "a red house to the left of two fir trees on deep snow below"
 
 
 def templates() -> Iterator[Template]:
@@ -160,8 +162,8 @@ _OWN = "For your own picture put **Load Image** in the place of *Example Picture
 def image_to_image() -> Template:
     name = "Image to Image"
     loaded = Loaded(NANO, NANO.student)
-    picture = example("house.png")
-    prompt = text(loaded, "a house on green grass below blue mountains at daybreak, the sun on the left")
+    picture = example(COTTAGE)
+    prompt = text(loaded, f"{_THE_COTTAGE} blue mountains at sunset, the sun on the right, clouds above")
     latent = Node("VAEEncode", 56, {}, {"pixels": picture["IMAGE"], "vae": loaded.vae["VAE"]})
     sampler = lcm(loaded.model["MODEL"], prompt["positive"], latent["LATENT"], 4, denoise=0.75)
     decoded = decode(sampler, loaded)
@@ -183,11 +185,11 @@ def image_to_image() -> Template:
 def inpainting() -> Template:
     name = "Inpainting"
     loaded = Loaded(NANO, NANO.student)
-    picture = example("house.png")
-    white = Node("SolidMask", 118, {"value": 1.0, "width": 128, "height": 128}, title="All of the picture")
-    prompt = text(loaded, "a house on deep snow below white mountains at night, the moon on the right")
+    picture = example(COTTAGE)
+    white = Node("SolidMask", 118, {"value": 1.0, "width": NANO.side, "height": NANO.side}, title="All of the picture")
+    prompt = text(loaded, f"{_THE_COTTAGE} white mountains at night, the moon on the right, clouds above")
     latent = Node("VAEEncode", 56, {}, {"pixels": picture["IMAGE"], "vae": loaded.vae["VAE"]})
-    mask = Node("FeatherMask", 148, {"left": 64}, {"mask": white["MASK"]}, title="Less of it on the left")
+    mask = Node("FeatherMask", 148, {"left": NANO.side // 2}, {"mask": white["MASK"]}, title="Less of it on the left")
     links = {"samples": latent["LATENT"], "mask": mask["MASK"]}
     masked = Node("SetLatentNoiseMask", 56, {}, links)
     sampler = lcm(loaded.model["MODEL"], prompt["positive"], masked["LATENT"], 2)
@@ -214,7 +216,7 @@ def draft_and_pick() -> Template:
     loaded = Loaded(NANO, NANO.student)
     seed = Node("PrimitiveInt", 86, {"value": 21}, title="Seed of both", labels={"value": "seed"})
     prompt, shape = text(loaded, NANO.prompts[0]), size(NANO, batch=16)
-    draft = lcm(loaded.model["MODEL"], prompt["positive"], shape["latent"], 21, steps=1)
+    draft = lcm(loaded.model["MODEL"], prompt["positive"], shape["latent"], 21, steps=2)
     pick = Node("LatentFromBatch", 92, {"batch_index": 2}, {"samples": draft["LATENT"]}, title="Pick (from 0)")
     pick.labels["batch_index"] = "pick (from 0)"
     # From the draft and not from its noise: of that, four steps make another picture (docs/measured.md).
@@ -225,7 +227,7 @@ def draft_and_pick() -> Template:
     sheet = Node("PreviewImage", 380, {}, {"images": drafts["IMAGE"]}, title="16 drafts")
     saved = save(decoded, "draft_and_pick", 380)
     says = (
-        "Sixteen drafts in **one** step each; the one you pick is drawn on in **four** steps. Run, look, write the "
+        "Sixteen drafts in **two** steps each; the one you pick is drawn on in **four** steps. Run, look, write the "
         "number of a draft into *Pick* (they count from 0, row by row; *length* 2 takes the next one, too), run again: "
         "the drafts come from memory. *denoise* 0.5 keeps the draft's composition, more changes it. A new seed gives "
         "sixteen others."

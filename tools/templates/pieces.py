@@ -111,12 +111,11 @@ def result(decoded: Node, saved: Node, about: Node) -> list[Column]:
     ]
 
 
-_SMALL = (
-    "As shipped this runs the small *nano* model that comes with the extension: 128 px landscapes from prompts such "
-    "as the "
-    "one here (time of day; mountains in green, blue, red, grey or white; lake, meadow, desert or snow; a house, "
-    "trees or a "
-    "boat; sun or moon left or right)."
+_NANO = (
+    "As shipped this runs the small *nano* model that comes with the extension: 256 px landscapes from prompts such as "
+    "the one here (time of day; mountains in green, blue, red, grey or white; lake, meadow, desert or snow; up to five "
+    "houses, trees, tents, sheep or boats, left or right of one another; clouds, a rainbow, northern lights, balloons; "
+    "sun or moon left or right)."
 )
 
 
@@ -124,7 +123,7 @@ def about(title: str, says: str, loaded: Loaded, height: int, real: str = "") ->
     """The note of a template: what it does, then what to download, or where the same is with the released weights."""
     if loaded.weights is NANO:
         more = f"For real pictures open the template *{real}*, which offers the downloads." if real else ""
-        return note(title, f"{says}\n\n{_SMALL}\n\n{more}\n", height)
+        return note(title, f"{says}\n\n{_NANO}\n\n{more}\n", height)
     files = "\n".join(file.line() for file in loaded.files)
     return note(
         title,

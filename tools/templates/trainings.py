@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from .layout import Column, Group, Node, Template, note
 from .pictures import named
 from .pieces import NARROW, PROMPT, SAMPLER, asked, decode, ksampler, lcm, loader, result, save, size, stacked, text
-from .weights import HUB, NANO, RELEASED
+from .weights import HUB, RELEASED, SMALL
 
 _TRAINING = 800
 """Height of a training node, with room for the longest text that it shows of its job."""
@@ -68,7 +68,7 @@ def templates() -> Iterator[Template]:
 
 
 def training(number: int, name: str, kind: str, job: str, says: str, hints: bool = False, **own) -> Template:
-    values = {"name": "nano scenes with edges" if hints else "nano scenes", "hints": NANO.hed if hints else "none"}
+    values = {"name": "nano scenes with edges" if hints else "nano scenes", "hints": SMALL.hed if hints else "none"}
     dataset = scenes(610, **values)
     settings = quick(name=job, steps=90, batch_size=8, **own)
     height = _TRAINING + 24 * ("lora_rank" in own)  # one input more
@@ -94,7 +94,7 @@ def scenes(height: int, **values) -> Node:
 def quick(**own) -> dict:
     """Settings of a training that takes a minute or two."""
     common = {
-        "base": NANO.base,
+        "base": SMALL.base,
         "samples_with": "bundled/nano",
         "sample_every": 30,
         "precision": "fp32",
@@ -115,7 +115,7 @@ def watch(train: Node) -> tuple[Node, Node, Node]:
 def make_fast() -> Template:
     name = "Make Your Model Fast"
     values = {
-        "base": NANO.base,
+        "base": SMALL.base,
         "prompts": "\n".join(_PROMPTS),
         "models": "bundled/nano",
         "name": "drawn by the base",
@@ -160,10 +160,10 @@ def teach() -> Template:
     status = Node("PixArtDeltaTrainingStatus", 238, {}, {"job": train["job"]})
     samples = Node("PreviewImage", 188, {}, {"images": status["samples"]}, title="Samples")
     trained = Node("PixArtDeltaTrainedResult", 340, {}, {"job": train["job"]})
-    clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
-    vae = loader("VAELoader", "vae_name", NANO.vae, 104)
+    clip = loader("TextEncoderLoader", "text_encoder_name", SMALL.text_encoder, 186)
+    vae = loader("VAELoader", "vae_name", SMALL.vae, 104)
     loaded = SimpleNamespace(model=trained, clip=clip, vae=vae)
-    prompt, shape = text(loaded, NANO.prompts[1], unconditional="learned null caption"), size(NANO)
+    prompt, shape = text(loaded, SMALL.prompts[1], unconditional="learned null caption"), size(SMALL)
     sampler = ksampler(trained["MODEL"], prompt["positive"], prompt["negative"], shape["latent"], 5)
     decoded = decode(sampler, loaded)
     saved = save(decoded, "taught", 300)
@@ -215,11 +215,11 @@ def _training_note(says: str, hints: bool) -> str:
 def use_trained() -> Template:
     name = "Use What You Trained"
     trained = Node("PixArtDeltaTrainedResult", 340, {})
-    clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
-    vae = loader("VAELoader", "vae_name", NANO.vae, 104)
+    clip = loader("TextEncoderLoader", "text_encoder_name", SMALL.text_encoder, 186)
+    vae = loader("VAELoader", "vae_name", SMALL.vae, 104)
 
     loaded = SimpleNamespace(model=trained, clip=clip, vae=vae)
-    prompt, shape = text(loaded, NANO.prompts[0]), size(NANO, batch=4)
+    prompt, shape = text(loaded, SMALL.prompts[0]), size(SMALL, batch=4)
     sampler = lcm(trained["MODEL"], prompt["positive"], shape["latent"], 7)
     decoded = decode(sampler, loaded)
     saved = save(decoded, "trained")
@@ -249,10 +249,10 @@ def watch_it_learn() -> Template:
     settings = quick(name="watched", steps=90, batch_size=8, learning_rate=0.0003, guidance=3.0) | {"sample_every": 15}
     train = Node("PixArtDeltaTrainLCD", 900, settings, {"dataset": dataset["dataset"]})
     trained = Node("PixArtDeltaTrainedResult", 340, {"follow": True}, {"job": train["job"]})
-    clip = loader("TextEncoderLoader", "text_encoder_name", NANO.text_encoder, 186)
-    vae = loader("VAELoader", "vae_name", NANO.vae, 104)
+    clip = loader("TextEncoderLoader", "text_encoder_name", SMALL.text_encoder, 186)
+    vae = loader("VAELoader", "vae_name", SMALL.vae, 104)
     loaded = SimpleNamespace(model=trained, clip=clip, vae=vae)
-    prompt, shape = text(loaded, NANO.prompts[0]), size(NANO, batch=4)
+    prompt, shape = text(loaded, SMALL.prompts[0]), size(SMALL, batch=4)
     sampler = lcm(trained["MODEL"], prompt["positive"], shape["latent"], 7)
     sampler.after = "fixed"
     decoded = decode(sampler, loaded)

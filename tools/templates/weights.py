@@ -1,4 +1,4 @@
-"""What the templates load: the bundled nano family, or the released weights.
+"""What the templates load: one of the bundled nano families, or the released weights.
 
 The addresses here are the only ones in the project that name a host to download from. They could not be tried where
 this is developed; ComfyUI's dialog on missing models offers them.
@@ -56,6 +56,28 @@ class Weights:
 
 NANO = Weights(
     suffix="",
+    student="bundled/nano 256 (student)",
+    base="bundled/nano 256 (base)",
+    text_encoder="bundled/nano 256",
+    vae="bundled/nano 256",
+    lora="bundled/nano 256 (LCM-LoRA)",
+    control="bundled/nano 256 (HED ControlNet)",
+    hed="bundled/nano (HED)",
+    side=256,
+    wide=(320, 192),
+    bins="off",
+    prompts=(
+        "two sailing boats on a calm lake below red mountains at sunset, the sun on the left, with clouds in the sky",
+        "a small red house to the left of three fir trees on a grassy field, blue mountains in the distance, at "
+        "daybreak, the sun on the right",
+        "three tents on deep snow below grey mountains at night, the moon on the right, green northern lights above",
+        "a small red house to the left of two fir trees on deep snow below white mountains at night, the moon on the "
+        "right, clouds above",
+    ),
+)
+# The family of 128 px: a training on it takes a minute or two on a CPU.
+SMALL = Weights(
+    suffix="",
     student="bundled/nano (student)",
     base="bundled/nano (base)",
     text_encoder="bundled/nano",
@@ -69,8 +91,6 @@ NANO = Weights(
     prompts=(
         "a sailing boat on a calm lake in front of red mountains at sunset, the sun on the left",
         "a small red house on a grassy field, blue mountains, at daybreak, the sun on the right",
-        "three trees on deep snow below grey mountains at night, the moon on the right",
-        "a house on deep snow below white mountains at night, the moon on the left",
     ),
 )
 

@@ -42,21 +42,20 @@ _DECODER = {128: 0, 256: 3600}
 """Steps in which its decoder goes on alone: 0.4 dB."""
 HALF = {128: False, 256: True}
 """Whether the base learns at half the side first, where a step costs a fifth; PixArt-α goes from 256 to 1024 px so."""
-_LEARNT: dict[int, dict[str, Any]] = {128: {}, 256: {"optimizer": "muon", "learning_rate": 3e-3}}
-"""How a base learns, where not as its recipe says, with which the family of 128 px was made."""
-_GROWN = {
-    "optimizer": "muon",
-    "learning_rate": 2e-3,
-    "snr_weight_cap": 20,
-    "steps": 1200,
-    "ema_decay": 0.998,
-    "seed": 2,
-}
-"""What the base then learns at the whole side, where the same timestep leaves more of the composition to be seen."""
-_DETAIL: dict[int, dict[str, Any]] = {
+_MUON = {"optimizer": "muon", "learning_rate": 2e-3}
+CHANGES: dict[int, dict[str, dict[str, Any]]] = {
     128: {},
-    256: {"optimizer": "muon", "learning_rate": 2e-3, "snr_weight_cap": 5, "steps": 6000},
+    256: {
+        "base": _MUON | {"learning_rate": 3e-3},
+        # At the whole side the same timestep leaves more of the composition to be seen.
+        "grown": _MUON | {"snr_weight_cap": 20, "steps": 1200, "ema_decay": 0.998, "seed": 2},
+        "detail": _MUON | {"snr_weight_cap": 5, "steps": 4000},
+        "student": {"steps": 1200},
+        "lora": {"steps": 400},
+        "control": {"optimizer": "muon", "copy_blocks": 3, "steps": 3500},
+    },
 }
+"""What trainings do otherwise than their recipes say, with which the family of 128 px was made."""
 WORLD = {128: 1, 256: 2}
 """Shown at a resolution unless another world is asked for."""
 TOKENS = {1: 40, 2: 64}
@@ -209,15 +208,13 @@ class Plan:
     def _networks(self) -> Iterator[Part]:
         """The base in two runs or three, and three networks that are made of it."""
         resolution = self.settings.resolution
-        model = {"model": json.dumps(self._recipe("nano_teacher")["model"] | MODELS[resolution])} | _LEARNT[resolution]
+        model = {"model": json.dumps(self._recipe("nano_teacher")["model"] | MODELS[resolution])}
         first = "base"
         yield self._training(first, 3, "finetune", "nano_teacher", model, on_half=HALF[resolution])
         if HALF[resolution]:
-            grown = {"base": self._export(first)} | _GROWN
-            first = "grown"
+            first, grown = "grown", {"base": self._export(first)}
             yield self._training(first, 4, "finetune", "nano_teacher_detail", grown)
-        detail = {"base": self._export(first)} | _DETAIL[resolution]
-        yield self._training("detail", 5, "finetune", "nano_teacher_detail", detail)
+        yield self._training("detail", 5, "finetune", "nano_teacher_detail", {"base": self._export(first)})
         base = {"base": self._export("detail")}
         yield self._training("student", 6, "lcd", "nano_student", base)
         yield self._training("lora", 6, "lcm-lora", "nano_lcm_lora", base)
@@ -255,6 +252,7 @@ class Plan:
         self, name: str, wave: int, command: str, recipe: str, values: dict[str, Any], on_half: bool = False
     ) -> Part:
         """A run by its recipe, with other `values`; a rehearsal's is shorter in everything that counts steps."""
+        values = values | CHANGES[self.settings.resolution].get(name, {})
         known = self._recipe(recipe) | values
         values = values | {"data": self.work / ("features_half" if on_half else "features"), "run": self.work / name}
         if command in _IN_PRECISION and self.settings.precision != known["precision"]:
