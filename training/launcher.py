@@ -8,11 +8,14 @@ never ComfyUI's, since torch and accelerate look nowhere else.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
+import sys
 import zlib
 from collections.abc import MutableMapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 from .settings import ConfigError
 
@@ -72,6 +75,20 @@ def adopt(environment: Environment = os.environ) -> int:
 def take_the_one_device(environment: Environment = os.environ) -> None:
     """Use the only GPU there is: a cluster shows each process its own, whatever the process's number on the host."""
     environment["LOCAL_RANK"] = "0"
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; where it was one of several, without taking Python apart.
+
+    DDP keeps Gloo's threads alive to the end (torch 2.14), and one that still lets go of a tensor while Python is taken
+    apart aborts the process: a launcher then calls a training failed that is done and saved.
+    """
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def alone(environment: Environment) -> dict[str, str]:

@@ -29,4 +29,5 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):  # file names may hold what a console, or no encoding at all, can show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(importlib.import_module(f"{NAME}.training.cli").main())
+    code = importlib.import_module(f"{NAME}.training.cli").main()
+    importlib.import_module(f"{NAME}.training.launcher").leave(code)

@@ -74,6 +74,29 @@ def test_a_job_of_the_server_is_alone(monkeypatch):
     assert launcher.adopt(process.environment("cpu")) == 1
 
 
+@pytest.mark.parametrize(("processes", "taken_apart"), [("1", True), ("2", False)])
+def test_one_of_several_leaves_before_python_is_taken_apart(processes, taken_apart):
+    """Where threads of Gloo's end it with an abort; what was registered for the end, and output, are not lost."""
+    code = """
+import atexit, sys
+from pixart_delta.training.launcher import leave
+
+class Held:
+    def __del__(self): print("taken apart", file=sys.__stdout__)
+
+held = Held()
+atexit.register(print, "the end")
+leave(3)
+"""
+    start = f"import runpy; runpy.run_path({str(ROOT / 'training/train.py')!r}); exec({code!r})"
+    ended = subprocess.run(
+        [sys.executable, "-c", start], env=_clean() | {"WORLD_SIZE": processes}, capture_output=True, text=True
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert ended.stdout.split("\n")[: 1 + taken_apart] == ["the end"] + ["taken apart"] * taken_apart, ended.stderr
+    assert ("taken apart" in ended.stdout) == taken_apart
+
+
 @pytest.fixture
 def accelerate(monkeypatch):
     """connect(kind, processes, …) beside an accelerate that says so."""
