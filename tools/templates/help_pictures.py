@@ -1,4 +1,4 @@
-"""The pictures of nodes on the help pages, made in ComfyUI's editor: python -m tools.templates.wirings [FOLDER].
+"""Pictures of the help pages, made in ComfyUI's editor: python -m tools.templates.help_pictures [FOLDER].
 
 A template that draws is shown after a run, one that trains as it opens; nodes that no template has stand in a small
 graph of their own. Also what previews show: each step's of one run, by either of ComfyUI's ways.
@@ -7,6 +7,7 @@ graph of their own. Also what previews show: each step's of one run, by either o
 from __future__ import annotations
 
 import io
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from PIL import Image
 
 from ..comfy_server import ROOT
 from ..screenshots import OPEN, SETTLED, browser_beside_server, open_page, run
-from ..workflow_api import load_workflow
+from ..workflow_api import load_workflow, to_api
 from .layout import Column, Group, Node, Template, build
 from .pieces import loader
 from .thumbnails import file
@@ -32,6 +33,7 @@ _WIDE = 320
 """Of the columns of small graphs, in which names of files can be read."""
 EDGE = 24
 """Units of the canvas around the nodes."""
+_PREVIEW = 200
 _WINDOW = (1500, 1000)
 _SHOW = """(edge) => {
     const {canvas, graph} = app, within = canvas.canvas.getBoundingClientRect();
@@ -85,10 +87,12 @@ def pictures(folder: Path) -> Iterator[tuple[str, Image.Image]]:
         for name, number in (DRAWN | OPENED).items():
             workflow = load_workflow(file(number).with_suffix(".json"))
             workflow["extra"]["linearMode"] = False
-            yield name, _shown(page, workflow, server if name in DRAWN else None)
+            yield f"wiring_{name}", _shown(page, workflow, server if name in DRAWN else None)
         schemas = server.object_info()
         for name, template in small():
-            yield name, _shown(page, build(template, schemas), None)
+            yield f"wiring_{name}", _shown(page, build(template, schemas), None)
+        page.close()
+        yield "previews", _previews(server)
 
 
 def _shown(page, workflow: dict, server) -> Image.Image:
@@ -105,12 +109,27 @@ def _shown(page, workflow: dict, server) -> Image.Image:
     return picture
 
 
+def _previews(server) -> Image.Image:
+    """A row for each of ComfyUI's ways, of the same run."""
+    graph = to_api(load_workflow(file(1).with_suffix(".json")), server.object_info())
+    rows = []
+    for method in ("latent2rgb", "taesd"):
+        server.post("/free", {"free_memory": True})  # else nothing runs a second time
+        made = server.prompt(graph, extra_data={"preview_method": method})
+        shown = [data for _, kind, data in made.events if kind == "preview"]
+        rows.append([Image.open(io.BytesIO(data)).convert("RGB") for data in (*shown, *made.images)])
+    sheet = Image.new("RGB", (len(rows[0]) * _PREVIEW, len(rows) * _PREVIEW))
+    for (y, row), x in itertools.product(enumerate(rows), range(len(rows[0]))):
+        sheet.paste(row[x].resize((_PREVIEW, _PREVIEW), Image.Resampling.BICUBIC), (x * _PREVIEW, y * _PREVIEW))
+    return sheet
+
+
 def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else IMAGES
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as base:
         for name, picture in pictures(Path(base)):
-            path = folder / f"wiring_{name}.webp"
+            path = folder / f"{name}.webp"
             picture.save(path, quality=85, method=6)
             print(path, picture.size, flush=True)
 
