@@ -25,6 +25,7 @@ from ...pixart_core.t5 import T5_VOCABULARY
 from ...pixart_core.text import find_text_encoder
 from ...pixart_core.tokenizer import load_tokenizer
 from ...pixart_core.weightfile import WeightFile, open_weights
+from .family import READER, mark
 from .prompt import cut_tokens, prompt_text
 
 _SCALES: dict[str, dict[str, Any]] = {
@@ -60,6 +61,19 @@ class T5Tokenizer(comfy.sd1_clip.SDTokenizer):
         return [cut_tokens(tokens, self)]
 
 
+class T5(comfy.text_encoders.pixart_t5.PixArtT5XXL):
+    """ComfyUI's PixArt text encoder, whose conditioning says who read it."""
+
+    mark = ""
+    """See `family.mark`."""
+
+    def encode_token_weights(self, token_weight_pairs) -> tuple:
+        out = super().encode_token_weights(token_weight_pairs)
+        if not self.mark:
+            return out
+        return (*out[:2], {**(out[2] if len(out) > 2 else {}), READER: self.mark})
+
+
 def load_clip(path: str, quantization: str = "none", disable_dynamic: bool = False):
     """A CLIP that holds a T5 encoder of any width, from a file or a transformers folder.
 
@@ -80,6 +94,7 @@ def load_clip(path: str, quantization: str = "none", disable_dynamic: bool = Fal
     parameters = comfy.utils.calculate_parameters(state)
     dtype = state["encoder.final_layer_norm.weight"].dtype
     dtype = torch.bfloat16 if dtype == torch.float32 and parameters > 10**9 else dtype
+    reader = mark(state["shared.weight"])
     options = {"t5xxl_model_config": shape, "dtype": dtype}
     if quantization == "8-bit" and not _is_quantized(state):
         state = _quantize(weights, state)
@@ -91,7 +106,7 @@ def load_clip(path: str, quantization: str = "none", disable_dynamic: bool = Fal
             clip_name="t5xxl",
             tokenizer=functools.partial(T5Tokenizer, _tokenizer_folder(path, shape), shape["d_model"]),
         ),
-        comfy.text_encoders.pixart_t5.PixArtT5XXL,
+        T5,
     )
     clip = comfy.sd.CLIP(
         target,
@@ -101,6 +116,7 @@ def load_clip(path: str, quantization: str = "none", disable_dynamic: bool = Fal
         model_options=options,
         disable_dynamic=disable_dynamic,
     )
+    clip.cond_stage_model.mark = reader
     clip.patcher.cached_patcher_init = (_load_clip_patcher, (path, quantization))
     return clip
 

@@ -93,6 +93,12 @@ def locate(kind: str, name: str) -> str:
     return path
 
 
+def name_of(kind: str, path: Path) -> str:
+    """How `names` calls a file or folder; its path, if it is in no list."""
+    known = {**_found(kind), **_bundled(kind)}
+    return next((name for name, place in known.items() if Path(place).resolve() == path.resolve()), str(path))
+
+
 def first_usable(kind: str, use: str = "") -> str | None:
     """The first entry of `names` that is, going by its content, what it is listed as; those with PixArt in their name
     are looked at before others, and no more than a few. None if there is none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...pixart_core.lcm import MAX_STEPS, lcm_timesteps, require_finite, sample_lcm
+from .family import SOURCE, name_other_reader
 from .graphs import GRAPHS_OFF
 from .model import diffusion_model, noise_table, seems_lcm
 from .ui import say_once
@@ -165,6 +167,7 @@ def _check_sampling(executor, guider, sigmas, extra_args, callback, noise, *rest
         warnings += _size_warnings(diffusion_model(model).config.input_size, *noise.shape[-2:])
     for warning in warnings:
         say_once("Warning: " + warning, logging.WARNING)
+    name_other_reader(model.get_attachment(SOURCE), itertools.chain.from_iterable(guider.conds.values()))
     return require_finite(executor(guider, sigmas, extra_args, callback, noise, *rest, **kwargs))
 
 

@@ -36,6 +36,7 @@ from ...pixart_core.schedule import alphas_cumprod
 from ...pixart_core.weightfile import open_weights
 from .attention import attention_for
 from .conds import aspect_ratio, caption_conds, size_conds
+from .family import SOURCE
 from .graphs import forget_graphs, may_replay, with_graphs
 from .hint import with_ready_hints
 from .patches import BlockPatches, compares_sides, without_effect
@@ -218,6 +219,7 @@ def load_model(path: str, dtype: str = "default", disable_dynamic: bool = False)
     model.diffusion_model.load_state_dict(state, strict=True, assign=patcher.is_dynamic())
     patcher.cached_patcher_init = (load_model, (path, dtype))
     patcher.set_attachments(DISTILLED, seems_distilled(path))
+    patcher.set_attachments(SOURCE, path)
     patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "pixart_delta_hints", with_ready_hints)
     patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "pixart_delta_graphs", with_graphs)
     patcher.add_callback_with_key(CallbacksMP.ON_DETACH, "pixart_delta_graphs", forget_graphs)

@@ -16,6 +16,7 @@ from ...pixart_core.identify import FileInfo
 from ...pixart_core.preview import COLOURS, preview_colours, taesd_decoder
 from ...pixart_core.saving import save_weights
 from ...pixart_core.vae import load_vae
+from .family import part_of
 from .files import BUNDLE
 
 _NANO_CAPTION_CHANNELS = 64
@@ -54,7 +55,7 @@ def latent_format(config: PixArtConfig, info: FileInfo) -> comfy.latent_formats.
         CheckpointError: if the file describes its colours, and they are none.
     """
     if colours := preview_colours(info):
-        return FamilyLatent(colours[COLOURS], _family_vae(info.path))
+        return FamilyLatent(colours[COLOURS], part_of(info.path, "vae"))
     if config.caption_channels == _NANO_CAPTION_CHANNELS:  # files of the bundled family are older than `COLOURS`
         return FamilyLatent(_NANO, BUNDLE / "nano" / "vae")
     return comfy.latent_formats.SD15()
@@ -63,12 +64,6 @@ def latent_format(config: PixArtConfig, info: FileInfo) -> comfy.latent_formats.
 def described(form: comfy.latent_formats.LatentFormat) -> dict[str, Any]:
     """What a file of a model with this latent format has to say for `latent_format` to know it again."""
     return {COLOURS: form.colours} if isinstance(form, FamilyLatent) and form.colours != _NANO else {}
-
-
-def _family_vae(path: Path) -> Path | None:
-    """The autoencoder of the pipeline folder that a model lies in: beside its folder, or in it."""
-    places = (folder / "vae" for folder in (path.parent, path.parent.parent))
-    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 def _offered_decoder(vae: Path) -> str | None:

@@ -28,6 +28,30 @@ def check_text_encoder_equals_transformers(s: Setup) -> None:
     assert type(linear.weight).__name__ == "QuantizedTensor" or type(linear.weight.data).__name__ == "QuantizedTensor"
 
 
+def check_a_prompt_that_another_familys_encoder_read_is_named(s: Setup) -> None:
+    """Both bundled families' encoders are equally wide. Of a model outside a pipeline folder nothing is known."""
+    family, said = s.part("nodes.bridge.family"), mock.Mock()
+    latent, models = s.sampling.empty_latent(64, 64, 1), ROOT / "models"
+    elsewhere = s.family.parent / "elsewhere" / "of_nobody_knows_what.safetensors"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes((models / "nano" / "base" / "pixart_nano_base.safetensors").read_bytes())
+    places = {"nano256/transformer": "nano256", "nano/base/pixart_nano_base.safetensors": "nano", elsewhere: ""}
+    for reader, quantization in (("nano", "none"), ("nano256", "8-bit")):
+        clip = s.part("nodes.bridge.clip").load_clip(str(models / reader / "text_encoder"), quantization)
+        stock = clip.encode_from_tokens_scheduled(clip.tokenize("a lake"))
+        ours, _ = s.part("nodes.bridge.prompt").encode_prompts(clip, "a lake", "", 0, 0, False)
+        for place, own in places.items():
+            model = s.sampling.watch_sampling(s.load(str(models / place), "float32"))
+            for positive in (stock, ours):
+                said.reset_mock()
+                with mock.patch.object(family, "say_once", said):
+                    s.sampling.run_lcm(model, positive, latent, 3, 1, "diffusers")
+                texts = [call.args[0] for call in said.call_args_list]
+                assert bool(texts) == (own not in ("", reader)), (place, reader, texts)
+                name = {"nano": "bundled/nano", "nano256": "bundled/nano 256"}.get(own)
+                assert all(f"choose {name} in PixArt-δ Text Encoder Loader" in text for text in texts), texts
+
+
 def check_a_training_can_have_the_memory(s: Setup) -> None:
     """With free_memory, a training node leaves none of ComfyUI's models on the device before its job is queued."""
     from comfy import model_management

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.templates.thumbnails import file
 from tools.templates.help_pictures import DRAWN, IMAGES, OPENED, small
+from tools.templates.thumbnails import file
 
 ROOT = Path(__file__).resolve().parents[2]
 MADE = {*DRAWN, *OPENED, *(name for name, _ in small())}
