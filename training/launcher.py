@@ -83,7 +83,7 @@ def leave(code: int) -> NoReturn:
     DDP keeps Gloo's threads alive to the end (torch 2.14), and one that still lets go of a tensor while Python is taken
     apart aborts the process: a launcher then calls a training failed that is done and saved.
     """
-    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+    if os.environ.get("WORLD_SIZE", "1") in ("", "1"):  # as text: what is no number was refused by name before
         sys.exit(code)
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

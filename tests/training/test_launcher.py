@@ -97,6 +97,17 @@ leave(3)
     assert ("taken apart" in ended.stdout) == taken_apart
 
 
+def test_a_number_of_processes_that_is_none_is_one_clear_error(tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "training/train.py"),
+        "finetune",
+        *_arguments(settings("finetune", make_material(tmp_path), tmp_path / "run")),
+    ]
+    ended = subprocess.run(command, env=_clean() | {"WORLD_SIZE": "two"}, capture_output=True, text=True)
+    assert ended.returncode == 1 and "WORLD_SIZE is 'two'" in ended.stderr and "Traceback" not in ended.stderr
+
+
 @pytest.fixture
 def accelerate(monkeypatch):
     """connect(kind, processes, …) beside an accelerate that says so."""
