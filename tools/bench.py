@@ -42,6 +42,12 @@ def main() -> int:
     return 0 if all(status == 0 for _, _, status in rows) else 1
 
 
+def environment() -> dict[str, str]:
+    """For processes that import this project: with it before what PYTHONPATH names, such as packages brought along."""
+    named = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(named)}
+
+
 def run(name: str, path: Path, options: Sequence[str] = ()) -> tuple[str, float, int]:
     """One measurement in a process of its own, its output shown and kept: (name, seconds, exit status)."""
     print(f"\n=== {name} ===", flush=True)
@@ -53,7 +59,7 @@ def run(name: str, path: Path, options: Sequence[str] = ()) -> tuple[str, float,
         subprocess.Popen(
             [sys.executable, "-u", str(path), *options],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

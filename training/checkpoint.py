@@ -13,7 +13,7 @@ import reprlib
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..pixart_core.errors import CheckpointError, summary
 from ..pixart_core.saving import save_weights
 from ..pixart_core.textfile import parse_json
-from .config import TrainConfig, make_training
+from .config import LcdConfig, TrainConfig, make_training
 from .data.contents import current_path
 from .distribute import like, local, whole
 from .engine import Engine
@@ -149,8 +149,13 @@ def restore(path: str, base: str = "") -> tuple[Task, TrainConfig, RunDir, int]:
         file = newest.path
     settings = about["config"] | {"base": current_path("base", about["config"], run.path, base)}
     config = make_training(about["command"], settings)
-    task = make_task(config)
+    task = make_task(_without_beginning(config))
     return task, config, run, _load_weights(task, file)
+
+
+def _without_beginning(config: TrainConfig) -> TrainConfig:
+    """The settings without the file that a student began as, which is no longer needed, and may be gone."""
+    return replace(config, student="") if isinstance(config, LcdConfig) else config
 
 
 def _gather(engine: Engine) -> dict[str, Tensor]:

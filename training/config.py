@@ -83,8 +83,8 @@ class TrainConfig(Settings):
     compile: bool = setting(False, "torch.compile the networks", free=True)
     cuda_graph: bool = setting(
         False,
-        "on an NVIDIA GPU, without compile and with one process: capture a micro-batch of each size and replay it, for "
-        "small models, whose steps wait for Python; takes the memory of a micro-batch besides. It does not change "
+        "on an NVIDIA GPU with one process: capture a micro-batch of each size and replay it, for small models, whose "
+        "steps wait for Python; goes with compile; takes the memory of a micro-batch besides. It does not change "
         "numbers",
         free=True,
     )
@@ -185,6 +185,11 @@ class LcdConfig(DistillConfig):
 
     command: ClassVar[str] = "lcd"
 
+    student: str = path(
+        "checkpoint that the student begins as, in any layout that load_pixart reads: an LCM that knows few steps "
+        "already learns a base that was trained further, or other pictures, in far less time; empty = the base",
+        content=True,
+    )
     ema_decay: float = setting(
         0.95, "decay of the averaged weights, which are the target; 0 = the student itself", low=0.0, high=1.0
     )

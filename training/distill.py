@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..pixart_core.checkpoint import load_pixart
+from ..pixart_core.errors import summary
 from ..pixart_core.factory import Factory
 from ..pixart_core.functional import exactly, timestep_embedding
 from ..pixart_core.layers import ScalarEmbedder
 from ..pixart_core.lcm import DDIM_SKIP, DDIM_STEPS
 from ..pixart_core.model import PixArt
 from ..pixart_core.schedule import Weights, alphas_cumprod, consistency_weights, ddim_weights, noise_weights
-from .config import LcdConfig, LcmLoraConfig
+from .config import ConfigError, LcdConfig, LcmLoraConfig
 from .data.draws import Draws
 from .lora import WithoutLora, add_lora, lora_outline
 from .task import Outline, Task, count_parameters, mask_weight
@@ -181,13 +182,13 @@ class Lcd(Distillation):
 
     def __init__(self, config: LcdConfig):
         super().__init__(config)
-        student = load_pixart(config.base, torch.float32).train()
+        self.teacher = load_pixart(config.base, self.dtype).requires_grad_(False)
+        student = _beginning(config, self.teacher)
         if config.w_embedding:
             student.t_embedder = GuidedTimestepEmbedder(student.t_embedder)
-        self.set_model(student)
+        self.set_model(student.train())
         self.omegas = (config.w_min, config.w_max) if config.w_embedding else None
         """The range that ω is drawn from; None = it is always the same."""
-        self.teacher = load_pixart(config.base, self.dtype).requires_grad_(False)
         self.frozen = [self.teacher]
 
     def guidance(self, draws):
@@ -199,6 +200,24 @@ class Lcd(Distillation):
     def result(self, average=True):
         network = self.ema if average and self.ema is not None else self.model
         return network if self.omegas is None else with_fixed_guidance(network, self.omega)
+
+
+def _beginning(config: LcdConfig, teacher: PixArt) -> PixArt:
+    """What the student is before the first step.
+
+    Raises:
+        ConfigError: if it is of another shape than the teacher.
+    """
+    student = load_pixart(config.student or config.base, torch.float32)
+    own, wanted = ({name: tuple(each.shape) for name, each in net.named_parameters()} for net in (student, teacher))
+    if differing := [name for name in {**own, **wanted} if own.get(name) != wanted.get(name)]:
+        raise ConfigError(
+            f"student {config.student} is no model of the base's shape ({summary(differing)}): give one that was "
+            f"distilled from {config.base}, or from an earlier state of it"
+        )
+    if student.y_embedder.y_embedding is None:  # diffusers' layout leaves it out; what is exported has it
+        student.y_embedder.y_embedding = teacher.null_caption(1)[0].to(torch.float32, copy=True)
+    return student
 
 
 class LcmLora(Distillation):

@@ -140,9 +140,8 @@ class Engine:
         numbers = config.weight_decay, config.adam_beta2, config.adam_epsilon, task.dtype
         self.optimizer = make_optimizer(config.optimizer, self.parameters, config.learning_rate, *numbers)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=task.dtype == torch.float16)
-        alone = processes.count == 1 and not config.compile
         self.replayed: Replayed | None = None
-        if config.cuda_graph and alone and self.device.type == "cuda":
+        if config.cuda_graph and processes.count == 1 and self.device.type == "cuda":
             self.replayed = Replayed(self._run_micro_batch, self.parameters.values())
 
     @property

@@ -26,6 +26,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tools.bench import environment  # noqa: E402
+
 PARTS = Path(__file__).with_name("gpu_parts.py")
 PACKAGES = (
     "accelerate",
@@ -198,8 +202,7 @@ def _run(part: str, limit: float, rehearse: bool, folder: Path) -> dict:
     with tempfile.TemporaryDirectory(prefix="pixart_part_") as place:
         out = Path(place) / "figures.json"
         command = [sys.executable, "-u", str(PARTS), part, str(out), str(folder), *["--rehearse"] * rehearse]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        error = _run_within(command, environment, limit)
+        error = _run_within(command, limit)
         # What a part had measured before it failed or was ended counts.
         result = json.loads(out.read_text()) if out.is_file() else {}
     seconds = round(time.monotonic() - started, 1)
@@ -208,9 +211,9 @@ def _run(part: str, limit: float, rehearse: bool, folder: Path) -> dict:
     return {"seconds": seconds, **_partial(result), "error": "; ".join((error, *result.get("failed", ())))}
 
 
-def _run_within(command: list[str], environment: dict[str, str], limit: float) -> str:
+def _run_within(command: list[str], limit: float) -> str:
     """Run a part; what went wrong, or nothing."""
-    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) as process:
+    with subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True) as process:
         try:
             code = process.wait(limit)
             return f"ended with exit status {code}" if code else ""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import runpy
 import shutil
 import statistics
@@ -28,6 +27,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from tools.bench import environment  # noqa: E402
+
 NANO = ROOT / "models" / "nano"
 BEFORE = "87a0225"
 ARMS = {"fp32": "fp32", "fp16": "fp16, the default", "old": f"bf16 as it was ({BEFORE})"}
@@ -167,8 +169,7 @@ def train_all(runs: dict[str, Path], folder: Path, steps: int = 500, batch: int 
         values |= {"precision": precision, "steps": steps, "batch_size": batch, "warmup_steps": 50}
         values |= {"keep_checkpoints": 1, "checkpoint_every": 50, "log_every": 50, "tensorboard": "false"}
         words = [str(code(folder, arm)), precision, *(f"{name}={value}" for name, value in values.items())]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, __file__, "--one", *words], check=True, env=environment)
+        subprocess.run([sys.executable, __file__, "--one", *words], check=True, env=environment())
 
 
 def runs_of(folder: Path, arms: Sequence[str], seeds: int) -> dict[str, Path]:

@@ -15,6 +15,7 @@ from tests.bench import bench_gpu, bench_pipeline, gpu_parts
 from tests.bench.bench_pipeline import make_vae
 from tests.bench.gpu_bench import Bench
 from tests.training.runs_fixture import wait_until
+from tools.bench import environment
 
 RESULTS = {
     "about": {"device": "NVIDIA H100", "torch": "2.11", "rehearsal": False, "missing": []},
@@ -210,3 +211,10 @@ def test_every_part_can_be_run():
     assert all(callable(getattr(gpu_parts, part)) for part in bench_gpu.BOUNDS)
     readme = (bench_gpu.ROOT / "README.md").read_text(encoding="utf-8")
     assert all(mark in readme for mark in bench_gpu.MARKS)
+
+
+def test_packages_that_were_brought_along_are_found_by_every_part(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/brought")
+    assert environment()["PYTHONPATH"].split(os.pathsep) == [str(bench_gpu.ROOT), "/brought"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert environment()["PYTHONPATH"] == str(bench_gpu.ROOT)

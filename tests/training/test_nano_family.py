@@ -9,8 +9,8 @@ from pixart_delta.training.nano import family
 from pixart_delta.training.nano.family import FamilySettings, Maker, Plan
 
 
-def plan(tmp_path, **values) -> Plan:
-    return Plan(FamilySettings.make({"output": str(tmp_path / "nano"), **values}))
+def plan(tmp_path, has_gpu=False, **values) -> Plan:
+    return Plan(FamilySettings.make({"output": str(tmp_path / "nano"), **values}), has_gpu)
 
 
 @pytest.mark.parametrize("values", [{}, {"resolution": 256, "precision": "bf16"}, {"scale": 0.01}, {"world": 2}])
@@ -58,6 +58,21 @@ def test_a_plan_says_that_more_pixels_and_blocks_take_longer(tmp_path):
     assert large["base"] < 2 * small["base"]  # it learns at half the side, and then grows
     assert large["half"] == pytest.approx(small["features"]) and large["grown"] > small["base"]
     assert large["features"] == pytest.approx(4 * small["features"], rel=0.1)
+
+
+def test_a_gpu_takes_large_batches_and_minutes_for_each_part(tmp_path):
+    plain, large = (plan(tmp_path, has_gpu, resolution=256) for has_gpu in (False, True))
+    differing = [
+        one.name for one, other in zip(plain.parts, large.parts, strict=True) if one.commands != other.commands
+    ]
+    assert differing == ["detail", "student"]
+    assert max(part.seconds[1] for part in large.parts) < 420
+    told = {part.name: part.commands[0] for part in large.parts}
+    config = COMMANDS["finetune"].load(None, [text for text in told["detail"] if "=" in text])
+    assert (config.batch_size, config.precision, config.cuda_graph, config.snr_weight_cap) == (256, "bf16", True, 5)
+    assert plan(tmp_path, resolution=256, large="yes").parts == large.parts
+    assert plan(tmp_path, True, resolution=256, large="no").parts == plain.parts
+    assert plan(tmp_path, True).parts == plan(tmp_path).parts
 
 
 def test_a_resolution_that_no_family_has_is_refused():

@@ -189,6 +189,31 @@ def test_queries_keys_and_values_learn_apart_as_in_the_authors_training(base):
     assert sum(delta.key == "blocks.0.cross_attn.kv_linear.weight" for delta in deltas) == 2
 
 
+@pytest.mark.parametrize("layout", ["authors", "diffusers"])
+def test_a_student_begins_as_the_file_that_is_given(layout, base, tmp_path):
+    """Diffusers' layout has no null caption; what is trained on from it has the base's."""
+    begun = random_pixart(CONFIG, seed=5)
+    if layout == "diffusers":
+        begun.y_embedder.y_embedding = None
+    file = save_pixart(begun, tmp_path / ("s.safetensors" if layout == "authors" else "s"), layout, dtype=torch.float32)
+    task, teacher = make("lcd", base, student=str(file)), pc.load_pixart(base)
+    for network in (task.model, task.ema):
+        assert all(torch.equal(each, dict(begun.named_parameters())[name]) for name, each in network.named_parameters())
+        assert network.y_embedder.y_embedding is not None
+    assert all(
+        torch.equal(each, dict(teacher.named_parameters())[name]) for name, each in task.teacher.named_parameters()
+    )
+    if layout == "diffusers":
+        assert torch.equal(task.model.null_caption(1), teacher.null_caption(1))
+    assert task.loss(task.model, batch(), draws()).item() != make("lcd", base).loss(task.model, batch(), draws()).item()
+
+
+def test_a_student_of_another_shape_is_refused(base, tmp_path):
+    file = save_pixart(random_pixart(nano_config(depth=3)), tmp_path / "s.safetensors")
+    with pytest.raises(ConfigError, match=r"student .*s\.safetensors is no model of the base's shape \(.*blocks\.3"):
+        make("lcd", base, student=str(file))
+
+
 def test_guidance_embedding_starts_as_nothing_and_folds_into_the_bias(base):
     task = make("lcd", base, w_embedding=True)
     plain = pc.load_pixart(base)

@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from PIL import ImageFilter
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from ...pixart_core.hed import HED, fused, load_hed
+from ...pixart_core.pipeline import default_device
 from ...pixart_core.saving import save_weights
 from .learning import Learner, fast_half, muon
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
@@ -107,17 +109,31 @@ def see(net: HED, pixels: Tensor) -> list[Tensor]:
     return [side.float() for side in sides]
 
 
+class Scenes(Dataset):
+    """The scenes of every step from `start` on, each a function of the seed and its number alone."""
+
+    def __init__(self, seed: int, start: int, steps: int, count: int, resolution: int, world: int):
+        self.seed, self.numbers, self.count = seed, range(start, steps), count
+        self.resolution, self.world = resolution, world
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        rng = random.Random(f"{self.seed} {self.numbers[index]}")
+        return scene_batch(rng, self.count, resized(rng.choice(SIZES), self.resolution), WORLDS[self.world])
+
+
 def step_loss(
-    net: HED, rng: random.Random, batch: int, crops: Crops | None, resolution: int = 128, world: World = WORLDS[1]
+    net: HED, scenes: tuple[Tensor, Tensor], crops: tuple[Tensor, list[Tensor]] | None, device: torch.device
 ) -> Tensor:
-    """The loss of a batch of scenes alone, or of as many scenes as crops of photographs."""
-    scenes = batch if crops is None else (batch + 1) // 2
-    pictures, edges = scene_batch(rng, scenes, resized(rng.choice(SIZES), resolution), world)
+    """The loss of scenes with their boundaries, and of crops of photographs with their teacher's edges."""
+    pictures, edges = (each.to(device) for each in scenes)
     loss = deep_loss(see(net, pictures), edges)
     if crops is None:
         return loss
-    pictures, teacher = crops.batch(rng, batch - scenes)
-    return loss + distillation_loss(see(net, pictures), teacher, _FUSED)
+    pixels, teacher = crops
+    return loss + distillation_loss(see(net, pixels.to(device)), [each.to(device) for each in teacher], _FUSED)
 
 
 def train(
@@ -132,6 +148,7 @@ def train(
     world: int = 1,
     start: Path | None = None,
     hidden_rate: float = 0.015,
+    workers: int = 0,
 ) -> Path:
     """Train and save `output`/hed.safetensors in half precision; prints a line every `_EVERY` steps.
 
@@ -141,11 +158,13 @@ def train(
         resolution, world: of the scenes.
         widths: channels of the five blocks.
         start: a network to go on from, such as the bundled one, instead of chance; its channels count.
+        workers: processes that draw scenes; 0 = this one.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     net = build(widths) if start is None else fold_scale(load_hed(start).train(), 1 / _SCALE)
-    net = net.requires_grad_().to(memory_format=torch.channels_last)
+    device = default_device()
+    net = net.requires_grad_().to(device).to(memory_format=torch.channels_last)
     convolutions = [each for each in net.modules() if isinstance(each, nn.Conv2d)]
     outer = [each for each in convolutions if each.in_channels == 3 or each.out_channels == 1]
     learner = Learner(net, steps, file=output / "training.pt", optimizer=muon(net, learning_rate, hidden_rate, outer))
@@ -153,21 +172,24 @@ def train(
         scene_batch(random.Random(10_000 + index), 16, resized(size, resolution), WORLDS[world])
         for index, size in enumerate(SIZES)
     ]
-    began = time.perf_counter()
-    while learner.step < steps:
-        # Drawn by the number of the step, so that nothing random has to be kept.
-        loss = step_loss(net, random.Random(f"{seed} {learner.step}"), batch, crops, resolution, WORLDS[world])
+    began, count = time.perf_counter(), batch if crops is None else (batch + 1) // 2
+    drawn = Scenes(seed, learner.step, steps, count, resolution, world)
+    for scenes in DataLoader(drawn, batch_size=None, num_workers=workers):
+        # By the number of the step, so that nothing random has to be kept.
+        cut = None if crops is None else crops.batch(random.Random(f"{seed} {learner.step} crops"), batch - count)
+        loss = step_loss(net, scenes, cut, device)
         learner.update(loss)
         if learner.tells(_EVERY):
             with torch.no_grad():
-                scores = [f1(fused(net(pictures / _SCALE), edges.shape[-2:]), edges) for pictures, edges in held_out]
+                maps = [fused(net(pictures.to(device) / _SCALE), pictures.shape[-2:]).cpu() for pictures, _ in held_out]
+            scores = [f1(logits, edges) for logits, (_, edges) in zip(maps, held_out, strict=True)]
             print(
                 f"step {learner.step} loss {loss.item():.3f} F1 {sum(scores) / len(scores):.3f} "
                 f"{time.perf_counter() - began:.0f} s",
                 flush=True,
             )
             learner.save()
-    state = {name: tensor.half() for name, tensor in fold_scale(net).state_dict().items()}
+    state = {name: tensor.half().cpu() for name, tensor in fold_scale(net).state_dict().items()}
     return save_weights(state, output / "hed.safetensors")
 
 
@@ -192,6 +214,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--resolution", type=int, default=128, help="px of the square scenes")
     parser.add_argument("--world", type=int, choices=WORLDS, default=1, help="whose scenes")
     parser.add_argument("--widths", type=int, nargs=5, default=WIDTHS, help="channels of the five blocks")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0 = the one that trains")
     parser.add_argument("--start", type=Path, help="a HED to go on from, instead of chance; --widths are its own then")
     parser.add_argument("--teacher", type=Path, help="a full HED (ControlNetHED.pth), to learn photographs from")
     parser.add_argument("--photographs", type=Path, help="folder of pictures to learn on; needs --teacher")
