@@ -21,7 +21,7 @@ def drawing() -> Template:
     loaded = Loaded(NANO, NANO.student)
     control = loaded.more("ControlNetLoader", "control_net_name", NANO.control, 148)
     sheet = Node("PixArtDeltaLiveCanvas", 420, {"drawing": sketch(), "size": NANO.side})
-    prompt = text(loaded, "a sunset landscape with the sun on the right, blue mountains and a lake")
+    prompt = text(loaded, "a boat on a lake below blue mountains at sunset, the sun on the right")
     edges = Node("PixArtDeltaHEDPreprocessor", 220, {"hed_name": NANO.hed}, {"image": sheet["IMAGE"]})
     links = {
         "positive": prompt["positive"],
@@ -30,7 +30,7 @@ def drawing() -> Template:
         "image": edges["edges"],
         "vae": loaded.vae["VAE"],
     }
-    applied = Node("PixArtDeltaApplyControlNet", 252, {"strength": 0.6}, links)
+    applied = Node("PixArtDeltaApplyControlNet", 252, {"strength": 0.8}, links)
     shape = size(NANO)
     sampler = lcm(loaded.model["MODEL"], applied["positive"], shape["latent"], 3, steps=2)
     sampler.after = "fixed"  # Run shall not change the noise either
@@ -52,10 +52,10 @@ def _note(name: str) -> Node:
     edges = named(14, "ControlNet with Edges in 4 Steps", RELEASED)
     says = (
         "Draw on the sheet, and the picture follows. After each stroke the LCM model runs for 2 steps, from the same "
-        "noise (the **seed** is fixed), so that the picture does not flicker. **strength** 0.6 leaves the prompt some "
-        "freedom, 1 "
-        "holds to every line. Only *Preview Image* runs by itself: to keep a picture save it from there, or connect "
-        "*Save Image* and press **Run**. **live** off: only **Run** draws.\n\nFor real pictures, on a GPU, choose the "
+        "noise (the **seed** is fixed), so that the picture does not flicker. **strength** 0.8 leaves the prompt some "
+        "freedom, 1 holds to every line; what the prompt does not name is hardly drawn. Only *Preview Image* runs by "
+        "itself: to keep a picture save it from there, or connect *Save Image* and press **Run**. **live** off: only "
+        "**Run** draws.\n\nFor real pictures, on a GPU, choose the "
         f"released files in the loaders, as the template *{edges}* does ([{RELEASED.control.repository}]"
         f"({HUB}/{RELEASED.control.repository})), its *bins*, and 1024 as *size* of the sheet.\n"
     )

@@ -49,7 +49,8 @@ def held_out_prompts(count: int, resolution: int = 128, world: World = WORLDS[1]
 def hard_prompts(count: int, resolution: int = 128, world: World = WORLDS[1]) -> list[tuple]:
     """As `held_out_prompts`, of scenes with things that can be counted, and captions that say how many.
 
-    In the first world a house, three trees and a boat in turn; in the second two groups, one left of the other.
+    In the first world a house, three trees and a boat in turn; in the second several trees and several sheep, one
+    group left of the other.
     The first are the same whatever the count, and none has a combination of attributes that was ever trained on.
     """
     rng = random.Random(HARD_SEED)

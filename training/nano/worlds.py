@@ -70,9 +70,15 @@ def _hard_scene(rng: random.Random, index: int) -> tuple[Scene, str]:
     return scene, scenes.caption(scene, rng, _COUNTED)
 
 
+_MISCOUNTED = {"sheep", "tree"}
+"""What a good model still counts wrong in the second world."""
+
+
 def _hard_landscape(rng: random.Random, _index: int) -> tuple[Scene, str]:
-    scene = landscape.random_landscape(rng, held_out=True, groups=2)
-    return scene, landscape.caption(scene, rng)
+    while True:
+        scene = landscape.random_landscape(rng, held_out=True, groups=2)
+        if {group.kind for group in scene.groups} == _MISCOUNTED and all(group.count > 1 for group in scene.groups):
+            return scene, landscape.caption(scene, rng)
 
 
 def _marks(picture: Image.Image, scene: scenes.Scene) -> dict[str, bool]:
