@@ -65,7 +65,7 @@ def test_a_gpu_takes_large_batches_and_minutes_for_each_part(tmp_path):
     differing = [
         one.name for one, other in zip(plain.parts, large.parts, strict=True) if one.commands != other.commands
     ]
-    assert differing == ["detail", "student"]
+    assert differing == ["scenes", "detail", "student"]
     assert max(part.seconds[1] for part in large.parts) < 420
     told = {part.name: part.commands[0] for part in large.parts}
     config = COMMANDS["finetune"].load(None, [text for text in told["detail"] if "=" in text])

@@ -56,7 +56,9 @@ CHANGES: dict[int, dict[str, dict[str, Any]]] = {
     },
 }
 """What trainings do otherwise than their recipes say, with which the family of 128 px was made."""
-_FAST = {"cuda_graph": True, "compile": True, "workers": 12}
+_FAST = {"cuda_graph": True, "compile": True}
+_READERS = 12
+"""Processes that read for large batches at most, each a thousand pictures a second."""
 LARGE: dict[int, dict[str, dict[str, Any]]] = {
     128: {},
     256: {
@@ -67,7 +69,8 @@ LARGE: dict[int, dict[str, dict[str, Any]]] = {
         | {"batch_size": 128, "steps": 2700, "learning_rate": 6e-4, "warmup_steps": 50, "final_learning_rate": 0.01},
     },
 }
-"""What they do otherwise on top of that where a GPU has room for more pictures: ten times as many are seen."""
+"""What they do otherwise on top of that where a GPU has room for more: ten times as many pictures are seen, of twice as
+many."""
 _LARGE_STEP = {"detail": 0.04, "student": 0.09}
 """Seconds of such a step on one H200; of the student's in float32 a guess, with TF32 it took 0.048."""
 WORLD = {128: 1, 256: 2}
@@ -176,7 +179,9 @@ class Plan:
     def __init__(self, settings: FamilySettings, has_gpu: bool = False):
         self.settings, self.work = settings, settings.folder()
         is_large = settings.large == "yes" or settings.large == "auto" and has_gpu
-        self.large = LARGE[settings.resolution] if is_large else {}
+        self.cores = settings.workers or os.cpu_count() or 1
+        readers = {"workers": min(_READERS, self.cores)}
+        self.large = {name: each | readers for name, each in LARGE[settings.resolution].items()} if is_large else {}
         self.output = Path(settings.output)
         self.parts = [*self._material(), *self._networks(), *self._whole()]
 
@@ -198,10 +203,9 @@ class Plan:
     def _material(self) -> Iterator[Part]:
         """What the transformers are trained on, and the networks around them."""
         settings, family = self.settings, self.work / "family"
-        cores = settings.workers or os.cpu_count() or 1
         size = ("--resolution", settings.resolution)
-        drawn = (*size, "--workers", cores if cores > 1 else 0)
-        pictures = settings.scaled(PICTURES, _LEAST_PICTURES)
+        drawn = (*size, "--workers", self.cores if self.cores > 1 else 0)
+        pictures = settings.scaled(PICTURES * (2 if self.large else 1), _LEAST_PICTURES)
         steps, batch = VAE[settings.resolution]
         vae, text, edges = (settings.scaled(count, _LEAST_STEPS) for count in (steps, 1500 * settings.world, 2500))
         world = ("--world", settings.world)
