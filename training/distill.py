@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..pixart_core.checkpoint import load_pixart
+from ..pixart_core.checkpoint import describe_pixart, load_pixart
+from ..pixart_core.config import PixArtConfig
 from ..pixart_core.errors import summary
 from ..pixart_core.factory import Factory
 from ..pixart_core.functional import exactly, timestep_embedding
@@ -180,6 +181,17 @@ class Lcd(Distillation):
         size = count_parameters(PixArt(shape, device="meta"))
         return Outline(size, size, shape.depth, extra_forwards=cls.extra_forwards)
 
+    @classmethod
+    def check_shape(cls, config, shape):
+        if not config.student:
+            return
+        own, wanted = map(_shapes, (describe_pixart(config.student)[0], shape))
+        if differing := [name for name in {**own, **wanted} if own.get(name) != wanted.get(name)]:
+            raise ConfigError(
+                f"student {config.student} is no model of the base's shape ({summary(differing)}): give one that was "
+                f"distilled from {config.base}, or from an earlier state of it"
+            )
+
     def __init__(self, config: LcdConfig):
         super().__init__(config)
         self.teacher = load_pixart(config.base, self.dtype).requires_grad_(False)
@@ -202,19 +214,14 @@ class Lcd(Distillation):
         return network if self.omegas is None else with_fixed_guidance(network, self.omega)
 
 
-def _beginning(config: LcdConfig, teacher: PixArt) -> PixArt:
-    """What the student is before the first step.
+def _shapes(shape: PixArtConfig) -> dict[str, tuple[int, ...]]:
+    """Of the weights of a model of this shape, by name."""
+    return {name: tuple(each.shape) for name, each in PixArt(shape, device="meta").named_parameters()}
 
-    Raises:
-        ConfigError: if it is of another shape than the teacher.
-    """
+
+def _beginning(config: LcdConfig, teacher: PixArt) -> PixArt:
+    """What the student is before the first step."""
     student = load_pixart(config.student or config.base, torch.float32)
-    own, wanted = ({name: tuple(each.shape) for name, each in net.named_parameters()} for net in (student, teacher))
-    if differing := [name for name in {**own, **wanted} if own.get(name) != wanted.get(name)]:
-        raise ConfigError(
-            f"student {config.student} is no model of the base's shape ({summary(differing)}): give one that was "
-            f"distilled from {config.base}, or from an earlier state of it"
-        )
     if student.y_embedder.y_embedding is None:  # diffusers' layout leaves it out; what is exported has it
         student.y_embedder.y_embedding = teacher.null_caption(1)[0].to(torch.float32, copy=True)
     return student

@@ -18,7 +18,7 @@ ROOTS_VARIABLE = "PIXART_DELTA_ROOTS"
 """Environment variable with which who runs the server lists more folders, separated as in PATH."""
 _OWN = ("run", "output", "only_inside")
 """Settings that are chosen here: where a job writes, and what it may read, is not for others to say."""
-_LISTED = {"base": "model", "models": "pipeline", "hed": "hed", "lora": "lora"}
+_LISTED = {"base": "model", "student": "model", "models": "pipeline", "hed": "hed", "lora": "lora"}
 """Settings that may also be a name from a loader's list (`files.names`)."""
 
 

@@ -126,7 +126,8 @@ def _settings(
 def form() -> dict[str, Any]:
     """What the panel's form is made of: the settings of each training, and what to choose files from."""
     made = [{"value": job.id, "text": job.name} for job in jobs.queue().jobs() if job.command == "prepare"]
-    chosen = {"base": files.names("model"), "models": files.names("pipeline")}
+    models = files.names("model")
+    chosen = {"base": models, "student": models, "models": files.names("pipeline")}
     own = ("run", "output")
     return {
         "commands": {name: [row for row in kind.form() if row["name"] not in own] for name, kind in TRAININGS.items()},

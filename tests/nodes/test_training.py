@@ -193,7 +193,10 @@ def test_a_dataset_grows_with_its_folder(server):
 
 
 def test_an_estimate_starts_nothing(server):
-    graph, training = graph_of(server, LCD, run="estimate only", name="estimated")
+    """Nor with a student from the loader's list to begin with."""
+    graph, training = graph_of(
+        server, LCD, run="estimate only", name="estimated", more_settings="student=bundled/nano (student)"
+    )
     shown = {
         key: each
         for key, each in graph.items()
@@ -213,6 +216,7 @@ def test_an_estimate_starts_nothing(server):
         ({"more_settings": "lerning_rate=1"}, "did you mean learning_rate"),
         ({"more_settings": "run=/tmp/elsewhere"}, "run is an input of the node"),
         ({"more_settings": "models=/etc"}, "is an input of the node"),
+        ({"more_settings": "student=/etc/passwd"}, "not in a folder that trainings may read"),
         ({"dataset": ""}, "dataset is not set"),
         ({"dataset": "/etc"}, "not in a folder that trainings may read"),
         ({"name": "../x"}, "the name"),
