@@ -25,8 +25,8 @@ from .work import CAPTIONS, SEEDS, Stopwatch, Workshop, circumstances
 from .work import family as of_family
 
 PREFIX = 3
-"""Steps of a training that --check repeats. AdamW's first steps are as large for a gradient of next to nothing as for any
-other, so that rounding grows: of one seed CPUs differed by 0.05 % in the third step, and by 6 % in the fifth."""
+"""Steps of a training that --check repeats. AdamW's first steps are as large for next to no gradient as for any other,
+so that rounding grows: of one seed CPUs differed by 0.05 % in the third step, and by 6 % in the fifth."""
 LOSS_TOLERANCE = 0.02
 """By which a loss may differ from the one that is written down, as a share of it: other CPUs round otherwise."""
 MARK_TOLERANCE = 2.0
