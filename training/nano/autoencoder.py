@@ -7,6 +7,7 @@ the steps a small critic can be listened to. The same command again goes on wher
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ...pixart_core.autoencoder import AutoencoderTiny
 from ...pixart_core.autoencoder_config import TinyConfig
@@ -23,7 +24,7 @@ from ...pixart_core.pipeline import default_device
 from ...pixart_core.vae import load_vae, save_vae
 from ..settings import ConfigError
 from .critic import Judge
-from .learning import Learner, fast_half, muon, step_rng
+from .learning import Drawn, Learner, fast_half, muon, step_rng
 from .reconstruction import BUNDLED_HED, held_out, survival
 from .scene_folder import resized
 from .worlds import WORLDS, World
@@ -82,19 +83,6 @@ class Source:
             top, left = rng.randrange(picture.height - side + 1), rng.randrange(picture.width - side + 1)
             out[row] = np.asarray(picture)[top : top + side, left : left + side]
         return torch.from_numpy(out / 127.5 - 1).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-
-
-class Batches(Dataset):
-    """The crops of every step from `start` on, each a function of the seed and its number alone."""
-
-    def __init__(self, source: Source, seed: int | str, start: int, steps: int, batch: int, side: int):
-        self.source, self.seed, self.numbers, self.what = source, seed, range(start, steps), (batch, side)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.source.crops(random.Random(f"{self.seed} {self.numbers[index]}"), *self.what)
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -185,7 +173,8 @@ def train(
     learner = Learner(net, steps, file=kept, beside=beside, optimizer=optimizer)
     scenes, hed = held_out(_HELD_OUT, resolution, WORLDS[world]), load_hed(BUNDLED_HED)
     drawn_by = f"{seed} decoder" if decoder_only else seed
-    batches = Batches(Source(WORLDS[world], resolution, pictures), drawn_by, learner.step, steps, batch, side)
+    draw = functools.partial(Source(WORLDS[world], resolution, pictures).crops, batch=batch, side=side)
+    batches = Drawn(draw, drawn_by, learner.step, steps)
     for drawn in DataLoader(batches, batch_size=None, num_workers=workers):
         step_rng(seed, learner.step)
         now = judge if learner.step >= _CRITIC_FROM * steps else None

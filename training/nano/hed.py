@@ -6,6 +6,7 @@ The same command again goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import time
 from collections.abc import Sequence
@@ -16,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from PIL import ImageFilter
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ...pixart_core.hed import HED, fused, load_hed
 from ...pixart_core.pipeline import default_device
 from ...pixart_core.saving import save_weights
-from .learning import Learner, fast_half, muon
+from .learning import Drawn, Learner, fast_half, muon
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
 from .scene_folder import resized
 from .worlds import WORLDS, World
@@ -109,19 +110,9 @@ def see(net: HED, pixels: Tensor) -> list[Tensor]:
     return [side.float() for side in sides]
 
 
-class Scenes(Dataset):
-    """The scenes of every step from `start` on, each a function of the seed and its number alone."""
-
-    def __init__(self, seed: int, start: int, steps: int, count: int, resolution: int, world: int):
-        self.seed, self.numbers, self.count = seed, range(start, steps), count
-        self.resolution, self.world = resolution, world
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        rng = random.Random(f"{self.seed} {self.numbers[index]}")
-        return scene_batch(rng, self.count, resized(rng.choice(SIZES), self.resolution), WORLDS[self.world])
+def some_scenes(rng: random.Random, count: int, resolution: int, world: World) -> tuple[Tensor, Tensor]:
+    """A `scene_batch` of one of the sizes."""
+    return scene_batch(rng, count, resized(rng.choice(SIZES), resolution), world)
 
 
 def step_loss(
@@ -173,8 +164,8 @@ def train(
         for index, size in enumerate(SIZES)
     ]
     began, count = time.perf_counter(), batch if crops is None else (batch + 1) // 2
-    drawn = Scenes(seed, learner.step, steps, count, resolution, world)
-    for scenes in DataLoader(drawn, batch_size=None, num_workers=workers):
+    draw = functools.partial(some_scenes, count=count, resolution=resolution, world=WORLDS[world])
+    for scenes in DataLoader(Drawn(draw, seed, learner.step, steps), batch_size=None, num_workers=workers):
         # By the number of the step, so that nothing random has to be kept.
         cut = None if crops is None else crops.batch(random.Random(f"{seed} {learner.step} crops"), batch - count)
         loss = step_loss(net, scenes, cut, device)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from ...pixart_core.functional import sampling_dtype
 from ..step.muon import Muon
@@ -49,6 +50,23 @@ def muon(net: nn.Module, learning_rate: float, hidden_rate: float, outer: Iterab
     others = [each for each in net.parameters() if id(each) not in moved]
     groups = ((hidden, hidden_rate, True), (others, learning_rate, False))
     return Muon([{"params": params, "lr": rate, "is_hidden": is_hidden} for params, rate, is_hidden in groups])
+
+
+class Drawn(Dataset):
+    """What every step from `start` on learns from, each a function of the seed and its number alone.
+
+    Args:
+        draw: makes it with these random numbers; goes to the processes that draw.
+    """
+
+    def __init__(self, draw: Callable[[random.Random], Any], seed: int | str, start: int, steps: int):
+        self.draw, self.seed, self.numbers = draw, seed, range(start, steps)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.draw(random.Random(f"{self.seed} {self.numbers[index]}"))
 
 
 class Learner:
