@@ -55,7 +55,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         yield folder
     finally:
         lock.close()  # Windows deletes no open file
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -71,14 +71,30 @@ def _remove_if_left(folder: Path) -> None:
             if take_lock(lock) is not None:
                 return
             if fcntl is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
                 return
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
     except FileNotFoundError:  # its writer ended between two steps; one that lives makes another
         with contextlib.suppress(OSError):
             folder.rmdir()
     except OSError:  # of somebody else
         return
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, its lock last: a transfer that was given up may still make a file in there, or have it open
+    (which Windows does not delete), and without a lock nobody would know the rest for a leftover."""
+    with contextlib.suppress(OSError):
+        for each in folder.iterdir():
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each)
+            elif each.name != _LOCK:
+                each.unlink()
+        (folder / _LOCK).unlink()
+        try:
+            folder.rmdir()
+        except OSError:
+            (folder / _LOCK).touch()
 
 
 def _claim(path: Path) -> tuple[Path, IO[str]]:

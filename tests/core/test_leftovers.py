@@ -80,6 +80,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"] and (tmp_path / "a.json").read_bytes() == before
 
 
+def test_what_is_made_while_its_folder_goes_is_removed_later(tmp_path, monkeypatch):
+    """A download that was given up as too slow still opens its file when its folder is just being emptied."""
+    rmdir = type(tmp_path).rmdir
+
+    def late(folder):
+        monkeypatch.undo()
+        (folder / "a").touch()
+        rmdir(folder)
+
+    with temporary_folder(tmp_path / "a") as folder:
+        (folder / "library").mkdir()
+        (folder / "library" / "part").touch()
+        monkeypatch.setattr(type(tmp_path), "rmdir", late)
+    assert (folder / "a").exists() and not (folder / "library").exists()
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_folders_of_others_stay(tmp_path):
     (tmp_path / ".theirs.tmp").mkdir()
     (tmp_path / ".theirs.tmp" / "file").touch()
