@@ -54,7 +54,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        lock.close()  # Windows deletes no open file
+        lock.close()
         _remove(folder)
 
 
@@ -70,10 +70,7 @@ def _remove_if_left(folder: Path) -> None:
         with open(folder / _LOCK, "r+", encoding="utf-8") as lock:
             if take_lock(lock) is not None:
                 return
-            if fcntl is not None:
-                _remove(folder)
-                return
-        _remove(folder)
+        _remove(folder)  # its lock closed: Windows deletes no open file, and NFS keeps it under another name
     except FileNotFoundError:  # its writer ended between two steps; one that lives makes another
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -86,10 +83,11 @@ def _remove(folder: Path) -> None:
     (which Windows does not delete), and without a lock nobody would know the rest for a leftover."""
     with contextlib.suppress(OSError):
         for each in folder.iterdir():
-            if each.is_dir() and not each.is_symlink():
-                shutil.rmtree(each)
-            elif each.name != _LOCK:
-                each.unlink()
+            with contextlib.suppress(OSError):
+                if each.is_dir() and not each.is_symlink():
+                    shutil.rmtree(each, ignore_errors=True)
+                elif each.name != _LOCK:
+                    each.unlink()
         (folder / _LOCK).unlink()
         try:
             folder.rmdir()

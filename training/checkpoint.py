@@ -149,11 +149,11 @@ def restore(path: str, base: str = "") -> tuple[Task, TrainConfig, RunDir, int]:
         file = newest.path
     settings = about["config"] | {"base": current_path("base", about["config"], run.path, base)}
     config = make_training(about["command"], settings)
-    task = make_task(_without_beginning(config))
+    task = make_task(without_beginning(config))
     return task, config, run, _load_weights(task, file)
 
 
-def _without_beginning(config: TrainConfig) -> TrainConfig:
+def without_beginning(config: TrainConfig) -> TrainConfig:
     """The settings without the file that a student began as, which is no longer needed, and may be gone."""
     return replace(config, student="") if isinstance(config, LcdConfig) else config
 

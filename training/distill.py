@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ..pixart_core.checkpoint import describe_pixart, load_pixart
 from ..pixart_core.config import PixArtConfig
-from ..pixart_core.errors import summary
 from ..pixart_core.factory import Factory
 from ..pixart_core.functional import exactly, timestep_embedding
 from ..pixart_core.layers import ScalarEmbedder
@@ -185,11 +184,14 @@ class Lcd(Distillation):
     def check_shape(cls, config, shape):
         if not config.student:
             return
-        own, wanted = map(_shapes, (describe_pixart(config.student)[0], shape))
-        if differing := [name for name in {**own, **wanted} if own.get(name) != wanted.get(name)]:
+        own = describe_pixart(config.student)[0].to_dict()
+        differing = [
+            f"{name} {own[name]} and not {value}" for name, value in shape.to_dict().items() if own[name] != value
+        ]
+        if differing:
             raise ConfigError(
-                f"student {config.student} is no model of the base's shape ({summary(differing)}): give one that was "
-                f"distilled from {config.base}, or from an earlier state of it"
+                f"student {config.student} is no model of the base's shape (its {', '.join(differing)}): give one that "
+                f"was distilled from {config.base}, or from an earlier state of it"
             )
 
     def __init__(self, config: LcdConfig):
@@ -212,11 +214,6 @@ class Lcd(Distillation):
     def result(self, average=True):
         network = self.ema if average and self.ema is not None else self.model
         return network if self.omegas is None else with_fixed_guidance(network, self.omega)
-
-
-def _shapes(shape: PixArtConfig) -> dict[str, tuple[int, ...]]:
-    """Of the weights of a model of this shape, by name."""
-    return {name: tuple(each.shape) for name, each in PixArt(shape, device="meta").named_parameters()}
 
 
 def _beginning(config: LcdConfig, teacher: PixArt) -> PixArt:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import resume, save_checkpoint
+from .checkpoint import resume, save_checkpoint, without_beginning
 from .config import TrainConfig
 from .data import FeatureDataset
 from .data.contents import identify
@@ -83,7 +83,8 @@ class Training:
         self._prompts: Prompts | None = None
         """The run's own, of the main process."""
         processes.on_main(self._encode_prompts)
-        self.engine = make_engine(config, self.data, processes)
+        has_begun = processes.on_main(run.has_begun)
+        self.engine = make_engine(without_beginning(config) if has_begun else config, self.data, processes)
         self.validation = held_out(
             self.engine.task, self.data, config.validation, config.validation_data, config.batch_size
         )

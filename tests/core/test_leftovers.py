@@ -98,6 +98,31 @@ def test_what_is_made_while_its_folder_goes_is_removed_later(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_what_cannot_be_deleted_now_is_deleted_later(tmp_path, monkeypatch):
+    """As a file that Windows has open; and the lock itself is closed by then, which NFS would keep, too."""
+    kind, unlink, deleted = type(tmp_path), type(tmp_path).unlink, []
+
+    def held(file, *arguments):
+        if file.name == "held":
+            raise PermissionError
+        if file.name == "lock" and os.path.exists("/proc/self/fd"):
+            opened = [each.resolve() for each in kind("/proc/self/fd").iterdir()]
+            assert file.resolve() not in opened
+        deleted.append(file.name)
+        unlink(file, *arguments)
+
+    with temporary_folder(tmp_path / "a") as folder:
+        for name in ("one", "held", "two"):
+            (folder / name).touch()
+        monkeypatch.setattr(kind, "unlink", held)
+    assert {"one", "two"} <= set(deleted) and [file.name for file in folder.glob("h*")] == ["held"]
+    remove_leftovers(tmp_path)
+    assert (folder / "held").exists()
+    monkeypatch.undo()
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_folders_of_others_stay(tmp_path):
     (tmp_path / ".theirs.tmp").mkdir()
     (tmp_path / ".theirs.tmp" / "file").touch()

@@ -255,17 +255,19 @@ def test_export_of_a_run_is_what_the_run_exported_itself(command, runs, tmp_path
     assert inspect_file(again).metadata["training"]["step"] == 3
 
 
-def test_a_run_is_exported_without_the_file_that_its_student_began_as(tmp_path):
+def test_a_run_goes_on_and_is_exported_without_the_file_that_its_student_began_as(tmp_path):
     material = runs_fixture.make_material(tmp_path)
-    values = runs_fixture.settings("lcd", material, tmp_path / "run", steps=1, workers=0)
     begun = tmp_path / "begun.safetensors"
+    values = runs_fixture.settings("lcd", material, tmp_path / "run", steps=1, workers=0) | {"student": str(begun)}
     begun.write_bytes(Path(values["base"]).read_bytes())
-    runs_fixture.run_here("lcd", {**values, "student": str(begun)})
+    runs_fixture.run_here("lcd", values)
     begun.unlink()
+    runs_fixture.run_here("lcd", {**values, "steps": 2})
     again = export(make_config("export", {"run": str(tmp_path / "run"), "output": str(tmp_path / "again.safetensors")}))
     exported = next((tmp_path / "run" / "exports").glob("*.safetensors"))
     assert load_file(again)["final_layer.linear.weight"].equal(load_file(exported)["final_layer.linear.weight"])
-    assert inspect_file(again).metadata["training"]["config"]["student"] == "begun.safetensors"
+    training = inspect_file(again).metadata["training"]
+    assert training["step"] == 2 and training["config"]["student"] == "begun.safetensors"
 
 
 @pytest.mark.parametrize("command", runs_fixture.COMMANDS)

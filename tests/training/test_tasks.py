@@ -1,6 +1,7 @@
 """What each command trains: who learns, who stays, who is the target, and what a bad base or setting says."""
 
 import copy
+import dataclasses
 import functools
 
 import pytest
@@ -208,9 +209,16 @@ def test_a_student_begins_as_the_file_that_is_given(layout, base, tmp_path):
     assert task.loss(task.model, batch(), draws()).item() != make("lcd", base).loss(task.model, batch(), draws()).item()
 
 
-def test_a_student_of_another_shape_is_refused(base, tmp_path):
-    file = save_pixart(random_pixart(nano_config(depth=3)), tmp_path / "s.safetensors")
-    with pytest.raises(ConfigError, match=r"student .*s\.safetensors is no model of the base's shape \(.*blocks\.3"):
+@pytest.mark.parametrize(
+    "other",
+    [{"depth": 3}, {"input_size": 32}, {"model_max_length": 300}, {"interpolation_scale": 2.0}, {"num_heads": 2}],
+)
+def test_a_student_of_another_shape_is_refused(other, base, tmp_path):
+    """Also where no weight tells: what is restored later has the base's configuration."""
+    file = save_pixart(random_pixart(dataclasses.replace(CONFIG, **other)), tmp_path / "s.safetensors")
+    name, value = next(iter(other.items()))
+    said = rf"student .*s\.safetensors is no model of the base's shape \(its {name} {value} and not "
+    with pytest.raises(ConfigError, match=said):
         make("lcd", base, student=str(file))
 
 
