@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ..pixart_core.checkpoint import describe_pixart, load_pixart
-from ..pixart_core.config import PixArtConfig
 from ..pixart_core.factory import Factory
 from ..pixart_core.functional import exactly, timestep_embedding
 from ..pixart_core.layers import ScalarEmbedder

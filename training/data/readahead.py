@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +22,9 @@ Result = TypeVar("Result")
 _END = object()
 _AHEAD = 4
 """Results that each process has ready or under way."""
+_SHARED = 10**9
+"""Free bytes of shared memory below which tensors come through pipes instead: a container has 64 MB of it unless told
+otherwise, and who writes more is killed (bus error)."""
 
 
 def read_ahead(
@@ -33,8 +38,9 @@ def read_ahead(
         get: calls what it is given for the next result, and may do so again after an error: the same item then comes
             again, computed here.
     """
+    calls = _Calls(function, packs=workers > 0 and _shared_memory() < _SHARED)
     loader = DataLoader(
-        _Calls(function),
+        calls,
         batch_size=None,
         sampler=items,
         num_workers=workers,
@@ -43,9 +49,17 @@ def read_ahead(
         worker_init_fn=_begin,
         generator=torch.Generator(),  # its own, so that starting it draws nothing from the global one
     )
-    following = _Next(iter(loader), _Calls(function))
+    following = _Next(iter(loader), function)
     while (result := get(following)) is not _END:
         yield result
+
+
+def _shared_memory() -> float:
+    """Free bytes of it; where it is no file system it has no size of its own."""
+    try:
+        return shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return float("inf")
 
 
 def _begin(_worker: int) -> None:
@@ -72,28 +86,37 @@ class _Failure:
 
 
 class _Calls(Dataset):
-    def __init__(self, function: Callable):
-        self.function = function
+    """`packs`: give bytes, which a DataLoader sends through a pipe, unlike tensors."""
+
+    def __init__(self, function: Callable, packs: bool):
+        self.function, self.packs = function, packs
 
     def __getitem__(self, item):
         try:
-            return self.function(item)
+            result = self.function(item)
         except Exception as error:
-            return _Failure(error, item)
+            result = _Failure(error, item)
+        return pickle.dumps(result, pickle.HIGHEST_PROTOCOL) if self.packs else result
 
 
 class _Next:
-    """The next result, or `_END`; after a failure, the same item once more."""
+    """The next result, or `_END`; after a failure, the same item once more, here."""
 
-    def __init__(self, results: Iterator, calls: _Calls):
-        self._results, self._calls = results, calls
+    def __init__(self, results: Iterator, function: Callable):
+        self._results, self._function = results, function
         self._failed: _Failure | None = None
 
     def __call__(self):
-        result = next(self._results, _END) if self._failed is None else self._calls[self._failed.item]
-        self._failed = result if isinstance(result, _Failure) else None
         if self._failed is not None:
-            raise self._failed.error
+            result = self._function(self._failed.item)
+            self._failed = None
+            return result
+        result = next(self._results, _END)
+        if isinstance(result, bytes):
+            result = pickle.loads(result)  # written by our own process
+        if isinstance(result, _Failure):
+            self._failed = result
+            raise result.error
         return result
 
 

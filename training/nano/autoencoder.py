@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ...pixart_core.autoencoder import AutoencoderTiny
 from ...pixart_core.autoencoder_config import TinyConfig
@@ -24,7 +23,7 @@ from ...pixart_core.pipeline import default_device
 from ...pixart_core.vae import load_vae, save_vae
 from ..settings import ConfigError
 from .critic import Judge
-from .learning import Drawn, Learner, fast_half, muon, step_rng
+from .learning import Learner, drawn, fast_half, muon, step_rng
 from .reconstruction import BUNDLED_HED, held_out, survival
 from .scene_folder import resized
 from .worlds import WORLDS, World
@@ -172,13 +171,12 @@ def train(
     kept = output / ("decoder.pt" if decoder_only else "training.pt")
     learner = Learner(net, steps, file=kept, beside=beside, optimizer=optimizer)
     scenes, hed = held_out(_HELD_OUT, resolution, WORLDS[world]), load_hed(BUNDLED_HED)
-    drawn_by = f"{seed} decoder" if decoder_only else seed
+    rows = f"{seed} decoder" if decoder_only else seed
     draw = functools.partial(Source(WORLDS[world], resolution, pictures).crops, batch=batch, side=side)
-    batches = Drawn(draw, drawn_by, learner.step, steps)
-    for drawn in DataLoader(batches, batch_size=None, num_workers=workers):
+    for crops in drawn(draw, rows, range(learner.step, steps), workers):
         step_rng(seed, learner.step)
         now = judge if learner.step >= _CRITIC_FROM * steps else None
-        crops = drawn.to(device, memory_format=torch.channels_last)
+        crops = crops.to(device, memory_format=torch.channels_last)
         loss, latent, decoded = _forward(vae, crops, noise, now)
         learner.update(loss)
         if now is not None:

@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from PIL import ImageFilter
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from ...pixart_core.hed import HED, fused, load_hed
 from ...pixart_core.pipeline import default_device
 from ...pixart_core.saving import save_weights
-from .learning import Drawn, Learner, fast_half, muon
+from .learning import Learner, drawn, fast_half, muon
 from .photographs import Crops, agreement, distillation_loss, photographs, remember
 from .scene_folder import resized
 from .worlds import WORLDS, World
@@ -165,7 +164,7 @@ def train(
     ]
     began, count = time.perf_counter(), batch if crops is None else (batch + 1) // 2
     draw = functools.partial(some_scenes, count=count, resolution=resolution, world=WORLDS[world])
-    for scenes in DataLoader(Drawn(draw, seed, learner.step, steps), batch_size=None, num_workers=workers):
+    for scenes in drawn(draw, seed, range(learner.step, steps), workers):
         # By the number of the step, so that nothing random has to be kept.
         cut = None if crops is None else crops.batch(random.Random(f"{seed} {learner.step} crops"), batch - count)
         loss = step_loss(net, scenes, cut, device)

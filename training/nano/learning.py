@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from ...pixart_core.functional import sampling_dtype
+from ..data.readahead import read_ahead
 from ..step.muon import Muon
 from ..storage import replacing
+
+Result = TypeVar("Result")
 
 
 class Kept(Protocol):
@@ -52,21 +55,20 @@ def muon(net: nn.Module, learning_rate: float, hidden_rate: float, outer: Iterab
     return Muon([{"params": params, "lr": rate, "is_hidden": is_hidden} for params, rate, is_hidden in groups])
 
 
-class Drawn(Dataset):
-    """What every step from `start` on learns from, each a function of the seed and its number alone.
+def drawn(
+    draw: Callable[[random.Random], Result], seed: int | str, numbers: Iterable[int], workers: int
+) -> Iterator[Result]:
+    """What the steps with these numbers learn from, each a function of the seed and its number alone.
 
     Args:
         draw: makes it with these random numbers; goes to the processes that draw.
+        workers: processes that draw; 0 = this one.
     """
+    return read_ahead(functools.partial(_drawn, draw, seed), numbers, workers)
 
-    def __init__(self, draw: Callable[[random.Random], Any], seed: int | str, start: int, steps: int):
-        self.draw, self.seed, self.numbers = draw, seed, range(start, steps)
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.draw(random.Random(f"{self.seed} {self.numbers[index]}"))
+def _drawn(draw: Callable[[random.Random], Result], seed: int | str, number: int) -> Result:
+    return draw(random.Random(f"{seed} {number}"))
 
 
 class Learner:

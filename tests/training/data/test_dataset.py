@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from pixart_delta.training.data import DataError, FeatureDataset, remote
+from pixart_delta.training.data import DataError, FeatureDataset, readahead, remote
 from pixart_delta.training.data import dataset as data_module
 from pixart_delta.training.data.readahead import read_ahead
 from pixart_delta.training.data.shards import write_shard
@@ -240,6 +240,28 @@ def test_results_come_in_order_and_errors_as_they_are():
     assert [next(results)[1] for _ in range(3)] == [0, 1, 2]
     with pytest.raises(DataError, match="^no 3$"):
         next(results)
+
+
+def test_little_shared_memory_is_left_alone(monkeypatch):
+    """64 MB in a container that was given no more, which a few batches fill: who writes on is killed by a bus error."""
+
+    def result(number):
+        if number == 3:
+            raise DataError(f"no {number}")
+        return {"row": torch.full((2, 3), number), "text": str(number)}, torch.ones(2, dtype=torch.bfloat16)
+
+    def take(count):
+        results = read_ahead(result, itertools.count(), 2)
+        taken = [next(results) for _ in range(count)]
+        with pytest.raises(DataError, match="^no 3$"):
+            next(results)
+        return taken
+
+    usual = take(3)
+    monkeypatch.setattr(readahead, "_SHARED", float("inf"))
+    for (first, mask), (second, same_mask) in zip(take(3), usual, strict=True):
+        assert torch.equal(first["row"], second["row"]) and first["text"] == second["text"]
+        assert torch.equal(mask, same_mask) and not first["row"].is_shared() and second["row"].is_shared()
 
 
 def test_a_signal_to_the_whole_group_leaves_helpers_to_their_parent():
