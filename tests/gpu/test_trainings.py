@@ -146,12 +146,17 @@ def test_a_step_that_keeps_attention(command, material, tmp_path, device):
 
 @pytest.mark.gpu
 @on_cuda
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_captured_step_is_the_plain_one_on_cuda(command, precision, material, tmp_path, device):
+@pytest.mark.parametrize(
+    "command, precision, compiled",
+    [(command, precision, False) for command in COMMANDS for precision in ("fp32", "fp16")] + [("lcd", "fp32", True)],
+)
+def test_a_captured_step_is_the_plain_one_on_cuda(command, precision, compiled, material, tmp_path, device):
+    """Compiled, too, as `nano family` trains on large batches."""
+    if compiled:
+        pytest.importorskip("triton")
     found = []
     for graph in (False, True):
-        values = {"precision": precision, "cuda_graph": graph, "warmup_steps": 0}
+        values = {"precision": precision, "cuda_graph": graph, "compile": compiled, "warmup_steps": 0}
         engine, batches = engine_of(command, material, tmp_path / str(graph), **values)
         found.append([engine.step(number, batches).loss.item() for number in range(6)])
     assert engine.replayed.counts["replayed"] > 0 and not engine.replayed._refused

@@ -2,15 +2,18 @@
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 from pixart_delta.training.config import COMMANDS, TRAININGS, ConfigError
 from pixart_delta.training.nano import family
-from pixart_delta.training.nano.family import FamilySettings, Maker, Plan
+from pixart_delta.training.nano.family import Maker, has_room
+from pixart_delta.training.nano.plan import FamilySettings, Plan
 
 
-def plan(tmp_path, has_gpu=False, **values) -> Plan:
-    return Plan(FamilySettings.make({"output": str(tmp_path / "nano"), **values}), has_gpu)
+def plan(tmp_path, has_room=False, **values) -> Plan:
+    return Plan(FamilySettings.make({"output": str(tmp_path / "nano"), **values}), has_room)
 
 
 @pytest.mark.parametrize("values", [{}, {"resolution": 256, "precision": "bf16"}, {"scale": 0.01}, {"world": 2}])
@@ -61,7 +64,7 @@ def test_a_plan_says_that_more_pixels_and_blocks_take_longer(tmp_path):
 
 
 def test_a_gpu_takes_large_batches_and_minutes_for_each_part(tmp_path):
-    plain, large = (plan(tmp_path, has_gpu, resolution=256) for has_gpu in (False, True))
+    plain, large = (plan(tmp_path, has_room, resolution=256) for has_room in (False, True))
     differing = [
         one.name for one, other in zip(plain.parts, large.parts, strict=True) if one.commands != other.commands
     ]
@@ -73,6 +76,33 @@ def test_a_gpu_takes_large_batches_and_minutes_for_each_part(tmp_path):
     assert plan(tmp_path, resolution=256, large="yes").parts == large.parts
     assert plan(tmp_path, True, resolution=256, large="no").parts == plain.parts
     assert plan(tmp_path, True).parts == plan(tmp_path).parts
+
+
+@pytest.mark.parametrize(
+    "precision, expected", [("auto", ["bf16", "fp32"]), ("fp32", ["fp32"] * 2), ("bf16", ["bf16"] * 2)]
+)
+def test_a_precision_that_is_asked_for_is_taken(precision, expected, tmp_path):
+    parts = {part.name: part for part in plan(tmp_path, True, resolution=256, precision=precision).parts}
+    commands = {name: parts[name].commands[0] for name in ("detail", "student")}
+    taken = [
+        COMMANDS[command[0]].load(command[2], [text for text in command if "=" in text]).precision
+        for command in commands.values()
+    ]
+    assert taken == expected
+    slower = plan(tmp_path, True, resolution=256, precision="fp32").parts
+    seconds = next(part.seconds[0] for part in slower if part.name == "detail")
+    assert (parts["detail"].seconds[0] < seconds) == (expected[0] == "bf16")
+
+
+@pytest.mark.parametrize(
+    "memory, capability, triton, expected",
+    [(80e9, 9, True, True), (6e9, 8, True, False), (16e9, 7, True, False), (24e9, 8, False, False)],
+)
+def test_large_batches_are_for_gpus_that_have_room(memory, capability, triton, expected, monkeypatch):
+    about = SimpleNamespace(total_memory=memory, major=capability)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(family.importlib.util, "find_spec", lambda name: triton or None)
+    assert has_room(torch.device("cuda")) is expected and not has_room(torch.device("cpu"))
 
 
 def test_a_resolution_that_no_family_has_is_refused():
