@@ -159,7 +159,7 @@ class DistillConfig(TrainConfig):
 
     half: ClassVar[str] = "fp16"
 
-    base: str = path("the teacher, which the student starts from", content=True)
+    base: str = path("the teacher, as which the student begins unless a setting says otherwise", content=True)
     guidance: float = setting(
         4.5,
         "guidance scale ω that is distilled into the student; samplers count it as 1 + ω (cfg)",

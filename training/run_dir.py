@@ -48,7 +48,7 @@ class RunDir:
     Args:
         path: the folder, which need not exist.
         private: folder for settings, status and requests, if others may write into `path`.
-        identify: of data/contents.py, by which base and data are known wherever they lie; without it their paths count.
+        identify: of data/contents.py, by which what it starts from is known wherever it lies; without it, by its path.
     """
 
     def __init__(self, path: str | Path, private: str | Path = "", identify: Identify | None = None):
@@ -123,7 +123,7 @@ class RunDir:
         return bool(self.checkpoints()) and not (self.is_private and not (self._desk / "config.json").exists())
 
     def check_config(self, command: str, config: dict[str, Any]) -> None:
-        """Whether these settings may begin or resume here: a resumed run is the same command on the same base and data.
+        """Whether these settings may begin or resume here: a resumed run is the same command on the same material.
 
         A run without a checkpoint, as one that failed over a misspelt path, has nothing to lose.
 
@@ -183,7 +183,7 @@ class RunDir:
         """Keep the settings of a run; raises as `check_config`.
 
         Returns:
-            Names of what base and data hold, by setting, as far as they can be read.
+            Names of what base, student and data hold, by setting, as far as they can be read.
         """
         self.check_config(command, config)
         contents: dict[str, str] = {}

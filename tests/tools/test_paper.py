@@ -102,7 +102,7 @@ def test_plots_strips_and_page_are_written(tmp_path):
     assert (
         "(paper/3.png)" in text and "one 7." in text and "| one, step 50 | 1 | 80 ± 1 |" in text and "\nMind.\n" in text
     )
-    assert text.count("**Not made yet**") == len(paper.NAMES) - 1 and "nano family\nof 128 px" in text
+    assert text.count("**Not made yet**") == len(paper.NAMES) - 1 and "nano family of\n128 px" in text
 
 
 def test_what_is_said_of_the_schedules_is_so():

@@ -137,7 +137,7 @@ def test_a_number_that_is_none_is_refused_from_everywhere(text, tmp_path):
         ({"precision": "fp8"}, "choose one of auto, fp32, bf16, fp16"),
         ({"caption_drop": 1.5}, "caption_drop is 1.5: it must be between 0.0 and 1.0"),
         ({"data": ""}, "data is not set: folder or URL of prepared features"),
-        ({"base": ""}, "base is not set: the teacher, which the student starts from"),
+        ({"base": ""}, "base is not set: the teacher, as which the student begins"),
     ],
 )
 def test_bad_values_are_named(values, message):

@@ -10,8 +10,9 @@ from typing import Any
 INTRODUCTION = """# The paper's figures, drawn anew
 
 This page is written by `python -m tools.paper` (`--list` names the figures; `--check` computes the points of the
-bundled family and the beginning of each training again, and compares). Everything here is of **the bundled nano family
-of {resolution} px**: the paper's models have 0.6 billion parameters and pictures of 1024 px, these have some 4 million
+bundled family and the beginning of each training again, and compares). Tables 1 and 2 are of random weights of the
+true shapes at 1024 px, on the GPU that they name. Everything else here is of **the bundled nano family of
+{resolution} px**: the paper's models have 0.6 billion parameters and pictures of 1024 px, these have some 4 million
 and {resolution} px. What holds here need not hold there, and the other way round. With another family in `models/nano`
 the same commands draw all of it again.
 
@@ -19,14 +20,15 @@ Marks are read off pictures of captions that nothing was trained on and that all
 at once*: every attribute of the caption is right, and every number, by a checker that compares pixels (of drawn scenes
 it finds 1 % wrong). The Fréchet distance is one of latents to drawn scenes. Each mark is the mean over {seeds} seeds of
 the sampling noise with its 95 % interval, over {captions} captions. A distillation has one seed of its own, so each
-figure also shows its first one with another: *better* and *worse* are said only of differences beyond the intervals and
-beyond what that other seed makes. One other seed is little: it warns of chance, and does not measure it.
+figure but figure 8 also shows its first one with another: *better* and *worse* are said only of differences beyond the
+intervals and beyond what that other seed makes. One other seed is little: it warns of chance, and does not measure it.
 """
 ELSEWHERE = """## Measured by other commands
 
 In [measured.md](measured.md): LCD in float32, float16 and bfloat16 (`python -m tools.bench lcd_precision`),
-distillation without pictures (`python tests/bench/bench_data_free.py FOLDER`), and how the bundled student, LoRA and
-control converged.
+distillation without pictures (`python tests/bench/bench_data_free.py FOLDER`), and how the bundled student and LoRA
+converged; the control: [models/nano](../models/nano/README.md). The control figures were drawn with the edges of
+`docs/paper/hed.safetensors`, which the family had then.
 """
 
 

@@ -113,9 +113,9 @@ def result(decoded: Node, saved: Node, about: Node) -> list[Column]:
 
 _NANO = (
     "As shipped this runs the small *nano* model that comes with the extension: 256 px landscapes from prompts such as "
-    "the one here (time of day; mountains in green, blue, red, grey or white; lake, meadow, desert or snow; up to five "
-    "houses, trees, tents, sheep or boats, left or right of one another; clouds, a rainbow, northern lights, balloons; "
-    "sun or moon left or right)."
+    "the one here (time of day; mountains in green, blue, red, grey or white; lake, meadow, desert or snow; up to two "
+    "houses, three tents or boats, five trees or sheep, left or right of one another; clouds, a rainbow, northern "
+    "lights, balloons; sun or moon left or right)."
 )
 
 

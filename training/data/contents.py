@@ -18,7 +18,7 @@ _PIECES, _PIECE = 32, 1 << 16
 
 
 def identify(name: str, location: str) -> str | None:
-    """A name for the content of a setting `base` or `data`; None if it cannot be read."""
+    """A name for the content of a setting that names weights or `data`; None if it cannot be read."""
     if not location:
         return None
     try:
