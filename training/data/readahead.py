@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -49,7 +50,9 @@ def read_ahead(
         worker_init_fn=_begin,
         generator=torch.Generator(),  # its own, so that starting it draws nothing from the global one
     )
-    following = _Next(iter(loader), function)
+    with _without_sigterm():
+        results = iter(loader)
+    following = _Next(results, function)
     while (result := get(following)) is not _END:
         yield result
 
@@ -60,6 +63,20 @@ def _shared_memory() -> float:
         return shutil.disk_usage("/dev/shm").free
     except OSError:
         return float("inf")
+
+
+@contextlib.contextmanager
+def _without_sigterm() -> Iterator[None]:
+    """Inside, no SIGTERM reaches this thread, nor any of a process that it forks: also none that a library starts there
+    before `_begin`, which could take no more than its own thread out of a signal's way."""
+    if not hasattr(signal, "sigwaitinfo"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(_worker: int) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -272,6 +273,26 @@ def test_a_signal_to_the_whole_group_leaves_helpers_to_their_parent():
     assert {next(results) for _ in range(40)} == helpers  # more than they had ready
     results.close()
     assert not any(map(_alive, helpers))
+
+
+def test_a_thread_that_a_library_starts_in_a_forked_helper_takes_no_signal_either():
+    """As pools that start again after a fork: where one of theirs was hit, the whole helper ended."""
+    forking = [True]
+
+    def begin():
+        if forking:
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+    os.register_at_fork(after_in_child=begin)
+    try:
+        results = read_ahead(_who, itertools.count(), 1)
+        helper = next(results)
+    finally:
+        forking.clear()
+    for _ in range(10):
+        subprocess.run(["kill", "-TERM", str(helper)], check=True)
+    assert {next(results) for _ in range(20)} == {helper}
+    results.close()
 
 
 def test_helpers_die_with_their_parent():
