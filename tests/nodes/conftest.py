@@ -65,7 +65,7 @@ def run_inside(comfyui_path, tmp_path_factory) -> Callable[[str, Callable[[Path]
             found[script] = dict.fromkeys(checks_in(script), f"all of {script} failed or took too long: see its first")
             result = subprocess.run(
                 [sys.executable, str(file), str(comfyui_path), str(folder), *checks_in(script)],
-                timeout=590,
+                timeout=1700,
                 capture_output=True,
                 text=True,
                 cwd=comfyui_path,

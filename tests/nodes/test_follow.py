@@ -50,8 +50,7 @@ def page(panel_server, open_page):
 
 def test_what_shows_a_running_job_is_drawn_anew(page, running):  # noqa: F811
     """A status node's previews follow the samples of its job; switched off they stay as they are."""
-    folder = running("followed")
-    draw(folder, 1)
+    folder = running("followed", shown=lambda folder: draw(folder, 1))
     state_of(page, "followed", "running")
     page.evaluate(SHOW)
     page.wait_for_timeout(SETTLED)  # what there was before it was looked at is not news

@@ -204,17 +204,20 @@ def test_a_training_starts_without_a_graph(panel_server, panel, made):  # noqa: 
 
 @pytest.fixture
 def running(made):  # noqa: F811
-    """running(id) -> folder of a job whose process is another one that sleeps."""
+    """running(id) -> folder of a job whose process is another one that sleeps; `shown(folder)` before it runs."""
     import subprocess
 
     from pixart_delta.training.jobs import process
 
     holders = []
 
-    def make(job_id: str):
+    def make(job_id: str, shown=lambda folder: None):
         holders.append(subprocess.Popen(["sleep", "600"], start_new_session=True))
         pid = holders[-1].pid
-        return made(job_id, state="running", pid=pid, identity=process.identity(pid), result={})
+        folder = made(job_id, state="paused", result={})
+        shown(folder)
+        change(folder, state="running", pid=pid, identity=process.identity(pid))
+        return folder
 
     yield make
     for holder in holders:

@@ -38,10 +38,10 @@ def test_a_job_is_queued_listed_moved_and_deleted(server, root):
 def test_changes_are_told_over_the_websocket_at_most_four_a_second(server, root):
     import websocket
 
-    ws = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws", timeout=1, http_no_proxy=["127.0.0.1"])
+    ws = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws", timeout=60, http_no_proxy=["127.0.0.1"])
     status = {"state": "running", "pid": pid_of(root), "step": 0, "steps": 1000, "loss": 0.5}
-    seen, end = [], time.monotonic() + 5
-    while time.monotonic() < end:
+    seen, begun = [], time.monotonic()
+    while time.monotonic() < begun + 5 or len(seen) < 2 and time.monotonic() < begun + 300:
         status["step"] += 1
         temporary = record(root / "holder") / "status.tmp"
         temporary.write_text(json.dumps(status))
@@ -53,8 +53,9 @@ def test_changes_are_told_over_the_websocket_at_most_four_a_second(server, root)
             continue
         if message["type"] == "pixart_delta.jobs":
             seen += [message["data"]]
+    seconds = time.monotonic() - begun
     ws.close()
-    assert 2 <= len(seen) <= 20, "four a second for five seconds"
+    assert 2 <= len(seen) <= 4 * seconds + 1, "four a second"
     steps = [job["step"] for data in seen for job in data["jobs"] if "step" in job]
     assert steps == sorted(steps) and steps[-1] > steps[0]
 

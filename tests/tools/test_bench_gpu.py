@@ -1,11 +1,13 @@
 """`tools.bench gpu`: its table in a document, from a card's figures alone; parts that lack a package, or time."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 from importlib.machinery import PathFinder
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,8 +94,14 @@ def test_a_part_whose_time_is_over_ends_the_servers_that_it_started(tmp_path):
         assert wait_until(lambda: (tmp_path / "figures.json").is_file() and (tmp_path / "figures.json").read_text())
         bench_gpu._end(process)
     server = int(json.loads((tmp_path / "figures.json").read_text())["figures"][0]["value"])
-    with pytest.raises(ProcessLookupError):
-        os.kill(server, 0)
+
+    def is_gone():
+        """Killed; who reaps it is whoever has its parent's children now."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return Path(f"/proc/{server}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return True
+
+    assert wait_until(is_gone)
 
 
 def test_a_part_is_bounded_in_time_and_keeps_what_it_had(tmp_path, monkeypatch):
@@ -101,8 +109,8 @@ def test_a_part_is_bounded_in_time_and_keeps_what_it_had(tmp_path, monkeypatch):
         'import sys, time; open(sys.argv[2], "w").write(\'{"figures": [1]}\'); time.sleep(600)'
     )
     monkeypatch.setattr(bench_gpu, "PARTS", tmp_path / "parts.py")
-    result = bench_gpu._run("any", 5, True, tmp_path)
-    assert result["error"] == "not done in 5 s" and result["partial"] == [1]
+    result = bench_gpu._run("any", 20, True, tmp_path)
+    assert result["error"] == "not done in 20 s" and result["partial"] == [1]
 
 
 FAILING = """
@@ -123,7 +131,7 @@ sys.exit(gpu_parts.main())
 def test_what_fails_in_a_part_leaves_the_rest_of_it(tmp_path, monkeypatch):
     (tmp_path / "parts.py").write_text(FAILING)
     monkeypatch.setattr(bench_gpu, "PARTS", tmp_path / "parts.py")
-    result = bench_gpu._run("failing", 60, True, tmp_path)
+    result = bench_gpu._run("failing", 500, True, tmp_path)
     assert [each["value"] for each in result["partial"]] == [1, 0.5]
     assert result["error"] == "ended with exit status 1; 1 / 0: ZeroDivisionError: division by zero"
 

@@ -26,7 +26,7 @@ def add_dataset(queue, what="steps", pictures=10_000, **more):
 
 def until(queue, job_id, *states, ticking=True):
     """Tick until the job is in one of the states."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
         if ticking:
             queue.tick()

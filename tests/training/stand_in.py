@@ -66,9 +66,9 @@ def train(run, config, step, asked) -> str:
             run.write_status("running", step=step, steps=steps, loss=1 / step)
         say(f"step {step}")
         for name in run.requests() if what != "deaf" else ():
+            say(f"took {name}")  # first: whoever sees that it was taken looks for this
             run.take(name)
             asked.append(name)
-            say(f"took {name}")
         if "stop" in asked and what != "deaf":
             break
         time.sleep(0.05)

@@ -31,7 +31,7 @@ def test_asked_to_end_from_outside_it_is_paused(queue):
 
 
 def test_a_new_server_finds_the_running_process_and_its_end(queue):
-    made = running(queue, steps=40)
+    made = running(queue)
     later = Queue(queue.root, queue.records)
     later.tick()
     again = later.job(made.id)
@@ -42,11 +42,11 @@ def test_a_new_server_finds_the_running_process_and_its_end(queue):
 
 
 def test_what_ended_while_no_server_ran_is_known_afterwards(queue):
-    made = running(queue, steps=5)
+    made = running(queue, steps=60)
     queue._runner.children[made.id].wait()  # as init does for a process whose server is gone
     later = Queue(queue.root, queue.records)
     later.tick()
-    assert later.job(made.id).state == "done" and later.status(later.job(made.id))["step"] == 5
+    assert later.job(made.id).state == "done" and later.status(later.job(made.id))["step"] == 60
 
 
 def test_a_server_that_dies_between_start_and_note_leaves_no_orphan(queue, monkeypatch):
@@ -101,7 +101,7 @@ def test_two_servers_on_one_folder_start_each_job_once(queue, tmp_path):
         "from pixart_delta.training.jobs import Queue, runner as module\n"
         "module.TRAIN = Path(sys.argv[1]) / 'tests/training/stand_in.py'\n"
         "queue = Queue(sys.argv[2], sys.argv[3])\n"
-        "end = time.monotonic() + 30\n"
+        "end = time.monotonic() + 500\n"
         "while time.monotonic() < end:\n"
         "    jobs = queue.tick()\n"
         "    assert sum(job.active for job in jobs) <= 1\n"
@@ -112,7 +112,7 @@ def test_two_servers_on_one_folder_start_each_job_once(queue, tmp_path):
     command = [sys.executable, "-c", code, str(HERE.parents[1]), str(queue.root), str(queue.records)]
     servers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     for server in servers:
-        assert server.wait(60) == 0, server.stderr.read()
+        assert server.wait(550) == 0, server.stderr.read()
     assert all(len(starts(queue, each.id)) == 1 for each in made)
 
 

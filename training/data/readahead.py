@@ -53,8 +53,12 @@ def read_ahead(
     with _without_sigterm():
         results = iter(loader)
     following = _Next(results, function)
-    while (result := get(following)) is not _END:
-        yield result
+    try:
+        while (result := get(following)) is not _END:
+            yield result
+    finally:  # a kept error may hold `following` until some later garbage collection; the helpers are to end now
+        del results
+        following.let_go()
 
 
 def _shared_memory() -> float:
@@ -122,6 +126,9 @@ class _Next:
     def __init__(self, results: Iterator, function: Callable):
         self._results, self._function = results, function
         self._failed: _Failure | None = None
+
+    def let_go(self) -> None:
+        self._results = iter(())
 
     def __call__(self):
         if self._failed is not None:

@@ -146,8 +146,8 @@ def _download(url: str, path: Path) -> str:
         def relative_update(self, inc: int = 1) -> None:
             self.last = time.monotonic()
 
+    files, there = file_system(url)  # which may import for seconds, and none of them count
     progress = Progress()
-    files, there = file_system(url)
     call = aside(lambda: files.get_file(there, str(path), callback=progress))
     while not has_ended(call, 0.5):
         if time.monotonic() - progress.last > STALLED:

@@ -1,5 +1,6 @@
 """Batches of features: their order, their exactness, where they come from, and what is said when they cannot come."""
 
+import gc
 import hashlib
 import itertools
 import json
@@ -20,6 +21,7 @@ from pixart_delta.training.data import dataset as data_module
 from pixart_delta.training.data.readahead import read_ahead
 from pixart_delta.training.data.shards import write_shard
 
+from tests.training.runs_fixture import wait_until
 from tests.training.shards_fixture import BUCKETS, make_features, same, take
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -243,6 +245,28 @@ def test_results_come_in_order_and_errors_as_they_are():
         next(results)
 
 
+def test_helpers_end_with_what_reads_whatever_keeps_an_error():
+    """A kept error holds frames in which the reader is: without a garbage collection its helpers would stay."""
+
+    def broken(number):
+        if number == 5:
+            raise DataError(f"no {number}")
+        return os.getpid()
+
+    results, kept = read_ahead(broken, itertools.count(), 2), []
+    gc.disable()
+    try:
+        with pytest.raises(DataError) as failure:
+            helpers = set()
+            while True:
+                helpers.add(next(results))
+        kept.append(failure)
+        results.close()
+        assert len(helpers) == 2 and wait_until(lambda: not any(map(_alive, helpers)), 20)
+    finally:
+        gc.enable()
+
+
 def test_little_shared_memory_is_left_alone(monkeypatch):
     """64 MB in a container that was given no more, which a few batches fill: who writes on is killed by a bus error."""
 
@@ -272,7 +296,7 @@ def test_a_signal_to_the_whole_group_leaves_helpers_to_their_parent():
         subprocess.run(["kill", f"-{name}", *map(str, helpers)], check=True)
     assert {next(results) for _ in range(40)} == helpers  # more than they had ready
     results.close()
-    assert not any(map(_alive, helpers))
+    assert wait_until(lambda: not any(map(_alive, helpers)))
 
 
 def test_a_thread_that_a_library_starts_in_a_forked_helper_takes_no_signal_either():

@@ -205,9 +205,9 @@ def test_pauses_grow_and_end():
     def busy():
         raise StoreBusy("it is busy")
 
-    with pytest.raises(StoreBusy, match="it is busy. It was waited for 0:00:0"):
-        Patience(said.append, limit=2.0).get(busy)
-    assert 2 <= len(said) <= 4 and time.monotonic() - begun >= 2.0
+    with pytest.raises(StoreBusy, match="it is busy. It was waited for 0:00:"):
+        Patience(said.append, limit=8.0).get(busy)
+    assert 2 <= len(said) <= 8 and time.monotonic() - begun >= 8.0
     assert waiting.LIMIT >= 3600 and waiting.LONGEST_PAUSE <= 120
 
 
@@ -305,6 +305,7 @@ def test_processes_wait_for_each_other_and_stop_together(serve, material, tmp_pa
 @pytest.fixture
 def s3(features, monkeypatch):
     """moto's S3 server with the features in s3://bucket/features, and a client of its accounts."""
+    monkeypatch.setattr(waiting, "_SLOW", 600.0)  # else a slow machine is told of the wait before its reason
     pytest.importorskip("s3fs")
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
