@@ -28,6 +28,8 @@ _LOCK_OFFSET = 1 << 20
 """On Windows a locked byte cannot be read by others: it lies behind the end."""
 NO_LOCKS = () if fcntl is None else (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 """What a mount says that has no locks."""
+_HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+"""What taking a lock says that another one has."""
 _held: weakref.WeakSet[IO[str]] = weakref.WeakSet()
 """The locks of this process."""
 
@@ -70,7 +72,10 @@ def _remove_if_left(folder: Path) -> None:
         with open(folder / _LOCK, "r+", encoding="utf-8") as lock:
             if take_lock(lock) is not None:
                 return
-        _remove(folder)  # its lock closed: Windows deletes no open file, and NFS keeps it under another name
+            _empty(folder)
+            if fcntl is not None:  # while we hold it, so that whoever is just making this folder takes another
+                (folder / _LOCK).unlink()
+        _remove(folder)  # closed: Windows deletes no open file, and NFS keeps one under another name
     except FileNotFoundError:  # its writer ended between two steps; one that lives makes another
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -78,17 +83,22 @@ def _remove_if_left(folder: Path) -> None:
         return
 
 
+def _empty(folder: Path) -> None:
+    """Delete what can be deleted now, but for the lock."""
+    for each in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each, ignore_errors=True)
+            elif each.name != _LOCK:
+                each.unlink()
+
+
 def _remove(folder: Path) -> None:
     """Remove a folder, its lock last: a transfer that was given up may still make a file in there, or have it open
     (which Windows does not delete), and without a lock nobody would know the rest for a leftover."""
     with contextlib.suppress(OSError):
-        for each in folder.iterdir():
-            with contextlib.suppress(OSError):
-                if each.is_dir() and not each.is_symlink():
-                    shutil.rmtree(each, ignore_errors=True)
-                elif each.name != _LOCK:
-                    each.unlink()
-        (folder / _LOCK).unlink()
+        _empty(folder)
+        (folder / _LOCK).unlink(missing_ok=True)
         try:
             folder.rmdir()
         except OSError:
@@ -103,8 +113,8 @@ def _claim(path: Path) -> tuple[Path, IO[str]]:
         with contextlib.suppress(FileNotFoundError):
             lock = open(folder / _LOCK, "w", encoding="utf-8")
             _held.add(lock)
-            take_lock(lock)  # where there are no locks, nobody takes it for left either
-            if (folder / _LOCK).exists():
+            # Where there are no locks, nobody takes it for left either.
+            if take_lock(lock) not in _HELD and (folder / _LOCK).exists():
                 return folder, lock
             lock.close()
     raise OSError(f"{path.parent} keeps no folder that is made in it")

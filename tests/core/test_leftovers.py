@@ -5,10 +5,14 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
-from pixart_delta.pixart_core.leftovers import remove_leftovers, temporary_folder
+from pixart_delta.pixart_core import leftovers
+from pixart_delta.pixart_core.leftovers import remove_leftovers, take_lock, temporary_folder
 from pixart_delta.pixart_core.saving import replacing, save_json, save_weights
+
+from tests.training.runs_fixture import wait_until
 
 
 def kill_within(write, folder):
@@ -38,11 +42,10 @@ def test_a_killed_writer_leaves_nothing_for_long(tmp_path):
 def stopped_within_a_write(child, folder):
     """Stop a writer, and say whether that was in the middle of a file."""
     child.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    wait_until(lambda: psutil.Process(child.pid).status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE))
     return [file for each in folder.glob(".*.tmp") for file in os.scandir(each) if file.name != "lock"]
 
 
-@pytest.mark.skipif(not hasattr(os, "waitid"), reason="needs waitid")
 def test_a_kill_within_the_write_of_safetensors_itself(tmp_path):
     """At true size a leftover has 8 GB; here the kill comes as soon as anything is to be seen."""
     program = f"""
@@ -107,26 +110,48 @@ def test_what_is_made_while_its_folder_goes_is_removed_later(tmp_path, monkeypat
 
 
 def test_what_cannot_be_deleted_now_is_deleted_later(tmp_path, monkeypatch):
-    """As a file that Windows has open; and the lock itself is closed by then, which NFS would keep, too."""
-    kind, unlink, deleted = type(tmp_path), type(tmp_path).unlink, []
+    """As a file that Windows has open; and no lock is open when its folder goes, which NFS would keep, too."""
+    kind, unlink, rmdir, deleted = type(tmp_path), type(tmp_path).unlink, type(tmp_path).rmdir, []
 
-    def held(file, *arguments):
+    def held(file, *arguments, **options):
         if file.name == "held":
             raise PermissionError
-        if file.name == "lock" and os.path.exists("/proc/self/fd"):
-            opened = [each.resolve() for each in kind("/proc/self/fd").iterdir()]
-            assert file.resolve() not in opened
         deleted.append(file.name)
-        unlink(file, *arguments)
+        unlink(file, *arguments, **options)
+
+    def closed(folder):
+        if os.path.exists("/proc/self/fd"):
+            opened = [os.readlink(each) for each in kind("/proc/self/fd").iterdir() if each.is_symlink()]
+            assert not [name for name in opened if name.startswith(str(folder.resolve()))]
+        rmdir(folder)
 
     with temporary_folder(tmp_path / "a") as folder:
         for name in ("one", "held", "two"):
             (folder / name).touch()
         monkeypatch.setattr(kind, "unlink", held)
+        monkeypatch.setattr(kind, "rmdir", closed)
     assert {"one", "two"} <= set(deleted) and [file.name for file in folder.glob("h*")] == ["held"]
     remove_leftovers(tmp_path)
     assert (folder / "held").exists()
-    monkeypatch.undo()
+    monkeypatch.setattr(kind, "unlink", unlink)
+    remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_just_being_removed_is_not_taken(tmp_path, monkeypatch):
+    """Who removes leftovers came between the making of the folder and its lock, and holds that."""
+    taken = []
+
+    def later(lock):
+        if not taken:
+            taken.append(open(lock.name, "r+", encoding="utf-8"))
+            assert take_lock(taken[0]) is None
+        return take_lock(lock)
+
+    monkeypatch.setattr(leftovers, "take_lock", later)
+    with temporary_folder(tmp_path / "a") as folder:
+        assert not os.path.samefile(folder, os.path.dirname(taken[0].name))
+    taken[0].close()
     remove_leftovers(tmp_path)
     assert not list(tmp_path.iterdir())
 
