@@ -125,7 +125,8 @@ class Pipeline:
         """
         folder = Path(folder)
         if not folder.is_dir():
-            raise CheckpointError(f"pipeline folder {folder} does not exist: give a folder with model_index.json")
+            problem = "is a file, not a folder" if folder.exists() else "does not exist"
+            raise CheckpointError(f"pipeline folder {folder} {problem}: give a folder with model_index.json")
         folder = snapshot(folder)
         needed: dict[str, Callable[[Mapping[str, Any]], bool]] = {"text_encoder": is_t5, "vae": is_autoencoder}
         if transformer is None:

@@ -262,6 +262,9 @@ def test_a_prompt_that_is_no_text(pipe):
 def test_folders_that_are_no_pipeline(nano, tmp_path):
     with pytest.raises(CheckpointError, match="does not exist: give a folder with model_index"):
         pc.Pipeline.from_pretrained(tmp_path / "missing")
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file, not a folder: give a folder with model_index"):
+        pc.Pipeline.from_pretrained(tmp_path / "file")
     with pytest.raises(CheckpointError, match="has no vae/"):
         shutil.copytree(nano, tmp_path / "copy")
         shutil.rmtree(tmp_path / "copy" / "vae")
