@@ -5,6 +5,7 @@ The text under `help` is the one description of a setting: `--help` and the node
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -151,6 +152,12 @@ class TrainConfig(Settings):
             raise ConfigError("keep_attention says what gradient_checkpointing recomputes: set that to true, too")
         if self.validation and self.validation_data:
             raise ConfigError("validation and validation_data are both set: hold out a share, or take other features")
+
+    @property
+    def kept_checkpoints(self) -> int:
+        """Checkpoints on disk at once, besides one that is being written or that a stop made: a short run has fewer
+        than may be kept."""
+        return min(self.keep_checkpoints, max(1, math.ceil(self.steps / self.checkpoint_every)))
 
 
 @dataclass(kw_only=True)

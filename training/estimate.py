@@ -115,7 +115,7 @@ def estimate(config: TrainConfig, shape: PixArtConfig, height: int, width: int, 
         activations=_activations(outline, config, shape, tokens, half),
         flops=_flops(outline, config, shape, tokens) * config.batch_size * config.accumulation,
         checkpoint=trained * (4 + 4 * averaged + kept),
-        kept=config.keep_checkpoints,
+        kept=config.kept_checkpoints,
     )
 
 
@@ -251,7 +251,7 @@ def dry_run(config: TrainConfig) -> None:
     expected = estimate(config, base.shape, height, width, processes.count)
     duration = time_text(expected, config.precision, config.steps, device)
     if processes.is_main:  # the others' host need not have the run's disk
-        run.require_room(expected.checkpoint, config.keep_checkpoints)
+        run.require_room(expected.checkpoint, config)
     say = print if processes.is_main else _silent
     pictures = pictures_text(data.buckets, config.batch_size * processes.count, rows=data.rows)
     say(f"{pictures}; the largest {width}x{height}; on {device}\n{expected}")

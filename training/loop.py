@@ -88,7 +88,7 @@ class Training:
         self.validation = held_out(
             self.engine.task, self.data, config.validation, config.validation_data, config.batch_size
         )
-        processes.on_main(lambda: run.require_room(self.engine.checkpoint_bytes(), config.keep_checkpoints))
+        processes.on_main(lambda: run.require_room(self.engine.checkpoint_bytes(), config))
         self.saved: int | None = None
         """Step of the newest checkpoint."""
         self.step = self.batches = 0

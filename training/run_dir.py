@@ -29,7 +29,7 @@ from typing import Any
 
 from ..pixart_core.leftovers import remove_leftovers
 from . import storage
-from .config import COMMANDS
+from .config import COMMANDS, TrainConfig
 from .machine import require_room
 
 Identify = Callable[[str, str], str | None]
@@ -287,15 +287,15 @@ class RunDir:
         """All checkpoints, oldest first."""
         return sorted((self.path / "checkpoints").glob("step_*.safetensors"))
 
-    def require_room(self, size: float, keep: int) -> None:
-        """Whether checkpoints of `size` bytes each, of which `keep` stay, will fit beside what is on the disk.
+    def require_room(self, size: float, config: TrainConfig) -> None:
+        """Whether the checkpoints of a training, of `size` bytes each, will fit beside what is on the disk.
 
         Raises:
             DiskError: if they will not.
         """
-        # One more than are kept, because the newest is written before the oldest is deleted.
-        needed = size * (keep + 1) - sum(file.stat().st_size for file in self.checkpoints())
-        require_room(self.path, needed, f"the checkpoints of {self.path}", f"lower keep_checkpoints ({keep})")
+        needed = size * (config.kept_checkpoints + 1) - sum(file.stat().st_size for file in self.checkpoints())
+        way_out = f"lower keep_checkpoints ({config.keep_checkpoints})"
+        require_room(self.path, needed, f"the checkpoints of {self.path}", way_out)
 
     def sample(self, step: int) -> Path:
         """File of the grid of pictures after `step` steps; its .json is beside it."""

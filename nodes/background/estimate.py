@@ -63,7 +63,7 @@ def check_and_estimate(config: TrainConfig, base: Base, data: Prepared, run: Run
     short = []
     for check in (
         lambda: require_memory(expected, config.batch_size, device, total),
-        lambda: run.require_room(expected.checkpoint, config.keep_checkpoints),
+        lambda: run.require_room(expected.checkpoint, config),
     ):
         try:
             check()

@@ -12,12 +12,13 @@ from tests.nodes.setup_jobs import BASE, DESCRIPTION
 
 pytestmark = pytest.mark.host
 ROOT = Path(__file__).resolve().parents[2]
+_MANY = {"more_settings": "keep_checkpoints=1000000", "steps": 1_000_000, "checkpoint_every": 10}
 DOOMED = {
     "base": ("TrainLCMLora", {"base": "a_control.safetensors"}, "but a PixArt ControlNet without its base model"),
     "distilled": ("TrainLCD", {"base": "bundled/nano (student)"}, "choose the base model that it was made from"),
     "hints": ("TrainControlNet", {"copy_blocks": 1}, "was prepared without hints"),
     "memory": ("TrainLCD", {"batch_size": 1_000_000, "recipe": "none"}, "out of memory with batch_size=1000000"),
-    "disk": ("FineTune", {"more_settings": "keep_checkpoints=1000000", "recipe": "none"}, "are free"),
+    "disk": ("FineTune", {**_MANY, "recipe": "none"}, "are free"),
     "package": ("TrainLCD", {"optimizer": LACKING, "recipe": "none"}, f"{LACKING} is not installed"),
     "recipe": ("TrainLCD", {"recipe": "8gb"}, "Train an LCM-LoRA instead"),
     "pictures": ("Dataset", {"path": "empty"}, "empty holds no pictures"),

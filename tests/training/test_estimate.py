@@ -270,7 +270,7 @@ def test_a_dry_run_in_float16_may_overflow_at_first(material, tmp_path, capsys):
         ({"base": "nowhere.safetensors"}, "nowhere.safetensors"),
         ({"learning_rate": "nan"}, "learning_rate is nan: a finite number is wanted"),
         (
-            {"keep_checkpoints": 10**6},
+            {"keep_checkpoints": 10**6, "steps": 10**8, "checkpoint_every": 10},
             "are free there: free some space, lower keep_checkpoints (1000000), or choose",
         ),
     ],
@@ -300,6 +300,8 @@ def test_a_dry_run_counts_the_checkpoints_that_are_there(material, small_disk, c
     assert call("lcd", material, small_disk / "run", capsys, steps=8)[0] == 0
     status, said = call("lcd", material, small_disk / "other", capsys)
     assert status == 1 and "lower keep_checkpoints (2)" in said.err
+    short = {"steps": 1, "keep_checkpoints": 20}
+    assert call("lcd", material, small_disk / "other", capsys, **short)[0] == 0, "20 that it never makes"
     ballast.unlink()
     assert call("lcd", material, small_disk / "other", capsys)[0] == 0
 
