@@ -6,7 +6,7 @@ pictures at 512 px and returns 8 bits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,12 +62,14 @@ class HED(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """pixels (B, 3, H, W) in 0 … 255 -> five edge maps before the sigmoid, (B, 1, H / 2^i, W / 2^i)."""
+        return [side for _, side in self.stages(pixels)]
+
+    def stages(self, pixels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What each stage sees, (B, widths[i], H / 2^i, W / 2^i), and its edge map; computed as it is asked for."""
         x = pixels - self.norm.to(pixels)
-        sides = []
         for index in range(len(_DEPTHS)):
             x, side = getattr(self, f"block{index + 1}")(F.max_pool2d(x, 2) if index else x)
-            sides.append(side)
-        return sides
+            yield x, side
 
 
 def load_hed(

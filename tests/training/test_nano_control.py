@@ -15,7 +15,8 @@ from pixart_delta.pixart_core.pipeline import Pipeline
 from pixart_delta.pixart_core.saving import save_weights
 from pixart_delta.training.config import make_config
 from pixart_delta.training.nano import evaluate_control, hed, scenes
-from pixart_delta.training.nano.evaluate_control import ControlTest, edge_f1, soft_edges
+from pixart_delta.training.nano.evaluate_control import ControlTest, edge_f1, edge_recall, soft_edges
+from pixart_delta.training.nano.worlds import WORLDS
 from pixart_delta.training.run_dir import RunDir
 from pixart_delta.training.task import fingerprint
 from pixart_delta.training.tasks import TASKS
@@ -96,6 +97,9 @@ def test_f1_forgives_what_lies_within_the_tolerance():
     half = edges.clone()
     half[:, :, :10] = 0
     assert edge_f1(half, edges, 0) == pytest.approx(2 / 3)
+    left = torch.zeros(1, 1, *edges.shape[1:3])
+    left[..., : left.shape[-1] // 2] = 1
+    assert [edge_recall(half, edges, 0, within) for within in (left, 1 - left, 1)] == [0, 1, 0.5]
     assert edge_f1(torch.zeros_like(edges), edges) == edge_f1(edges, torch.zeros_like(edges)) == 0
 
 
@@ -133,13 +137,24 @@ def test_bed(tmp_path_factory):
     return family, ControlTest(partial(soft_edges, network), 4)
 
 
+@pytest.mark.parametrize("world", WORLDS.values(), ids=lambda world: str(world.number))
+def test_things_are_where_the_scene_has_them(world):
+    test = ControlTest(lambda pictures: [torch.ones(1, p.height, p.width, 1) for p in pictures], 8, world=world)
+    for (scene, _, _), things, edges in zip(test.prompts, test.things, test.edges, strict=True):
+        assert things.shape[2:] == edges.shape[1:3] and bool(things.any()) == (world.bare(scene) != scene)
+        assert things.mean() < 0.2, "all else of the picture is drawn as before"
+
+
 def test_a_control_is_measured_at_every_strength(test_bed):
     family, test = test_bed
     pipeline = Pipeline.from_pretrained(family)
     results = [test.run(pipeline, strength, steps=1, sampler="lcm", guidance=None) for strength in (0, 1)]
     for made, numbers in results:
         assert [picture.size for picture in made] == [picture.size for picture in test.drawn]
-        assert 0 <= numbers["f1"] <= 1 and 0 <= numbers["attributes"] <= 100
+        assert (
+            all(0 <= numbers[name] <= 1 for name in ("f1", "recall_things", "recall_land"))
+            and 0 <= numbers["attributes"] <= 100
+        )
     difference = [
         np.abs(np.asarray(one, np.float32) - np.asarray(other)).mean()
         for one, other in zip(results[0][0], results[1][0], strict=True)

@@ -13,7 +13,12 @@ from pixart_delta.training.nano.plan import FamilySettings, Plan
 
 
 def plan(tmp_path, has_room=False, **values) -> Plan:
-    return Plan(FamilySettings.make({"output": str(tmp_path / "nano"), **values}), has_room)
+    return Plan(FamilySettings.make({"output": str(tmp_path / "nano"), "resolution": 128, **values}), has_room)
+
+
+def test_without_a_word_it_is_the_family_that_the_demo_shows(tmp_path):
+    settings = FamilySettings.make({"output": str(tmp_path / "nano")})
+    assert (settings.resolution, settings.world) == (256, 2) and settings.folder().name == "256"
 
 
 @pytest.mark.parametrize("values", [{}, {"resolution": 256, "precision": "bf16"}, {"scale": 0.01}, {"world": 2}])

@@ -1,14 +1,19 @@
 """The nano world: the checker reads every attribute back, captions say them, evaluation scenes are unseen."""
 
 import hashlib
+import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
-from pixart_delta.training.nano import scenes
+from PIL import Image
+from pixart_delta.training.nano import evaluate, scenes
 from pixart_delta.training.nano.checker import attributes_right, read_scene
 from pixart_delta.training.nano.counting import NUMBER, counts_right, lights, peaks, things
 from pixart_delta.training.nano.evaluate import drawn, hard_prompts, held_out_prompts, score
+
+NANO = Path(__file__).resolve().parents[2] / "models" / "nano"
 
 
 @pytest.mark.parametrize("size", [(128, 128), (96, 160), (160, 96)])
@@ -79,6 +84,14 @@ def test_the_checker_counts_what_the_generator_draws():
     shares = score(drawn(prompts), prompts)
     assert shares["all"] == shares["one light"] == 100
     assert shares["at once"] == shares["number"] > 95
+
+
+def test_as_many_pictures_as_are_asked_for_are_shown(tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    evaluate.main([str(NANO), "--count", "10", "--drawn", "--sheet", str(sheet), "--shown", "9"])
+    assert [json.loads(line)["pictures"] for line in capsys.readouterr().out.splitlines()] == ["drawn", "vae"]
+    with Image.open(sheet) as shown:  # nine as drawn in rows of eight, nine through the autoencoder
+        assert shown.size == (8 * 164 - 4, 4 * 164 - 4)
 
 
 def beside(one, other):

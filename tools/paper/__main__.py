@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..comfy_server import ROOT
-from . import family, page, plots, tables, verdict
-from .figures import COMMON, FIGURES, Figure
-from .work import CAPTIONS, SEEDS, Stopwatch, Workshop, circumstances
+from . import family, page, plots, seeds, tables, verdict
+from .figures import COMMON, FIGURES, SEEDS, Figure
+from .work import CAPTIONS, NANO, NOISES, Stopwatch, Workshop, circumstances
 from .work import family as of_family
 
 PREFIX = 3
@@ -36,7 +36,7 @@ DISTANCE_TOLERANCE = 0.1
 _MARKS = (("attributes right, %", "attributes"), ("all right at once, %", "at once"), ("Fréchet distance", "distance"))
 _SECONDS = {"lcd": 0.07, "controlnet": 0.04}
 """Of a core, for a picture that is trained on."""
-NAMES = ["7", "8", "2", "batch", "3", "schedule", "5", "6", "rate", "tables", "average", "loss"]
+NAMES = ["7", "8", "2", "batch", "batch384", "3", "schedule", "5", "6", "rate", "tables", "average", "loss"]
 """Of all figures, as the page has them."""
 SCHEDULES = (
     "Figure 3: β, the noise schedule and logSNR",
@@ -67,7 +67,7 @@ def main() -> int:
     place.mkdir(parents=True, exist_ok=True)
     for name in options.figures or NAMES:
         make(shop, place, name)
-        page.write(place, about(), CAPTIONS, SEEDS)
+        page.write(place, about(), CAPTIONS, NOISES, len(SEEDS))
     return 0
 
 
@@ -84,7 +84,7 @@ def _cost(figure: Figure) -> str:
     pictures = 0
     for changed in figure.variants.values():
         values = {**COMMON[figure.command], **changed}
-        pictures += values["steps"] * values["batch_size"] * values.get("accumulation", 1)
+        pictures += len(SEEDS) * values["steps"] * values["batch_size"] * values.get("accumulation", 1)
     return f", about {pictures * _SECONDS[figure.command] / 60:.0f} minutes of one core for its trainings"
 
 
@@ -99,9 +99,14 @@ def make(shop: Workshop, place: Path, name: str) -> None:
     else:
         own = {"7": draw_family, "3": draw_schedules}
         found = own[name](shop, place) if name in own else draw(shop, place, name)
-    found |= {"took": watch.read(), "made_with": circumstances()}
+    found |= {"took": watch.read(), "made_with": circumstances(_folder(name))}
     (place / f"{name}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"{name}: {found['verdict']}", flush=True)
+
+
+def _folder(name: str) -> Path:
+    """The family that a figure is of."""
+    return family.FOLDER if name == "7" else NANO
 
 
 def draw(shop: Workshop, place: Path, name: str) -> dict[str, Any]:
@@ -109,16 +114,19 @@ def draw(shop: Workshop, place: Path, name: str) -> dict[str, Any]:
     figure, found, runs = FIGURES[name], {}, {}
     for label, changed in figure.variants.items():
         print(f"{name}: {label}", flush=True)
-        runs[label] = shop.run(figure, changed)
-        found[label] = shop.measure(figure, runs[label], changed)
+        runs[label] = [shop.run(figure, changed, seed) for seed in shop.seeds]
+        found[label] = seeds.merged([shop.measure(figure, run, changed) for run in runs[label]])
     pictures, said = [f"{name}.png"], figure.sentence(found)
     plots.plot(found, place / pictures[0])
     shown = {}
     if figure.strip:
         pictures.insert(0, f"{name}_strip.jpg")
         first = next(iter(figure.variants))
-        shop.strip(figure, runs[first], place / pictures[0])
+        shop.strip(figure, runs[first][0], place / pictures[0])
         shown = {"shown": found[first]["shown"]} if "shown" in found[first] else {}
+        if figure.command == "controlnet":
+            pictures.append(f"{name}_scenes.png")
+            plots.plot_scenes(found, place / pictures[-1])
     return {
         "paper": figure.paper,
         "verdict": said,
@@ -127,9 +135,10 @@ def draw(shop: Workshop, place: Path, name: str) -> dict[str, Any]:
         **shown,
         **({"table": table(found)} if figure.command != "controlnet" else {}),
         "command": figure.command,
-        "settings": {label: shop.values(figure, changed) for label, changed in figure.variants.items()},
-        "first_losses": {label: shop.losses(run)[:PREFIX] for label, run in runs.items()},
-        "trained_seconds": {label: shop.seconds(run) for label, run in runs.items()},
+        "settings": {label: shop.values(figure, changed, shop.seeds[0]) for label, changed in figure.variants.items()},
+        "seeds": list(shop.seeds),
+        "first_losses": {label: [shop.losses(run)[:PREFIX] for run in each] for label, each in runs.items()},
+        "trained_seconds": {label: sum(map(shop.seconds, each)) for label, each in runs.items()},
         "found": found,
     }
 
@@ -150,9 +159,7 @@ def _row(name: str, steps: str, marks: Mapping[str, Any]) -> list[str]:
 
 
 def draw_family(shop: Workshop, place: Path) -> dict[str, Any]:
-    found = family.measure(shop.scaled(CAPTIONS, 66), shop.scaled(SEEDS, 2), place / "7.jpg")
-    teacher = {name: marks for name, marks in found["marks"].items() if name.startswith("teacher")}
-    shop.teacher(family.OMEGA).write_text(json.dumps(teacher))
+    found = family.measure(shop.scaled(CAPTIONS, 66), shop.scaled(NOISES, 2), place / "7.jpg")
     found["seconds"] = family.seconds()
     said = {"paper": family.PAPER, "verdict": family.sentence(found), "pictures": ["7.jpg"], "shown": found["shown"]}
     return {**said, "note": family.NOTE, "table": family.table(found), "found": found}
@@ -172,7 +179,7 @@ def check(shop: Workshop, place: Path, names: Sequence[str]) -> int:
             print(f"{name}: {'measured on a GPU elsewhere' if file.exists() else 'not made yet'}")
             continue
         known = json.loads(file.read_text(encoding="utf-8"))
-        if known["made_with"]["family"] != of_family():
+        if known["made_with"]["family"] != of_family(_folder(name)):
             print(f"{name}: WRONG, drawn on another family than the bundled one: draw it again")
             worst = 1
             continue
@@ -203,9 +210,10 @@ def _family(known: dict) -> Iterator[tuple[str, float, float]]:
 
 def _beginnings(shop: Workshop, name: str, known: dict) -> Iterator[tuple[str, float, float]]:
     for label, changed in FIGURES[name].variants.items():
-        before = known["first_losses"][label][:PREFIX]
-        now = shop.begin(FIGURES[name], changed, len(before))
-        yield label, max(abs(a - b) / abs(b) for a, b in zip(now, before, strict=True)), LOSS_TOLERANCE
+        for seed, before in zip(known["seeds"], known["first_losses"][label], strict=True):
+            now = shop.begin(FIGURES[name], changed, seed, len(before))
+            difference = max(abs(a - b) / abs(b) for a, b in zip(now, before, strict=True))
+            yield f"{label}, seed {seed}", difference, LOSS_TOLERANCE
 
 
 if __name__ == "__main__":

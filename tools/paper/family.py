@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..comfy_server import ROOT
 from . import plots
-from .work import BASE, NANO, train_py
+from .work import base_of, train_py
 
 TITLE = "Figure 7: teacher in 14 steps, student in four"
 PAPER = "PixArt-δ in 4 steps beside its teacher PixArt-α in 14; on an A100 0.5 s and 2.2 s (Table 2)"
@@ -20,6 +21,8 @@ NOTE = (
 )
 OMEGA = 3.0
 """That the bundled student learned; conventional guidance 4."""
+FOLDER = ROOT / "models" / "nano256"
+"""What the demo draws with."""
 STEPS = (1, 2, 4, 8)
 _ROUNDS = 9
 
@@ -35,13 +38,13 @@ def measure(count: int, seeds: int, sheet: Path | None = None, teacher: bool = T
     """
     drawn = () if sheet is None else ("--sheet", sheet.with_suffix(".sheet.png"))
     out = train_py(
-        *("nano", "curve", NANO, "--guidance", OMEGA, "--captions", "hard", "--count", count, "--seeds", seeds),
+        *("nano", "curve", FOLDER, "--guidance", OMEGA, "--captions", "hard", "--count", count, "--seeds", seeds),
         *("--steps", *STEPS, *drawn, *([] if teacher else ["--no-teacher"])),
     )
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     found = {"captions": count, "seeds": seeds, "marks": lines[0]}
     if sheet is not None:
-        plots.labelled(drawn[1], sheet, [f"{name[:7]},\n{name[9:]}" for name in lines[0]])
+        plots.labelled(drawn[1], sheet, [name.replace(", ", ",\n") for name in lines[0]])
         drawn[1].unlink()
         found["shown"] = lines[1]["shown"]
     return found
@@ -57,9 +60,9 @@ def seconds() -> dict[str, float]:
     out = {}
     for name, weights, options in (
         ("student, 4 steps", None, {"steps": 4}),
-        ("teacher, 14 steps", str(BASE), {"steps": 14, "sampler": "dpm", "guidance": 1 + OMEGA}),
+        ("teacher, 14 steps", str(base_of(FOLDER)), {"steps": 14, "sampler": "dpm", "guidance": 1 + OMEGA}),
     ):
-        pipeline, taken = pc.Pipeline.from_pretrained(NANO, transformer=weights), []
+        pipeline, taken = pc.Pipeline.from_pretrained(FOLDER, transformer=weights), []
         for seed in range(1 + _ROUNDS):
             started = time.process_time()
             pipeline("a house on a meadow in front of red mountains by day", seed=seed, **options)

@@ -12,15 +12,24 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pixart_core.schedule import alphas_cumprod
 
-_PANELS = (
-    ("1", "attributes", "attributes right in 1 step, %"),
-    ("2", "at once", "all right at once in 2 steps, %"),
-    ("4", "at once", "all right at once in 4 steps, %"),
-    ("1", "distance", "Fréchet distance in 1 step"),
+from .seeds import number
+
+_DISTILLED = (
+    (("marks", "1", "attributes"), "attributes right in 1 step, %"),
+    (("marks", "2", "at once"), "all right at once in 2 steps, %"),
+    (("marks", "4", "at once"), "all right at once in 4 steps, %"),
+    (("marks", "1", "distance"), "Fréchet distance in 1 step"),
+)
+_CONTROLLED = (
+    (("f1",), "F1 of all edges, strength 1"),
+    (("recall_things",), "share of the edges of things found"),
+    (("recall_land",), "share of the edges of the land found"),
 )
 _TEACHER = "teacher, 14 steps"
 _QUALITY = 88
 """Of JPEG, in which pictures of scenes are a fifth of what they are as PNG."""
+_WIDEST = 1200
+"""Px of a sheet without the names: what a page shows anyway."""
 _STYLES = ("--", ":", "-.")
 """Of the lines of teachers."""
 
@@ -33,20 +42,20 @@ def with_interval(value: Sequence[float]) -> str:
 
 def plot(found: Mapping[str, Any], path: Path) -> None:
     """What a figure's trainings came to, over their steps; a panel for each measure, bands are 95 % intervals."""
-    if "f1" in next(iter(found.values()))["points"][0]:
-        _plot_control(found, path)
-        return
-    canvas = Canvas(figsize=(4 * len(_PANELS), 4.2), layout="constrained")
-    for axes, (steps, measure, title) in zip(canvas.subplots(1, len(_PANELS)), _PANELS, strict=True):
+    controls = "f1" in next(iter(found.values()))["points"][0]
+    panels = _CONTROLLED if controls else _DISTILLED
+    canvas = Canvas(figsize=(4 * len(panels), 4.2), layout="constrained")
+    for axes, (keys, title) in zip(canvas.subplots(1, len(panels), sharey=controls), panels, strict=True):
         for label, marks in found.items():
             x = np.array([point["step"] for point in marks["points"]])
-            mean, half = np.array([point["marks"][steps][measure] for point in marks["points"]]).T
+            mean, half = np.array([number(point, keys) for point in marks["points"]]).T
             (line,) = axes.plot(x, mean, marker="o", ms=3, label=label)
             axes.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.15, linewidth=0)
-        for number, (name, known) in enumerate(teachers(found).items()):
-            axes.axhline(known[measure][0], color="grey", linestyle=_STYLES[number % len(_STYLES)], label=name)
+        for index, (name, known) in enumerate({} if controls else teachers(found).items()):
+            style = _STYLES[index % len(_STYLES)]
+            axes.axhline(known[keys[-1]][0], color="grey", linestyle=style, label=name)
         axes.set(xlabel="training step", title=title)
-        if measure == "distance":
+        if keys[-1] == "distance":
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
     handles, labels = axes.get_legend_handles_labels()
@@ -59,19 +68,16 @@ def teachers(found: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {f"{_TEACHER}, guidance {1 + marks['guidance']:g}": marks["teacher"][_TEACHER] for marks in found.values()}
 
 
-def _plot_control(found: Mapping[str, Any], path: Path) -> None:
-    """F1 over the steps: of all trainings, and for each training that of every scene."""
-    canvas = Canvas(figsize=(5 * (1 + len(found)), 4), layout="constrained")
-    first, *others = np.atleast_1d(canvas.subplots(1, 1 + len(found), sharey=True))
-    first.set(title="mean of the scenes", ylabel="F1 of edges, strength 1", xlabel="training step", ylim=(0, 1))
-    for axes, (label, marks) in zip(others, found.items(), strict=True):
-        x = [point["step"] for point in marks["points"]]
-        first.plot(x, [point["f1"] for point in marks["points"]], marker="o", ms=3, label=label)
-        axes.plot(x, [point["each"] for point in marks["points"]], linewidth=0.8, alpha=0.6)
+def plot_scenes(found: Mapping[str, Any], path: Path) -> None:
+    """F1 of every scene over the steps, in the first training of each kind."""
+    canvas = Canvas(figsize=(5 * len(found), 4), layout="constrained")
+    panels = np.atleast_1d(canvas.subplots(1, len(found), sharey=True))
+    panels[0].set(ylabel="F1 of edges, strength 1", ylim=(0, 1))
+    for axes, (label, marks) in zip(panels, found.items(), strict=True):
+        points = marks["trainings"][0]
+        axes.plot([point["step"] for point in points], [point["each"] for point in points], linewidth=0.8, alpha=0.6)
         axes.set(title=f"each scene, {label}", xlabel="training step")
         axes.grid(alpha=0.3)
-    first.grid(alpha=0.3)
-    first.legend(loc="lower right")
     canvas.savefig(path, dpi=80)
 
 
@@ -111,6 +117,7 @@ def schedules() -> str:
 def labelled(sheet: Path, path: Path, rows: Sequence[str] = (), columns: Sequence[str] = ()) -> None:
     """A sheet of pictures with names beside its rows, or above its columns."""
     picture = Image.open(sheet).convert("RGB")
+    picture.thumbnail((_WIDEST, picture.height), Image.Resampling.LANCZOS)
     font = ImageFont.load_default(13)
     left, top = (78 if rows else 0), (20 if columns else 0)
     whole = Image.new("RGB", (left + picture.width, top + picture.height), "white")

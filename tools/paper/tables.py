@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from ..comfy_server import ROOT
@@ -12,6 +14,7 @@ PAPER = "a distillation at 1024 px fits into 32 GB at 12 pictures a GPU; a pictu
 FILES = [ROOT / "output" / "bench" / name for name in ("gpu.json", "table2.json")]
 """The first that holds something is taken: a CPU measures Table 2 alone."""
 COMMAND = "python -m tools.bench gpu --parts lcd table2"
+_OF_THE_PAPER = re.compile(r"(?P<what>.+) \(the paper(?:'s)?: (?P<value>[\d.]+)[^)]*\)")
 PARTS = {"lcd": "Table 1", "table2": "Table 2"}
 
 
@@ -25,17 +28,30 @@ def measured() -> dict[str, Any] | None:
 
 
 def _described(known: dict[str, Any]) -> dict[str, Any]:
-    rows = [
-        [title, each["what"], f"{each['value']:.4g} {each['unit']}"]
+    figures = [
+        (title, each)
         for part, title in PARTS.items()
         for kind in ("figures", "partial")  # what a part had measured before it failed counts
         for each in known["parts"].get(part, {}).get(kind, ())
     ]
+    rows = [[title, each["what"], f"{each['value']:.4g} {each['unit']}"] for title, each in figures]
     lacking = "" if "lcd" in known["parts"] else " Table 1, the memory of a distillation, waits for a GPU."
+    device = f"measured on one {known['about']['device']}, torch {known['about']['torch']}."
     return {
         "title": TITLE,
         "paper": PAPER,
-        "verdict": f"measured on one {known['about']['device']}, torch {known['about']['torch']}.{lacking}",
+        "verdict": f"{device} {_beside_the_paper([each for _, each in figures])}{lacking}".strip(),
         "pictures": [],
         "table": {"columns": ["", "what", "measured"], "rows": rows},
     }
+
+
+def _beside_the_paper(figures: Iterable[dict[str, Any]]) -> str:
+    """Which of the figures that the paper has, too, are below its own, and which are above."""
+    said: dict[str, list[str]] = {"below": [], "above": []}
+    for each in figures:
+        found = _OF_THE_PAPER.fullmatch(each["what"])
+        if found and each["value"] != float(found["value"]):
+            words = f"{found['what']} ({each['value']:.3g} {each['unit']}, there {found['value']})"
+            said["below" if each["value"] < float(found["value"]) else "above"].append(words)
+    return " ".join(f"{side.capitalize()} the paper's: {', '.join(all_)}." for side, all_ in said.items() if all_)

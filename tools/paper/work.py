@@ -14,29 +14,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..comfy_server import ROOT
 from . import plots
-from .figures import COMMON, MEASURED_EVERY, Figure
+from .figures import COMMON, MEASURED_EVERY, SEEDS, Figure
 
 TRAIN = ROOT / "training" / "train.py"
 NANO = ROOT / "models" / "nano"
-BASE = NANO / "base" / "pixart_nano_base.safetensors"
-EDGES = ROOT / "docs" / "paper" / "hed.safetensors"
-"""The edge detector that the committed figures were made with: the family's own has learnt photographs since."""
+"""The family that is trained: a step of the larger one takes four times as long."""
+EDGES = NANO / "hed" / "hed.safetensors"
 PICTURES = 1200
 CAPTIONS = 72
 """Of the hard ones: every thing in every size six times, and more than the 64 that a Fréchet distance needs."""
-SEEDS = 3
+NOISES = 3
+"""Seeds of the sampling noise."""
 STEPS = (1, 2, 4)
 SCENES = 48
 """That a control is measured on."""
 SHOWN_SCENES = (0, 1, 4, 5)
 """Square ones."""
+
+
+def base_of(folder: Path) -> Path:
+    """The transformer that a family's student was distilled from."""
+    return folder / "base" / "pixart_nano_base.safetensors"
 
 
 def train_py(*arguments: Any, log: Path | None = None) -> str:
@@ -110,16 +115,21 @@ class Workshop:
             (self.folder / "data.done").touch()
         return features
 
-    def values(self, figure: Figure, changed: Mapping[str, Any]) -> dict[str, Any]:
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Of the trainings of each kind."""
+        return SEEDS[: self.scaled(len(SEEDS), 2)]
+
+    def values(self, figure: Figure, changed: Mapping[str, Any], seed: int) -> dict[str, Any]:
         """All settings of one training of a figure but the paths."""
-        values = {**COMMON[figure.command], **figure.common, **changed}
+        values = {**COMMON[figure.command], **figure.common, **changed, "seed": seed}
         values["steps"] = self.scaled(values["steps"], 8)
         values["checkpoint_every"] = self.scaled(values["checkpoint_every"], 2)
         return values | {"keep_checkpoints": 100, "log_every": 1, "tensorboard": False, "workers": 0}
 
-    def run(self, figure: Figure, changed: Mapping[str, Any]) -> Path:
+    def run(self, figure: Figure, changed: Mapping[str, Any], seed: int) -> Path:
         """Train, or go on, or find that it is done; its folder."""
-        values = self.values(figure, changed)
+        values = self.values(figure, changed, seed)
         name = hashlib.sha256(json.dumps([figure.command, values], sort_keys=True).encode()).hexdigest()[:10]
         run = self.folder / f"{figure.command}_{name}"
         if not (run / "done.json").exists():
@@ -128,10 +138,10 @@ class Workshop:
             (run / "done.json").write_text(json.dumps(watch.read()))
         return run
 
-    def begin(self, figure: Figure, changed: Mapping[str, Any], steps: int) -> list[float]:
+    def begin(self, figure: Figure, changed: Mapping[str, Any], seed: int, steps: int) -> list[float]:
         """The losses of the first steps of a training, made anew, once for all figures that have it in common. Its
         learning rate must not depend on how many steps there will be."""
-        values = self.values(figure, changed) | {"steps": steps, "checkpoint_every": steps}
+        values = self.values(figure, changed, seed) | {"steps": steps, "checkpoint_every": steps}
         if values.get("schedule", "constant") != "constant":
             raise ValueError(f"the learning rate of the schedule {values['schedule']} goes by the number of all steps")
         name = json.dumps([figure.command, values], sort_keys=True)
@@ -142,7 +152,7 @@ class Workshop:
         return self._begun[name]
 
     def _paths(self, run: Path) -> dict[str, str]:
-        return {"run": str(run), "data": str(self.data()), "base": str(BASE)}
+        return {"run": str(run), "data": str(self.data()), "base": str(base_of(NANO))}
 
     def seconds(self, run: Path) -> int:
         """CPU seconds that its training took, if it was not interrupted."""
@@ -156,7 +166,7 @@ class Workshop:
         """The points of a training, oldest first, measured once."""
         kept = run / "marks.json"
         if not kept.exists():
-            values = self.values(figure, changed)
+            values = {**COMMON[figure.command], **figure.common, **changed}
             found = self._distilled(run, values) if figure.command != "controlnet" else self._controlled(run)
             kept.write_text(json.dumps({**found, "batch": values["batch_size"] * values.get("accumulation", 1)}))
         return json.loads(kept.read_text())
@@ -178,18 +188,21 @@ class Workshop:
                 "--steps",
                 *STEPS,
             ),
-            *("--seeds", self.scaled(SEEDS, 2), "--every", self.every, "--sheet", run / "strip.png"),
+            *("--seeds", self.scaled(NOISES, 2), "--every", self.every, "--sheet", run / "strip.png"),
             *(["--no-start"] if start.exists() else []),
             *(["--no-teacher"] if teacher.exists() else []),
         )
         lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        rows = self._steps(run)
         if not teacher.exists():
             teacher.write_text(json.dumps(lines[0]))
-        points = [line for line in lines if "step" in line]
+            rows = [*lines[0], *rows]
+        before = [line for line in lines if line.get("step") == 0]
+        points = [line for line in lines if line.get("step")]
         if not start.exists():
-            start.write_text(json.dumps(points.pop(0)))
+            start.write_text(json.dumps(before[0]))
         known = {"guidance": guidance, "teacher": json.loads(teacher.read_text())}
-        return {"points": [json.loads(start.read_text()), *points], **known, "shown": lines[-1]["shown"]}
+        return {"points": [json.loads(start.read_text()), *points], **known, "shown": lines[-1]["shown"], "rows": rows}
 
     def teacher(self, guidance: float) -> Path:
         """Where the marks of the base at a guidance ω are kept."""
@@ -205,23 +218,29 @@ class Workshop:
 
     def strip(self, figure: Figure, run: Path, path: Path) -> None:
         """Pictures of the same prompts, or scenes, and noise after every checkpoint, with the training steps."""
-        checkpoints = sorted((run / "checkpoints").glob("step_*"))
-        names = ["step 0", *(f"step {int(each.stem.split('_')[1])}" for each in checkpoints)]
         if figure.command == "controlnet":
-            plots.labelled(run / "strip.png", path, columns=["scene", "edges", *names])
+            plots.labelled(run / "strip.png", path, columns=["scene", "edges", *self._steps(run)])
         else:
-            plots.labelled(run / "strip.png", path, rows=names)
+            rows = json.loads((run / "marks.json").read_text())["rows"]
+            plots.labelled(run / "strip.png", path, rows=[name.replace(", ", ",\n") for name in rows])
+
+    @staticmethod
+    def _steps(run: Path) -> list[str]:
+        """Names of the states of a training."""
+        checkpoints = sorted((run / "checkpoints").glob("step_*"))
+        return ["step 0", *(f"step {int(each.stem.split('_')[1])}" for each in checkpoints)]
 
 
-def family() -> dict[str, Any]:
-    """Which family the figures are of: px of its square pictures, its world, and the sum of its base."""
-    size = json.loads((NANO / "transformer" / "config.json").read_text())["sample_size"]
-    world = NANO / "world.json"
+def family(folder: Path = NANO) -> dict[str, Any]:
+    """Which family a figure is of: px of its square pictures, its world, and the sum of its base."""
+    size = json.loads((folder / "transformer" / "config.json").read_text())["sample_size"]
+    world = folder / "world.json"
     number = json.loads(world.read_text())["world"] if world.exists() else 1
-    return {"resolution": 8 * size, "world": number, "base": hashlib.sha256(BASE.read_bytes()).hexdigest()[:12]}
+    digest = hashlib.sha256(base_of(folder).read_bytes()).hexdigest()
+    return {"resolution": 8 * size, "world": number, "base": digest[:12]}
 
 
-def circumstances() -> dict[str, Any]:
-    """What figures depend on besides the seeds."""
+def circumstances(folder: Path) -> dict[str, Any]:
+    """What the figures of a family depend on besides the seeds."""
     packages = {name: version(name) for name in ("torch", "transformers", "accelerate")}
-    return {"family": family(), "python": platform.python_version(), "machine": platform.machine(), **packages}
+    return {"family": family(folder), "python": platform.python_version(), "machine": platform.machine(), **packages}

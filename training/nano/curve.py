@@ -19,6 +19,7 @@ import torch
 from PIL.Image import Image
 
 from ...pixart_core.checkpoint import load_pixart
+from ...pixart_core.hed import load_hed
 from ...pixart_core.pipeline import Pipeline
 from ..checkpoint import restore
 from ..config import DistillConfig
@@ -117,7 +118,7 @@ def plot(curves: dict[str, list[dict]], lines: dict[str, dict], steps: Sequence[
         (
             "attributes right, %",
             "all attributes and counts right at once, %",
-            "Fréchet distance to drawn scenes (latents)",
+            "Fréchet distance to drawn scenes",
         ),
         strict=True,
     ):
@@ -152,6 +153,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, 1 to 10")
     parser.add_argument("--every", type=int, default=1, help="only checkpoints after multiples of so many steps")
     parser.add_argument("--no-start", action="store_true", help="do not measure what the runs started from")
+    parser.add_argument("--hed", type=Path, help="ControlNetHED.pth: the distance is of its features, not of latents")
     parser.add_argument("--plot", type=Path, help="PNG or SVG to write")
     parser.add_argument("--sheet", type=Path, help="picture to write: the same prompts and noise, a row for each state")
     options = parser.parse_args(arguments)
@@ -165,7 +167,8 @@ def main(arguments: list[str]) -> None:
     if len(guidance) > 1 and not options.no_teacher:
         parser.error(f"the runs learn different guidance scales ({sorted(guidance)}): plot those of each apart")
     pipeline, world = Pipeline.from_pretrained(options.models), world_of(options.models)
-    exam = Exam(pipeline, options.count, captions=options.captions, world=world)
+    network = None if options.hed is None else load_hed(options.hed)
+    exam = Exam(pipeline, options.count, captions=options.captions, world=world, network=network)
     steps, seeds, curves = options.steps, range(options.seeds), {}
     sheet: Sheet | None = None if options.sheet is None else []
     lines = {} if options.no_teacher else teacher_marks(teacher, guidance.pop(), exam, seeds, sheet)

@@ -31,6 +31,8 @@ SEED = 20_240_117
 HARD_SEED = 20_261_126
 AT_ONCE = "at once"
 BATCH = 25
+_ROW = 8
+"""Pictures in a row of a sheet."""
 """Pictures that are made at once."""
 
 
@@ -144,16 +146,19 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--drawn", action="store_true", help="the checker's own error: scenes as drawn, and through the vae"
     )
-    parser.add_argument("--sheet", type=Path, help="PNG file for the first pictures, a row for each number of steps")
+    parser.add_argument("--sheet", type=Path, help="PNG file for the first pictures, by the number of steps")
+    parser.add_argument("--shown", type=int, default=_ROW, help=f"pictures of each in the sheet, {_ROW} in a row")
     options = parser.parse_args(arguments)
     pipeline = Pipeline.from_pretrained(options.models, transformer=options.transformer)
     world = world_of(options.models)
-    prompts, rows = PROMPTS[options.captions](options.count, resolution_of(pipeline), world), []
+    prompts = PROMPTS[options.captions](options.count, resolution_of(pipeline), world)
+    rows: list[list[Image.Image]] = []
 
     def tell(made: list[Image.Image], **about) -> None:
         shares = {name: round(value, 1) for name, value in score(made, prompts, world).items()}
         print(json.dumps({**about, "captions": len(prompts), "kind": options.captions, **shares}), flush=True)
-        rows.append(made[:12])
+        shown = made[: options.shown]
+        rows.extend(shown[start : start + _ROW] for start in range(0, len(shown), _ROW))
 
     if options.drawn:
         scenes = drawn(prompts, world)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,12 +23,14 @@ from ..checkpoint import restore
 from ..run_dir import RunDir
 from ..sampling import contact_sheet
 from .evaluate import held_out_prompts, pictures, resolution_of, score
-from .worlds import WORLDS, World, world_of
+from .worlds import WORLDS, Size, World, world_of
 
 TOLERANCE = 1
 """Pixels that an edge may lie beside its place."""
 _EDGE = 0.5
 """Soft edges above this count."""
+_OUTLINE = 2
+"""Pixels around a thing that still are its own edge."""
 
 
 def soft_edges(hed: HED, made: Sequence[Image.Image]) -> list[Tensor]:
@@ -41,11 +44,20 @@ def edge_f1(found: Tensor, hint: Tensor, tolerance: int = TOLERANCE) -> float:
 
     An edge pixel is right if the other map has one at most `tolerance` px away, in the 8-neighbourhood.
     """
-    found, hint = ((edges > _EDGE).float().permute(0, 3, 1, 2) for edges in (found, hint))
-    near_found, near_hint = (F.max_pool2d(edges, 2 * tolerance + 1, 1, tolerance) for edges in (found, hint))
-    precision = float((found * near_hint).sum() / found.sum().clamp(min=1))
-    recall = float((hint * near_found).sum() / hint.sum().clamp(min=1))
+    precision, recall = edge_recall(hint, found, tolerance), edge_recall(found, hint, tolerance)
     return 2 * precision * recall / max(precision + recall, 1e-9)
+
+
+def edge_recall(found: Tensor, hint: Tensor, tolerance: int = TOLERANCE, within: Tensor | float = 1.0) -> float:
+    """Share of the hint's edges, of those where `within` (1, 1, H, W) is 1, that have a found one beside them."""
+    found, hint = ((edges > _EDGE).float().permute(0, 3, 1, 2) for edges in (found, hint))
+    asked = hint * within
+    return float((asked * _grown(found, tolerance)).sum() / asked.sum().clamp(min=1))
+
+
+def _grown(mask: Tensor, pixels: int) -> Tensor:
+    """A mask (N, 1, H, W) and what lies at most so many pixels beside it."""
+    return F.max_pool2d(mask, 2 * pixels + 1, 1, pixels)
 
 
 class ControlTest:
@@ -68,18 +80,35 @@ class ControlTest:
         self.find, self.world, self.prompts = find, world, held_out_prompts(count, resolution, world)
         self.drawn = [world.draw(scene, size, seed) for seed, (scene, _, size) in enumerate(self.prompts)]
         self.edges = find(self.drawn)
+        self.things = [self._things(*each) for each in zip(self.prompts, self.drawn, range(count), strict=True)]
+
+    def _things(self, prompt: tuple[Any, str, Size], drawn: Image.Image, seed: int) -> Tensor:
+        """Where things stand on the ground, with their outline: (1, 1, H, W), 1 there and 0 elsewhere."""
+        scene, _, size = prompt
+        bare = self.world.draw(self.world.bare(scene), size, seed)
+        changed = (np.asarray(drawn) != np.asarray(bare)).any(-1)
+        return _grown(torch.from_numpy(changed)[None, None].float(), _OUTLINE)
 
     def run(
         self, pipeline: Pipeline, strength: float, each: list[float] | None = None, **options
     ) -> tuple[list[Image.Image], dict[str, float]]:
-        """The pictures, their mean F1 and the share of attributes that they show, in percent; `each` gets every F1."""
+        """The pictures, their mean F1, the share of the edges of things (where there are any) and of all else that is
+        found in them, 0 … 1, and the share of attributes that they show, in percent; `each` gets every F1."""
         hints = [edges.expand(-1, -1, -1, 3) for edges in self.edges]
         made = pictures(pipeline, self.prompts, hints, strength, **options)
         found = self.find(made)
         agreement = [edge_f1(one, other) for one, other in zip(found, self.edges, strict=True)]
         if each is not None:
             each += agreement
-        return made, {"f1": sum(agreement) / len(agreement), "attributes": score(made, self.prompts, self.world)["all"]}
+        pairs = list(zip(found, self.edges, self.things, strict=True))
+        of_things = [edge_recall(one, other, within=things) for one, other, things in pairs if things.any()]
+        of_land = [edge_recall(one, other, within=1 - things) for one, other, things in pairs]
+        return made, {
+            "f1": statistics.fmean(agreement),
+            **({"recall_things": statistics.fmean(of_things)} if of_things else {}),
+            "recall_land": statistics.fmean(of_land),
+            "attributes": score(made, self.prompts, self.world)["all"],
+        }
 
     def sheet(self, results: list[list[Image.Image]], examples: Sequence[int], scale: int = 1) -> Image.Image:
         """A row for each example: the drawn scene, its edges, and every result."""

@@ -10,18 +10,17 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from ...pixart_core.hed import HED
 from ...pixart_core.pipeline import Pipeline
 from ...pixart_core.vae import FACTOR
 from ..sampling import pictures, sample_latents
 from .evaluate import AT_ONCE, BATCH, PROMPTS, SEED, by_size, encoded, resolution_of, score
-from .frechet import features, frechet_distance
+from .frechet import features, frechet_distance, picture_features
 from .worlds import WORLDS, World
 
 SEEDS = (0, 1, 2)
 SHOWN = 7
 """Pictures in a row of a sheet."""
-# Student's t for 95 % on both sides, by the number of seeds less one.
-_T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 class Exam:
@@ -33,6 +32,7 @@ class Exam:
         drawings: scenes drawn for each caption.
         captions: a kind of `evaluate.PROMPTS`.
         world: that the pipeline's family lives in.
+        network: edge detector whose features the distance is one of; None = of the latents.
     """
 
     def __init__(
@@ -42,8 +42,9 @@ class Exam:
         drawings: int = 4,
         captions: str = "held-out",
         world: World = WORLDS[1],
+        network: HED | None = None,
     ):
-        self.vae, self.world = pipeline.vae, world
+        self.vae, self.world, self.network = pipeline.vae, world, network
         self.prompts = PROMPTS[captions](count, resolution_of(pipeline), world)
         length = pipeline.transformer.config.model_max_length
         texts = [text for _, text, _ in self.prompts]
@@ -51,7 +52,10 @@ class Exam:
         self.caption, self.mask = (torch.cat(part) for part in zip(*parts, strict=True))
         rng = random.Random(SEED)
         scenes = [world.draw(scene, size, rng.randrange(2**31)) for scene, _, size in self.prompts * drawings]
-        self.reference = torch.cat([features(encoded(self.vae, picture)) for picture in scenes])
+        if network is None:
+            self.reference = torch.cat([features(encoded(self.vae, picture)) for picture in scenes])
+        else:
+            self.reference = picture_features(network, scenes)
 
     def mark(
         self, predictor: Callable[..., Tensor], steps: int, seeds: Sequence[int] = SEEDS, **options
@@ -68,8 +72,12 @@ class Exam:
 
     def _mark_once(self, predictor, steps: int, seed: int, **options) -> dict[str, float]:
         made = self._latents(predictor, steps, seed, **options)
-        found = torch.cat([features(latent[None]) for latent in made])
-        shares = score(pictures(self.vae, made), self.prompts, self.world)
+        drawn = pictures(self.vae, made)
+        if self.network is None:
+            found = torch.cat([features(latent[None]) for latent in made])
+        else:
+            found = picture_features(self.network, drawn)
+        shares = score(drawn, self.prompts, self.world)
         distance = frechet_distance(found, self.reference)
         return {"attributes": shares["all"], AT_ONCE: shares[AT_ONCE], "distance": distance}
 
@@ -102,5 +110,6 @@ def interval(values: Sequence[float]) -> list[float]:
     """Mean, and half the width of its 95 % interval (Student's t); 0 for a single value, of which nothing is known."""
     if len(values) == 1:
         return [float(values[0]), 0.0]
-    spread = statistics.stdev(values) / len(values) ** 0.5
-    return [statistics.fmean(values), _T95[len(values) - 1] * spread]
+    from scipy import stats
+
+    return [statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))]

@@ -1,7 +1,7 @@
 """Make the whole nano family with one command, in parts: each goes on where it was stopped, and is skipped once done.
 
-    python training/train.py nano family --set output=my_nano                      as models/nano was made
-    python training/train.py nano family --set output=my_nano --set resolution=256   with weather and counted things
+    python training/train.py nano family --set output=my_nano                      a family like models/nano256
+    python training/train.py nano family --set output=my_nano --set resolution=128   a smaller one, like models/nano
     python training/train.py nano family --set output=try --set scale=0.01         a rehearsal: a hundredth of it all
     python training/train.py nano family --set output=my_nano --plan               only say what would be made
 

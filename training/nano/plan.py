@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from ..settings import ConfigError, Settings, path, setting
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
-PICTURES, CAPTIONS, SHOWN = 24_000, 200, 48
+PICTURES, CAPTIONS, SHOWN = 24_000, 400, 48
 MODELS: dict[int, dict[str, int]] = {128: {}, 256: {"input_size": 32, "depth": 8}}
 """What a resolution changes of the base that the recipe describes: at 256 px 5.2 M parameters."""
 CHANNELS = {128: 32, 256: 40}
@@ -70,7 +70,7 @@ class FamilySettings(Settings):
 
     output: str = path("pipeline folder to write")
     work: str = path("folder for scenes, features, runs and logs; empty = beside output, with .work at its end")
-    resolution: int = setting(128, "side in px of the square pictures: 128 or 256", low=128, high=256)
+    resolution: int = setting(256, "side in px of the square pictures: 128 or 256", low=128, high=256)
     scale: float = setting(1.0, "part of all pictures and steps that is made: below 1 a rehearsal", low=0.001, high=1.0)
     world: int = setting(0, "what is drawn, 1 or 2; 0 = the first at 128 px, the second at 256 px", low=0, high=2)
     workers: int = setting(
@@ -267,7 +267,7 @@ class Plan:
         teacher = ["--transformer", output / "base" / "pixart_nano_base.safetensors", "--sampler", "dpm", "--steps", 14]
         yield self._part(
             *("measure", 8, "sample", 5 * captions),
-            [*measure, "--steps", 4, 2, 1, "--sheet", self.work / "sheet.png"],
+            [*measure, "--steps", 4, 2, 1, "--sheet", self.work / "sheet.png", "--shown", shown],
             [*measure, "--steps", 4, 2, 1, "--captions", "hard"],
             [*measure, *teacher, "--captions", "hard", "--sheet", self.work / "teacher.png"],
             [*measure, "--captions", "hard", "--drawn"],

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ class World:
     """Each name of `values` -> its value in the scene."""
     draw: Callable[[Scene, Size, int], Image.Image]
     """(scene, size, seed): a picture of it."""
+    bare: Callable[[Scene], Scene]
+    """The scene without the things on its ground; all else of its picture is drawn as before."""
     boundaries: Callable[[Scene, Size, int], np.ndarray]
     """Where the areas of that picture meet: (height, width), 0 … 1."""
     marks: Callable[[Image.Image, Scene], dict[str, bool]]
@@ -102,6 +105,7 @@ _FIRST = World(
     caption=scenes.caption,
     said=vars,
     draw=scenes.draw,
+    bare=partial(replace, thing="none"),
     boundaries=scenes.boundaries,
     marks=_marks,
 )
@@ -122,6 +126,7 @@ _SECOND = World(
     caption=landscape.caption,
     said=_said,
     draw=painting.draw,
+    bare=partial(replace, groups=()),
     boundaries=painting.boundaries,
     marks=reading.marks,
 )
