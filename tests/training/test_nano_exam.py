@@ -1,14 +1,18 @@
 """The measure of distillations: the run's own schedule, the teacher's guidance, intervals over seeds, step 0."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from PIL import Image
+from pixart_delta.pixart_core.identify import METADATA_KEY
 from pixart_delta.pixart_core.pipeline import Pipeline
+from pixart_delta.pixart_core.schedule import alphas_cumprod
 from pixart_delta.training.nano import curve as curves
 from pixart_delta.training.nano import exam as exams
 from pixart_delta.training.run_dir import RunDir
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT
 from tests.training.runs_fixture import make_features, run_here, settings
@@ -94,6 +98,27 @@ def test_without_runs_the_folders_own_student_is_measured(monkeypatch, tmp_path,
     assert len(shown["shown"]) == 1 and Image.open(tmp_path / "sheet.png").size == (128, 4 * 132 - 4)
     with pytest.raises(SystemExit):
         curves.main([str(NANO), *small])
+
+
+def test_the_folders_student_is_measured_on_its_own_noise_schedule(monkeypatch, tmp_path, capsys):
+    """As ours are exported: the file says that it was distilled on the scaled-linear one."""
+    folder = tmp_path / "nano"
+    shutil.copytree(NANO, folder)
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    about = json.dumps({"training": {"config": {"beta_schedule": "scaled_linear"}}})
+    save_file(load_file(weights), weights, {METADATA_KEY: about})
+    asked = []
+
+    def noted(_exam, _predictor, _steps, _seeds, table=None, **_options):
+        asked.append(table)
+        return {"attributes": [0, 0]}
+
+    monkeypatch.setattr(exams.Exam, "mark", noted)
+    small = ["--guidance", "3", "--count", "2", "--steps", "1", "--no-teacher"]
+    for models, scaled in ((folder, True), (NANO, False)):
+        curves.main([str(models), *small])
+        table = asked.pop()
+        assert (table is not None) == scaled and (not scaled or table.equal(alphas_cumprod(scaled_linear=True)))
 
 
 def test_the_teacher_is_guided_as_the_student_learns(exam, monkeypatch):

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from ...pixart_core.checkpoint import load_pixart
 from ...pixart_core.hed import load_hed
@@ -94,13 +95,18 @@ def teacher_marks(
 
 
 def student_marks(
-    student: Path, exam: Exam, steps: Sequence[int] = STEPS, seeds: Sequence[int] = SEEDS, sheet: Sheet | None = None
+    student: Path,
+    exam: Exam,
+    table: Tensor | None,
+    steps: Sequence[int] = STEPS,
+    seeds: Sequence[int] = SEEDS,
+    sheet: Sheet | None = None,
 ) -> dict[str, dict]:
-    """Marks of a model that was distilled on PixArt's noise schedule; arguments as of `curve`."""
+    """Marks of a model that was distilled on the noise schedule `table`; other arguments as of `curve`."""
     model = load_pixart(student, torch.float32).eval()
     if sheet is not None:
-        sheet += [exam.show(model, count) for count in steps]
-    return {f"student, {_steps(count)}": exam.mark(model, count, seeds) for count in steps}
+        sheet += [exam.show(model, count, table=table) for count in steps]
+    return {f"student, {_steps(count)}": exam.mark(model, count, seeds, table=table) for count in steps}
 
 
 def _steps(count: int) -> str:
@@ -173,7 +179,7 @@ def main(arguments: list[str]) -> None:
     sheet: Sheet | None = None if options.sheet is None else []
     lines = {} if options.no_teacher else teacher_marks(teacher, guidance.pop(), exam, seeds, sheet)
     if not options.runs:
-        lines |= student_marks(options.models / "transformer", exam, steps, seeds, sheet)
+        lines |= student_marks(options.models / "transformer", exam, pipeline.table, steps, seeds, sheet)
     if lines:
         print(json.dumps(lines), flush=True)
     for run in options.runs:
