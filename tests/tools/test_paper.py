@@ -122,6 +122,10 @@ def test_plots_strips_and_page_are_written(tmp_path):
     controls = {"one": merged([control((0.3, 0.6), (0.4, 0.5))] * 2)}
     plots.plot(controls, place / "6.png")
     plots.plot_scenes(controls, place / "6_scenes.png")
+    assert paper.control_table(controls)["rows"] == [
+        ["without", "0.35 ± 0", "0.175 ± 0", "0.35 ± 0"],
+        ["one, step 75", "0.55 ± 0", "0.275 ± 0", "0.55 ± 0"],
+    ]
     plots.plot_schedules(place / "3_schedules.png")
     Image.new("RGB", (260, 128)).save(place / "sheet.png")
     plots.labelled(place / "sheet.png", place / "strip.jpg", rows=["step 0"])

@@ -133,7 +133,7 @@ def draw(shop: Workshop, place: Path, name: str) -> dict[str, Any]:
         "note": figure.note,
         "pictures": pictures,
         **shown,
-        **({"table": table(found)} if figure.command != "controlnet" else {}),
+        "table": table(found) if figure.command != "controlnet" else control_table(found),
         "command": figure.command,
         "settings": {label: shop.values(figure, changed, shop.seeds[0]) for label, changed in figure.variants.items()},
         "seeds": list(shop.seeds),
@@ -152,6 +152,19 @@ def table(found: verdict.Found) -> dict[str, list]:
     for name, each in plots.teachers(found).items():
         rows.append(_row(name, name.split()[1], each))
     return {"columns": ["", "sampling steps", *(title for title, _ in _MARKS)], "rows": rows}
+
+
+def control_table(found: verdict.Found) -> dict[str, list]:
+    """The last marks of every control, after those of none."""
+    before = next(iter(found.values()))["points"][0]
+    named = {"without": before} | {
+        f"{label}, step {marks['points'][-1]['step']}": marks["points"][-1] for label, marks in found.items()
+    }
+    rows = [
+        [name, *(plots.with_interval(seeds.number(point, path)) for _, path in verdict.CONTROLLED)]
+        for name, point in named.items()
+    ]
+    return {"columns": ["", *(title for title, _ in verdict.CONTROLLED)], "rows": rows}
 
 
 def _row(name: str, steps: str, marks: Mapping[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ _DISTILLED: tuple[tuple[str, Path], ...] = (
     ("Fréchet distance in one step", ("marks", "1", "distance", 0)),
     ("Fréchet distance in four steps", ("marks", "4", "distance", 0)),
 )
-_CONTROLLED: tuple[tuple[str, Path], ...] = (
+CONTROLLED: tuple[tuple[str, Path], ...] = (
     ("F1", ("f1",)),
     ("edges of things found", ("recall_things",)),
     ("edges of the land found", ("recall_land",)),
@@ -56,7 +56,7 @@ def _beside(found: Found, first: tuple[str, int], other: tuple[str, int], more: 
 
 
 def _pairs(one: tuple[Mapping[str, Any], int], two: tuple[Mapping[str, Any], int]) -> list[Pair]:
-    measures = _DISTILLED if "marks" in one[0]["points"][0] else _CONTROLLED
+    measures = _DISTILLED if "marks" in one[0]["points"][0] else CONTROLLED
     return [(title, "distance" in path, values(*one, path), values(*two, path)) for title, path in measures]
 
 
