@@ -31,9 +31,9 @@ SEED = 20_240_117
 HARD_SEED = 20_261_126
 AT_ONCE = "at once"
 BATCH = 25
+"""Pictures that are made at once."""
 _ROW = 8
 """Pictures in a row of a sheet."""
-"""Pictures that are made at once."""
 
 
 def held_out_prompts(count: int, resolution: int = 128, world: World = WORLDS[1]) -> list[tuple]:
