@@ -182,7 +182,7 @@ def test_marks_of_the_family_that_differ_are_found(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(paper.family, "measure", lambda captions, seeds, teacher: {"marks": now})
     assert paper.check(Workshop(tmp_path), tmp_path, ["7"]) == 1
     out = capsys.readouterr().out
-    assert "at once: differs by 1.5, 2 allowed: ok" in out and "distance: differs by 0.1, 0.05 allowed: WRONG" in out
+    assert "at once: differs by 1.5, 4 allowed: ok" in out and "distance: differs by 0.1, 0.05 allowed: WRONG" in out
 
 
 def test_what_trainings_have_in_common_is_measured_once(tmp_path, monkeypatch):
