@@ -49,3 +49,5 @@ def test_an_edge_detector_sees_what_is_blurred_and_the_measure_uses_it():
     assert frechet_distance(sharp[0], blurred) > 3 * frechet_distance(*sharp)
     exam = Exam(Pipeline.from_pretrained(NANO), 2, drawings=1, network=network)
     assert exam.reference.shape == (2, sharp[0].shape[1])
+    with pytest.raises(ValueError, match="needs more samples than that, got 2"):
+        exam.mark(None, 4)  # before anything is drawn

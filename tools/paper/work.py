@@ -166,7 +166,7 @@ class Workshop:
         """The points of a training, oldest first, measured once."""
         kept = run / "marks.json"
         if not kept.exists():
-            values = {**COMMON[figure.command], **figure.common, **changed}
+            values = self.values(figure, changed, self.seeds[0])  # of them all but the seed
             found = self._distilled(run, values) if figure.command != "controlnet" else self._controlled(run)
             kept.write_text(json.dumps({**found, "batch": values["batch_size"] * values.get("accumulation", 1)}))
         return json.loads(kept.read_text())

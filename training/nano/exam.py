@@ -15,7 +15,7 @@ from ...pixart_core.pipeline import Pipeline
 from ...pixart_core.vae import FACTOR
 from ..sampling import pictures, sample_latents
 from .evaluate import AT_ONCE, BATCH, PROMPTS, SEED, by_size, encoded, resolution_of, score
-from .frechet import features, frechet_distance, picture_features
+from .frechet import features, frechet_distance, picture_features, require_samples
 from .worlds import WORLDS, World
 
 SEEDS = (0, 1, 2)
@@ -67,6 +67,7 @@ class Exam:
             predictor: see `Task.predictor`.
             options: sampler, table, null and guidance of `sample_latents`.
         """
+        require_samples(len(self.prompts), self.reference.shape[1])
         marks = [self._mark_once(predictor, steps, seed, **options) for seed in seeds]
         return {name: interval([mark[name] for mark in marks]) for name in marks[0]}
 

@@ -43,13 +43,20 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     Raises:
         ValueError: on fewer samples than features, whose covariance says nothing.
     """
-    if min(len(x), len(y)) <= x.shape[1]:
-        raise ValueError(
-            f"a Fréchet distance of {x.shape[1]} features needs more samples than that, got {len(x)} and {len(y)}"
-        )
+    require_samples(min(len(x), len(y)), x.shape[1])
     x, y = x.double(), y.double()
     covariance_x, covariance_y = x.T.cov(), y.T.cov()
     # The eigenvalues of Σx Σy are real and not negative; rounding can leave a trace of something else.
     root = torch.linalg.eigvals(covariance_x @ covariance_y).real.clamp(min=0).sqrt().sum()
     trace = covariance_x.trace() + covariance_y.trace() - 2 * root
     return float((x.mean(0) - y.mean(0)).square().sum() + trace)
+
+
+def require_samples(count: int, width: int) -> None:
+    """Whether there are samples enough for a Fréchet distance of so many features; to be asked before they are made.
+
+    Raises:
+        ValueError: if there are not.
+    """
+    if count <= width:
+        raise ValueError(f"a Fréchet distance of {width} features needs more samples than that, got {count}")
